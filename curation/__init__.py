@@ -1,0 +1,1 @@
+"""Pairs to embeddings, clusters and a selection."""

@@ -1,0 +1,1 @@
+"""A model to numbers, tables and pictures."""

@@ -1,0 +1,1 @@
+"""The conductor: what runs, in which order, cached, tracked, submitted."""

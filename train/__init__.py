@@ -1,0 +1,1 @@
+"""Shards and a selection to a model."""
