@@ -1,0 +1,66 @@
+"""One shard file, memory-mapped: its record batches as NumPy views without a copy.
+
+Opening reads the footer and the schema only; vectors stay on disk until a view is touched. The views are read-only.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32, Int64, Shaped
+
+from curation.schema import EmbeddingSpec, arrow_schema, scale_column, spec_of
+
+REMEDY = "delete that file and run the embed step again (only that shard is made anew), or restore it"
+
+
+class ShardError(ValueError):
+    """A shard or manifest that cannot be used; the message names the file, the rule and the remedy."""
+
+
+class MappedShard:
+    """The record batches of one shard; raises ShardError when the file is not the shard that the manifest describes."""
+
+    def __init__(self, path: Path, spec: EmbeddingSpec, rows: int) -> None:
+        self.spec = spec
+        self.batches = _open_batches(path, spec)
+        sizes = [batch.num_rows for batch in self.batches]
+        self.offsets: Int64[np.ndarray, "batches_plus_1"] = np.cumsum([0, *sizes], dtype=np.int64)
+        if self.offsets[-1] != rows:
+            raise ShardError(f"{path} has {self.offsets[-1]} rows: the manifest says {rows}; {REMEDY}")
+        self._views: dict[str, list[np.ndarray]] = {}
+
+    def views(self, column: str) -> list[Shaped[np.ndarray, "n t d"]]:
+        """One read-only stored-format view a record batch."""
+        shape = (-1, self.spec.num_tokens(column), self.spec.width(column))
+        return self._cached_views(column, shape)
+
+    def scales(self, column: str) -> list[Float32[np.ndarray, "n t"]]:
+        """The int8 scales of a column, one view a record batch."""
+        return self._cached_views(scale_column(column), (-1, self.spec.num_tokens(column)))
+
+    def _cached_views(self, column: str, shape: tuple[int, ...]) -> list[np.ndarray]:
+        if column not in self._views:
+            self._views[column] = [_view(batch.column(column), shape) for batch in self.batches]
+        return self._views[column]
+
+
+def _open_batches(path: Path, spec: EmbeddingSpec) -> list[pa.RecordBatch]:
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ShardError(f"{path} is not a readable Arrow file ({error}): {REMEDY}") from error
+    expected = arrow_schema(spec)
+    missing = [name for name in expected.names if name not in reader.schema.names]
+    if missing:
+        raise ShardError(f"{path} has no column {missing} (columns {reader.schema.names}): {REMEDY}")
+    if not reader.schema.equals(expected) or spec_of(reader.schema) != spec:
+        raise ShardError(f"{path} holds {reader.schema.metadata}: the manifest describes {spec}; {REMEDY}")
+    return batches
+
+
+def _view(column: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
+    """`flatten` respects the offset of a sliced column, `.values` does not."""
+    flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+    return flat.to_numpy(zero_copy_only=True).reshape(shape)

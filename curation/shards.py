@@ -1,0 +1,287 @@
+"""Arrow shards on disk: write, commit, memory-map, gather, verify.
+
+A folder of shards is `shard-*.arrow` files and one `manifest.json`, which is written last; rows are numbered in
+manifest order. Vectors are read without a copy, one record batch at a time; a gather copies rows grouped by record
+batch, because `Table.take` on chunked fixed-size lists is more than a thousand times slower.
+"""
+
+import errno
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32, Int64, Shaped, UInt64
+
+from cluster.files import replacing, sha256_file, write_atomic
+from curation.mapped import REMEDY, MappedShard, ShardError
+from curation.schema import (
+    CAPTIONS,
+    CLS,
+    KEY,
+    PATCHES,
+    REGISTERS,
+    STORED_TYPES,
+    THUMBNAIL,
+    EmbeddingSpec,
+    arrow_schema,
+    decode_tokens,
+    record_batch,
+    spec_from_dict,
+)
+
+MANIFEST = "manifest.json"
+BATCH_BYTES = 12_000_000
+BATCH_ROWS = 8192
+LARGE_ROW_BYTES = 8192
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard as the manifest lists it."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds, in row order."""
+
+    spec: EmbeddingSpec
+    shards: tuple[ShardEntry, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(entry.rows for entry in self.shards)
+
+
+def write_shard(path: Path, spec: EmbeddingSpec, batches: Iterable[Mapping[str, Any]]) -> ShardEntry:
+    """Write one shard atomically and return its manifest entry.
+
+    A batch maps every column to its values: vectors as float32 "n t d" (caption embeddings "n d"), encoded here;
+    strings, captions and thumbnails as lists; hashes as uint64. The bytes depend on the rows only, never on how they
+    were batched.
+    """
+    try:
+        with replacing(path) as temporary:
+            with temporary.open("wb") as file:
+                rows = _write_batches(file, spec, batches)
+            return ShardEntry(path.name, rows, temporary.stat().st_size, sha256_file(temporary))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        message = (
+            f"no space left on the disk of {path.parent} while writing {path.name}: a row needs about "
+            f"{spec.row_bytes()} bytes; free space or choose another workspace, then run again (finished shards stay)"
+        )
+        raise OSError(errno.ENOSPC, message) from error
+
+
+def _write_batches(file: Any, spec: EmbeddingSpec, batches: Iterable[Mapping[str, Any]]) -> int:
+    """Regroup rows into record batches of one size, so that the bytes do not depend on the caller's batching."""
+    schema = arrow_schema(spec)
+    rows_per_batch = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, spec.row_bytes())))
+    rows, pending = 0, pa.Table.from_batches([], schema)
+    with pa.ipc.new_file(file, schema) as writer:
+        for batch in batches:
+            pending = pa.concat_tables([pending, pa.Table.from_batches([record_batch(spec, batch)])])
+            while len(pending) >= rows_per_batch:
+                rows += _write_rows(writer, pending.slice(0, rows_per_batch))
+                pending = pending.slice(rows_per_batch)
+        if len(pending):
+            rows += _write_rows(writer, pending)
+    return rows
+
+
+def _write_rows(writer: pa.RecordBatchFileWriter, table: pa.Table) -> int:
+    for batch in table.combine_chunks().to_batches():
+        writer.write_batch(batch)
+    return len(table)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Commit a folder of shards: what has no manifest is not finished."""
+    fields = {
+        "spec": asdict(manifest.spec),
+        "num_rows": manifest.num_rows,
+        "shards": [asdict(entry) for entry in manifest.shards],
+    }
+    write_atomic(folder / MANIFEST, json.dumps(fields, indent=1, sort_keys=True) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished folder; ShardError when there is none or it cannot be read."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ShardError(
+            f"no {MANIFEST} in {folder}: it is written when the embed step ends; run the embed step (again)"
+        )
+    try:
+        fields = json.loads(path.read_text())
+        shards = tuple(ShardEntry(**entry) for entry in fields["shards"])
+        return Manifest(spec_from_dict(fields["spec"]), shards)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{path} is not a manifest ({error}): delete it and run the embed step again") from error
+
+
+def verify(folder: Path) -> list[str]:
+    """Read every byte of every shard and compare with the manifest: one line a problem, empty when all is well."""
+    try:
+        manifest = read_manifest(folder)
+    except ShardError as error:
+        return [str(error)]
+    problems = []
+    for entry in manifest.shards:
+        try:
+            check_size(folder, entry)
+            if sha256_file(folder / entry.file) != entry.sha256:
+                raise ShardError(
+                    f"{folder / entry.file} has another sha256 than the manifest: it was changed; {REMEDY}"
+                )
+            MappedShard(folder / entry.file, manifest.spec, entry.rows)
+        except ShardError as error:
+            problems.append(str(error))
+    return problems
+
+
+def check_size(folder: Path, entry: ShardEntry) -> None:
+    """ShardError when the file is missing or not as long as the manifest says."""
+    path = folder / entry.file
+    if not path.is_file():
+        raise ShardError(f"{path} is missing: the manifest lists it with {entry.rows} rows; {REMEDY}")
+    if path.stat().st_size != entry.bytes:
+        raise ShardError(f"{path} has {path.stat().st_size} bytes: the manifest says {entry.bytes}; {REMEDY}")
+
+
+class EmbeddingShards:
+    """A finished folder of shards, memory-mapped, opened shard by shard on first use; pickles as its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        self.spec = self.manifest.spec
+        self.num_rows = self.manifest.num_rows
+        self.num_shards = len(self.manifest.shards)
+        self.offsets: Int64[np.ndarray, "shards_plus_1"] = np.cumsum(
+            [0, *(entry.rows for entry in self.manifest.shards)], dtype=np.int64
+        )
+        for entry in self.manifest.shards:
+            check_size(self.folder, entry)
+        self._mapped: dict[int, MappedShard] = {}
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return EmbeddingShards, (self.folder,)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def shard(self, index: int) -> MappedShard:
+        """One shard, opened on first use."""
+        if index not in self._mapped:
+            entry = self.manifest.shards[index]
+            self._mapped[index] = MappedShard(self.folder / entry.file, self.spec, entry.rows)
+        return self._mapped[index]
+
+    def keys(self) -> pa.ChunkedArray:
+        """Every key, in row order."""
+        return self.strings(KEY)
+
+    def strings(self, column: str) -> pa.ChunkedArray:
+        """A whole column of any kind in row order, one chunk a record batch, without a copy."""
+        kind = arrow_schema(self.spec).field(column).type
+        batches = (batch for index in range(self.num_shards) for batch in self.shard(index).batches)
+        return pa.chunked_array([batch.column(column) for batch in batches], kind)
+
+    def hashes(self, column: str) -> UInt64[np.ndarray, " rows"]:
+        """A whole hash column in row order."""
+        return self.strings(column).to_numpy()
+
+    def captions(self, rows: Int64[np.ndarray, " n"]) -> list[list[str]]:
+        """The captions of some rows, in the order asked."""
+        return self._take_objects(rows, CAPTIONS)
+
+    def thumbnails(self, rows: Int64[np.ndarray, " n"]) -> list[bytes]:
+        """The JPEG thumbnails of some rows, in the order asked; empty bytes where none was stored."""
+        return self._take_objects(rows, THUMBNAIL)
+
+    def _take_objects(self, rows: Int64[np.ndarray, " n"], column: str) -> list:
+        taken: list[Any] = [None] * len(rows)
+        for shard, batch, local, positions in self._groups(rows):
+            values = self.shard(shard).batches[batch].column(column).take(pa.array(local))
+            for position, value in zip(positions, values.to_pylist(), strict=True):
+                taken[position] = value
+        return taken
+
+    def blocks(self, shard: int, column: str) -> list[Shaped[np.ndarray, "n t d"]]:
+        """Read-only views of one shard's vectors in stored format, one a record batch, without a copy."""
+        return self.shard(shard).views(column)
+
+    def shard_matrix(self, shard: int, column: str) -> Iterator[Float32[np.ndarray, "n d"]]:
+        """One shard's vectors decoded to float32, a record batch at a time, tokens side by side."""
+        mapped, dtype = self.shard(shard), self.spec.dtype_of(column)
+        for index, view in enumerate(mapped.views(column)):
+            scale = mapped.scales(column)[index] if dtype == "int8" else None
+            yield decode_tokens(view, scale, dtype).reshape(len(view), -1)
+
+    def gather(self, rows: Int64[np.ndarray, " n"], column: str) -> Float32[np.ndarray, "n t d"]:
+        """Some rows of a vector column decoded to float32, in the order asked; rows may repeat."""
+        stored, scale = self.gather_stored(rows, column)
+        return decode_tokens(stored, scale, self.spec.dtype_of(column))
+
+    def gather_tokens(
+        self, rows: Int64[np.ndarray, " n"]
+    ) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n r d"], Float32[np.ndarray, "n p d"]]:
+        """CLS, registers and patches of some rows as float32, in the order asked."""
+        if self.spec.num_registers:
+            registers = self.gather(rows, REGISTERS)
+        else:
+            registers = np.empty((len(rows), 0, self.spec.dim), np.float32)
+        return self.gather(rows, CLS)[:, 0], registers, self.gather(rows, PATCHES)
+
+    def gather_stored(
+        self, rows: Int64[np.ndarray, " n"], column: str, out: Shaped[np.ndarray, "n t d"] | None = None
+    ) -> tuple[Shaped[np.ndarray, "n t d"], Float32[np.ndarray, "n t"] | None]:
+        """Some rows in stored format, with the int8 scales, in the order asked; copied into `out` when one is given."""
+        spec = self.spec
+        num_tokens, dtype = spec.num_tokens(column), spec.dtype_of(column)
+        if out is None:
+            out = np.empty((len(rows), num_tokens, spec.width(column)), STORED_TYPES[dtype])
+        scale = np.empty((len(rows), num_tokens), np.float32) if dtype == "int8" else None
+        for shard, batch, local, positions in self._groups(rows):
+            _copy_rows(self.shard(shard).views(column)[batch], local, out, positions)
+            if scale is not None:
+                scale[positions] = self.shard(shard).scales(column)[batch][local]
+        return out, scale
+
+    def _groups(self, rows: Int64[np.ndarray, " n"]) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        """(shard, record batch, rows inside it, positions in the request), each record batch once, in file order."""
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.num_rows):
+            raise IndexError(
+                f"rows {rows.min()} to {rows.max()} asked: {self.folder} holds rows 0 to {self.num_rows - 1}"
+            )
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        cuts = np.searchsorted(ordered, self.offsets)
+        for shard in np.flatnonzero(np.diff(cuts)).tolist():
+            inside = slice(cuts[shard], cuts[shard + 1])
+            local, positions = ordered[inside] - self.offsets[shard], order[inside]
+            offsets = self.shard(shard).offsets
+            ends = np.searchsorted(local, offsets)
+            for batch in np.flatnonzero(np.diff(ends)).tolist():
+                part = slice(ends[batch], ends[batch + 1])
+                yield shard, batch, local[part] - offsets[batch], positions[part]
+
+
+def _copy_rows(view: np.ndarray, local: np.ndarray, out: np.ndarray, positions: np.ndarray) -> None:
+    """Large rows one by one (no temporary), small rows by one indexed copy."""
+    if view[:1].nbytes >= LARGE_ROW_BYTES:
+        for source, target in zip(local.tolist(), positions.tolist(), strict=True):
+            out[target] = view[source]
+    else:
+        out[positions] = view.take(local, axis=0)
