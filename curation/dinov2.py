@@ -1,0 +1,220 @@
+"""DINOv2 ViT-S/B/L/g with patch size 14, with or without registers, through transformers' implementation.
+
+Weights come as Meta's published .pth or in Hugging Face's published key names; both are read into the latter, which the
+library maps to its own names in every version. Positions are interpolated here, as Meta's code does it, because the
+library differs for the models without registers (Oquab et al. 2023, arXiv:2304.07193; Darcet et al. 2023, arXiv:2309.16588).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import transformers
+from jaxtyping import Float
+from torch import Tensor, nn
+
+PATCH_SIZE = 14
+
+
+@dataclass(frozen=True)
+class Architecture:
+    dim: int
+    depth: int
+    num_heads: int
+    num_registers: int
+    swiglu: bool
+    hub_name: str
+
+    @property
+    def mlp_dim(self) -> int:
+        return (4 * self.dim * 2 // 3 + 7) // 8 * 8 if self.swiglu else 4 * self.dim
+
+
+SIZES = {
+    "s": (384, 12, 6, False, "small"),
+    "b": (768, 12, 12, False, "base"),
+    "l": (1024, 24, 16, False, "large"),
+    "g": (1536, 40, 24, True, "giant"),
+}
+RANDOM = "random-vit"
+MODELS = (
+    {
+        f"dinov2-vit{k}14": Architecture(d, n, h, 0, w, f"facebook/dinov2-{hub}")
+        for k, (d, n, h, w, hub) in SIZES.items()
+    }
+    | {
+        f"dinov2-vit{k}14-reg": Architecture(d, n, h, 4, w, f"facebook/dinov2-with-registers-{hub}")
+        for k, (d, n, h, w, hub) in SIZES.items()
+    }
+    | {RANDOM: Architecture(32, 2, 2, 4, False, "")}
+)
+
+
+def interpolate_positions(
+    positions: Float[Tensor, "1 n d"], height: int, width: int, has_registers: bool
+) -> Float[Tensor, "1 m d"]:
+    """Position embeddings (CLS first) for a grid of height x width patches.
+
+    As published: models with registers resample to the size, antialiased; those without resample by a scale factor of
+    (size + 0.1) / source without antialiasing. The published grid itself is returned untouched.
+    """
+    side = round((positions.shape[1] - 1) ** 0.5)
+    if (height, width) == (side, side):
+        return positions
+    grid = positions[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    if has_registers:
+        grid = F.interpolate(grid, size=(height, width), mode="bicubic", antialias=True)
+    else:
+        scale = ((height + 0.1) / side, (width + 0.1) / side)
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
+    assert grid.shape[-2:] == (height, width)
+    return torch.cat((positions[:, :1], grid.flatten(2).transpose(1, 2).to(positions.dtype)), dim=1)
+
+
+class Dinov2(nn.Module):
+    """Images to the final layer norm's CLS, registers and patches."""
+
+    def __init__(self, model: nn.Module, num_registers: int) -> None:
+        super().__init__()
+        self.model = model
+        self.num_registers = num_registers
+        self.dim = model.config.hidden_size
+        self.grids: dict[tuple[int, int], Tensor] = {}
+        model.embeddings.interpolate_pos_encoding = self._positions
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = self.model(pixel_values=images).last_hidden_state
+        first_patch = 1 + self.num_registers
+        return tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:]
+
+    def _positions(self, embeddings: Tensor, height: int, width: int) -> Tensor:
+        grid = (height // PATCH_SIZE, width // PATCH_SIZE)
+        if grid not in self.grids or self.grids[grid].device != embeddings.device:
+            positions = self.model.embeddings.position_embeddings
+            self.grids[grid] = interpolate_positions(positions, *grid, self.num_registers > 0)
+        return self.grids[grid]
+
+
+def hub_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in Meta's published names, renamed to Hugging Face's published names (qkv split into its three)."""
+    first = {
+        "cls_token": "embeddings.cls_token",
+        "mask_token": "embeddings.mask_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "register_tokens": "embeddings.register_tokens",
+        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+        "norm.weight": "layernorm.weight",
+        "norm.bias": "layernorm.bias",
+    }
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key in first:
+            renamed[first[key]] = value
+            continue
+        _, block, rest = key.split(".", 2)
+        prefix = f"encoder.layer.{block}."
+        if rest.startswith("attn.qkv."):
+            kind = rest.rsplit(".", 1)[1]
+            for name, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                renamed[f"{prefix}attention.attention.{name}.{kind}"] = part
+        else:
+            renamed[prefix + _block_name(rest)] = value
+    return renamed
+
+
+def _block_name(name: str) -> str:
+    for meta, hub in (
+        ("attn.proj.", "attention.output.dense."),
+        ("ls1.gamma", "layer_scale1.lambda1"),
+        ("ls2.gamma", "layer_scale2.lambda1"),
+        ("mlp.w12.", "mlp.weights_in."),
+        ("mlp.w3.", "mlp.weights_out."),
+    ):
+        if name.startswith(meta):
+            return hub + name[len(meta) :]
+    return name
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file or a torch state dict, in Hugging Face's published names."""
+    if file.suffix == ".safetensors":
+        state = safetensors.torch.load_file(file)
+    else:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return hub_names(state) if "pos_embed" in state else state
+
+
+def model_name(state: dict[str, Tensor]) -> str:
+    """The name of the published model that a state dict's shapes belong to."""
+    dim = state["embeddings.position_embeddings"].shape[-1]
+    registers = state["embeddings.register_tokens"].shape[1] if "embeddings.register_tokens" in state else 0
+    for name, architecture in MODELS.items():
+        if (architecture.dim, architecture.num_registers) == (dim, registers):
+            return name
+    sizes = ", ".join(str(size[0]) for size in SIZES.values())
+    raise ValueError(f"backbone weights have width {dim}, {registers} registers: DINOv2 has width {sizes} and 0 or 4")
+
+
+def random_state(architecture: Architecture, seed: int = 0) -> dict[str, Tensor]:
+    """Seeded weights in Meta's published names and shapes, with a position grid of 16 x 16; for tests and dry runs."""
+    generator = torch.Generator().manual_seed(seed)
+    dim, hidden = architecture.dim, architecture.mlp_dim
+
+    def normal(*shape: int, std: float = 0.02, mean: float = 0.0) -> Tensor:
+        return mean + std * torch.randn(shape, generator=generator)
+
+    def linear(name: str, num_out: int, num_in: int) -> dict[str, Tensor]:
+        return {f"{name}.weight": normal(num_out, num_in, std=num_in**-0.5), f"{name}.bias": normal(num_out)}
+
+    def norm(name: str) -> dict[str, Tensor]:
+        return {f"{name}.weight": normal(dim, mean=1.0), f"{name}.bias": normal(dim)}
+
+    state = {"cls_token": normal(1, 1, dim), "pos_embed": normal(1, 257, dim, std=0.5), "mask_token": normal(1, dim)}
+    if architecture.num_registers:
+        state["register_tokens"] = normal(1, architecture.num_registers, dim, std=1.0)
+    state["patch_embed.proj.weight"] = normal(dim, 3, PATCH_SIZE, PATCH_SIZE, std=1 / (3**0.5 * PATCH_SIZE))
+    state["patch_embed.proj.bias"] = normal(dim)
+    for i in range(architecture.depth):
+        block = f"blocks.{i}"
+        state |= norm(f"{block}.norm1") | linear(f"{block}.attn.qkv", 3 * dim, dim)
+        state |= linear(f"{block}.attn.proj", dim, dim) | {f"{block}.ls1.gamma": normal(dim, mean=1.0, std=0.1)}
+        state |= norm(f"{block}.norm2") | {f"{block}.ls2.gamma": normal(dim, mean=1.0, std=0.1)}
+        first, last = ("w12", "w3") if architecture.swiglu else ("fc1", "fc2")
+        state |= linear(f"{block}.mlp.{first}", hidden * (2 if architecture.swiglu else 1), dim)
+        state |= linear(f"{block}.mlp.{last}", dim, hidden)
+    return state | norm("norm")
+
+
+def random_digest(name: str) -> str:
+    """Stands for the sha256 of the seeded weights: they are a function of the name."""
+    return hashlib.sha256(f"{name}: seeded random weights, version 1".encode()).hexdigest()
+
+
+def build(architecture: Architecture, state: dict[str, Tensor]) -> Dinov2:
+    """The encoder with these weights (Hugging Face's published names)."""
+    side = round((state["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
+    settings = {
+        "hidden_size": architecture.dim,
+        "num_hidden_layers": architecture.depth,
+        "num_attention_heads": architecture.num_heads,
+        "use_swiglu_ffn": architecture.swiglu,
+        "patch_size": PATCH_SIZE,
+        "image_size": side * PATCH_SIZE,
+    }
+    if architecture.num_registers:
+        config = transformers.Dinov2WithRegistersConfig(num_register_tokens=architecture.num_registers, **settings)
+        family = transformers.Dinov2WithRegistersModel
+    else:
+        config, family = transformers.Dinov2Config(**settings), transformers.Dinov2Model
+    transformers.logging.disable_progress_bar()
+    model, loaded = family.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+    problems = {k: sorted(map(str, v)) for k, v in loaded.items() if v}
+    if problems:
+        raise ValueError(
+            f"backbone weights do not fit the architecture ({problems}): give the weights of the model named"
+        )
+    return Dinov2(model, architecture.num_registers)

