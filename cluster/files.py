@@ -1,0 +1,77 @@
+"""Files that are whole or absent: atomic writes, checksums, JSON lines.
+
+Whatever is written appears under its name only when all of it is on disk; a process killed half-way leaves at most a
+hidden `.name.*.tmp` beside it, which no reader looks at.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder that takes the place of `path` when the body succeeds.
+
+    The file is synced before the rename and the folder after it. When the body fails, `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `data` (text as UTF-8) so that `path` holds all of it or what it held before."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def append_jsonl(path: Path, *rows: Mapping[str, object]) -> None:
+    """Append one JSON line per row; a line torn by an earlier kill is cut off first. One writer at a time."""
+    with path.open("a+b") as file:
+        file.truncate(_end_of_last_line(path))
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def _end_of_last_line(path: Path, block_bytes: int = 1 << 16) -> int:
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - block_bytes)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            end = start
+    return 0
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The rows of a JSON-lines file, none when it does not exist; a torn last line is left out."""
+    if not path.exists():
+        return []
+    complete = path.read_bytes()[: _end_of_last_line(path)]
+    return [json.loads(line) for line in complete.decode().split("\n") if line.strip()]

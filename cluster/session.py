@@ -1,0 +1,141 @@
+"""One Ray session: a new local one, or a connection to a cluster that runs already.
+
+The only `ray.init` of the project, and the only place that says where workers find the five packages. A local session
+dies with its driver, however that dies; the folder that a killed driver leaves in /tmp is removed by the next session.
+"""
+
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import ray
+from ray._private.authentication import authentication_token_setup
+
+from cluster.threads import choose_blas_kernels
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_SHIPPED = ["/.git", "/.venv", "/workspace", "/mlruns", "/tests", "**/__pycache__", "*.tar", "*.arrow"]
+LONGEST_TEMP_ROOT = 24  # Ray puts sockets some 80 characters deeper, and a socket's path is limited to 107
+OBJECT_STORE_SHARE = 0.1  # of the memory; only what actors exchange goes there, embeddings are memory-mapped
+OBJECT_STORE_MOST = 8 * 1024**3
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def session(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+    """A Ray session for the body: at `address`, else at $RAY_ADDRESS, else a new local one with `num_cpus`.
+
+    Inside an existing session it does nothing, so that steps and tests may open one wherever they need it.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+    choose_blas_kernels()
+    if address == "local":
+        _use_private_token()
+    with _local(num_cpus) if address == "local" else _connected(address):
+        yield
+
+
+def _use_private_token() -> None:
+    """A token of this process; left alone, Ray writes one that every user can read into the home folder."""
+    if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        logging.getLogger(authentication_token_setup.__name__).setLevel(logging.ERROR)  # says that tokens are on
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    runtime_env = {"working_dir": str(ROOT), "excludes": NOT_SHIPPED}
+    ray.init(address=address, runtime_env=runtime_env, log_to_driver=_is_verbose(), logging_level=logging.WARNING)
+    logger.info("ray=connected address=%s cpus=%g", address, ray.cluster_resources().get("CPU", 0))
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _local(num_cpus: int | None) -> Iterator[None]:
+    with _private_folder() as folder, _importable_in_workers():
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=_is_verbose(),
+            logging_level=logging.WARNING,
+            object_store_memory=_object_store_bytes(),
+            _temp_dir=str(folder),
+        )
+        logger.debug("ray=local folder=%s cpus=%g", folder, ray.cluster_resources().get("CPU", 0))
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _is_verbose() -> bool:
+    """Whether the output of workers goes to this terminal; errors come as exceptions in any case."""
+    return logging.getLogger().isEnabledFor(logging.DEBUG)
+
+
+def _object_store_bytes() -> int:
+    least_accepted_by_ray = 80 * 1024**2
+    shared_memory = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else OBJECT_STORE_MOST
+    size = min(OBJECT_STORE_MOST, OBJECT_STORE_SHARE * psutil.virtual_memory().total, 0.8 * shared_memory)
+    return max(least_accepted_by_ray, int(size))
+
+
+@contextmanager
+def _importable_in_workers() -> Iterator[None]:
+    """PYTHONPATH for the processes that Ray starts: the repository and what else this driver imports from outside."""
+    installed = (sys.prefix, sys.base_prefix)
+    own = [entry for entry in sys.path if entry and not entry.startswith(installed) and not entry.endswith(".zip")]
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(ROOT), *own, *filter(None, [before])]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A short folder for sockets and logs, locked while its driver lives."""
+    root = Path(tempfile.gettempdir())
+    if len(str(root)) > LONGEST_TEMP_ROOT:
+        root = Path("/tmp")
+    prefix = f"ray-{os.getuid()}-"
+    for stale in root.glob(prefix + "*"):
+        _remove_if_abandoned(stale)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    try:
+        with (folder / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        logger.debug("session_folder=%s in_use=true", folder)
