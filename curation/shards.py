@@ -7,8 +7,9 @@ batch, because `Table.take` on chunked fixed-size lists is more than a thousand 
 
 import errno
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -84,25 +85,37 @@ def write_shard(path: Path, spec: EmbeddingSpec, batches: Iterable[Mapping[str, 
 
 
 def _write_batches(file: Any, spec: EmbeddingSpec, batches: Iterable[Mapping[str, Any]]) -> int:
-    """Regroup rows into record batches of one size, so that the bytes do not depend on the caller's batching."""
-    schema = arrow_schema(spec)
-    rows_per_batch = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, spec.row_bytes())))
-    rows, pending = 0, pa.Table.from_batches([], schema)
-    with pa.ipc.new_file(file, schema) as writer:
-        for batch in batches:
-            pending = pa.concat_tables([pending, pa.Table.from_batches([record_batch(spec, batch)])])
-            while len(pending) >= rows_per_batch:
-                rows += _write_rows(writer, pending.slice(0, rows_per_batch))
-                pending = pending.slice(rows_per_batch)
-        if len(pending):
-            rows += _write_rows(writer, pending)
+    rows, rows_per_batch = 0, max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, spec.row_bytes())))
+    with pa.ipc.new_file(file, arrow_schema(spec)) as writer:
+        for batch in _regroup(batches, rows_per_batch):
+            writer.write_batch(record_batch(spec, batch))
+            rows += len(batch[KEY])
     return rows
 
 
-def _write_rows(writer: pa.RecordBatchFileWriter, table: pa.Table) -> int:
-    for batch in table.combine_chunks().to_batches():
-        writer.write_batch(batch)
-    return len(table)
+def _regroup(batches: Iterable[Mapping[str, Any]], size: int) -> Iterator[dict[str, Any]]:
+    """Batches of `size` rows, the last one shorter; cut before they are Arrow, whose slices keep neighbours as padding."""
+    pending: list[Mapping[str, Any]] = []
+    waiting = 0
+    for batch in batches:
+        pending.append(batch)
+        waiting += len(batch[KEY])
+        if waiting >= size:
+            joined = _joined(pending)
+            for start in range(0, waiting - size + 1, size):
+                yield {name: values[start : start + size] for name, values in joined.items()}
+            waiting %= size
+            pending = [{name: values[len(values) - waiting :] for name, values in joined.items()}]
+    if waiting:
+        yield _joined(pending)
+
+
+def _joined(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    joined = {}
+    for name, first in batches[0].items():
+        parts = [batch[name] for batch in batches]
+        joined[name] = np.concatenate(parts) if isinstance(first, np.ndarray) else list(chain.from_iterable(parts))
+    return joined
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

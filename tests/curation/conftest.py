@@ -1,0 +1,149 @@
+"""Synthetic pictures, folders of pairs and shard folders with known contents."""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from curation.schema import (
+    BYTES_HASH,
+    CAPTION_EMBEDDING,
+    CAPTIONS,
+    KEY,
+    PERCEPTUAL_HASH,
+    PIXEL_HASH,
+    SOURCE,
+    THUMBNAIL,
+    EmbeddingSpec,
+)
+from curation.shards import Manifest, write_manifest, write_shard
+
+
+@pytest.fixture
+def picture() -> Callable[..., Image.Image]:
+    """picture(seed, size=(48, 40)): smooth random colours, different for each seed."""
+
+    def draw(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+        coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+    return draw
+
+
+@pytest.fixture
+def encoded() -> Callable[..., bytes]:
+    """encoded(image, format="JPEG", **options): the image file's bytes."""
+
+    def encode(image: Image.Image, format: str = "JPEG", **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, format, **options)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture
+def pair_folder(picture: Callable[..., Image.Image]) -> Callable[..., Path]:
+    """pair_folder(folder, count): JPEG files 00000.jpg ... and captions.jsonl with two captions each."""
+
+    def write(folder: Path, count: int) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for i in range(count):
+            picture(i).save(folder / f"{i:05d}.jpg", quality=90)
+            lines.append(json.dumps({"image": f"{i:05d}.jpg", "captions": [f"picture {i}", f"number {i} of {count}"]}))
+        (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def embedding_spec() -> Callable[..., EmbeddingSpec]:
+    """embedding_spec(**changes): a small spec of the tokens kind."""
+
+    def make(**changes: Any) -> EmbeddingSpec:
+        fields: dict[str, Any] = {
+            "backbone": "random-vit",
+            "digest": "0" * 64,
+            "description": "synthetic",
+            "image_size": 28,
+            "dim": 8,
+            "num_registers": 2,
+            "grid": (2, 2),
+            "content": "tokens",
+            "dtype": "float16",
+            "caption_encoder": "hashed-4",
+            "caption_dim": 4,
+        }
+        return EmbeddingSpec(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture
+def write_pool() -> Callable[..., dict[str, np.ndarray]]:
+    """write_pool(folder, spec, rows_per_shard, seed=0, vectors=None): a finished shard folder.
+
+    Returns every vector column as the float32 values that were written. Row i has key "key-i", captions
+    ["caption i", "again i"] and hashes i, 2i, 3i. `vectors` replaces the random values of some columns ("n t d").
+    """
+
+    def write(
+        folder: Path,
+        spec: EmbeddingSpec,
+        rows_per_shard: Sequence[int],
+        seed: int = 0,
+        vectors: dict[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
+        folder.mkdir(parents=True, exist_ok=True)
+        rng, total = np.random.default_rng(seed), sum(rows_per_shard)
+        values = {}
+        for column in spec.vector_columns():
+            shape = (total, spec.num_tokens(column), spec.width(column))
+            values[column] = rng.standard_normal(shape, dtype=np.float32)
+        values.update({name: np.asarray(given, np.float32) for name, given in (vectors or {}).items()})
+        if spec.caption_dim:
+            values[CAPTION_EMBEDDING] /= np.linalg.norm(values[CAPTION_EMBEDDING], axis=-1, keepdims=True)
+        entries, start = [], 0
+        for index, rows in enumerate(rows_per_shard):
+            chosen = np.arange(start, start + rows)
+            batch = _columns(chosen) | {name: array[chosen] for name, array in values.items()}
+            entries.append(write_shard(folder / f"shard-{index:05d}.arrow", spec, [batch]))
+            start += rows
+        write_manifest(folder, Manifest(spec, tuple(entries)))
+        return values
+
+    return write
+
+
+def _columns(rows: np.ndarray) -> dict[str, Any]:
+    numbers = rows.astype(np.uint64)
+    return {
+        KEY: [f"key-{row}" for row in rows],
+        SOURCE: ["synthetic"] * len(rows),
+        CAPTIONS: [[f"caption {row}", f"again {row}"] for row in rows],
+        BYTES_HASH: numbers,
+        PIXEL_HASH: 2 * numbers,
+        PERCEPTUAL_HASH: 3 * numbers,
+        THUMBNAIL: [b"jpeg %d" % row for row in rows],
+    }
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte; skips where one cannot be mounted."""
+    import subprocess
+
+    folder = tmp_path / "full_disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -1,0 +1,241 @@
+"""Shards: round trips, gathers against plain indexing, atomic commits, faults."""
+
+import errno
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import curation.shards
+from curation.schema import CAPTION_EMBEDDING, CLS, PATCHES, REGISTERS, decode_tokens, encode_tokens
+from curation.shards import EmbeddingShards, ShardError, read_manifest, verify, write_shard
+
+ROWS_PER_SHARD = (23, 0, 40, 7)
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Record batches of nine rows, so that a test's shard has several."""
+    monkeypatch.setattr(curation.shards, "BATCH_ROWS", 9)
+
+
+@pytest.fixture(params=["float16", "bfloat16", "int8"])
+def pool(request, tmp_path, embedding_spec, write_pool, small_batches):
+    """(reader, the float32 values that it must give)."""
+    spec = embedding_spec(dtype=request.param)
+    written = write_pool(tmp_path / "pool", spec, ROWS_PER_SHARD)
+    rounded = {name: _rounded(values, spec.dtype_of(name)) for name, values in written.items()}
+    return EmbeddingShards(tmp_path / "pool"), rounded
+
+
+@pytest.fixture
+def folder(tmp_path, embedding_spec, write_pool, small_batches):
+    write_pool(tmp_path / "pool", embedding_spec(), ROWS_PER_SHARD)
+    return tmp_path / "pool"
+
+
+def _rounded(values, dtype):
+    return decode_tokens(*encode_tokens(values, dtype), dtype)
+
+
+def test_gather_equals_indexing_in_the_order_asked(pool):
+    shards, values = pool
+    rows = np.random.default_rng(1).integers(0, shards.num_rows, 200)
+    for column, expected in values.items():
+        np.testing.assert_array_equal(shards.gather(rows, column), expected[rows])
+
+
+def test_gather_of_large_rows_equals_indexing(pool, monkeypatch):
+    monkeypatch.setattr(curation.shards, "LARGE_ROW_BYTES", 1)
+    shards, values = pool
+    rows = np.random.default_rng(2).permutation(shards.num_rows)
+    np.testing.assert_array_equal(shards.gather(rows, PATCHES), values[PATCHES][rows])
+
+
+def test_gather_of_no_rows_is_empty(pool):
+    shards, _ = pool
+    assert shards.gather(np.empty(0, np.int64), PATCHES).shape == (0, 4, 8)
+
+
+def test_gather_outside_the_pool_is_refused(pool):
+    shards, _ = pool
+    for row in (-1, shards.num_rows):
+        with pytest.raises(IndexError, match="holds rows 0 to 69"):
+            shards.gather(np.array([0, row]), CLS)
+
+
+def test_gather_stored_fills_the_buffer_given(pool):
+    shards, values = pool
+    rows = np.array([69, 3, 3, 40])
+    buffer = np.empty((4, 4, 8), shards.blocks(0, PATCHES)[0].dtype)
+    stored, scale = shards.gather_stored(rows, PATCHES, buffer)
+    assert stored is buffer
+    np.testing.assert_array_equal(decode_tokens(buffer, scale, shards.spec.dtype), values[PATCHES][rows])
+
+
+def test_gather_tokens_gives_all_three(pool):
+    shards, values = pool
+    rows = np.array([5, 60])
+    cls, registers, patches = shards.gather_tokens(rows)
+    np.testing.assert_array_equal(cls, values[CLS][rows, 0])
+    np.testing.assert_array_equal(registers, values[REGISTERS][rows])
+    np.testing.assert_array_equal(patches, values[PATCHES][rows])
+
+
+def test_gather_tokens_without_registers_gives_an_empty_axis(tmp_path, embedding_spec, write_pool):
+    write_pool(tmp_path, embedding_spec(num_registers=0), [5])
+    assert EmbeddingShards(tmp_path).gather_tokens(np.array([1, 2]))[1].shape == (2, 0, 8)
+
+
+def test_shard_matrix_covers_the_shard_in_order(pool):
+    shards, values = pool
+    for shard in range(shards.num_shards):
+        rows = slice(shards.offsets[shard], shards.offsets[shard + 1])
+        blocks = [np.empty((0, 4), np.float32), *shards.shard_matrix(shard, CAPTION_EMBEDDING)]
+        np.testing.assert_array_equal(np.concatenate(blocks), values[CAPTION_EMBEDDING][rows, 0])
+
+
+def test_blocks_are_views_of_the_file(pool):
+    shards, _ = pool
+    blocks = shards.blocks(2, CLS)
+    assert [len(block) for block in blocks] == [9, 9, 9, 9, 4]
+    assert not any(block.flags.owndata or block.flags.writeable for block in blocks)
+
+
+def test_strings_and_hashes_come_in_row_order(pool):
+    shards, _ = pool
+    assert shards.keys().to_pylist() == [f"key-{row}" for row in range(70)]
+    np.testing.assert_array_equal(shards.hashes("pixel_hash"), 2 * np.arange(70, dtype=np.uint64))
+    assert shards.captions(np.array([69, 0])) == [["caption 69", "again 69"], ["caption 0", "again 0"]]
+    assert shards.thumbnails(np.array([30])) == [b"jpeg 30"]
+
+
+def test_reader_survives_pickling(pool):
+    shards, _ = pool
+    shards.keys()
+    copy = pickle.loads(pickle.dumps(shards))
+    np.testing.assert_array_equal(copy.gather(np.array([4]), CLS), shards.gather(np.array([4]), CLS))
+
+
+def test_any_text_survives(tmp_path, embedding_spec, small_batches):
+    spec = embedding_spec(num_registers=0, grid=(1, 1), content="pooled", caption_dim=0, caption_encoder="")
+    captions = ["a" * 10_000, "\N{GRINNING FACE}\N{ZERO WIDTH JOINER}", "قطة على الطاولة", ""]
+    batch = {
+        "key": ["ключ"],
+        "source": ["s"],
+        "captions": [captions],
+        "cls": np.zeros((1, 1, 8), np.float32),
+        "patches": np.zeros((1, 1, 8), np.float32),
+        "thumbnail": [b""],
+        **{name: np.array([2**64 - 1], np.uint64) for name in ("bytes_hash", "pixel_hash", "perceptual_hash")},
+    }
+    entry = write_shard(tmp_path / "shard-00000.arrow", spec, [batch])
+    curation.shards.write_manifest(tmp_path, curation.shards.Manifest(spec, (entry,)))
+    shards = EmbeddingShards(tmp_path)
+    assert shards.captions(np.array([0])) == [captions]
+    assert shards.hashes("bytes_hash")[0] == 2**64 - 1
+
+
+def test_bytes_do_not_depend_on_batching(folder, tmp_path, embedding_spec):
+    shards = EmbeddingShards(folder)
+    rows = np.arange(40) + shards.offsets[2]
+    columns = {name: shards.strings(name).to_pylist() for name in shards.shard(2).batches[0].schema.names}
+    for column in shards.spec.vector_columns():
+        columns[column] = shards.gather(np.arange(70), column)
+    whole = [{name: values[rows[0] : rows[-1] + 1] for name, values in columns.items()}]
+    pieces = [{name: values[a:b] for name, values in columns.items()} for a, b in ((23, 24), (24, 55), (55, 63))]
+    for batches in (whole, pieces):
+        entry = write_shard(tmp_path / "again.arrow", shards.spec, batches)
+        assert entry.sha256 == shards.manifest.shards[2].sha256
+
+
+def test_finished_folder_verifies(folder):
+    assert verify(folder) == []
+
+
+def test_folder_without_manifest_is_refused(tmp_path):
+    with pytest.raises(ShardError, match="run the embed step"):
+        read_manifest(tmp_path)
+    assert len(verify(tmp_path)) == 1
+
+
+def test_damaged_manifest_is_refused(folder):
+    (folder / "manifest.json").write_text('{"spec": {}}')
+    with pytest.raises(ShardError, match=r"manifest\.json"):
+        EmbeddingShards(folder)
+
+
+def test_truncated_shard_is_refused_by_name(folder):
+    victim = folder / "shard-00002.arrow"
+    victim.write_bytes(victim.read_bytes()[:-100])
+    with pytest.raises(ShardError, match=r"shard-00002\.arrow.*run the embed step again"):
+        EmbeddingShards(folder)
+    problems = verify(folder)
+    assert len(problems) == 1
+    assert "shard-00002.arrow" in problems[0]
+
+
+def test_missing_shard_is_refused_by_name(folder):
+    (folder / "shard-00003.arrow").unlink()
+    with pytest.raises(ShardError, match=r"shard-00003\.arrow is missing"):
+        EmbeddingShards(folder)
+
+
+def test_verify_sees_one_changed_bit(folder):
+    victim = folder / "shard-00000.arrow"
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    EmbeddingShards(folder)
+    assert len(verify(folder)) == 1
+
+
+def test_overwritten_shard_is_refused_when_opened(folder):
+    victim = folder / "shard-00000.arrow"
+    victim.write_bytes(b"x" * victim.stat().st_size)
+    with pytest.raises(ShardError, match=r"shard-00000\.arrow is not a readable Arrow file"):
+        EmbeddingShards(folder).keys()
+
+
+def test_shard_of_another_pool_is_refused_when_opened(folder, tmp_path, embedding_spec, write_pool):
+    write_pool(tmp_path / "other", embedding_spec(digest="1" * 64), ROWS_PER_SHARD)
+    (tmp_path / "other" / "shard-00000.arrow").replace(folder / "shard-00000.arrow")
+    with pytest.raises(ShardError, match="the manifest describes"):
+        EmbeddingShards(folder).keys()
+
+
+def test_missing_column_is_refused_by_name(folder):
+    victim = folder / "shard-00003.arrow"
+    size = victim.stat().st_size
+    table = pa.ipc.open_file(pa.memory_map(str(victim))).read_all().drop_columns(["captions", "thumbnail"])
+    victim.unlink()
+    with pa.ipc.new_file(str(victim), table.schema) as writer:
+        writer.write_table(table)
+    with victim.open("ab") as file:
+        file.write(b"\0" * (size - victim.stat().st_size))
+    manifest = (folder / "manifest.json").read_text()
+    assert str(size) in manifest
+    with pytest.raises(ShardError, match=r"shard-00003\.arrow"):
+        EmbeddingShards(folder).keys()
+
+
+def test_failed_write_leaves_what_was_there(tmp_path, embedding_spec):
+    path = tmp_path / "shard-00000.arrow"
+    path.write_bytes(b"before")
+
+    def failing():
+        raise RuntimeError("half way")
+        yield {}
+
+    with pytest.raises(RuntimeError, match="half way"):
+        write_shard(path, embedding_spec(), failing())
+    assert path.read_bytes() == b"before"
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_full_disk_is_a_clear_error_and_leaves_nothing(full_disk, embedding_spec, write_pool):
+    with pytest.raises(OSError, match=r"no space left.*run again") as caught:
+        write_pool(full_disk, embedding_spec(dim=1024), [300])
+    assert caught.value.errno == errno.ENOSPC
+    assert list(full_disk.iterdir()) == []
