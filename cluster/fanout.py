@@ -8,7 +8,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import (
@@ -43,7 +43,7 @@ class Pool:
         self._resources = resources.resolve(max_workers)
         self._seats: list[_Seat] = []
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Pool":
         return self
 
     def __exit__(

@@ -1,0 +1,91 @@
+"""Ray sessions: workers import the rooms from anywhere, and a killed driver leaves nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from cluster.session import ROOT, session
+
+pytestmark = pytest.mark.ray
+
+DRIVER = """
+import sys
+sys.path.insert(0, {root!r})
+import ray
+from cluster.session import session
+
+@ray.remote(num_cpus=1)
+def origin(name):
+    import importlib
+    return importlib.import_module(name).__file__
+
+with session({address!r}):
+    print(*ray.get([origin.remote(name) for name in ("cluster", "curation", "train", "evaluate", "pipeline")]))
+    print("ready", flush=True)
+    {then}
+"""
+
+
+def driver(then: str, address: str | None = None) -> list[str]:
+    return [sys.executable, "-c", DRIVER.format(root=str(ROOT), address=address, then=then)]
+
+
+def alone() -> dict[str, str]:
+    """An environment without the Ray session of this process."""
+    return {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_session_inside_a_session_does_nothing_and_works_in_threads() -> None:
+    def inside(_: int) -> str:
+        with session(num_cpus=1):
+            return ray.get_runtime_context().get_node_id()
+
+    with ThreadPoolExecutor(2) as threads:
+        assert len(set(threads.map(inside, range(4)))) == 1
+    assert ray.is_initialized()
+    assert ray.cluster_resources()["CPU"] == 3
+
+
+def test_workers_of_a_local_session_import_the_rooms_from_any_folder(tmp_path: Path) -> None:
+    done = subprocess.run(driver("pass"), capture_output=True, text=True, cwd=tmp_path, env=alone(), check=True)
+    names = ("cluster", "curation", "train", "evaluate", "pipeline")
+    assert done.stdout.splitlines()[0].split() == [str(ROOT / name / "__init__.py") for name in names]
+    assert done.stderr == ""
+
+
+@pytest.fixture
+def folder_of_sessions() -> Iterator[Path]:
+    """A temporary folder whose name is short enough for Ray's sockets."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_leaves_no_process_and_the_next_session_removes_its_folder(folder_of_sessions: Path) -> None:
+    environment = alone() | {"TMPDIR": str(folder_of_sessions)}
+    killed = subprocess.Popen(
+        driver("import time; time.sleep(600)"), stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert killed.stdout is not None
+    while "ready" not in killed.stdout.readline():
+        assert killed.poll() is None
+    family = psutil.Process(killed.pid).children(recursive=True)
+    assert any("raylet" in process.name() for process in family)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    _, alive = psutil.wait_procs(family, timeout=15)
+    assert alive == []
+    assert len(list(folder_of_sessions.iterdir())) == 1
+    subprocess.run(driver("pass"), env=environment, check=True, capture_output=True)
+    assert list(folder_of_sessions.iterdir()) == []

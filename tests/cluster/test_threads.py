@@ -1,0 +1,25 @@
+"""Thread limits reach libraries loaded before and after the call."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cluster.session import ROOT
+
+PROGRAM = """
+import json, sys
+from cluster.threads import limit_threads
+{before}
+limit_threads(1)
+import faiss, torch
+print(json.dumps([torch.get_num_threads(), faiss.omp_get_max_threads()]))
+"""
+
+
+@pytest.mark.parametrize("before", ["", "import faiss, torch; torch.set_num_threads(3); faiss.omp_set_num_threads(3)"])
+def test_limit_threads_reaches_torch_and_faiss(before: str) -> None:
+    program = PROGRAM.format(before=before)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(done.stdout) == [1, 1]
