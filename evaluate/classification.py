@@ -1,0 +1,70 @@
+"""Zero-shot classification: an image's class is the one whose averaged prompt embedding is nearest.
+
+Prompt ensembling as in CLIP: each prompt's embedding to unit norm, mean over the templates, unit norm again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from evaluate.benchmarks import ClassificationSet, load_images
+from evaluate.encoder import Encoder
+from evaluate.metrics import Tally, expected_hits
+from evaluate.prompts import fill
+
+TEXTS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What every image was taken for: the first few classes, best first, and the tallies of the metrics."""
+
+    ranked: Int64[np.ndarray, "images first"]
+    confidence: Float[np.ndarray, "images first"]
+    tallies: dict[str, Tally]
+
+
+def class_embeddings(
+    encoder: Encoder, names: Sequence[str], templates: Sequence[str], dense: bool = False
+) -> Float[Tensor, "classes dim"]:
+    """One unit vector for each name; `dense` gives vectors that compare with patches."""
+    names_at_once = max(1, TEXTS_AT_ONCE // len(templates))
+    blocks = [
+        encoder.encode_text(fill(names[start : start + names_at_once], templates), dense=dense)
+        for start in range(0, len(names), names_at_once)
+    ]
+    prompts = normalize(torch.cat(blocks), dim=-1).unflatten(0, (len(names), len(templates)))
+    return normalize(prompts.mean(1), dim=-1)
+
+
+def classify(encoder: Encoder, dataset: ClassificationSet, templates: Sequence[str], batch_size: int) -> Classified:
+    """Scores every image against every class; ties count with their expected value under random order."""
+    classes = class_embeddings(encoder, dataset.class_names, templates)
+    first = min(5, len(classes))
+    ranked, confidence, places = [], [], []
+    for start in range(0, len(dataset.images), batch_size):
+        images = load_images(dataset.archive, dataset.images[start : start + batch_size])
+        scores = encoder.encode_image(images) @ classes.T
+        top = scores.topk(first, dim=1)
+        ranked.append(top.indices.numpy())
+        confidence.append(top.values.numpy())
+        places.append(_places(scores, torch.tensor(dataset.targets[start : start + batch_size])))
+    greater, equal = np.concatenate(places, axis=1)
+    tallies = {f"top{k}": _tally(greater, equal, k) for k in (1, 5) if k < len(classes) or k == 1}
+    return Classified(np.concatenate(ranked), np.concatenate(confidence), tallies)
+
+
+def _places(scores: Float[Tensor, "b c"], targets: Int64[Tensor, "b"]) -> Int64[np.ndarray, "2 b"]:
+    """How many wrong classes score above the right one, and how many the same."""
+    right = scores.gather(1, targets[:, None])
+    return torch.stack([(scores > right).sum(1), (scores == right).sum(1) - 1]).numpy()
+
+
+def _tally(greater: Int64[np.ndarray, "n"], equal: Int64[np.ndarray, "n"], k: int) -> Tally:
+    hits = expected_hits(greater, equal, np.ones_like(equal), k)
+    return Tally(hits[:, None], np.ones((len(hits), 1)))

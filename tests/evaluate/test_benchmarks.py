@@ -1,0 +1,181 @@
+"""All layouts, in tars and folders, and what is wrong with those that are refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from colors import (
+    NAMES,
+    classification_files,
+    picture,
+    png,
+    retrieval_files,
+    segmentation_files,
+    write_folder,
+    write_tar,
+)
+from PIL import Image
+
+from evaluate.archive import Archive, BenchmarkError
+from evaluate.benchmarks import load_images, load_mask, open_classification, open_retrieval, open_segmentation
+
+
+@pytest.fixture(params=["tar", "folder"])
+def write(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[dict[str, bytes]], Path]:
+    if request.param == "tar":
+        return lambda files: write_tar(tmp_path / "set.tar", files)
+    return lambda files: write_folder(tmp_path / "set", files)
+
+
+def test_archive_reads_what_was_written_and_hides_dot_files(write: Callable) -> None:
+    archive = Archive(write({"b/x.bin": b"one", "a.txt": b"two", "b/._x.bin": b"no", ".hidden/y": b"no"}))
+    assert archive.names == ("a.txt", "b/x.bin")
+    assert archive.read("b/x.bin") == b"one"
+
+
+def test_classification_names_come_from_folders(write: Callable) -> None:
+    dataset = open_classification(write(classification_files()))
+    assert dataset.class_names == tuple(sorted(NAMES))
+    assert [dataset.class_names[target] for target in dataset.targets] == [
+        name.split("/")[0] for name in dataset.images
+    ]
+
+
+def test_classification_names_come_from_classes_json(write: Callable) -> None:
+    files = {"c0/1.png": picture("red"), "c1/1.png": picture("blue"), "c1/2.png": picture("blue")}
+    listing = json.dumps({"c0": "crimson", "c1": "navy"}).encode()
+    assert open_classification(write({**files, "classes.json": listing})).class_names == ("crimson", "navy")
+
+
+def test_classification_names_of_imagenette_are_known(write: Callable) -> None:
+    files = {f"{wnid}/{wnid}_{index}.JPEG": b"" for wnid in ("n03888257", "n01440764") for index in range(2)}
+    assert open_classification(write(files)).class_names == ("tench", "parachute")
+
+
+def test_classification_names_come_from_stems_when_each_class_has_one_image(write: Callable) -> None:
+    dataset = open_classification(write({"n01484850/great_white_shark.jpg": b"", "n01440764/tench.jpg": b""}))
+    assert dataset.class_names == ("tench", "great white shark")
+
+
+def test_classification_ignores_an_enclosing_folder(write: Callable) -> None:
+    files = {f"colors-v2/{name}": data for name, data in classification_files().items()}
+    assert open_classification(write(files)).class_names == tuple(sorted(NAMES))
+
+
+def test_classification_with_a_class_that_is_not_listed_is_an_error(write: Callable) -> None:
+    files = {**classification_files(), "classes.json": json.dumps({"red": "red"}).encode()}
+    with pytest.raises(BenchmarkError, match=r"unknown class black \(7 in all\)"):
+        open_classification(write(files))
+
+
+def test_classification_without_images_is_an_error(write: Callable) -> None:
+    with pytest.raises(BenchmarkError, match="one folder for each class"):
+        open_classification(write({"readme.txt": b""}))
+
+
+def test_retrieval_takes_the_val_split_and_all_captions(write: Callable) -> None:
+    files = retrieval_files(captions_of_each=3)
+    listing = json.loads(files["dataset.json"])
+    listing["images"].append({"filename": "red.png", "split": "train", "sentences": [{"raw": "not this"}]})
+    dataset = open_retrieval(write({**files, "dataset.json": json.dumps(listing).encode()}))
+    assert (dataset.split, len(dataset.images), len(dataset.captions)) == ("val", 8, 24)
+    assert all(NAMES[owner] in caption for caption, owner in zip(dataset.captions, dataset.owners, strict=True))
+
+
+@pytest.mark.parametrize(("present", "chosen"), [("test", "test"), ("val", "val"), ("", "all")])
+def test_retrieval_split_is_test_else_val_else_all(tmp_path: Path, present: str, chosen: str) -> None:
+    assert open_retrieval(write_folder(tmp_path, retrieval_files(split=present))).split == chosen
+
+
+def test_retrieval_finds_images_under_their_filepath(write: Callable) -> None:
+    entry = {"filename": "a.png", "filepath": "val2014", "sentences": [{"raw": "x"}]}
+    dataset = open_retrieval(
+        write({"coco.json": json.dumps({"images": [entry]}).encode(), "val2014/a.png": picture("red")})
+    )
+    assert dataset.images == ("val2014/a.png",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda files: files.pop("images/red.png"), "no image red.png"),
+        (lambda files: files.pop("dataset.json"), "no caption file"),
+        (lambda files: files.update({"dataset.json": b'{"images": ['}), "is not JSON"),
+        (lambda files: files.update(retrieval_files(captions_of_each=0)), "has no caption"),
+    ],
+)
+def test_retrieval_of_a_broken_set_is_an_error(write: Callable, change: Callable, message: str) -> None:
+    files = retrieval_files()
+    change(files)
+    with pytest.raises(BenchmarkError, match=message):
+        open_retrieval(write(files))
+
+
+def test_retrieval_of_a_split_that_is_not_there_is_an_error(write: Callable) -> None:
+    with pytest.raises(BenchmarkError, match="'test'"):
+        open_retrieval(write(retrieval_files()), split="test")
+
+
+def test_segmentation_list_has_a_background_at_zero(write: Callable) -> None:
+    dataset = open_segmentation(write(segmentation_files()))
+    assert (dataset.background, dataset.ignore, len(dataset.labels)) == (0, None, 8)
+    assert load_mask(dataset, 0, (96, 64)).shape == (64, 96)
+
+
+def test_segmentation_object_names_the_ignored_index(write: Callable) -> None:
+    files = segmentation_files(labels={"labels": [*NAMES, "void"], "ignore_index": 8})
+    dataset = open_segmentation(write(files))
+    assert (dataset.background, dataset.ignore, len(dataset.labels)) == (None, 8, 9)
+
+
+def test_segmentation_object_may_have_a_background(write: Callable) -> None:
+    files = segmentation_files(labels={"labels": ["background", *NAMES[1:]], "ignore_index": 255})
+    assert open_segmentation(write(files)).background == 0
+
+
+def test_segmentation_without_a_mask_is_an_error(write: Callable) -> None:
+    files = segmentation_files()
+    del files["masks/scene-1.png"]
+    with pytest.raises(BenchmarkError, match=r"missing mask for images/scene-1\.png \(1 in all\)"):
+        open_segmentation(write(files))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((64, 95), np.uint8), "size mismatch: masks/scene-0.png"),
+        (np.full((64, 96), 8, np.uint8), "unknown class 8 in masks/scene-0.png"),
+        (np.zeros((64, 96, 3), np.uint8), "one channel"),
+    ],
+)
+def test_mask_that_does_not_fit_is_an_error(write: Callable, mask: np.ndarray, message: str) -> None:
+    files = segmentation_files() | {"masks/scene-0.png": png(Image.fromarray(mask))}
+    dataset = open_segmentation(write(files))
+    with pytest.raises(BenchmarkError, match=message):
+        load_mask(dataset, 0, (96, 64))
+
+
+def test_mask_of_more_than_256_classes_is_read_from_16_bit(tmp_path: Path) -> None:
+    mask = np.full((64, 96), 700, np.uint16)
+    files = segmentation_files(labels=[f"class {label}" for label in range(701)])
+    dataset = open_segmentation(write_folder(tmp_path, files | {"masks/scene-0.png": png(Image.fromarray(mask))}))
+    assert (load_mask(dataset, 0, (96, 64)) == 700).all()
+
+
+def test_image_that_cannot_be_decoded_is_an_error_that_names_it(write: Callable) -> None:
+    dataset = open_classification(write({**classification_files(), "red/0.png": b"not an image"}))
+    with pytest.raises(BenchmarkError, match=r"cannot decode red/0\.png"):
+        load_images(dataset.archive, ["red/0.png"])
+
+
+def test_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match="no evaluation set at"):
+        open_classification(tmp_path / "absent.tar")
+
+
+def test_compressed_tar_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "set.tar").write_bytes(b"\x1f\x8b" + bytes(600))
+    with pytest.raises(BenchmarkError, match="uncompressed"):
+        open_classification(tmp_path / "set.tar")

@@ -1,0 +1,52 @@
+"""Recall against full sorting, perfect and blind encoders."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from colors import NAMES, BlindEncoder, ColorEncoder, retrieval_files, write_tar
+from torch.nn.functional import normalize
+
+from evaluate.benchmarks import RetrievalSet, open_retrieval
+from evaluate.retrieval import RECALL_AT, chance_recalls, recall_tallies, retrieve
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> RetrievalSet:
+    return open_retrieval(write_tar(tmp_path / "set.tar", retrieval_files(captions_of_each=3)))
+
+
+def test_seeing_encoder_scores_one(dataset: RetrievalSet) -> None:
+    tallies = retrieve(ColorEncoder(), dataset, batch_size=3).tallies
+    assert {tally.value for tally in tallies.values()} == {1.0}
+
+
+def test_blind_encoder_scores_exactly_chance(dataset: RetrievalSet) -> None:
+    tallies = retrieve(BlindEncoder(), dataset, batch_size=3).tallies
+    assert {name: tally.value for name, tally in tallies.items()} == pytest.approx(chance_recalls(dataset.owners))
+    assert chance_recalls(dataset.owners)["text_to_image_r1"] == 1 / len(NAMES)
+
+
+def test_recalls_equal_full_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluate.retrieval.QUERIES_AT_ONCE", 7)
+    generator = torch.Generator().manual_seed(0)
+    owners = torch.arange(40).repeat_interleave(torch.randint(1, 6, (40,), generator=generator))
+    images = normalize(torch.randn(40, 8, generator=generator), dim=-1)
+    captions = normalize(images[owners] + 0.8 * torch.randn(len(owners), 8, generator=generator), dim=-1)
+    scores = (captions @ images.T).numpy()
+    tallies = recall_tallies(images, captions, owners)
+    for k in RECALL_AT:
+        first_images = np.argsort(-scores, axis=1)[:, :k]
+        first_captions = np.argsort(-scores.T, axis=1)[:, :k]
+        to_image = np.mean([owners[j].item() in first_images[j] for j in range(len(owners))])
+        to_text = np.mean([i in owners[first_captions[i]] for i in range(40)])
+        assert tallies[f"text_to_image_r{k}"].value == pytest.approx(to_image)
+        assert tallies[f"image_to_text_r{k}"].value == pytest.approx(to_text)
+
+
+def test_identical_images_share_the_first_place() -> None:
+    images = normalize(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), dim=-1)
+    tallies = recall_tallies(images, images.clone(), torch.arange(3))
+    assert tallies["text_to_image_r1"].value == pytest.approx((0.5 + 0.5 + 1) / 3)
+    assert tallies["image_to_text_r1"].value == pytest.approx((0.5 + 0.5 + 1) / 3)

@@ -1,0 +1,79 @@
+"""Segmentation is perfect with an encoder that sees colours; constant maps score as the baselines say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from colors import NAMES, BlindEncoder, ColorEncoder, picture, png, segmentation_files, write_folder
+from PIL import Image
+
+from evaluate.benchmarks import SegmentationSet, load_mask, open_segmentation
+from evaluate.prompts import PLAIN
+from evaluate.segmentation import SegmentationConfig, segment, segmentation_baselines
+
+AS_IT_IS = SegmentationConfig(short_side=64, window=32, stride=16, background_prompts=("black",))
+THRESHOLD = SegmentationConfig(64, 32, 16, background="threshold", background_cosine=0.9)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> SegmentationSet:
+    return open_segmentation(write_folder(tmp_path, segmentation_files()))
+
+
+def test_seeing_encoder_finds_every_cell(dataset: SegmentationSet) -> None:
+    result = segment(ColorEncoder(), dataset, PLAIN, AS_IT_IS, kept=[1])
+    truth = load_mask(dataset, 1, (96, 64))
+    inner = np.s_[4:12, 4:12]  # bilinear upsampling of 8 px patches mixes the colours at the borders of 16 px cells
+    assert list(result.maps) == [1]
+    for top in range(0, 64, 16):
+        for left in range(0, 96, 16):
+            cell = np.s_[top : top + 16, left : left + 16]
+            assert (result.maps[1][cell][inner] == truth[cell][inner]).all()
+    assert result.tallies["miou"].value > 0.8
+
+
+@pytest.mark.parametrize("config", [AS_IT_IS, THRESHOLD])
+def test_seeing_encoder_scores_exactly_one_on_uniform_scenes(tmp_path: Path, config: SegmentationConfig) -> None:
+    files = {"labels.json": json.dumps(["background", *NAMES[1:]]).encode()}
+    for label, color in enumerate(NAMES):
+        mask = Image.fromarray(np.full((40, 56), label, np.uint8))
+        files |= {f"images/{color}.png": picture(color, (56, 40)), f"masks/{color}.png": png(mask)}
+    dataset = open_segmentation(write_folder(tmp_path, files))
+    result = segment(ColorEncoder(), dataset, PLAIN, config)
+    assert {name: tally.value for name, tally in result.tallies.items()} == {
+        "miou": 1.0,
+        "miou_objects": 1.0,
+        "pixel_accuracy": 1.0,
+    }
+
+
+def test_blind_encoder_scores_as_a_constant_map(dataset: SegmentationSet) -> None:
+    result = segment(BlindEncoder(), dataset, PLAIN, AS_IT_IS, kept=[0])
+    (label,) = np.unique(result.maps[0])
+    pixels = result.pixels
+    assert result.tallies["miou"].value == pytest.approx(pixels[label] / pixels.sum() / (pixels > 0).sum())
+    assert result.tallies["miou"].value <= segmentation_baselines(pixels, 0)["best_single_class"]["miou"]
+
+
+def test_threshold_above_every_cosine_gives_all_background(dataset: SegmentationSet) -> None:
+    config = SegmentationConfig(64, 32, 16, background="threshold", background_cosine=2.0)
+    result = segment(ColorEncoder(), dataset, PLAIN, config)
+    assert result.tallies["miou"].value == pytest.approx(
+        segmentation_baselines(result.pixels, 0)["all_background"]["miou"]
+    )
+    assert result.tallies["miou_objects"].value == 0
+
+
+def test_ignored_pixels_change_no_metric(tmp_path: Path) -> None:
+    labels = {"labels": ["void", *NAMES[1:]], "ignore_index": 0}
+    dataset = open_segmentation(write_folder(tmp_path, segmentation_files(labels=labels)))
+    result = segment(ColorEncoder(), dataset, PLAIN, AS_IT_IS)
+    assert result.pixels[0] == 0
+    assert result.tallies["miou"].trials[:, 0].sum() == 0
+    assert result.tallies["pixel_accuracy"].value > 0.85
+
+
+def test_stride_beyond_the_window_is_an_error() -> None:
+    with pytest.raises(ValueError, match="lower the stride"):
+        SegmentationConfig(window=100, stride=101)
