@@ -123,7 +123,7 @@ class Pool:
         waiting.extendleft(reversed(unfinished))
         self._seats.remove(seat)
         ray.kill(seat.actor)
-        cause = str(error).strip().splitlines()
+        cause = " ".join(str(error).split())[:400]
         logger.warning("worker=%s died=true items_retried=%d cause=%r", self._worker.__name__, len(unfinished), cause)
         if unfinished:
             deaths[unfinished[0]] += 1

@@ -1,9 +1,11 @@
 """Ray sessions: workers import the rooms from anywhere, and a killed driver leaves nothing."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -63,17 +65,15 @@ def test_workers_of_a_local_session_import_the_rooms_from_any_folder(tmp_path: P
 
 
 @pytest.fixture
-def folder_of_sessions() -> Iterator[Path]:
+def short_folder() -> Iterator[Path]:
     """A temporary folder whose name is short enough for Ray's sockets."""
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
         yield Path(folder)
 
 
 @pytest.mark.slow
-def test_a_killed_driver_leaves_no_process_and_the_next_session_removes_its_folder(folder_of_sessions: Path) -> None:
-    environment = alone() | {"TMPDIR": str(folder_of_sessions)}
+def test_a_killed_driver_leaves_no_process_and_the_next_session_removes_its_folder(short_folder: Path) -> None:
+    environment = alone() | {"TMPDIR": str(short_folder)}
     killed = subprocess.Popen(
         driver("import time; time.sleep(600)"), stdout=subprocess.PIPE, text=True, env=environment
     )
@@ -86,6 +86,18 @@ def test_a_killed_driver_leaves_no_process_and_the_next_session_removes_its_fold
     killed.wait()
     _, alive = psutil.wait_procs(family, timeout=15)
     assert alive == []
-    assert len(list(folder_of_sessions.iterdir())) == 1
+    assert len(list(short_folder.iterdir())) == 1
     subprocess.run(driver("pass"), env=environment, check=True, capture_output=True)
-    assert list(folder_of_sessions.iterdir()) == []
+    assert list(short_folder.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_lost_node_loses_no_item_and_the_code_travels_to_the_cluster(short_folder: Path) -> None:
+    program = Path(__file__).with_name("losing_a_node.py")
+    environment = alone() | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, str(program), str(short_folder)], env=environment, check=True, capture_output=True)
+    result = json.loads((short_folder / "result.json").read_text())
+    assert [item for item, _ in result["answers"]] == list(range(12))
+    assert {node for _, (node, _) in result["answers"]} <= set(result["nodes"])
+    assert dict(result["answers"])[0][0] != result["victim"]
+    assert str(ROOT) not in {folder for _, (_, folder) in result["answers"]}
