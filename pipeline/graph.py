@@ -1,0 +1,110 @@
+"""A recipe as steps: from pairs to scores, once for every arm.
+
+Arms differ in one thing, the selection: the curated one, and the whole pool for comparison. What they share (pool,
+embeddings, evaluation sets) is built once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from curation import curate, embed, emoji
+from curation.backbone import resolve
+from curation.dedup import DedupConfig
+from evaluate import jobs, report
+from pipeline.recipes import Recipe
+from pipeline.step import Output, Step
+from train import tokenizer, trainer
+
+UNCURATED = "@uncurated"
+
+
+def resolve_backbone(recipe: Recipe) -> Recipe:
+    """The recipe with its backbone named and its weights' digest known: done once, before anything runs."""
+    backbone = resolve(recipe.embed.backbone)
+    return replace(
+        recipe,
+        embed=replace(recipe.embed, backbone=backbone),
+        evaluate=replace(recipe.evaluate, backbone=backbone),
+    )
+
+
+def build_steps(recipe: Recipe) -> list[Step]:
+    """The steps of a recipe. ValueError or FileNotFoundError when its data are not there."""
+    pool = Step("pool", "pool", emoji.run, recipe.emoji) if recipe.emoji else None
+    pairs = Output(pool, "train") if pool else user_data(recipe, recipe.data.pairs)
+    embeddings = Step("embed", "embed", embed.run, recipe.embed, {"source": pairs})
+    leakage = _leakage(recipe, pool)
+    datasets = _datasets(recipe, pool)
+    arms = [_arm(recipe, "", embeddings, leakage, datasets)]
+    if recipe.compare_uncurated:
+        arms.append(_arm(_uncurated(recipe), UNCURATED, embeddings, leakage, datasets))
+    shown = {
+        step.label.replace("@", "_"): Output(step) for step in (embeddings, *(step for arm in arms for step in arm))
+    }
+    page = Step("report", "report", report.run, recipe.report, shown)
+    return [embeddings, *(step for arm in arms for step in arm), page]
+
+
+def _arm(
+    recipe: Recipe,
+    suffix: str,
+    embeddings: Step,
+    leakage: Mapping[str, Output],
+    datasets: Mapping[str, Output | Path],
+) -> list[Step]:
+    """Selection, tokenizer, model and scores of one arm."""
+    rows = Output(embeddings)
+    select = Step("curate", f"curate{suffix}", curate.run, recipe.curate, {"embeddings": rows, **leakage})
+    pair = {"embeddings": rows, "selection": Output(select)}
+    words = Step("tokenizer", f"tokenizer{suffix}", tokenizer.run, recipe.tokenizer, pair)
+    model = Step("train", f"train{suffix}", trainer.run, recipe.train, {**pair, "tokenizer": Output(words)})
+    scores = Step(
+        "evaluate", f"evaluate{suffix}", jobs.run, recipe.evaluate, {"model": Output(model, "model"), **datasets}
+    )
+    return [select, words, model, scores]
+
+
+def _uncurated(recipe: Recipe) -> Recipe:
+    """The same recipe on every pair of the pool; only leakage is still removed, so that scores compare."""
+    return replace(recipe, curate=replace(recipe.curate, method="none", dedup=replace(DedupConfig(), enabled=False)))
+
+
+def _leakage(recipe: Recipe, pool: Step | None) -> dict[str, Output]:
+    """Embeddings of the evaluation images that the pool is compared with."""
+    source = replace(recipe.embed.source, split=recipe.leakage_split, format="auto")
+    config = replace(recipe.embed, source=source, content="pooled", thumbnail_px=48)
+    if pool:
+        sets: dict[str, Output | Path] = {"retrieval": Output(pool, "retrieval.tar")}
+    else:
+        sets = {Path(name).stem: user_data(recipe, name) for name in recipe.data.leakage}
+    return {
+        f"leakage_{name}": Output(Step("embed", f"embed@{name}", embed.run, config, {"source": data}))
+        for name, data in sets.items()
+    }
+
+
+def _datasets(recipe: Recipe, pool: Step | None) -> dict[str, Output | Path]:
+    """Evaluation sets by task."""
+    tasks = ("classification", "retrieval", "segmentation")
+    if pool:
+        return {task: Output(pool, f"{task}.tar") for task in tasks}
+    return {
+        f"{task}_{Path(name).stem}": user_data(recipe, name) for task in tasks for name in getattr(recipe.data, task)
+    }
+
+
+def user_data(recipe: Recipe, name: str) -> Path:
+    """Where a set given by the user is: as named, or beside `pairs`. Errors say which flag to set."""
+    if not recipe.data.pairs:
+        raise ValueError(
+            f"recipe {recipe.name} has no pairs: set --data.pairs to a folder, tar, Parquet folder or caption JSON "
+            "(the README's 'your own data' shows each)"
+        )
+    beside = Path(recipe.data.pairs).parent / name
+    for path in (Path(name), beside):
+        if path.exists():
+            return path
+    raise FileNotFoundError(
+        f"{name} is not there, nor is {beside}: give an existing path, or take it out of the recipe"
+    )

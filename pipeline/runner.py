@@ -1,0 +1,193 @@
+"""Runs steps in order: skips what is done, runs what is independent side by side, continues what was interrupted.
+
+Ray starts only when something is left to do. A step's record is taken from what is known here: config, inputs,
+commit, environment; the step itself only returns its summary.
+"""
+
+import logging
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from cluster.session import session
+from pipeline.fingerprint import canonical, fingerprint, input_identity
+from pipeline.step import Step, ancestors, in_order
+from pipeline.store import Record, Store, list_files
+from pipeline.tracking import Tracking
+
+log = logging.getLogger(__name__)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+VERSIONS_OF = ("torch", "ray", "pyarrow", "numpy", "mlflow", "sentencepiece")
+
+
+class StepFailed(RuntimeError):
+    """A step raised; its finished shards, iterations or checkpoints are kept for the next run."""
+
+
+def pending(steps: Sequence[Step], store: Store, force: Sequence[str] = (), only: Sequence[str] = ()) -> list[Step]:
+    """Steps to run, in order: without a record or forced; with `only`, those steps and what they lack."""
+    ordered = in_order(steps)
+    if only:
+        wanted = {need.label for step in ordered if step.label in only for need in (step, *ancestors(step))}
+        ordered = [step for step in ordered if step.label in wanted]
+    return [step for step in ordered if step.label in force or store.record(step) is None]
+
+
+def run_steps(
+    steps: Sequence[Step],
+    store: Store,
+    console: Console,
+    open_tracking: Callable[[], Tracking],
+    force: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> None:
+    """Bring every step to a record. StepFailed, after the steps already running have ended, when one raises."""
+    todo = pending(steps, store, force, only)
+    ordered = in_order(steps)
+    missing = {step.label for step in todo}
+    for step in ordered:
+        if step.label not in missing and store.record(step):
+            store.check_sizes(step)
+            console.print(_line(ordered, step, "cached", fingerprint(step)))
+    if not todo:
+        return
+    tracking = open_tracking()
+    status = "FAILED"
+    try:
+        with session():
+            _run_all(todo, lambda step: _run_step(step, store, tracking, step.label in force), console, ordered)
+        status = "FINISHED"
+    finally:
+        tracking.finish(status, *_results(ordered, store))
+
+
+def _run_all(todo: list[Step], run: Callable[[Step], Record], console: Console, ordered: Sequence[Step]) -> None:
+    """Start each step once its inputs are there; steps that may use the whole cluster run one at a time."""
+    waiting, running = list(todo), dict[Future[Record], Step]()
+    failure: tuple[Step, BaseException] | None = None
+    threads = ThreadPoolExecutor(max_workers=len(todo))  # not a context: an interrupt must not wait for the steps
+    try:
+        while waiting or running:
+            for step in [] if failure else list(waiting):
+                blocked = {other.label for other in (*waiting, *running.values())}
+                if any(need.label in blocked for need in ancestors(step)) or not _fits(step, list(running.values())):
+                    continue
+                waiting.remove(step)
+                console.print(_line(ordered, step, "running", fingerprint(step)))
+                running[threads.submit(run, step)] = step
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                step = running.pop(future)
+                if error := future.exception():
+                    failure = failure or (step, error)
+                else:
+                    record = future.result()
+                    console.print(_line(ordered, step, f"done in {record.seconds:.1f} s", headline(record.summary)))
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+    if failure:
+        step, error = failure
+        raise StepFailed(
+            f"step {step.label} failed: {error}\n"
+            "What it had finished is kept: run the same command again to continue from there."
+        ) from error
+
+
+def _fits(step: Step, running: Sequence[Step]) -> bool:
+    """Whether the step may start beside the running ones: only steps of known, single size share the cluster."""
+    return not running or all(other.resources.workers == 1 for other in (step, *running))
+
+
+def _run_step(step: Step, store: Store, tracking: Tracking, again: bool) -> Record:
+    with store.claim(step):
+        done = store.record(step)
+        if done and not again:
+            return done  # another run on this workspace has built it while this one waited
+        out = store.partial(step)
+        if again:
+            shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True, exist_ok=True)
+        inputs = {name: store.resolve(source) for name, source in step.inputs.items()}
+        started, clock = datetime.now(UTC), time.perf_counter()
+        with tracking.step(step, out) as track:
+            summary = {name: float(value) for name, value in step.run(step.config, out=out, **inputs).items()}
+            track(summary)
+        record = make_record(step, summary, list_files(out), started, time.perf_counter() - clock)
+        store.commit(step, record)
+        return record
+
+
+def make_record(
+    step: Step, summary: Mapping[str, float], files: dict[str, int], started: datetime, seconds: float
+) -> Record:
+    """The record of a step that has just ended, on this machine, with this code."""
+    commit, dirty = git_state()
+    return Record(
+        step=step.name,
+        label=step.label,
+        fingerprint=fingerprint(step),
+        config=canonical(step.config),
+        inputs={name: input_identity(source) for name, source in step.inputs.items()},
+        summary=dict(summary),
+        commit=commit,
+        dirty=dirty,
+        environment=environment(),
+        command=" ".join(sys.argv),
+        host=socket.gethostname(),
+        started=started.isoformat(timespec="seconds"),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+        files=files,
+    )
+
+
+def git_state() -> tuple[str, bool]:
+    """Commit of the code that runs, and whether it has uncommitted changes; ("", False) outside a checkout."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine that a figure may depend on."""
+    packages = {name: version(name) for name in VERSIONS_OF}
+    return {"python": platform.python_version(), "platform": platform.platform(), **packages}
+
+
+def headline(summary: Mapping[str, float], most: int = 4) -> str:
+    """First entries of a summary, for one line on a terminal."""
+    return "  ".join(f"{name} {value:,.4g}" for name, value in list(summary.items())[:most])
+
+
+def _line(ordered: Sequence[Step], step: Step, state: str, text: str) -> str:
+    number = [other.label for other in ordered].index(step.label) + 1
+    style = {"cached": "dim", "running": "cyan"}.get(state, "green")
+    return f"[dim]{number:>2}/{len(ordered)}[/dim]  {step.label:<22} [{style}]{state:<16}[/{style}] {text}"
+
+
+def _results(ordered: Sequence[Step], store: Store) -> tuple[dict[str, float], dict[str, Path]]:
+    """What the parent run shows: the scores of every model; the files to keep, by the folder they go to."""
+    metrics, artifacts = dict[str, float](), dict[str, Path]()
+    for step in ordered:
+        record = store.record(step)
+        if record and step.name == "evaluate":
+            metrics |= {f"{step.label}/{name}".replace("@", "."): value for name, value in record.summary.items()}
+            artifacts[step.label] = store.folder(step) / "results.json"
+        if record and step.name == "report":
+            artifacts[step.label] = store.folder(step) / "report.html"
+    return metrics, artifacts

@@ -1,0 +1,168 @@
+"""Where outputs live: `<workspace>/<step>/<fingerprint>/`, done when it holds record.json, and not before.
+
+A step builds in a `.partial` sibling that survives an interruption; the record is written into it and the folder is
+renamed. A file lock per output keeps two runs on one workspace from building the same thing at once.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from cluster.files import write_atomic
+from curation.shards import verify as verify_shards
+from pipeline.fingerprint import Json, fingerprint
+from pipeline.step import Output, Step
+
+log = logging.getLogger(__name__)
+
+RECORD = "record.json"
+
+
+class DamagedOutput(ValueError):
+    """A finished output is not as its record says."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What record.json holds: everything needed to say how an output came to be."""
+
+    step: str
+    label: str
+    fingerprint: str
+    config: Json
+    inputs: dict[str, Json]
+    summary: dict[str, float]
+    commit: str
+    dirty: bool
+    environment: dict[str, str]
+    command: str
+    host: str
+    started: str
+    finished: str
+    seconds: float
+    files: dict[str, int]
+    """Bytes of every file of the output."""
+
+
+class Store:
+    def __init__(self, workspace: Path) -> None:
+        self.workspace = workspace.resolve()
+
+    def folder(self, step: Step) -> Path:
+        """Final place of the step's output, there or not."""
+        return self.workspace / step.name / fingerprint(step)
+
+    def partial(self, step: Step) -> Path:
+        return self.folder(step).with_suffix(".partial")
+
+    def resolve(self, source: Output | Path) -> Path:
+        """Path that a step receives for one of its inputs."""
+        return source.resolve() if isinstance(source, Path) else self.folder(source.step) / source.path
+
+    def record(self, step: Step) -> Record | None:
+        return read_record(self.folder(step))
+
+    def records(self) -> list[Record]:
+        """All finished outputs in the workspace, oldest first."""
+        found = [read_record(path.parent) for path in self.workspace.glob(f"*/*/{RECORD}")]
+        return sorted((record for record in found if record), key=lambda record: record.finished)
+
+    def check_sizes(self, step: Step) -> None:
+        """DamagedOutput if a file of a finished output is missing or has another size than when it was recorded."""
+        record = self.record(step)
+        problems = damaged_files(self.folder(step), record) if record else []
+        if problems:
+            raise DamagedOutput(f"{problems[0]}: finished outputs must not change; rebuild with --force {step.label}")
+
+    def verify(self, step: Step) -> list[str]:
+        """Every problem of a finished output, one line each; reads all shards against their checksums."""
+        folder, record = self.folder(step), self.record(step)
+        if record is None:
+            return []
+        problems = damaged_files(folder, record)
+        return problems or (verify_shards(folder) if (folder / "manifest.json").exists() else [])
+
+    def commit(self, step: Step, record: Record) -> None:
+        """Make the partial output final: all of it is on disk before its name says that it is done."""
+        partial, final = self.partial(step), self.folder(step)
+        write_atomic(partial / RECORD, json.dumps(asdict(record), indent=1))
+        for path in partial.rglob("*"):
+            if path.is_file():
+                _fsync(path)
+        replaced = final.with_suffix(".replaced")
+        if final.exists():
+            final.rename(replaced)
+        partial.rename(final)
+        _fsync(final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    @contextmanager
+    def claim(self, step: Step) -> Iterator[None]:
+        """Hold the right to build this output; waits for another run that holds it, saying once who that is."""
+        path = self.workspace / ".locks" / f"{step.name}-{fingerprint(step)}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+") as lock:
+            said = False
+            while not _try_lock(lock.fileno()):
+                if not said:
+                    lock.seek(0)
+                    log.warning("step=%s is being built by %s: waiting for it", step.label, lock.read().strip())
+                    said = True
+                time.sleep(0.5)
+            lock.truncate(0)
+            lock.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}")
+            lock.flush()
+            yield
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a finished output; None where there is none. DamagedOutput if it cannot be read."""
+    try:
+        found = json.loads((folder / RECORD).read_text())
+        return Record(**{item.name: found[item.name] for item in fields(Record)})
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (KeyError, ValueError) as error:
+        raise DamagedOutput(f"{folder / RECORD} cannot be read ({error}): delete {folder} and run again") from error
+
+
+def list_files(folder: Path) -> dict[str, int]:
+    """Relative path and bytes of every file below `folder`, sorted, without the record."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / RECORD)
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def damaged_files(folder: Path, record: Record) -> list[str]:
+    """One line for every file that is missing or has another size than its record says."""
+    problems = []
+    for name, size in record.files.items():
+        path = folder / name
+        if not path.exists():
+            problems.append(f"{path} is missing (recorded with {size} bytes)")
+        elif path.stat().st_size != size:
+            problems.append(f"{path} has {path.stat().st_size} bytes, recorded with {size}")
+    return problems
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

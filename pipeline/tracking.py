@@ -1,0 +1,145 @@
+"""MLflow: one parent run per pipeline run, one nested run per step that ran; live metrics, system metrics, artifacts.
+
+The store is `$MLFLOW_TRACKING_URI`, or an sqlite database inside the workspace. Tracking never stops the work: at its
+first failure it warns once and is off for the rest of the run.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import mlflow
+from mlflow.entities import Metric, Param, Run
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+from cluster.files import read_jsonl
+from pipeline.fingerprint import Json, canonical, fingerprint
+from pipeline.step import Step
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+POLL_S = 2.0
+PARAM_CHARS = 500
+
+
+def tracking_uri(workspace: Path) -> str:
+    """`$MLFLOW_TRACKING_URI` if set, else the workspace's own database by absolute path."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.resolve()}/mlflow.db"
+
+
+class Tracking:
+    """The parent run of one pipeline run; all methods are safe to call from the runner's threads."""
+
+    def __init__(self, workspace: Path, recipe: str, config: object, tags: Mapping[str, str]) -> None:
+        for name, value in (("TIMEOUT", "5"), ("MAX_RETRIES", "1")):
+            os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for noisy in ("alembic", "mlflow"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        self.uri = tracking_uri(workspace)
+        self.is_on = True
+        self._lock = threading.RLock()
+        self._guard(lambda: self._open(workspace, recipe, config, tags))
+
+    def _open(self, workspace: Path, recipe: str, config: object, tags: Mapping[str, str]) -> None:
+        self._client = mlflow.MlflowClient(self.uri)
+        found = self._client.get_experiment_by_name(recipe)
+        local = f"{workspace.resolve().as_uri()}/mlartifacts" if self.uri.startswith("sqlite") else None
+        self._experiment = (
+            found.experiment_id if found else self._client.create_experiment(recipe, artifact_location=local)
+        )
+        name = time.strftime(f"{recipe} %F %T")
+        self._parent = self._client.create_run(self._experiment, run_name=name, tags=dict(tags))
+        self._log_params(self._parent, config)
+
+    @contextmanager
+    def step(self, step: Step, out: Path) -> Iterator[Callable[[Mapping[str, float]], None]]:
+        """A nested run that follows `out/metrics.jsonl`; the yielded function records the step's summary."""
+        run = self._guard(lambda: self._start_step(step))
+        if run is None:
+            yield lambda summary: None
+            return
+        monitor = SystemMetricsMonitor(run.info.run_id, tracking_uri=self.uri)
+        self._guard(monitor.start)
+        stop = threading.Event()
+        follower = threading.Thread(target=self._follow, args=(run, out / "metrics.jsonl", stop), daemon=True)
+        follower.start()
+        status = "FAILED"
+        try:
+            yield lambda summary: self._log_metrics(run, [(name, value, 0) for name, value in summary.items()])
+            status = "FINISHED"
+        finally:
+            stop.set()
+            follower.join()
+            self._guard(monitor.finish)
+            self._guard(lambda: self._client.set_terminated(run.info.run_id, status))
+
+    def _start_step(self, step: Step) -> Run:
+        tags = {"mlflow.parentRunId": self._parent.info.run_id, "fingerprint": fingerprint(step), "step": step.name}
+        run = self._client.create_run(self._experiment, run_name=step.label, tags=tags)
+        self._log_params(run, step.config)
+        return run
+
+    def finish(self, status: str, metrics: Mapping[str, float], artifacts: Mapping[str, Path]) -> None:
+        """Close the parent run with the pipeline's scores and files; `artifacts` are by the folder they go to."""
+        self._guard(lambda: self._finish(self._parent, status, metrics, artifacts))
+
+    def _finish(self, parent: Run, status: str, metrics: Mapping[str, float], artifacts: Mapping[str, Path]) -> None:
+        self._log_metrics(parent, [(name, value, 0) for name, value in metrics.items()])
+        for folder, path in artifacts.items():
+            self._client.log_artifact(parent.info.run_id, str(path), folder.replace("@", "."))
+        self._client.set_terminated(parent.info.run_id, status)
+
+    def _log_params(self, run: Run, config: object) -> None:
+        params = [Param(name, str(value)[:PARAM_CHARS]) for name, value in flatten(canonical(config)).items()]
+        for start in range(0, len(params), 100):
+            self._client.log_batch(run.info.run_id, params=params[start : start + 100])
+
+    def _log_metrics(self, run: Run, values: list[tuple[str, float, int]]) -> None:
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, float(value), now, step) for name, value, step in values]
+        for start in range(0, len(metrics), 1000):
+            send = partial(self._client.log_batch, run.info.run_id, metrics=metrics[start : start + 1000])
+            self._guard(send)
+
+    def _follow(self, run: Run, path: Path, stop: threading.Event) -> None:
+        """Send each new line of the step's metrics once, also when a restarted worker has shortened the file."""
+        last_step = -1
+        while True:
+            ending = stop.wait(POLL_S)
+            rows = [row for row in read_jsonl(path) if row["step"] > last_step]
+            if rows:
+                last_step = rows[-1]["step"]
+                names = ((row, name) for row in rows for name in row if name not in ("step", "time"))
+                self._log_metrics(run, [(name, row[name], row["step"]) for row, name in names])
+            if ending:
+                return
+
+    def _guard(self, action: Callable[[], T]) -> T | None:
+        """The action's result; at the tracking server's first failure a warning, and from then on None."""
+        if not self.is_on:
+            return None
+        try:
+            with self._lock:
+                return action()
+        except Exception as error:  # the boundary: whatever the tracking server does must not stop the work
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            log.warning("tracking=off uri=%s reason=%s: the run goes on without", self.uri, reason)
+            self.is_on = False
+            return None
+
+
+def flatten(value: Json, prefix: str = "") -> dict[str, Json]:
+    """Nested mappings as one, with dotted names."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    nested = (flatten(item, f"{prefix}.{name}" if prefix else name) for name, item in value.items())
+    return {name: item for mapping in nested for name, item in mapping.items()}

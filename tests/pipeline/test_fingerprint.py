@@ -1,0 +1,83 @@
+"""Identity: what bears it, what does not, and what is refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from cluster.resources import Resources
+from pipeline.fingerprint import canonical, fingerprint
+from pipeline.step import Output, Step
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+    where: str = field(default="", metadata={"machine_fact": True})
+
+
+@dataclass(frozen=True)
+class Config:
+    size: int = 3
+    names: tuple[str, ...] = ("a", "b")
+    inner: Inner = Inner()
+    resources: Resources = Resources()
+
+
+def nothing(config: Config, *, out: Path, **inputs: Path) -> Mapping[str, float]:
+    return {}
+
+
+FIRST = Step("first", "first", nothing, Config())
+SECOND = Step("second", "second", nothing, Config(), {"rows": Output(FIRST)})
+
+
+def test_fingerprint_is_frozen() -> None:
+    """Golden: a changed value here would orphan every user's finished outputs."""
+    assert fingerprint(FIRST) == "GOLDEN"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(FIRST.config, resources=Resources(workers=7, cpus=2)),
+        replace(FIRST.config, inner=Inner(where="/elsewhere")),
+    ],
+)
+def test_machine_facts_bear_no_identity(config: Config) -> None:
+    assert fingerprint(replace(FIRST, config=config)) == fingerprint(FIRST)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(FIRST, config=replace(FIRST.config, size=4)),
+        replace(FIRST, config=replace(FIRST.config, names=("b", "a"))),
+        replace(FIRST, config=replace(FIRST.config, inner=Inner(rate=0.25))),
+        replace(FIRST, name="other"),
+        replace(FIRST, version=2),
+    ],
+)
+def test_literals_bear_identity_downstream_too(other: Step) -> None:
+    assert fingerprint(other) != fingerprint(FIRST)
+    assert fingerprint(replace(SECOND, inputs={"rows": Output(other)})) != fingerprint(SECOND)
+
+
+def test_label_bears_no_identity() -> None:
+    assert fingerprint(replace(FIRST, label="first@arm")) == fingerprint(FIRST)
+
+
+def test_data_identity_is_content_not_place(tmp_path: Path) -> None:
+    for name, text in (("a", "one"), ("b", "one"), ("c", "two!")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "captions.txt").write_text(text)
+    a, b, c = (fingerprint(replace(SECOND, inputs={"rows": tmp_path / name})) for name in "abc")
+    assert a == b
+    assert a != c
+
+
+@pytest.mark.parametrize("value", [Path("x"), {1, 2}, float("nan"), object(), {1: "a"}, nothing])
+def test_unstable_values_are_refused_by_name(value: object) -> None:
+    with pytest.raises(TypeError, match=r"config\.deep\[0\]"):
+        canonical({"deep": [value]})

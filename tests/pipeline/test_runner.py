@@ -1,0 +1,128 @@
+"""The runner: what is done is skipped, what failed continues, independent steps do not wait for each other."""
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mlflow
+import pytest
+from rich.console import Console
+
+from cluster.files import append_jsonl
+from cluster.resources import Resources
+from pipeline.runner import StepFailed, pending, run_steps
+from pipeline.step import Output, Step
+from pipeline.store import DamagedOutput, Store
+from pipeline.tracking import Tracking
+
+pytestmark = pytest.mark.ray
+
+
+@dataclass(frozen=True)
+class Config:
+    value: float = 1.0
+    fail_before: int = 0
+    """The step raises until this many of its pieces are there."""
+    resources: Resources = Resources(workers=1)
+
+
+def add(config: Config, *, out: Path, **inputs: Path) -> Mapping[str, float]:
+    """Sum of the inputs and the config's value, in pieces that survive a failure."""
+    pieces = out / "pieces"
+    with pieces.open("a") as file:
+        file.write("x")
+    if len(pieces.read_text()) < config.fail_before:
+        raise RuntimeError("not yet")
+    total = config.value + sum(float((folder / "sum").read_text()) for folder in inputs.values())
+    (out / "sum").write_text(str(total))
+    for step in range(3):
+        append_jsonl(out / "metrics.jsonl", {"step": step, "loss": 3.0 - step})
+    return {"sum": total}
+
+
+ONE = Step("one", "one", add, Config(1))
+TWO = Step("two", "two", add, Config(2), {"a": Output(ONE)})
+ARM = Step("two", "two@arm", add, Config(5), {"a": Output(ONE)})
+ALL = Step("all", "all", add, Config(0), {"a": Output(TWO), "b": Output(ARM)})
+
+
+@pytest.fixture
+def run(tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Store]:
+    """Run steps in a workspace whose tracking server is unreachable."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    store = Store(tmp_path)
+
+    def run(*steps: Step, **options: object) -> Store:
+        def open_tracking() -> Tracking:
+            return Tracking(tmp_path, "test", {}, {})
+
+        run_steps(steps, store, Console(file=io.StringIO()), open_tracking, **options)  # type: ignore[arg-type]
+        return store
+
+    return run
+
+
+def test_steps_run_once_and_feed_each_other(run: Callable[..., Store]) -> None:
+    store = run(ALL)
+    record = store.record(ALL)
+    assert record is not None
+    assert record.summary == {"sum": 9.0}
+    before = {path: path.stat().st_mtime_ns for path in store.workspace.rglob("sum")}
+    run(ALL)
+    assert {path: path.stat().st_mtime_ns for path in store.workspace.rglob("sum")} == before
+
+
+def test_changed_step_is_made_beside_the_old_one(run: Callable[..., Store]) -> None:
+    run(ALL)
+    changed = replace(ARM, config=Config(7))
+    store = run(replace(ALL, inputs={"a": Output(TWO), "b": Output(changed)}))
+    assert [record.label for record in store.records()].count("two@arm") == 2
+    assert [record.label for record in store.records()].count("one") == 1
+
+
+def test_failed_step_continues_from_what_it_had(run: Callable[..., Store]) -> None:
+    flaky = replace(TWO, config=Config(2, fail_before=2))
+    with pytest.raises(StepFailed, match="two failed: not yet"):
+        run(flaky)
+    store = run(flaky)
+    assert (store.folder(flaky) / "pieces").read_text() == "xx"
+
+
+def test_force_builds_anew_and_only_limits(run: Callable[..., Store]) -> None:
+    store = run(ALL, only=["two"])
+    assert store.record(TWO) is not None
+    assert store.record(ALL) is None
+    run(ALL, only=["two"], force=["two"])
+    assert (store.folder(TWO) / "pieces").read_text() == "x"
+    assert [step.label for step in pending([ALL], store)] == ["two@arm", "all"]
+
+
+def test_damaged_input_stops_the_run_with_the_remedy(run: Callable[..., Store]) -> None:
+    store = run(TWO)
+    (store.folder(ONE) / "sum").write_text("")
+    with pytest.raises(DamagedOutput, match="--force one"):
+        run(ALL)
+
+
+def test_tracking_holds_one_parent_and_a_nested_run_per_step(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracking: list[Tracking] = []
+
+    def open_tracking() -> Tracking:
+        tracking.append(Tracking(tmp_path, "test", Config(), {"recipe": "test"}))
+        return tracking[0]
+
+    run_steps([TWO], Store(tmp_path), Console(file=io.StringIO()), open_tracking)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("test")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    parent = next(run for name, run in runs.items() if name not in ("one", "two"))
+    assert parent.info.status == runs["two"].info.status == "FINISHED"
+    assert runs["one"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert runs["two"].data.metrics["sum"] == 3.0
+    assert [point.value for point in client.get_metric_history(runs["one"].info.run_id, "loss")] == [3.0, 2.0, 1.0]
+    assert tracking[0].is_on

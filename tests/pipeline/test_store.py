@@ -1,0 +1,94 @@
+"""The store: done means recorded; damage is named; one builder at a time."""
+
+import json
+import multiprocessing
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pipeline.runner import make_record
+from pipeline.step import Output, Step
+from pipeline.store import DamagedOutput, Store, list_files
+
+
+def nothing(config: object, *, out: Path, **inputs: Path) -> Mapping[str, float]:
+    return {}
+
+
+STEP = Step("make", "make", nothing, {"size": 3})
+
+
+def finish(store: Store, step: Step = STEP, text: str = "four") -> Path:
+    out = store.partial(step)
+    (out / "deep").mkdir(parents=True)
+    (out / "deep" / "file.txt").write_text(text)
+    store.commit(step, make_record(step, {"rows": 4.0}, list_files(out), datetime.now(UTC), 1.5))
+    return store.folder(step)
+
+
+def test_only_a_record_makes_an_output_done(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.folder(STEP).mkdir(parents=True)
+    assert store.record(STEP) is None
+    store.folder(STEP).rmdir()
+    folder = finish(store)
+    record = store.record(STEP)
+    assert record is not None
+    assert record.summary == {"rows": 4.0}
+    assert record.files == {"deep/file.txt": 4}
+    assert not store.partial(STEP).exists()
+    assert json.loads((folder / "record.json").read_text())["config"] == {"size": 3}
+
+
+def test_commit_replaces_an_earlier_output_whole(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    finish(store)
+    finish(store, text="longer")
+    assert (store.folder(STEP) / "deep" / "file.txt").read_text() == "longer"
+    assert [path.name for path in (tmp_path / "make").iterdir()] == [store.folder(STEP).name]
+
+
+def test_inputs_resolve_inside_outputs(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.resolve(Output(STEP, "deep/file.txt")) == store.folder(STEP) / "deep" / "file.txt"
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_damage_is_named_with_the_remedy(tmp_path: Path, damage: str) -> None:
+    store = Store(tmp_path)
+    file = finish(store) / "deep" / "file.txt"
+    store.check_sizes(STEP)
+    if damage == "truncate":
+        file.write_text("f")
+    else:
+        file.unlink()
+    with pytest.raises(DamagedOutput, match=r"file\.txt.*--force make"):
+        store.check_sizes(STEP)
+    assert len(store.verify(STEP)) == 1
+
+
+def test_unreadable_record_is_an_error_not_a_missing_one(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (finish(store) / "record.json").write_text('{"step": "mak')
+    with pytest.raises(DamagedOutput, match=r"record\.json"):
+        store.record(STEP)
+
+
+def append_slowly(workspace: Path, log: Path, turns: int) -> None:
+    for _ in range(turns):
+        with Store(workspace).claim(STEP):
+            before = log.read_text() if log.exists() else ""
+            log.write_text(before + "x")
+
+
+def test_claim_lets_one_process_in_at_a_time(tmp_path: Path) -> None:
+    """Lost updates would show as a shorter file."""
+    log, context = tmp_path / "log", multiprocessing.get_context("spawn")
+    processes = [context.Process(target=append_slowly, args=(tmp_path, log, 5)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert log.read_text() == "x" * 10
