@@ -1,0 +1,255 @@
+"""Exact contrastive losses over the global batch, by tiles: no B x B logits, no gathered features, no gathered gradient.
+
+Each rank keeps its own rows; the texts of the other ranks come past on a ring, and in the backward pass their gradient travels
+with them, so that memory grows with the local batch only. Logits are recomputed in the backward pass. Softmax and sums are
+float32; `dtype` is that of the matrix products. The value is that of the whole batch on every rank, and the gradients are those
+of that value with respect to the rank's own rows: summed over ranks they are the gradient of the global loss.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+TILE = 2048
+SINGLE_EXP_LIMIT = 80.0  # exp(-80) is still a normal float32
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Which loss, and how it is computed."""
+
+    kind: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax: symmetric cross-entropy over the global batch (CLIP); sigmoid: one binary decision a pair (SigLIP)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the matrix products of the loss."""
+    sigmoid_bias: float = -10.0
+    """Constant added to the logits of the sigmoid loss."""
+
+
+class Ring:
+    """Neighbours of this rank; without a group, a ring of one."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self.group = group
+        self.rank = dist.get_rank(group) if group else 0
+        self.size = dist.get_world_size(group) if group else 1
+
+    def shift(self, tensor: Tensor) -> tuple[list[dist.Work], Tensor]:
+        """Start sending a tensor to the next rank; the previous rank's arrives in the returned buffer once the work is waited."""
+        received = torch.empty_like(tensor)
+        following, previous = (self._global((self.rank + step) % self.size) for step in (1, -1))
+        operations = [
+            dist.P2POp(dist.isend, tensor, following, self.group),
+            dist.P2POp(dist.irecv, received, previous, self.group),
+        ]
+        return dist.batch_isend_irecv(operations), received
+
+    def _global(self, rank: int) -> int:
+        assert self.group is not None
+        return dist.get_global_rank(self.group, rank)
+
+    def chunks(self, local: Float[Tensor, "b d"]) -> Iterator[tuple[int, Float[Tensor, "b d"]]]:
+        """Every rank's chunk as (owner, chunk), one's own first; the next one travels while this one is used."""
+        chunk = local
+        for hop in range(self.size):
+            works, received = self.shift(chunk) if hop + 1 < self.size else ([], chunk)
+            yield (self.rank - hop) % self.size, chunk
+            for work in works:
+                work.wait()
+            chunk = received
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        if self.group is not None:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def max(self, tensor: Tensor) -> Tensor:
+        if self.group is not None:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
+        return tensor
+
+
+def global_loss(
+    images: Float32[Tensor, "b d"],
+    texts: Float32[Tensor, "b d"],
+    scale: Float32[Tensor, ""],
+    config: LossConfig,
+    group: dist.ProcessGroup | None = None,
+) -> Float32[Tensor, ""]:
+    """The configured loss over all ranks' rows; every rank must hold as many rows."""
+    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    if config.kind == "sigmoid":
+        return sigmoid_loss(images, texts, scale, config.sigmoid_bias, group, dtype)
+    return contrastive_loss(images, texts, scale, group, dtype)
+
+
+def contrastive_loss(
+    images: Float32[Tensor, "b d"],
+    texts: Float32[Tensor, "b d"],
+    scale: Float32[Tensor, ""],
+    group: dist.ProcessGroup | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Float32[Tensor, ""]:
+    """Symmetric softmax cross-entropy of scale * images @ texts.T over the global batch."""
+    _check_even(images, group)
+    return _Contrastive.apply(images, texts, scale, Ring(group), dtype)
+
+
+def sigmoid_loss(
+    images: Float32[Tensor, "b d"],
+    texts: Float32[Tensor, "b d"],
+    scale: Float32[Tensor, ""],
+    bias: float,
+    group: dist.ProcessGroup | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Float32[Tensor, ""]:
+    """Mean over images of the summed binary losses against all texts (SigLIP, arXiv:2303.15343, algorithm 1)."""
+    _check_even(images, group)
+    return _Sigmoid.apply(images, texts, scale, bias, Ring(group), dtype)
+
+
+def _check_even(images: Float32[Tensor, "b d"], group: dist.ProcessGroup | None) -> None:
+    if group is None:
+        return
+    extremes = torch.tensor([len(images), -len(images)], device=images.device)
+    dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group)
+    most, fewest = extremes.tolist()
+    if most != -fewest:
+        raise ValueError(f"ranks hold {-fewest} to {most} rows: the loss needs as many on each; drop the uneven last batch")
+
+
+def _tiles(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    for top in range(0, rows, TILE):
+        for left in range(0, columns, TILE):
+            yield slice(top, min(top + TILE, rows)), slice(left, min(left + TILE, columns))
+
+
+def _logits(x: Float[Tensor, "m d"], y: Float[Tensor, "n d"], scale: float) -> Float32[Tensor, "m n"]:
+    return torch.mm(x, y.T).float().mul_(scale)
+
+
+class _Contrastive(torch.autograd.Function):
+    """Forward keeps two log-sum-exp vectors; backward recomputes each tile of logits once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, ring: Ring, dtype: torch.dtype
+    ) -> Float32[Tensor, ""]:
+        x, y, factor, batch = images.to(dtype), texts.to(dtype), float(scale), len(images)
+        by_image = images.new_full((batch,), -torch.inf)
+        by_text = images.new_full((ring.size, batch), -torch.inf)
+        narrow = 2 * factor <= SINGLE_EXP_LIMIT
+        for owner, chunk in ring.chunks(y):
+            for i, j in _tiles(batch, batch):
+                over_rows, over_columns = _log_sums(_logits(x[i], chunk[j], factor), factor if narrow else None)
+                by_image[i] = torch.logaddexp(by_image[i], over_columns)
+                by_text[owner, j] = torch.logaddexp(by_text[owner, j], over_rows)
+        top = ring.max(by_text.clone())
+        by_text = ring.sum((by_text - top).exp_()).log_().add_(top)
+        positives = factor * (images * texts).sum(1)
+        total = (by_image + by_text[ring.rank] - 2 * positives).sum(dtype=torch.float64)
+        ctx.save_for_backward(images, texts, scale, by_image, by_text)
+        ctx.ring, ctx.dtype, ctx.narrow = ring, dtype, narrow
+        return (ring.sum(total) / (2 * batch * ring.size)).float()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+        images, texts, scale, by_image, by_text = ctx.saved_tensors
+        factor, offset = float(scale), float(scale) if ctx.narrow else None
+
+        def weights(logits: Tensor, i: slice, owner: int, j: slice) -> Float32[Tensor, "m n"]:
+            return _softmax_sum(logits, by_image[i], by_text[owner, j], offset)
+
+        d_images, d_texts = _ring_backward(images, texts, factor, ctx.ring, ctx.dtype, weights)
+        d_images -= 2 * texts
+        d_texts -= 2 * images
+        share = upstream / (2 * len(images) * ctx.ring.size)
+        d_scale = (images * d_images).sum() * share  # sum of g_ij x_i y_j, without another pass over the tiles
+        return d_images.mul_(factor * share), d_texts.mul_(factor * share), d_scale, None, None
+
+
+def _log_sums(logits: Float32[Tensor, "m n"], offset: float | None) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " m"]]:
+    """Log-sum-exp over rows and over columns. With an offset that bounds the logits, one exponential serves both."""
+    if offset is None:
+        return logits.logsumexp(0), logits.logsumexp(1)
+    exponentials = logits.sub_(offset).exp_()
+    return exponentials.sum(0).log_().add_(offset), exponentials.sum(1).log_().add_(offset)
+
+
+def _softmax_sum(
+    logits: Float32[Tensor, "m n"], by_row: Float32[Tensor, " m"], by_column: Float32[Tensor, " n"], offset: float | None
+) -> Float32[Tensor, "m n"]:
+    """The row-wise plus the column-wise softmax."""
+    if offset is None:
+        return (logits - by_row[:, None]).exp_().add_((logits - by_column).exp_())
+    row_factors, column_factors = (offset - by_row).exp_(), (offset - by_column).exp_()
+    return logits.sub_(offset).exp_().mul_(row_factors[:, None] + column_factors)
+
+
+def _ring_backward(
+    images: Float32[Tensor, "b d"], texts: Float32[Tensor, "b d"], factor: float, ring: Ring, dtype: torch.dtype, weights: Any
+) -> tuple[Float32[Tensor, "b d"], Float32[Tensor, "b d"]]:
+    """Sums over all pairs of weight_ij * text_j for the local images, and of weight_ij * image_i for the local texts.
+
+    The sums for texts travel one hop behind their chunk and end where they belong.
+    """
+    x, y = images.to(dtype), texts.to(dtype)
+    d_images, travelling, works = torch.zeros_like(images), torch.zeros_like(texts), []
+    for owner, chunk in ring.chunks(y):
+        d_chunk = torch.zeros_like(texts)
+        for i, j in _tiles(len(x), len(chunk)):
+            tile = weights(_logits(x[i], chunk[j], factor), i, owner, j).to(dtype)
+            _add_product(d_images[i], tile, chunk[j])
+            _add_product(d_chunk[j], tile.T, x[i])
+        for work in works:
+            work.wait()
+        works, travelling = ring.shift(d_chunk.add_(travelling)) if ring.size > 1 else ([], d_chunk)
+    for work in works:
+        work.wait()
+    return d_images, travelling
+
+
+def _add_product(total: Float32[Tensor, "m d"], a: Float[Tensor, "m n"], b: Float[Tensor, "n d"]) -> None:
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(a @ b)
+
+
+class _Sigmoid(torch.autograd.Function):
+    """loss = -sum_ij log sigmoid(z_ij (scale x_i y_j + bias)) / B, with z = 1 on the diagonal and -1 elsewhere."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, bias: float, ring: Ring, dtype: torch.dtype
+    ) -> Float32[Tensor, ""]:
+        x, y, factor = images.to(dtype), texts.to(dtype), float(scale)
+        total = images.new_zeros((), dtype=torch.float64)
+        for _, chunk in ring.chunks(y):
+            for i, j in _tiles(len(x), len(chunk)):
+                total += F.softplus(_logits(x[i], chunk[j], factor).add_(bias)).sum(dtype=torch.float64)
+        total -= (factor * (images * texts).sum(1) + bias).sum(dtype=torch.float64)  # softplus(z) - z = softplus(-z)
+        ctx.save_for_backward(images, texts, scale)
+        ctx.bias, ctx.ring, ctx.dtype = bias, ring, dtype
+        return (ring.sum(total) / (len(images) * ring.size)).float()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:  # type: ignore[override]
+        images, texts, scale = ctx.saved_tensors
+        factor = float(scale)
+
+        def weights(logits: Tensor, i: slice, owner: int, j: slice) -> Float32[Tensor, "m n"]:
+            return logits.add_(ctx.bias).sigmoid_()
+
+        d_images, d_texts = _ring_backward(images, texts, factor, ctx.ring, ctx.dtype, weights)
+        d_images -= texts
+        d_texts -= images
+        share = upstream / (len(images) * ctx.ring.size)
+        d_scale = (images * d_images).sum() * share
+        return d_images.mul_(factor * share), d_texts.mul_(factor * share), d_scale, None, None, None

@@ -1,0 +1,285 @@
+"""dino.txt: a causal text encoder and a small head on frozen DINOv2 features, aligned with each other.
+
+"DINOv2 Meets Text" (arXiv:2412.16334), with the published architecture and initialisation, sized by config. Everything here is
+single-device. The residual stream, norms and features are float32; only matrix products run in the dtype of their weights.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+
+from train.attention import Packed, pack, packed_attention
+
+HEAD_DIM = 64
+MAX_LOGIT_SCALE = math.log(100)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Size of the text encoder; the published one is 1280 wide with 24 layers, 20 heads and a context of 77."""
+
+    width: int = 384
+    """Channels of a token."""
+    layers: int = 6
+    """Transformer blocks."""
+    heads: int = 6
+    """Attention heads; the width must be a multiple of it."""
+    context: int = 77
+    """Longest caption in tokens, end-of-text included; longer ones are cut."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"text width {self.width} with {self.heads} heads: heads must divide the width; change one of them")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The head on frozen features; the published one has two blocks."""
+
+    blocks: int = 2
+    """Transformer blocks; 0 leaves a LayerNorm, and is all that pooled embeddings allow."""
+    drop_path: float = 0.3
+    """Share of a batch that skips a branch during training."""
+    layer_scale: float = 1e-5
+    """Initial LayerScale of both branches."""
+    pooling: Literal["cls", "mean", "concat"] = "concat"
+    """Image feature: the CLS token, the mean of the patches, or both side by side."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Text encoder and vision head."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm computed in float32, returned in the dtype of its weight."""
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        normed = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return normed.to(self.weight.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one qkv product (no bias); packed and causal, or dense."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "*b d"], layout: Packed | None = None) -> Float[Tensor, "*b d"]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # each: *b heads d/heads
+        if layout is not None:
+            return self.proj(packed_attention(q, k, v, layout).flatten(-2))
+        attended = F.scaled_dot_product_attention(q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2))
+        return self.proj(attended.transpose(-3, -2).flatten(-2))
+
+
+class TextMlp(nn.Module):
+    """Two linear layers with the exact (erf) GELU between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class TextBlock(nn.Module):
+    """Pre-norm causal transformer block on packed tokens."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp_norm = LayerNorm(width)
+        self.mlp = TextMlp(width)
+
+    def forward(self, x: Float[Tensor, "n d"], layout: Packed) -> Float[Tensor, "n d"]:
+        x = x + self.attention(self.attention_norm(x), layout)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class TextEncoder(nn.Module):
+    """Packed captions to one feature each: the end-of-text token, then a linear projection without bias."""
+
+    def __init__(self, config: TextConfig, vocab_size: int, feature_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(vocab_size, config.width)
+        self.position_embedding = nn.Parameter(torch.empty(config.context, config.width))
+        self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.layers))
+        self.norm = LayerNorm(config.width)
+        self.projection = nn.Linear(config.width, feature_dim, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """The published initialisation (CLIP's)."""
+        width, layers = self.config.width, self.config.layers
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.01)
+        for block in self.blocks:
+            nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
+            nn.init.normal_(block.attention.proj.weight, std=(2 * layers * width) ** -0.5)
+            nn.init.normal_(block.mlp.fc1.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.fc2.weight, std=(2 * layers * width) ** -0.5)
+            for layer in (block.attention.proj, block.mlp.fc1, block.mlp.fc2):
+                nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
+
+    def forward(self, captions: Packed) -> Float32[Tensor, "b f"]:
+        x = self.token_embedding(captions.tokens).float() + self.position_embedding[captions.positions]
+        for block in self.blocks:
+            x = block(x, captions)
+        ends = x[captions.ends]  # pick first, then norm and project: a caption has one end-of-text
+        return self.projection(self.norm(ends)).float()
+
+
+class SwiGlu(nn.Module):
+    """w3(silu(w1 x) * (w2 x)), hidden size two thirds of four times the width, rounded up to a multiple of 64."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        hidden = (int(8 * dim / 3) + 63) // 64 * 64
+        self.w1 = nn.Linear(dim, hidden)
+        self.w2 = nn.Linear(dim, hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        return self.w3(F.silu(self.w1(x)) * self.w2(x))
+
+
+class VisionBlock(nn.Module):
+    """Pre-norm block with LayerScale and drop path on all tokens of an image."""
+
+    def __init__(self, dim: int, config: VisionConfig) -> None:
+        super().__init__()
+        self.drop_path = config.drop_path
+        self.attention_norm = LayerNorm(dim)
+        self.attention = Attention(dim, num_heads(dim))
+        self.attention_scale = nn.Parameter(torch.full((dim,), config.layer_scale))
+        self.mlp_norm = LayerNorm(dim)
+        self.mlp = SwiGlu(dim)
+        self.mlp_scale = nn.Parameter(torch.full((dim,), config.layer_scale))
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        x = self._add(x, self.attention_norm, self.attention, self.attention_scale)
+        return self._add(x, self.mlp_norm, self.mlp, self.mlp_scale)
+
+    def _add(
+        self, x: Float[Tensor, "b t d"], norm: nn.Module, branch: nn.Module, scale: Float[Tensor, " d"]
+    ) -> Float[Tensor, "b t d"]:
+        """x plus its branch; in training only a random share of the rows is computed, and scaled up to match."""
+        if not self.training or not self.drop_path:
+            return x + branch(norm(x)) * scale.float()
+        kept = max(1, round(len(x) * (1 - self.drop_path)))
+        rows = torch.randperm(len(x), device=x.device)[:kept]
+        return x.index_add(0, rows, branch(norm(x[rows])).float() * scale.float(), alpha=len(x) / kept)
+
+
+def num_heads(dim: int) -> int:
+    """Heads of a vision block: one for every 64 channels."""
+    heads = max(1, dim // HEAD_DIM)
+    if dim % heads:
+        raise ValueError(f"image features of {dim} channels: head blocks need a multiple of {HEAD_DIM}; use vision.blocks=0")
+    return heads
+
+
+class VisionHead(nn.Module):
+    """Blocks and a LayerNorm on the frozen backbone's tokens; without blocks, the LayerNorm alone."""
+
+    def __init__(self, config: VisionConfig, dim: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(VisionBlock(dim, config) for _ in range(config.blocks))
+        self.norm = LayerNorm(dim)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(
+        self, cls: Float[Tensor, "b d"], registers: Float[Tensor, "b r d"], patches: Float[Tensor, "b p d"]
+    ) -> tuple[Float32[Tensor, "b d"], Float32[Tensor, "b p d"]]:
+        """CLS and patches, aligned with text; the registers take part and are dropped."""
+        tokens = torch.cat([cls[:, None], registers, patches], dim=1).float()  # b 1+r+p d
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.norm(tokens).float()
+        return tokens[:, 0], tokens[:, 1 + registers.shape[1] :]
+
+
+class LogitScale(nn.Module):
+    """The learned temperature; a module of its own, so that it stays float32 when the rest is sharded in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))
+
+    def forward(self) -> Float32[Tensor, ""]:
+        return self.log.exp().squeeze(0)
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Keep the scale within [1, 100]; call after each step."""
+        self.log.clamp_(0, MAX_LOGIT_SCALE)
+
+
+class Features(NamedTuple):
+    """What the loss needs of a batch: unit-norm features and the scale of the logits."""
+
+    images: Float32[Tensor, "b f"]
+    texts: Float32[Tensor, "b f"]
+    scale: Float32[Tensor, ""]
+
+
+class DinoTxt(nn.Module):
+    """Text encoder, vision head and logit scale."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, image_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.image_dim = image_dim
+        feature_dim = 2 * image_dim if config.vision.pooling == "concat" else image_dim
+        self.text = TextEncoder(config.text, vocab_size, feature_dim)
+        self.vision = VisionHead(config.vision, image_dim)
+        self.logit_scale = LogitScale()
+
+    def encode_tokens(self, captions: Packed | Sequence[Sequence[int]]) -> Float32[Tensor, "b f"]:
+        """Text features before normalisation; with pooling=concat the first half aligns with CLS, the last with patches."""
+        packed = captions if isinstance(captions, Packed) else pack(captions)
+        return self.text(packed.to(self.text.position_embedding.device))
+
+    def encode_image_features(
+        self, cls: Float[Tensor, "b d"], registers: Float[Tensor, "b r d"], patches: Float[Tensor, "b p d"]
+    ) -> Float32[Tensor, "b f"]:
+        """Image features of backbone tokens, before normalisation."""
+        aligned_cls, aligned_patches = self.vision(cls, registers, patches)
+        pooling = self.config.vision.pooling
+        if pooling == "cls":
+            return aligned_cls
+        mean = aligned_patches.mean(1)
+        return mean if pooling == "mean" else torch.cat([aligned_cls, mean], dim=-1)
+
+    def forward(
+        self,
+        captions: Packed,
+        cls: Float[Tensor, "b d"],
+        registers: Float[Tensor, "b r d"],
+        patches: Float[Tensor, "b p d"],
+    ) -> Features:
+        """Unit-norm features of a batch of pairs."""
+        images = self.encode_image_features(cls, registers, patches)
+        return Features(F.normalize(images, dim=-1), F.normalize(self.encode_tokens(captions), dim=-1), self.logit_scale())

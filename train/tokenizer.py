@@ -1,0 +1,188 @@
+"""Captions to token ids: a sentencepiece model trained on the selected captions, or CLIP's published byte pairs.
+
+Both end every caption with end-of-text, also when it is cut to the context, since the text encoder reads its feature there.
+The sentencepiece model has byte fallback, so that any string can be encoded, and no begin-of-text: a causal encoder that
+pools at the end has no use for one.
+"""
+
+import io
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import sentencepiece
+from jaxtyping import Int64
+
+from cluster.files import write_atomic
+from curation.selection import read_selection
+from curation.shards import EmbeddingShards
+
+log = logging.getLogger(__name__)
+
+MODEL_FILE = "tokenizer.model"
+CLIP_FILES = ("vocab.json", "merges.txt")
+UNKNOWN, END_OF_TEXT = 0, 1
+SPECIAL_PIECES = 2 + 256  # unknown, end-of-text and the byte fallback
+ROWS_PER_READ = 8192
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The vocabulary of the text encoder."""
+
+    kind: Literal["sentencepiece", "clip"] = "sentencepiece"
+    """sentencepiece: trained on the selected captions; clip: the published byte pairs, needed by published weights."""
+    vocab_size: int = 4096
+    """Pieces of a sentencepiece vocabulary; fewer when the captions cannot fill it."""
+    algorithm: Literal["bpe", "unigram"] = "bpe"
+    """How pieces are found; unigram is about eight times slower to train."""
+    lowercase: bool = True
+    """Fold case, as CLIP does."""
+    max_captions: int = 2_000_000
+    """Captions that the vocabulary is trained on, evenly spread over the selection."""
+    weights: str = ""
+    """Folder with CLIP's vocab.json and merges.txt (kind=clip); a machine fact, not identity."""
+
+    def __post_init__(self) -> None:
+        if self.vocab_size <= SPECIAL_PIECES:
+            raise ValueError(f"vocab_size {self.vocab_size}: must exceed the {SPECIAL_PIECES} byte and special pieces; raise it")
+        if self.kind == "clip" and not self.weights:
+            raise ValueError("kind=clip without a vocabulary: give the folder of vocab.json and merges.txt as weights")
+
+
+class Tokenizer(Protocol):
+    """What training and evaluation know of a vocabulary."""
+
+    vocab_size: int
+    end_of_text: int
+
+    def encode(self, texts: Sequence[str], context: int) -> list[list[int]]:
+        """Token ids of each text, at most `context`, the last one end-of-text."""
+
+    def save(self, folder: Path) -> None:
+        """Write the files that `load_tokenizer` reads."""
+
+
+def run(config: TokenizerConfig, *, out: Path, embeddings: Path, selection: Path) -> dict[str, float]:
+    """Step: make the vocabulary for the selected captions."""
+    if config.kind == "clip":
+        tokenizer: Tokenizer = ClipTokenizer(Path(config.weights))
+        tokenizer.save(out)
+        return {"vocab_size": tokenizer.vocab_size}
+    shards = EmbeddingShards(embeddings)
+    rows = read_selection(selection, shards).rows
+    trained = train_tokenizer(config, selected_captions(shards, rows, config.max_captions))
+    trained.save(out)
+    sample = [caption for caption in selected_captions(shards, rows, 10_000)]
+    lengths = [len(tokens) for tokens in trained.encode(sample, context=10_000)]
+    log.info("vocabulary pieces=%d tokens_per_caption=%.2f longest=%d", trained.vocab_size, np.mean(lengths), max(lengths))
+    return {"vocab_size": trained.vocab_size, "tokens_per_caption": float(np.mean(lengths)), "longest_caption": max(lengths)}
+
+
+def selected_captions(shards: EmbeddingShards, rows: Int64[np.ndarray, " rows"], limit: int) -> Iterator[str]:
+    """Captions of the rows in order; of more rows than `limit`, an even spread."""
+    if len(rows) > limit:
+        rows = rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
+    taken = 0
+    for start in range(0, len(rows), ROWS_PER_READ):
+        for captions in shards.captions(rows[start : start + ROWS_PER_READ]):
+            for caption in captions:
+                if taken == limit:
+                    return
+                taken += 1
+                yield caption
+
+
+def train_tokenizer(config: TokenizerConfig, captions: Iterator[str]) -> "SentencePieceTokenizer":
+    """A sentencepiece model of at most the wanted size; deterministic in the captions and their order."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=captions,
+            model_writer=model,
+            vocab_size=config.vocab_size,
+            model_type=config.algorithm,
+            normalization_rule_name="nmt_nfkc_cf" if config.lowercase else "nmt_nfkc",
+            byte_fallback=True,
+            character_coverage=0.9995,
+            hard_vocab_limit=False,
+            max_sentence_length=1 << 16,
+            unk_id=UNKNOWN,
+            eos_id=END_OF_TEXT,
+            bos_id=-1,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"no vocabulary of {config.vocab_size} pieces can be made of these captions ({error}): the selection must hold "
+            "captions, and the size must exceed its characters; change tokenizer.vocab_size or the selection"
+        ) from error
+    tokenizer = SentencePieceTokenizer(model.getvalue())
+    if tokenizer.vocab_size < config.vocab_size:
+        log.info("vocabulary shrunk asked=%d pieces=%d reason=too_few_captions", config.vocab_size, tokenizer.vocab_size)
+    return tokenizer
+
+
+class SentencePieceTokenizer:
+    """A trained sentencepiece model; pickles as its bytes."""
+
+    end_of_text = END_OF_TEXT
+
+    def __init__(self, model: bytes) -> None:
+        self.model = model
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size: int = self.processor.vocab_size()
+
+    def __reduce__(self) -> tuple[type, tuple[bytes]]:
+        return SentencePieceTokenizer, (self.model,)
+
+    def encode(self, texts: Sequence[str], context: int) -> list[list[int]]:
+        """Token ids of each text, at most `context`, the last one end-of-text."""
+        return [[*ids[: context - 1], END_OF_TEXT] for ids in self.processor.encode(list(texts), num_threads=1)]
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.model."""
+        write_atomic(folder / MODEL_FILE, self.model)
+
+
+class ClipTokenizer:
+    """CLIP's byte pairs through transformers, with begin-of-text and end-of-text."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import CLIPTokenizer
+
+        missing = [name for name in CLIP_FILES if not (folder / name).is_file()]
+        if missing:
+            raise ValueError(f"{folder} has no {' and no '.join(missing)}: CLIP's byte pairs need both; give their folder")
+        self.folder = folder
+        self.tokenizer = CLIPTokenizer(vocab=str(folder / CLIP_FILES[0]), merges=str(folder / CLIP_FILES[1]))
+        self.vocab_size: int = len(self.tokenizer)
+        self.end_of_text: int = self.tokenizer.eos_token_id
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return ClipTokenizer, (self.folder,)
+
+    def encode(self, texts: Sequence[str], context: int) -> list[list[int]]:
+        """Token ids of each text, at most `context`, the last one end-of-text."""
+        ids = self.tokenizer(list(texts), add_special_tokens=True, verbose=False)["input_ids"]
+        return [[*tokens[: context - 1], self.end_of_text] if len(tokens) > context else tokens for tokens in ids]
+
+    def save(self, folder: Path) -> None:
+        """Copy the vocabulary files."""
+        for name in CLIP_FILES:
+            shutil.copyfile(self.folder / name, folder / name)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that a folder holds: tokenizer.model (sentencepiece), or vocab.json and merges.txt (CLIP)."""
+    if (folder / MODEL_FILE).is_file():
+        return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes())
+    if (folder / CLIP_FILES[0]).is_file():
+        return ClipTokenizer(folder)
+    raise ValueError(f"no tokenizer in {folder}: it must hold {MODEL_FILE} or {CLIP_FILES[0]}; run the tokenizer step")
