@@ -94,7 +94,7 @@ def _write_batches(file: Any, spec: EmbeddingSpec, batches: Iterable[Mapping[str
 
 
 def _regroup(batches: Iterable[Mapping[str, Any]], size: int) -> Iterator[dict[str, Any]]:
-    """Batches of `size` rows, the last one shorter; cut before they are Arrow, whose slices keep neighbours as padding."""
+    """Batches of `size` rows, the last one shorter, cut before Arrow: its slices keep neighbours as padding."""
     pending: list[Mapping[str, Any]] = []
     waiting = 0
     for batch in batches:

@@ -1,0 +1,168 @@
+"""The embed step: raw pairs to shards of frozen features, one part of the source to one shard.
+
+Workers share nothing but the list of parts. A shard is finished when its sidecar `shard-00000.json` lies beside it; the
+manifest, written last, is made of the sidecars, so a run that was killed anywhere ends with the same bytes.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster.fanout import Pool
+from cluster.files import write_atomic
+from cluster.logs import progress
+from curation.backbone import resolve
+from curation.embed_worker import EmbedConfig, EmbedWorker, Task
+from curation.schema import PATCHES, REGISTERS, spec_from_dict
+from curation.shards import Manifest, ShardEntry, write_manifest
+from curation.sources import list_parts
+
+logger = logging.getLogger(__name__)
+
+
+class RejectBudgetError(ValueError):
+    """More rows were rejected than the error budget allows."""
+
+
+def run(config: EmbedConfig, *, out: Path, source: Path) -> dict[str, float]:
+    """Embed every pair of `source` into `out`; what an earlier run finished there is kept.
+
+    Raises RejectBudgetError as soon as the budget cannot be met, ValueError when no row is left.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    config = dataclasses.replace(config, backbone=resolve(config.backbone))
+    tasks = _tasks(config, source)
+    records = {task.index: record for task in tasks if (record := _finished(out, task)) is not None}
+    if records:
+        logger.info("embed kept_shards=%d of=%d", len(records), len(tasks))
+    started, kept_rows = time.monotonic(), _total(records, "read")
+    _embed(config, out, tasks, records)
+    seconds = time.monotonic() - started
+    in_order = [records[task.index] for task in tasks]
+    _check_budget(config, out, in_order, len(tasks))
+    manifest = _manifest(in_order)
+    if not manifest.num_rows:
+        raise ValueError(
+            f"{source} has no usable row ({_reasons(in_order)}): at least one; check the data and source.split"
+        )
+    _write_rejects(out, in_order)
+    write_manifest(out, manifest)
+    return _summary(manifest, in_order, (_total(records, "read") - kept_rows) / seconds)
+
+
+def _tasks(config: EmbedConfig, source: Path) -> list[Task]:
+    """One task a part; its digest covers the part's data and every setting that changes bytes."""
+    settings = asdict(config)
+    del settings["resources"], settings["error_budget"]
+    del settings["backbone"]["weights"]
+    identity = json.dumps(settings, sort_keys=True)
+    parts = list_parts(config.source, source)
+    digests = (hashlib.sha256(f"{identity}\n{part.digest()}".encode()).hexdigest() for part in parts)
+    return [Task(index, part, digest) for index, (part, digest) in enumerate(zip(parts, digests, strict=True))]
+
+
+def _finished(out: Path, task: Task) -> dict | None:
+    """The sidecar of a task that an earlier run finished with the same settings and data."""
+    sidecar = out / task.sidecar
+    if not sidecar.is_file():
+        return None
+    record = json.loads(sidecar.read_text())
+    shard = out / task.shard
+    is_whole = shard.is_file() and shard.stat().st_size == record["entry"]["bytes"]
+    return record if is_whole and record["task"] == task.digest else None
+
+
+def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[int, dict]) -> None:
+    """Do the tasks that have no record yet; records are added as they come."""
+    for torn in out.glob(".shard-*.tmp"):
+        torn.unlink()
+    waiting = [task for task in tasks if task.index not in records]
+    if not waiting:
+        return
+    sizes = [task.part.num_rows for task in waiting]
+    total, unit = (len(waiting), "parts") if None in sizes else (sum(size or 0 for size in sizes), "images")
+    with (
+        Pool(EmbedWorker, config, out, resources=config.resources, max_workers=len(waiting)) as pool,
+        progress(total, "embed", unit) as advance,
+    ):
+        for task, record in pool.map("embed", waiting):
+            records[task.index] = record
+            in_order = [records[index] for index in sorted(records)]
+            advance(1 if unit == "parts" else record["read"], rejects=_total(records, "num_rejects"))
+            _check_budget(config, out, in_order, len(tasks))
+            _check_space(out, in_order, len(tasks))
+
+
+def _check_budget(config: EmbedConfig, out: Path, records: Sequence[Mapping[str, Any]], num_tasks: int) -> None:
+    """Stop when the rejects so far exceed the budget of the whole run, whose rows are estimated from those read."""
+    read = sum(record["read"] for record in records)
+    rejects = sum(record["num_rejects"] for record in records)
+    is_hopeless = any(record["is_stopped"] for record in records)
+    if not is_hopeless and rejects <= config.error_budget * read * num_tasks / len(records):
+        return
+    raise RejectBudgetError(
+        f"{rejects} of the first {read} rows were rejected ({rejects / read:.1%}): error_budget allows "
+        f"{config.error_budget:.1%}; {_reasons(records)}; each is listed in {_write_rejects(out, records)}; repair the "
+        "data or its settings, or raise error_budget, then run again (finished shards are kept)"
+    )
+
+
+def _check_space(out: Path, records: Sequence[Mapping[str, Any]], num_tasks: int) -> None:
+    """Stop early when the shards still to come will not fit on the disk."""
+    written = sum(record["entry"]["bytes"] for record in records)
+    needed = written / len(records) * (num_tasks - len(records))
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{free / 1e9:.1f} GB are free on the disk of {out}, and the {num_tasks - len(records)} shards to come need "
+            f"about {needed / 1e9:.1f} GB: free space, choose another workspace, or store less (content, dtype)",
+        )
+
+
+def _write_rejects(out: Path, records: Sequence[Mapping[str, Any]]) -> Path:
+    path = out / "rejects.jsonl"
+    lines = (json.dumps(reject, ensure_ascii=False) + "\n" for record in records for reject in record["rejects"])
+    write_atomic(path, "".join(lines).encode("utf-8", "replace"))
+    return path
+
+
+def _manifest(records: Sequence[Mapping[str, Any]]) -> Manifest:
+    return Manifest(spec_from_dict(records[0]["spec"]), tuple(ShardEntry(**record["entry"]) for record in records))
+
+
+def _summary(manifest: Manifest, records: Sequence[Mapping[str, Any]], images_per_s: float) -> dict[str, float]:
+    spec = manifest.spec
+    tokens = 1 + spec.num_tokens(REGISTERS) + spec.num_tokens(PATCHES)
+    counts = _counts(records)
+    return {
+        "rows": manifest.num_rows,
+        "rejects": counts.total(),
+        **{f"rejects_{reason.replace(' ', '_')}": count for reason, count in sorted(counts.items())},
+        "captions": sum(record["captions"] for record in records),
+        "images_per_s": round(images_per_s, 2),
+        "shards": len(manifest.shards),
+        "bytes": sum(entry.bytes for entry in manifest.shards),
+        "tokens": tokens * manifest.num_rows,
+    }
+
+
+def _reasons(records: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in _counts(records).most_common()) or "no row was read"
+
+
+def _counts(records: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    return Counter(reject["reason"] for record in records for reject in record["rejects"])
+
+
+def _total(records: Mapping[int, Mapping[str, Any]], field: str) -> int:
+    return sum(record[field] for record in records.values())

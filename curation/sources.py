@@ -1,0 +1,168 @@
+"""Raw image-caption pairs in any common layout, as parts that processes can share and the samples of each part.
+
+Layouts: a folder (or one uncompressed tar of it) with a captions file, Karpathy or COCO JSON; WebDataset tars, as
+img2dataset writes them; Parquet. Listing reads annotations and file names only; keys are unique by construction.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from curation.annotations import (
+    CAPTION_FILES,
+    captions_file_rows,
+    coco_rows,
+    find_captions_file,
+    find_json,
+    is_coco,
+    is_karpathy,
+    karpathy_rows,
+    sibling_rows,
+)
+from curation.pairs import IMAGE_SUFFIXES, Format, Part, Reject, Row, Sample, SourceConfig, clean_captions
+from curation.parquet import parquet_parts, read_parquet_part
+from curation.tree import ByteRange, Tree, open_tree
+from curation.webdataset import read_tar_part, tar_parts
+
+HASHED_WHOLE_BYTES = 64_000_000
+ANNOTATION_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+COMPRESSED_SUFFIXES = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
+
+PROBLEM_DETAILS = {"duplicate key": "an earlier row has this key", "unreadable record": "the line is not a JSON object"}
+
+logger = logging.getLogger(__name__)
+
+
+def list_parts(config: SourceConfig, path: Path) -> list[Part]:
+    """Every part of the source, in a fixed order; ValueError says what was looked for when there is none."""
+    if not path.exists():
+        raise ValueError(f"source {path} does not exist: give a folder, a .tar, a .parquet or an annotation .json")
+    if path.name.lower().endswith(COMPRESSED_SUFFIXES):
+        raise ValueError(f"source {path} is compressed: files are read in place; unpack it first")
+    parts = _listed_parts(config, path)
+    if not parts:
+        raise ValueError(f"source {path} holds no pair of split {config.split!r}: at least one; check source.split")
+    logger.info("source=%s kind=%s parts=%d", path.name, parts[0].kind, len(parts))
+    return parts
+
+
+def _listed_parts(config: SourceConfig, path: Path) -> list[Part]:
+    tree, only = _tree_and_file(path)
+    looked_for = []
+    for kind in ("webdataset", "parquet", "karpathy", "coco", "folder"):
+        if config.format not in ("auto", kind):
+            continue
+        if kind == "webdataset" and _holds_webdataset(tree, is_asked=config.format == kind):
+            return tar_parts(tree, config)
+        if kind == "parquet" and (path.suffix == ".parquet" or tree.with_suffix(".parquet")):
+            return parquet_parts(tree, config)
+        rows, name = _annotated_rows(kind, tree, only, config)
+        if name:
+            return _row_parts(name, rows, config.part_rows)
+        looked_for.append(kind)
+    raise ValueError(
+        f"source {path} ({len(tree.files)} files) has no pairs in a known layout (looked for {', '.join(looked_for)}): "
+        "WebDataset .tar with images and .txt or .json beside them; .parquet; a Karpathy or COCO .json; "
+        f"{' or '.join(CAPTION_FILES)}; or a .txt beside each image. Set source.format, or convert to one of these"
+    )
+
+
+def _tree_and_file(path: Path) -> tuple[Tree, str]:
+    """The tree to search and, when an annotation file was given, its name in the tree of its folder."""
+    if path.suffix.lower() == ".parquet":
+        return Tree(path, {path.name: ByteRange(str(path), 0, path.stat().st_size)}), ""
+    if path.is_file() and path.suffix.lower() != ".tar":
+        return open_tree(path.parent), path.name
+    return open_tree(path), ""
+
+
+def _holds_webdataset(tree: Tree, is_asked: bool) -> bool:
+    """A folder with tars; or one tar, when asked for or when its images have captions beside them and no list."""
+    if not tree.root.is_file():
+        return bool(tree.with_suffix(".tar"))
+    if is_asked:
+        return True
+    stems = {name.partition(".")[0] for name in tree.with_suffix(*IMAGE_SUFFIXES)}
+    beside = {name.partition(".")[0] for name in tree.with_suffix(".txt", ".json")}
+    return tree.root.suffix == ".tar" and bool(stems & beside)
+
+
+def _annotated_rows(kind: Format, tree: Tree, only: str, config: SourceConfig) -> tuple[Sequence[Row], str]:
+    """The rows of an annotated layout and the name of its annotation file; ("" when it is not there)."""
+    if kind in ("karpathy", "coco"):
+        found = _given_json(tree, only, kind) if only else find_json(tree, kind, config.split)
+        if found is None:
+            return [], ""
+        json_name, content = found
+        if kind == "coco":
+            return coco_rows(tree, json_name, content), json_name
+        return karpathy_rows(tree, json_name, content, config), json_name
+    if kind != "folder":
+        return [], ""
+    name = only or find_captions_file(tree)
+    if name:
+        return captions_file_rows(tree, name, config), name
+    has_siblings = tree.with_suffix(".txt") and tree.with_suffix(*IMAGE_SUFFIXES)
+    return (sibling_rows(tree), tree.root.name) if has_siblings else ([], "")
+
+
+def _given_json(tree: Tree, name: str, kind: str) -> tuple[str, dict] | None:
+    if not name.endswith(".json"):
+        return None
+    content = json.loads(tree.files[name].read())
+    return (name, content) if (is_karpathy(content) if kind == "karpathy" else is_coco(content)) else None
+
+
+def _row_parts(name: str, rows: Sequence[Row], part_rows: int) -> list[Part]:
+    parts = []
+    for start in range(0, len(rows), part_rows):
+        chunk = tuple(rows[start : start + part_rows])
+        parts.append(Part(f"{name}:{start}-{start + len(chunk)}", "rows", chunk, num_rows=len(chunk)))
+    return parts
+
+
+def read_part(config: SourceConfig, part: Part) -> Iterator[Sample | Reject]:
+    """Every row of a part in order, as a sample or as a reject with its reason."""
+    if part.kind == "tar":
+        return read_tar_part(part)
+    if part.kind == "parquet":
+        return read_parquet_part(config, part)
+    return (_read_row(row, part.name) for row in part.rows)
+
+
+def _read_row(row: Row, source: str) -> Sample | Reject:
+    if row.problem:
+        return Reject(row.key, source, row.problem, PROBLEM_DETAILS[row.problem])
+    try:
+        data = row.image.read() if row.image else None
+    except FileNotFoundError:
+        data = None
+    if row.image is None or data is None:
+        return Reject(row.key, source, "missing file", row.key)
+    if len(data) < row.image.size:
+        return Reject(row.key, source, "truncated archive", f"{len(data)} of {row.image.size} bytes")
+    captions = row.captions
+    if isinstance(captions, ByteRange):
+        captions = clean_captions(captions.read().decode("utf-8", "replace").split("\n"))
+    if not captions:
+        return Reject(row.key, source, "empty caption", "no text is left after cleaning")
+    return Sample(row.key, data, captions, source)
+
+
+def source_digest(path: Path) -> str:
+    """Identity of user data without reading it all.
+
+    One file below 64 MB: its bytes. Else names and sizes, with the bytes of annotation files below 64 MB.
+    """
+    digest = hashlib.sha256()
+    if path.is_file() and path.stat().st_size < HASHED_WHOLE_BYTES:
+        digest.update(path.read_bytes())
+        return digest.hexdigest()
+    tree, _ = _tree_and_file(path)
+    for name, found in tree.files.items():
+        digest.update(f"{name}\0{found.size}\n".encode("utf-8", "surrogateescape"))
+        if name.lower().endswith(ANNOTATION_SUFFIXES) and found.size < HASHED_WHOLE_BYTES:
+            digest.update(found.read())
+    return digest.hexdigest()

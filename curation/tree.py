@@ -1,0 +1,113 @@
+"""Files by relative name, in a folder or inside one uncompressed tar, each as a byte range that any process can read.
+
+Annotated data sets (Karpathy, COCO, folder with captions) are read through a tree, so that a folder and a tar of it are
+the same thing: nothing is unpacked.
+"""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+
+class ByteRange(NamedTuple):
+    """Where the bytes of one file are: a whole file, or a member of a tar."""
+
+    path: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """All bytes; shorter than `size` when the file has been cut."""
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Files by POSIX name relative to the root, sorted."""
+
+    root: Path
+    files: dict[str, ByteRange]
+    by_basename: dict[str, list[str]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        by_basename: dict[str, list[str]] = {}
+        for name in self.files:
+            by_basename.setdefault(PurePosixPath(name).name, []).append(name)
+        object.__setattr__(self, "by_basename", by_basename)
+
+    def find(self, name: str, near: str = "") -> ByteRange | None:
+        """A file by its name in an annotation file that lies in folder `near`.
+
+        Looked for as given, beside the annotations, then anywhere by the longest matching tail of its path.
+        """
+        for candidate in (str(PurePosixPath(near) / name), name):
+            if candidate in self.files:
+                return self.files[candidate]
+        parts = PurePosixPath(name).parts
+        candidates = self.by_basename.get(parts[-1], []) if parts else []
+        best = max(candidates, key=lambda found: _common_tail(PurePosixPath(found).parts, parts), default=None)
+        return None if best is None else self.files[best]
+
+    def with_suffix(self, *suffixes: str) -> list[str]:
+        """Names that end in one of the suffixes, in any case."""
+        return [name for name in self.files if name.lower().endswith(suffixes)]
+
+
+def _common_tail(left: tuple[str, ...], right: tuple[str, ...]) -> int:
+    count = 0
+    for a, b in zip(reversed(left), reversed(right), strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def open_tree(path: Path) -> Tree:
+    """The tree of a folder or of an uncompressed tar."""
+    found = tar_members(path) if path.is_file() else folder_files(path)
+    return Tree(path, dict(sorted(found)))
+
+
+def folder_files(folder: Path) -> Iterator[tuple[str, ByteRange]]:
+    """Every file below a folder, hidden ones left out."""
+    waiting = [str(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    waiting.append(entry.path)
+                elif entry.is_file():
+                    name = Path(entry.path).relative_to(folder).as_posix()
+                    yield name, ByteRange(entry.path, 0, entry.stat().st_size)
+
+
+def tar_members(path: Path) -> Iterator[tuple[str, ByteRange]]:
+    """Every regular file of a tar, in its order; ValueError when it is compressed, cut or no tar."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.isfile():
+                    yield member.name.removeprefix("./"), ByteRange(str(path), member.offset_data, member.size)
+                archive.members = []  # type: ignore[attr-defined]  # the index would grow with the archive
+            _check_end(path, archive.offset)
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{path} cannot be read as a tar ({error}): it must be whole and uncompressed, since files are read in "
+            "place; unpack compressed archives, fetch cut ones again"
+        ) from error
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """What follows the last member is nothing or a block of zeros; tarfile itself is silent about anything else."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        tail = file.read(tarfile.BLOCKSIZE)
+    if tail.strip(b"\0") or 0 < len(tail) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"no header at byte {offset}")
