@@ -1,0 +1,52 @@
+"""One number in [0, 1) for each key: a hash of (seed, purpose, key), the same in any order, shard or process."""
+
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float64, UInt8, UInt64
+
+FNV_OFFSET = np.uint64(0xCBF29CE484222325)
+FNV_PRIME = np.uint64(0x100000001B3)
+
+
+def coins(keys: pa.ChunkedArray, seed: int, purpose: str) -> Float64[np.ndarray, " rows"]:
+    """A uniform number per key; coins of different seeds or purposes are independent."""
+    salt = _mix(np.uint64(seed % 2**64) ^ _mix(np.uint64(zlib.crc32(purpose.encode()))))
+    hashed = [_mix(_fnv(chunk) ^ salt) for chunk in keys.chunks]
+    together = np.concatenate(hashed) if hashed else np.empty(0, np.uint64)
+    return (together >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _fnv(keys: pa.StringArray) -> UInt64[np.ndarray, " n"]:
+    """FNV-1a of the UTF-8 bytes, all keys at once, one byte position after another."""
+    lengths = pc.binary_length(keys).to_numpy(zero_copy_only=False).astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    data = _utf8(keys)
+    hashed = np.full(len(keys), FNV_OFFSET)
+    order = np.argsort(-lengths, kind="stable")
+    alive = np.searchsorted(-lengths[order], -np.arange(lengths.max(initial=0)), side="left")
+    with np.errstate(over="ignore"):
+        for position, count in enumerate(alive.tolist()):
+            rows = order[:count]
+            hashed[rows] = (hashed[rows] ^ data[starts[rows] + position]) * FNV_PRIME
+    return hashed
+
+
+def _utf8(keys: pa.StringArray) -> UInt8[np.ndarray, " bytes"]:
+    """The bytes of all strings of a chunk, one after another; respects the offset of a slice."""
+    if not len(keys):
+        return np.empty(0, np.uint8)
+    _, offsets, data = keys.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[keys.offset : keys.offset + len(keys) + 1]
+    empty = np.empty(0, np.uint8)
+    return np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]] if data is not None else empty
+
+
+def _mix(x: UInt64[np.ndarray, "..."] | np.uint64) -> UInt64[np.ndarray, "..."] | np.uint64:
+    """The finaliser of splitmix64 (Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

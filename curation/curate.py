@@ -1,0 +1,254 @@
+"""The curate step: embeddings to a selection, with a reason for every row.
+
+Stages: rows without a usable vector, leakage against evaluation embeddings, clusters of images and of captions,
+duplicates, balance. All is a function of the config and of the rows in order: not of workers, shards or interruptions.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow.compute as pc
+from jaxtyping import Float64, Int64
+
+from cluster.fanout import Pool
+from cluster.files import write_atomic
+from cluster.resources import Resources
+from curation.assign import Engine
+from curation.balance import Combine
+from curation.choose import Coins, Goal, Method, choose, evenness
+from curation.coins import coins
+from curation.decisions import Decisions
+from curation.dedup import DuplicatesConfig
+from curation.hierarchy import Level, LevelsConfig, cluster_levels
+from curation.kmeans import KMeansConfig
+from curation.leakage import LeakageConfig
+from curation.removal import drop_duplicates, drop_invalid, drop_leakage
+from curation.scan import Points, Scanner, Workers
+from curation.schema import CAPTION_EMBEDDING, CAPTIONS, CLS
+from curation.selection import write_selection
+from curation.shards import EmbeddingShards
+from curation.vectors import ShardVectors
+
+CURATION = "curation.json"
+LEAKAGE_INPUT = "leakage_"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    levels: LevelsConfig = LevelsConfig()
+    """Clusters of captions; balancing uses the first level."""
+    threshold: float = 0.0
+    """MetaCLIP's t, in pairs per cluster; 0: found for the target size."""
+    tail_share: float = 0.0
+    """Find t such that clusters smaller than t hold this share of the pairs (0.06 as published); 0: not used."""
+
+
+@dataclass(frozen=True)
+class CurateConfig:
+    method: Method = "both"
+    """What balances: image clusters, caption clusters, both; random: a draw of the same size; none: keep all."""
+    combine: Combine = "intersection"
+    """With both: a pair must be in both selections, or in either."""
+    target_rows: int = 0
+    """Pairs to keep; 0: `share` decides."""
+    share: float = 0.5
+    """Pairs to keep, as a share of those left after leakage and duplicates."""
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    """Distance between image vectors; captions always use cosine."""
+    levels: LevelsConfig = LevelsConfig()
+    """Hierarchy of image clusters."""
+    text: TextConfig = TextConfig()
+    """Balance over caption clusters."""
+    kmeans: KMeansConfig = KMeansConfig()
+    """Every clustering."""
+    leaf: Literal["random", "central"] = "random"
+    """Which rows of a bottom cluster are kept first: any, or those nearest its centroid."""
+    duplicates: DuplicatesConfig = DuplicatesConfig()
+    """What counts as a duplicate; applies to every method."""
+    leakage: LeakageConfig = LeakageConfig()
+    """What counts as leakage; applies to every method that is given evaluation embeddings."""
+    error_budget: float = 0.01
+    """Share of rows that may have unusable vectors before the run stops."""
+    engine: Engine = "auto"
+    """Arithmetic of the nearest-centroid search; labels are the same for all but faiss, which is exact to float32."""
+    seed: int = 0
+    """Seed of samples, coins and ties."""
+    resources: Resources = field(default_factory=Resources)
+    """Workers that scan the shards."""
+
+    def __post_init__(self) -> None:
+        if self.target_rows < 0 or not 0 < self.share <= 1:
+            raise ValueError(
+                f"target_rows is {self.target_rows} and share {self.share}: target_rows must be 0 or more, share "
+                "above 0 and at most 1; set one of them"
+            )
+
+
+def run(config: CurateConfig, *, out: Path, embeddings: Path, **evaluation: Path) -> dict[str, float]:
+    """Write selection, decisions and clusters to `out`; inputs named leakage_* are embeddings of evaluation images.
+
+    Continues from the levels and iterations that an interrupted run left in `out`.
+    """
+    with Pool(Scanner, resources=config.resources) as workers:
+        return curate(config, workers, out, embeddings, evaluation)
+
+
+def curate(
+    config: CurateConfig, workers: Workers, out: Path, embeddings: Path, evaluation: Mapping[str, Path]
+) -> dict[str, float]:
+    """The step, with given workers: `run` gives it a pool of processes."""
+    shards = EmbeddingShards(embeddings)
+    _check(config, shards, evaluation)
+    decisions, seconds, figures = Decisions(shards), dict[str, float](), dict[str, float]()
+    with _timed(seconds, "check"):
+        points = Points(ShardVectors(embeddings, CLS, unit=True), workers, True, engine=config.engine)
+        drop_invalid(decisions, points, config.error_budget)
+        captions = None
+        if config.method in ("both", "text"):
+            vectors = ShardVectors(embeddings, CAPTION_EMBEDDING, unit=True)
+            captions = Points(vectors, workers, True, engine=config.engine)
+            drop_invalid(decisions, captions, config.error_budget)
+        valid = decisions.surviving()
+    with _timed(seconds, "leakage"):
+        found = [drop_leakage(decisions, points, valid, path, config.leakage) for path in evaluation.values()]
+        figures["captions_in_evaluation"] = float(sum(found))
+    with _timed(seconds, "image_clusters"):
+        image = _image_levels(config, points, valid, out, decisions)
+    with _timed(seconds, "text_clusters"):
+        text = _text_levels(config, captions, valid, out, decisions)
+    with _timed(seconds, "duplicates"):
+        drop_duplicates(decisions, points, _preference(config, decisions, image), image, config.duplicates)
+    with _timed(seconds, "balance"):
+        figures |= choose(decisions, _goal(config, decisions), image, _coins(config, decisions, image), config.seed)
+    figures |= evenness(decisions, image, text)
+    decisions.write(out)
+    write_selection(out, shards, decisions.surviving())
+    return _write_summary(config, out, decisions, figures, seconds)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[phase] = time.monotonic() - start
+
+
+def _check(config: CurateConfig, shards: EmbeddingShards, evaluation: Mapping[str, Path]) -> None:
+    strange = [name for name in evaluation if not name.startswith(LEAKAGE_INPUT)]
+    if strange:
+        raise ValueError(
+            f"inputs {strange} of curate: only embeddings and {LEAKAGE_INPUT}* are known; rename or drop them"
+        )
+    if config.method in ("both", "text") and not shards.spec.caption_dim:
+        raise ValueError(
+            f"method {config.method} on {shards.folder}, which has no caption vectors: embed with a caption encoder, "
+            "or use method image"
+        )
+    counts = pc.value_counts(shards.keys())
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    if len(repeated):
+        raise ValueError(
+            f"{len(repeated)} keys occur more than once in {shards.folder}, e.g. {repeated[:3].to_pylist()}: keys "
+            "must be unique over all shards; embed again with one source per key"
+        )
+
+
+def _image_levels(
+    config: CurateConfig, points: Points, valid: Int64[np.ndarray, " n"], out: Path, decisions: Decisions
+) -> list[Level]:
+    """Levels over the rows with valid vectors, when the method or the search for duplicates needs them."""
+    if config.method not in ("both", "image") and config.duplicates.cosine > 1:
+        return []
+    if config.metric == "euclidean":
+        vectors = ShardVectors(decisions.shards.folder, CLS)
+        points = Points(vectors, points.workers, False, engine=points.engine)
+    levels = _levels(config, points, valid, config.levels, out / "image")
+    decisions.image_cluster[valid] = levels[0].labels
+    return levels
+
+
+def _text_levels(
+    config: CurateConfig, captions: Points | None, valid: Int64[np.ndarray, " n"], out: Path, decisions: Decisions
+) -> list[Level]:
+    if captions is None:
+        return []
+    levels = _levels(config, captions, valid, config.text.levels, out / "text")
+    decisions.text_cluster[valid] = levels[0].labels
+    return levels
+
+
+def _levels(
+    config: CurateConfig, points: Points, valid: Int64[np.ndarray, " n"], levels: LevelsConfig, folder: Path
+) -> list[Level]:
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(valid) < points.num_rows:
+        points = points.subset(valid)
+    return cluster_levels(points, levels.resolve(len(valid)), config.kmeans, config.seed, folder)
+
+
+def _preference(config: CurateConfig, decisions: Decisions, image: list[Level]) -> Float64[np.ndarray, " rows"]:
+    """Lowest for the row that should stay among duplicates; ties are broken by coin."""
+    tie = coins(decisions.shards.keys(), config.seed, "duplicates")
+    if config.duplicates.keep == "caption":
+        captions = decisions.shards.strings(CAPTIONS).combine_chunks()
+        lengths = pc.binary_length(captions.flatten()).to_numpy(zero_copy_only=False)
+        row = np.repeat(np.arange(len(captions)), pc.list_value_length(captions).to_numpy())
+        first = -np.bincount(row, lengths, len(captions))
+    else:
+        first = _distances(decisions, image)
+    rank = np.empty(len(tie))
+    rank[np.lexsort((tie, first))] = np.arange(len(tie))
+    return rank
+
+
+def _distances(decisions: Decisions, image: list[Level]) -> Float64[np.ndarray, " rows"]:
+    """Squared distance to the centroid, 0 without clusters."""
+    distances = np.zeros(len(decisions.reason))
+    if image:
+        distances[decisions.image_cluster >= 0] = image[0].distances
+    return distances
+
+
+def _goal(config: CurateConfig, decisions: Decisions) -> Goal:
+    surviving = len(decisions.surviving())
+    num_rows = config.target_rows or min(surviving, max(1, round(config.share * surviving)))
+    return Goal(config.method, config.combine, num_rows, config.text.threshold, config.text.tail_share)
+
+
+def _coins(config: CurateConfig, decisions: Decisions, image: list[Level]) -> Coins:
+    leaf, text, random = (
+        coins(decisions.shards.keys(), config.seed, purpose) for purpose in ("leaf", "text", "random")
+    )
+    return Coins(_distances(decisions, image) if config.leaf == "central" else leaf, text, random)
+
+
+def _write_summary(
+    config: CurateConfig, out: Path, decisions: Decisions, figures: dict[str, float], seconds: dict[str, float]
+) -> dict[str, float]:
+    """Write curation.json and return the step's summary."""
+    counts = decisions.counts()
+    report = {
+        "method": config.method,
+        "rows": len(decisions.reason),
+        "counts": counts,
+        "figures": figures,
+        "seconds": seconds,
+        "evaluation": [str(shards.folder.name) for shards in decisions.evaluation],
+    }
+    write_atomic(out / CURATION, json.dumps(report, indent=1) + "\n")
+    logger.info("method=%s rows=%d kept=%d", config.method, len(decisions.reason), counts["kept"])
+    removed = {_name(reason): float(count) for reason, count in counts.items() if reason != "kept"}
+    times = {f"seconds_{phase}": value for phase, value in seconds.items()}
+    return {"rows": float(len(decisions.reason)), "kept": float(counts["kept"]), **removed, **figures, **times}
+
+
+def _name(reason: str) -> str:
+    return "removed_" + reason.replace(": ", "_").replace(" ", "_")

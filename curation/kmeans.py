@@ -1,0 +1,174 @@
+"""Exact Lloyd k-means over points that are read in spans: centroids go out, sums and counts come back.
+
+Labels are those of a float64 brute force (curation/assign.py), sums are float64 in row order, so the result is the same
+for any number of workers and any shard layout, and a run that was killed continues from its last iteration to the same
+bits. Seeds: k-means++ (Arthur and Vassilvitskii 2007) on a sample of the rows. Empty clusters are refilled with the
+rows farthest from their centroids.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+from cluster.files import replacing
+from curation.scan import Points, Sums
+from curation.vectors import to_unit
+
+SAME_POINT = 1e-6  # squared distance, relative to the squared length, below which float32 cannot tell points apart
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class KMeansConfig:
+    iterations: int = 25
+    """Most Lloyd iterations per clustering."""
+    tolerance: float = 1e-4
+    """Stop when the objective falls by less than this share in one iteration."""
+    seeding: Literal["k-means++", "random"] = "k-means++"
+    """How the first centroids are chosen from a sample of the rows."""
+    sample_per_centroid: int = 16
+    """Rows in that sample, per centroid."""
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"kmeans.iterations is {self.iterations}: at least 1 is needed; 10 to 50 are usual")
+
+
+class State(NamedTuple):
+    """A clustering after some iterations."""
+
+    centroids: Float32[np.ndarray, "k d"]
+    objectives: tuple[float, ...]
+
+
+def kmeans(
+    points: Points, num_clusters: int, config: KMeansConfig, seed: int, checkpoint: Path | None = None
+) -> Float32[np.ndarray, "k d"]:
+    """Centroids of the points; with a `checkpoint` path, continues what an interrupted run left there.
+
+    Raises ValueError when there are fewer distinct points than clusters.
+    """
+    if not 1 <= num_clusters <= points.num_rows:
+        raise ValueError(
+            f"{num_clusters} clusters of {points.num_rows} points: 1 to {points.num_rows} are possible; lower it"
+        )
+    state = _read(checkpoint)
+    if state is None:
+        state = State(choose_seeds(points, num_clusters, config, seed), ())
+    while not _is_finished(state.objectives, config):
+        state = _iterate(points, state)
+        if checkpoint is not None:
+            _write(checkpoint, state)
+        logger.debug("kmeans k=%d iteration=%d objective=%g", num_clusters, len(state.objectives), state.objectives[-1])
+    return state.centroids
+
+
+def assign(
+    points: Points, centroids: Float32[np.ndarray, "k d"]
+) -> tuple[Int32[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+    """The nearest centroid of every point and the squared distance to it."""
+    labels, distances = np.empty(points.num_rows, np.int32), np.empty(points.num_rows, np.float32)
+    for (start, stop), (span_labels, span_distances) in points.scan("labels", centroids):
+        labels[start:stop], distances[start:stop] = span_labels, span_distances
+    return labels, distances
+
+
+def _is_finished(objectives: tuple[float, ...], config: KMeansConfig) -> bool:
+    if len(objectives) >= config.iterations:
+        return True
+    return len(objectives) > 1 and objectives[-2] - objectives[-1] <= config.tolerance * abs(objectives[-2])
+
+
+def _iterate(points: Points, state: State) -> State:
+    centroids = state.centroids
+    vectors, counts, squares = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64), 0.0
+    for _, part in points.scan("sums", centroids):
+        vectors += part.vectors
+        counts += part.counts
+        squares += part.squares
+    total = Sums(vectors, counts, squares)
+    updated = (vectors / np.maximum(counts, 1)[:, None]).astype(np.float32)
+    if points.unit:
+        updated = to_unit(updated)
+    lost = np.flatnonzero((counts == 0) | ~updated.any(axis=1) if points.unit else counts == 0)
+    if len(lost):
+        updated[lost] = centroids[lost]
+        updated = _refill(points, centroids, updated, lost)
+    return State(updated, (*state.objectives, _objective(total, centroids)))
+
+
+def _objective(sums: Sums, centroids: Float32[np.ndarray, "k d"]) -> float:
+    """Sum of squared distances, without another pass: |x|^2 - 2 c.(sum of x) + n |c|^2."""
+    exact = centroids.astype(np.float64)
+    products = np.einsum("kd,kd->", exact, sums.vectors)
+    return float(sums.squares - 2 * products + sums.counts @ np.einsum("kd,kd->k", exact, exact))
+
+
+def _refill(
+    points: Points,
+    centroids: Float32[np.ndarray, "k d"],
+    updated: Float32[np.ndarray, "k d"],
+    empty: Int64[np.ndarray, " e"],
+) -> Float32[np.ndarray, "k d"]:
+    """Put the empty clusters where rows are farthest from their centroid, each at a different point."""
+    found = [result for _, result in points.scan("farthest", centroids, 4 * len(empty))]
+    rows, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.lexsort((rows, -distances))[: 4 * len(empty)]
+    vectors = points.gather(rows[order])
+    apart = distances[order] > SAME_POINT * np.einsum("nd,nd->n", vectors, vectors)
+    if not apart.any():
+        raise ValueError(
+            f"{len(centroids)} clusters exceed the number of distinct points ({len(centroids) - len(empty)} among "
+            f"{points.num_rows}): each cluster needs a point of its own; lower the number of clusters"
+        )
+    _, first = np.unique(vectors[apart], axis=0, return_index=True)
+    chosen = vectors[apart][np.sort(first)[: len(empty)]]
+    updated[empty[: len(chosen)]] = chosen
+    return updated
+
+
+def choose_seeds(points: Points, num_clusters: int, config: KMeansConfig, seed: int) -> Float32[np.ndarray, "k d"]:
+    """The first centroids, from a sample of rows that depends on the seed and the number of rows only."""
+    rng = np.random.default_rng(seed)
+    size = min(points.num_rows, max(1, config.sample_per_centroid) * num_clusters)
+    rows = np.sort(rng.choice(points.num_rows, size, replace=False))
+    if config.seeding == "random":
+        return points.gather(np.sort(rng.choice(rows, num_clusters, replace=False)))
+    return _spread_out(points.gather(rows), num_clusters, rng)
+
+
+def _spread_out(
+    sample: Float32[np.ndarray, "n d"], num_clusters: int, rng: np.random.Generator
+) -> Float32[np.ndarray, "k d"]:
+    """k-means++: each next seed drawn with probability proportional to its squared distance to the seeds so far.
+
+    When the sample has too few distinct points, the last seed repeats; its empty clusters are refilled later.
+    """
+    norms = np.einsum("nd,nd->n", sample, sample)
+    seeds = [int(rng.integers(len(sample)))]
+    nearest = np.full(len(sample), np.inf, np.float32)
+    for draw in rng.random(num_clusters - 1):
+        products = np.einsum("nd,d->n", sample, sample[seeds[-1]])
+        nearest = np.minimum(nearest, norms - 2 * products + norms[seeds[-1]])
+        weights = np.cumsum(np.where(nearest > SAME_POINT * norms, nearest, 0), dtype=np.float64)
+        if weights[-1] == 0:
+            seeds += [seeds[-1]] * (num_clusters - len(seeds))
+            break
+        seeds.append(min(int(np.searchsorted(weights, draw * weights[-1], side="right")), len(sample) - 1))
+    return sample[seeds]
+
+
+def _read(checkpoint: Path | None) -> State | None:
+    if checkpoint is None or not checkpoint.exists():
+        return None
+    with np.load(checkpoint) as stored:
+        return State(stored["centroids"], tuple(stored["objectives"].tolist()))
+
+
+def _write(checkpoint: Path, state: State) -> None:
+    with replacing(checkpoint) as path, path.open("wb") as file:
+        np.savez(file, centroids=state.centroids, objectives=np.array(state.objectives))

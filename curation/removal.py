@@ -1,0 +1,76 @@
+"""The stages that remove rows before anything is balanced: unusable vectors, leakage, duplicates."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from curation.decisions import Decisions, Reason
+from curation.dedup import DuplicatesConfig, Pairs, equal_pairs, perceptual_pairs, resolve, semantic_pairs
+from curation.hierarchy import Level
+from curation.leakage import How, LeakageConfig, find_leakage
+from curation.scan import Points
+from curation.schema import BYTES_HASH, PERCEPTUAL_HASH, PIXEL_HASH
+from curation.shards import EmbeddingShards
+
+LEAKAGE: dict[How, Reason] = {
+    "same image": "leakage: same image",
+    "perceptual hash": "leakage: perceptual hash",
+    "cosine": "leakage: cosine",
+    "caption": "leakage: caption",
+}
+
+
+def drop_invalid(decisions: Decisions, points: Points, error_budget: float) -> None:
+    """Count rows whose vector is not finite or zero; ValueError when there are more than the budget allows."""
+    not_finite, zero = (
+        np.concatenate(parts) for parts in zip(*(found for _, found in points.scan("faults")), strict=True)
+    )
+    decisions.drop(not_finite, "invalid: value not finite")
+    decisions.drop(zero, "invalid: zero vector")
+    bad = np.union1d(not_finite, zero)
+    if len(bad) > error_budget * points.num_rows:
+        keys = decisions.shards.keys().combine_chunks().take(bad[:5]).to_pylist()
+        raise ValueError(
+            f"{len(not_finite)} vectors with NaN or infinite values and {len(zero)} zero vectors "
+            f"among {points.num_rows} (keys {keys}): at most a share of {error_budget} may be; look "
+            "at them, or raise error_budget"
+        )
+
+
+def drop_leakage(
+    decisions: Decisions, points: Points, valid: Int64[np.ndarray, " n"], evaluation: Path, config: LeakageConfig
+) -> int:
+    """Drop what is found in one evaluation set; returns the number of pairs whose captions occur there."""
+    num_captions, other = 0, EmbeddingShards(evaluation)
+    for finding in find_leakage(decisions.shards, points, valid, evaluation, config):
+        if finding.how == "caption":
+            num_captions = len(finding.rows)
+            if config.captions != "remove":
+                continue
+        pairs = Pairs(finding.evaluation_rows, finding.rows, finding.cosine)
+        decisions.drop_for(pairs, LEAKAGE[finding.how], other)
+    return num_captions
+
+
+def drop_duplicates(
+    decisions: Decisions,
+    points: Points,
+    preference: Float64[np.ndarray, " rows"],
+    levels: list[Level],
+    config: DuplicatesConfig,
+) -> None:
+    """Drop all but one of each group of duplicates among the surviving rows, the surest kind first."""
+    shards = decisions.shards
+    if config.exact:
+        same_bytes = equal_pairs(shards.hashes(BYTES_HASH), preference, decisions.surviving())
+        decisions.drop_for(same_bytes, "duplicate: same bytes")
+        same_pixels = equal_pairs(shards.hashes(PIXEL_HASH), preference, decisions.surviving())
+        decisions.drop_for(same_pixels, "duplicate: same pixels")
+    if config.perceptual_bits >= 0:
+        hashes, among = shards.hashes(PERCEPTUAL_HASH), decisions.surviving()
+        pairs = perceptual_pairs(hashes, preference, among, config, points)
+        decisions.drop_for(resolve(pairs, preference), "duplicate: perceptual hash")
+    if config.cosine <= 1:
+        pairs = semantic_pairs(points, decisions.image_cluster, levels[0].centroids, decisions.surviving(), config)
+        decisions.drop_for(resolve(pairs, preference), "duplicate: cosine")

@@ -1,0 +1,199 @@
+"""Passes over rows by worker processes: the rows are cut into spans, workers read a span's vectors block by block.
+
+Spans depend on the number of rows only and results are handed back in row order, so that any sum over them has the same
+bits for any number of workers and any shard layout.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int32, Int64
+from scipy import sparse
+
+from curation.assign import TILE_ROWS, Assigner, Engine
+from curation.vectors import ArrayVectors, Vectors
+
+BLOCK_ROWS = 8192
+LARGEST_SPAN = 1 << 17
+SMALLEST_SPAN = 1 << 11
+SPANS = 16
+
+Span = tuple[int, int]
+
+
+class Sums(NamedTuple):
+    """What one k-means iteration needs of a span."""
+
+    vectors: Float64[np.ndarray, "k d"]
+    counts: Int64[np.ndarray, " k"]
+    squares: float
+
+
+@runtime_checkable
+class Workers(Protocol):
+    """A pool of `Scanner`s: `cluster.fanout.Pool`, or `InProcess`."""
+
+    def map(self, method: str, items: Sequence[Span], *shared: object) -> Iterator[tuple[Span, Any]]:
+        """(item, scanner.method(item, *shared)) for each item, in any order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Points:
+    """The vectors to cluster: all rows, or some of them, and who scans them."""
+
+    vectors: Vectors
+    workers: Workers
+    unit: bool
+    rows: Int64[np.ndarray, " n"] | None = None
+    engine: Engine = "auto"
+
+    @property
+    def num_rows(self) -> int:
+        return self.vectors.num_rows if self.rows is None else len(self.rows)
+
+    def gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n dim"]:
+        """Vectors by their number among these points."""
+        return self.vectors.gather(rows if self.rows is None else self.rows[rows])
+
+    def subset(self, rows: Int64[np.ndarray, " n"]) -> "Points":
+        """Some of these points, in the order given."""
+        return replace(self, rows=rows if self.rows is None else self.rows[rows])
+
+    def scan(self, method: str, *shared: object) -> Iterator[tuple[Span, Any]]:
+        """Results of a Scanner method for every span, in row order."""
+        return self.scan_items(method, cut_spans(self.num_rows), *shared)
+
+    def scan_items(self, method: str, items: Sequence[Span], *shared: object) -> Iterator[tuple[Span, Any]]:
+        """Results of a Scanner method for every item (a range of anything), in the order of the items."""
+        early: dict[Span, Any] = {}
+        expected = iter(items)
+        item = next(expected, None)
+        for done, result in self.workers.map(method, items, self.without_workers(), *shared):
+            early[done] = result
+            while item in early:
+                yield item, early.pop(item)
+                item = next(expected, None)
+
+    def without_workers(self) -> "Points":
+        """What travels to a worker process."""
+        return replace(self, workers=InProcess())
+
+
+def cut_spans(num_rows: int) -> list[Span]:
+    """Row ranges whose length depends on the number of rows only."""
+    length = min(max(-(-num_rows // SPANS), SMALLEST_SPAN), LARGEST_SPAN)
+    return [(start, min(start + length, num_rows)) for start in range(0, num_rows, length)]
+
+
+class Scanner:
+    """Lives in a worker process; every method is a pure function of its arguments."""
+
+    def sums(self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]) -> Sums:
+        """Per centroid, the sum and number of the rows nearest to it."""
+        assigner = Assigner(centroids, points.unit, points.engine)
+        total, counts, squares = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64), 0.0
+        for x in _blocks(span, points):
+            labels = assigner(x)
+            one_hot = sparse.csc_array((np.ones(len(x)), labels, np.arange(len(x) + 1)), (len(centroids), len(x)))
+            total += one_hot @ x
+            counts += np.bincount(labels, minlength=len(centroids))
+            squares += float(np.einsum("nd,nd->", x, x, dtype=np.float64))
+        return Sums(total, counts, squares)
+
+    def labels(
+        self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]
+    ) -> tuple[Int32[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+        """Per row, the nearest centroid and the squared distance to it."""
+        assigner = Assigner(centroids, points.unit, points.engine)
+        labels, distances = [np.empty(0, np.int32)], [np.empty(0, np.float32)]
+        for x in _blocks(span, points):
+            labels.append(assigner(x))
+            distances.append(_squared_distances(x, centroids[labels[-1]]))
+        return np.concatenate(labels), np.concatenate(distances)
+
+    def farthest(
+        self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"], most: int
+    ) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+        """The `most` rows farthest from their nearest centroid, and their squared distances."""
+        _, distances = self.labels(span, points, centroids)
+        rows = np.argsort(-distances, kind="stable")[:most]
+        return rows + span[0], distances[rows]
+
+    def faults(self, span: Span, points: Points) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
+        """Rows that cannot be clustered: with a value that is not finite, and all zeros."""
+        not_finite, zero, start = [np.empty(0, np.int64)], [np.empty(0, np.int64)], span[0]
+        for x in _blocks(span, points):
+            finite = np.isfinite(x).all(axis=1)
+            not_finite.append(start + np.flatnonzero(~finite))
+            zero.append(start + np.flatnonzero(~x.any(axis=1)))
+            start += len(x)
+        return np.concatenate(not_finite), np.concatenate(zero)
+
+    def similar(
+        self,
+        clusters: Span,
+        points: Points,
+        members: Int64[np.ndarray, " n"],
+        offsets: Int64[np.ndarray, " k_plus_1"],
+        adjoining: list[Int64[np.ndarray, " _"]],
+        least: float,
+    ) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"], Float32[np.ndarray, " pairs"]]:
+        """Pairs of rows with at least that cosine, in each cluster of a range and between it and those adjoining."""
+        found = [_no_pairs()]
+        for cluster in range(*clusters):
+            own = members[offsets[cluster] : offsets[cluster + 1]]
+            for other in (cluster, *adjoining[cluster].tolist()):
+                found += _similar_rows(
+                    points, own, members[offsets[other] : offsets[other + 1]], least, other == cluster
+                )
+        left, right, cosine = zip(*found, strict=True)
+        return np.concatenate(left), np.concatenate(right), np.concatenate(cosine)
+
+
+def _no_pairs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+
+
+def _similar_rows(
+    points: Points, own: Int64[np.ndarray, " n"], others: Int64[np.ndarray, " m"], least: float, same: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Products screen in tiles, the cosines of the pairs found decide: independent of how the tiles were cut."""
+    for start in range(0, len(own), TILE_ROWS):
+        rows = own[start : start + TILE_ROWS]
+        x = points.gather(rows)
+        for begin in range(start if same else 0, len(others), TILE_ROWS):
+            columns = others[begin : begin + TILE_ROWS]
+            y = x if same and begin == start else points.gather(columns)
+            left, right = np.nonzero(x @ y.T >= least - 1e-5)
+            if same and begin == start:
+                left, right = left[left < right], right[left < right]
+            cosine = np.einsum("nd,nd->n", x[left], y[right])
+            close = cosine >= least
+            yield rows[left[close]], columns[right[close]], cosine[close]
+
+
+def _blocks(span: Span, points: Points) -> Iterator[Float32[np.ndarray, "n d"]]:
+    for start in range(span[0], span[1], BLOCK_ROWS):
+        yield points.gather(np.arange(start, min(start + BLOCK_ROWS, span[1])))
+
+
+def _squared_distances(x: Float32[np.ndarray, "n d"], near: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, " n"]:
+    apart = x - near
+    return np.einsum("nd,nd->n", apart, apart)
+
+
+class InProcess:
+    """The workers of small data: this very process."""
+
+    def map(self, method: str, items: Sequence[Any], *shared: object) -> Iterator[tuple[Any, Any]]:
+        scanner = Scanner()
+        for item in items:
+            yield item, getattr(scanner, method)(item, *shared)
+
+
+def points_in_memory(array: Float32[np.ndarray, "n dim"], unit: bool, engine: Engine = "auto") -> Points:
+    """Points that fit in memory, scanned by this process: the centroids of a level below."""
+    return Points(ArrayVectors(array, unit), InProcess(), unit, engine=engine)

@@ -1,0 +1,66 @@
+"""Row vectors that k-means, duplicates and leakage read: a memory-mapped column of embedding shards, or an array.
+
+A reader gathers float32 rows by number and never holds the whole matrix. With `unit` every row is scaled to length one;
+a row's result depends on that row alone, so that nothing downstream can depend on shards, blocks or workers.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from curation.shards import EmbeddingShards
+
+
+@runtime_checkable
+class Vectors(Protocol):
+    """Rows of one width, read by number."""
+
+    num_rows: int
+    dim: int
+
+    def gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n dim"]:
+        """Copies of some rows, in the order asked."""
+        ...
+
+
+class ArrayVectors:
+    """The rows of an array in memory: centroids of a lower level, tests."""
+
+    def __init__(self, array: Float32[np.ndarray, "n dim"], unit: bool = False) -> None:
+        self.array = to_unit(array) if unit else array
+        self.num_rows, self.dim = array.shape
+
+    def gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n dim"]:
+        return self.array[rows]
+
+
+class ShardVectors:
+    """One vector column of a folder of embedding shards, opened where it is used."""
+
+    def __init__(self, folder: Path, column: str, unit: bool = False) -> None:
+        self.folder, self.column, self.unit = folder, column, unit
+        self.shards = EmbeddingShards(folder)
+        self.num_rows, self.dim = self.shards.num_rows, self.shards.spec.width(column)
+
+    def __reduce__(self) -> tuple[Callable[..., "ShardVectors"], tuple[Path, str, bool]]:
+        return _open_once, (self.folder, self.column, self.unit)
+
+    def gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n dim"]:
+        vectors = self.shards.gather(rows, self.column)[:, 0]
+        return to_unit(vectors) if self.unit else vectors
+
+
+@functools.lru_cache(maxsize=8)
+def _open_once(folder: Path, column: str, unit: bool) -> ShardVectors:
+    """A worker that receives the same shards with every call maps them once."""
+    return ShardVectors(folder, column, unit)
+
+
+def to_unit(x: Float32[np.ndarray, "n dim"]) -> Float32[np.ndarray, "n dim"]:
+    """Rows scaled to length one; zero rows stay zero."""
+    norms = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
+    return x / np.where(norms > 0, norms, 1.0).astype(np.float32)[:, None]

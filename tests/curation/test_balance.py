@@ -1,0 +1,97 @@
+"""Laws of water filling and of the two selections, against plain loops."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation.balance import ImageBalance, TextBalance, combine, entropy, gini, tail_threshold, water_fill
+
+
+def _fill_slowly(sizes: np.ndarray, budget: int, order: np.ndarray) -> np.ndarray:
+    """One row at a time, always to an unfilled child with least; ties by `order`."""
+    quotas = np.zeros_like(sizes)
+    for _ in range(budget):
+        open_children = np.flatnonzero(quotas < sizes)
+        least = open_children[quotas[open_children] == quotas[open_children].min()]
+        quotas[least[np.argmin(order[least])]] += 1
+    return quotas
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=4), st.data())
+def test_water_fill_equals_filling_one_row_at_a_time(families: list, data: st.DataObject) -> None:
+    sizes = np.array([size for family in families for size in family])
+    parents = np.repeat(np.arange(len(families)), [len(family) for family in families])
+    budgets = np.array([data.draw(st.integers(0, sum(family))) for family in families])
+    order = np.random.default_rng(0).random(len(sizes))
+    quotas = water_fill(sizes, parents, budgets, order)
+    for parent, budget in enumerate(budgets):
+        own = parents == parent
+        np.testing.assert_array_equal(quotas[own], _fill_slowly(sizes[own], budget, order[own]))
+
+
+def test_water_fill_refuses_more_than_there_is() -> None:
+    with pytest.raises(ValueError, match="a budget of 9 rows for 5"):
+        water_fill(np.array([2, 3]), np.array([0, 0]), np.array([9]), np.zeros(2))
+
+
+def _tree(num_rows: int = 500, seed: int = 0) -> tuple[ImageBalance, TextBalance]:
+    rng = np.random.default_rng(seed)
+    leaves = np.minimum(rng.geometric(0.08, num_rows) - 1, 39).astype(np.int32)
+    image = ImageBalance(leaves, [rng.integers(0, 6, 40).astype(np.int32)], 40, rng.random(num_rows), seed)
+    text = TextBalance(np.minimum(rng.geometric(0.1, num_rows) - 1, 29).astype(np.int32), rng.random(num_rows))
+    return image, text
+
+
+def test_selections_are_nested_and_of_exact_size() -> None:
+    for selection in _tree():
+        before = selection.keep(0)
+        for budget in range(1, 501):
+            now = selection.keep(budget)
+            assert now.sum() == budget
+            assert (now >= before).all()
+            before = now
+
+
+@pytest.mark.parametrize("how", ["intersection", "union"])
+@pytest.mark.parametrize("target", [1, 100, 333, 499, 500])
+def test_combine_keeps_exactly_the_target(how: str, target: int) -> None:
+    image, text = _tree()
+    solved = combine(image, text, target, how)
+    assert solved.kept.sum() == target
+    joined = solved.image & solved.text if how == "intersection" else solved.image | solved.text
+    np.testing.assert_array_equal(solved.kept, joined)
+    assert solved.image.sum() == solved.image_budget
+    assert solved.text.sum() == solved.text_budget
+
+
+def test_combine_with_a_fixed_text_threshold_moves_only_the_image_budget() -> None:
+    image, text = _tree()
+    solved = combine(image, text, 150, "intersection", text.budget(12.0))
+    assert solved.kept.sum() == 150
+    assert solved.text_budget == text.budget(12.0)
+    with pytest.raises(ValueError, match="cannot give 499"):
+        combine(image, text, 499, "intersection", text.budget(1.0))
+
+
+def test_text_rows_are_kept_when_their_coin_is_below_the_published_probability() -> None:
+    rng = np.random.default_rng(1)
+    clusters, coins = rng.integers(0, 20, 400).astype(np.int32), rng.random(400)
+    text = TextBalance(clusters, coins)
+    budget = text.budget(9.0)
+    np.testing.assert_array_equal(text.keep(budget), coins < text.keep_probability(9.0))
+    np.testing.assert_array_equal(text.keep(120), coins < text.keep_probability(text.threshold(120)))
+
+
+def test_tail_threshold_leaves_the_share_below() -> None:
+    counts = np.array([1, 1, 2, 4, 8, 84])
+    assert tail_threshold(counts, 0.06) == 4  # entries below 4 hold 4 %, below 8 hold 8 %
+    assert counts[counts < tail_threshold(counts, 0.08)].sum() == 8
+
+
+def test_entropy_and_gini_of_even_and_single_clusters() -> None:
+    assert entropy(np.array([5, 5, 5, 5])) == pytest.approx(2.0)
+    assert gini(np.array([5, 5, 5, 5])) == pytest.approx(0.0)
+    assert entropy(np.array([0, 20, 0, 0])) == 0.0
+    assert gini(np.array([0, 20, 0, 0])) == pytest.approx(0.75)

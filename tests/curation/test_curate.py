@@ -1,0 +1,165 @@
+"""The whole step on synthetic shards with a known truth."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cluster.resources import Resources
+from curation.curate import CurateConfig, TextConfig, curate, run
+from curation.decisions import read_decisions, why
+from curation.dedup import DuplicatesConfig
+from curation.hierarchy import LevelsConfig
+from curation.leakage import LeakageConfig
+from curation.scan import InProcess
+from curation.schema import CAPTION_EMBEDDING, CLS
+from curation.selection import read_selection
+from curation.shards import EmbeddingShards
+
+SIZES = (400, 150, 80, 40, 20, 10)  # rows per true concept
+NO_HASHES = DuplicatesConfig(perceptual_bits=-1, cosine=2.0)
+OUTPUTS = ("selection.arrow", "decisions.arrow", "image/level-1.npz", "image/level-2.npz", "text/level-1.npz")
+LEVELS = LevelsConfig(clusters=(24, 6))
+
+
+def _mixture(sizes=SIZES, dim=16, seed=0, noise=0.05):
+    """Well-separated concepts: one-hot centres plus noise, rows shuffled."""
+    rng = np.random.default_rng(seed)
+    concepts = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    return concepts, np.eye(dim, dtype=np.float32)[concepts] + noise * rng.standard_normal((len(concepts), dim))
+
+
+@pytest.fixture
+def pool(tmp_path, embedding_spec, write_pool):
+    """pool(rows_per_shard, vectors=None): folder and concept of each row."""
+
+    def write(name="pool", cut=(300, 0, 250, 150), images=None, seed=0):
+        spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=16, caption_dim=16)
+        concepts, vectors = _mixture(seed=seed)
+        images = vectors if images is None else images
+        captions = _mixture(seed=seed)[1]
+        write_pool(tmp_path / name, spec, cut, vectors={CLS: images[:, None], CAPTION_EMBEDDING: captions[:, None]})
+        return tmp_path / name, concepts
+
+    return write
+
+
+def _config(workers=1, **changes):
+    fields = {"levels": LEVELS, "text": TextConfig(LevelsConfig(clusters=(6,))), "duplicates": NO_HASHES}
+    return CurateConfig(**{**fields, **changes}, resources=Resources(workers=workers, cpus=1.0))
+
+
+def _run(tmp_path, folder, name="out", evaluation=None, **changes):
+    """The step inside this process."""
+    out = tmp_path / name
+    out.mkdir(exist_ok=True)
+    return out, curate(_config(**changes), InProcess(), out, folder, evaluation or {})
+
+
+@pytest.mark.parametrize("method", ["both", "image", "text", "random"])
+def test_curate_keeps_exactly_the_target(tmp_path, pool, method):
+    folder, concepts = pool()
+    out, summary = _run(tmp_path, folder, method=method, target_rows=120)
+    selection = read_selection(out, EmbeddingShards(folder))
+    assert len(selection.rows) == 120 == summary["kept"]
+    sizes = np.bincount(concepts[selection.rows], minlength=6)
+    if method in ("image", "both"):
+        assert sizes.max() <= 40
+    if method == "image":
+        assert sizes.min() >= 9
+    table = read_decisions(out)
+    assert table["kept"].to_pylist() == (table["reason"].to_numpy() == "kept").tolist()
+    np.testing.assert_array_equal(np.flatnonzero(table["kept"]), selection.rows)
+
+
+def test_none_keeps_everything(tmp_path, pool):
+    folder, concepts = pool()
+    out, summary = _run(tmp_path, folder, method="none")
+    assert summary["kept"] == len(concepts)
+    np.testing.assert_array_equal(read_selection(out).rows, np.arange(len(concepts)))
+
+
+@pytest.mark.ray
+def test_selection_is_the_same_for_any_workers_and_shards(tmp_path, ray_session, pool):
+    first, _ = pool("first", (300, 0, 250, 150))
+    second, _ = pool("second", (699, 1))
+    config = {"target_rows": 150, "duplicates": DuplicatesConfig(perceptual_bits=-1, cosine=0.99)}
+    reference, _ = _run(tmp_path, first, "reference", **config)
+    for name, folder, workers in (("a", first, 1), ("b", second, 2)):
+        out = tmp_path / name
+        out.mkdir()
+        run(_config(workers, **config), out=out, embeddings=folder)
+        for file in OUTPUTS:
+            assert (out / file).read_bytes() == (reference / file).read_bytes(), file
+
+
+def test_duplicates_and_leakage_are_removed_with_reasons(tmp_path, pool):
+    _, images = _mixture(noise=0.4)
+    images[1] = images[0]
+    images[2] = 3 * images[0]
+    folder, _ = pool(images=images)
+    leaked = images.copy()
+    leaked[:] = np.roll(-images, 1, axis=1)  # nothing like the pool ...
+    leaked[7] = images[600]  # ... but for one
+    evaluation, _ = pool("held_out", images=leaked)
+    hashes_off = {"exact": False, "perceptual_bits": -1}
+    out, summary = _run(
+        tmp_path,
+        folder,
+        method="none",
+        duplicates=DuplicatesConfig(**hashes_off, cosine=0.999),
+        leakage=LeakageConfig(**hashes_off, cosine=0.999),
+        evaluation={"leakage_test": evaluation},
+    )
+    assert summary["removed_duplicate_cosine"] == 2
+    assert summary["removed_leakage_cosine"] == 1
+    reasons = [why(out, f"key-{row}") for row in (0, 1, 2)]
+    assert sorted(reason["kept"] for reason in reasons) == [False, False, True]
+    kept = next(reason["key"] for reason in reasons if reason["kept"])
+    assert {reason["other"] for reason in reasons if not reason["kept"]} == {kept}
+    found = why(out, "key-600")
+    assert (found["reason"], found["other"], found["other_set"]) == ("leakage: cosine", "key-7", "held_out")
+    assert summary["captions_in_evaluation"] == 700
+    examples = pa.ipc.open_file(out / "examples.arrow").read_all().to_pylist()
+    assert {row["key"]: row["other_thumbnail"] for row in examples}["key-600"] == b"jpeg 7"
+    assert json.loads((out / "curation.json").read_text())["counts"]["kept"] == summary["kept"]
+
+
+def test_equal_hashes_are_duplicates_and_leakage(tmp_path, pool):
+    folder, _ = pool()  # row i has bytes hash i and pixel hash 2 i
+    out, summary = _run(
+        tmp_path, folder, method="none", leakage=LeakageConfig(captions="remove"), evaluation={"leakage_self": folder}
+    )
+    assert summary["removed_leakage_same_image"] == 700
+    assert summary["kept"] == 0
+    assert why(out, "key-5")["other"] == "key-5"
+
+
+def test_unusable_vectors_are_counted_or_named(tmp_path, pool):
+    _, images = _mixture()
+    images[3] = 0
+    folder, _ = pool(images=images)
+    out, summary = _run(tmp_path, folder, method="image", target_rows=100)
+    assert summary["removed_invalid_zero_vector"] == 1
+    assert why(out, "key-3")["reason"] == "invalid: zero vector"
+    with pytest.raises(ValueError, match="key-3"):
+        _run(tmp_path, folder, "strict", method="image", error_budget=0.0)
+
+
+def test_a_target_above_what_is_left_is_refused(tmp_path, pool):
+    folder, _ = pool()
+    with pytest.raises(ValueError, match="701 pairs asked of 700"):
+        _run(tmp_path, folder, method="random", target_rows=701)
+
+
+def test_more_clusters_than_distinct_points_are_refused(tmp_path, pool):
+    folder, _ = pool(images=np.eye(16, dtype=np.float32)[_mixture()[0]])
+    with pytest.raises(ValueError, match="24 clusters exceed the number of distinct points"):
+        _run(tmp_path, folder, method="image")
+
+
+def test_an_unknown_input_is_refused(tmp_path, pool):
+    folder, _ = pool()
+    with pytest.raises(ValueError, match="evaluation"):
+        _run(tmp_path, folder, evaluation={"evaluation": folder})
