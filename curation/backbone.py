@@ -1,14 +1,12 @@
 """The frozen image backbone: images in; CLS, registers and patches out, with their geometry.
 
 DINOv2 (curation/dinov2.py) when its weights are given, cached or can be fetched; else an EfficientNet-Lite stand-in
-(curation/standin.py). `resolve` decides once, before anything runs; what it chose, with the sha256 of the weights, is identity.
+(curation/standin.py). `resolve` decides once, before anything runs; its choice and the weights' sha256 are identity.
 """
 
 import difflib
-import hashlib
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,16 +16,17 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from cluster.files import sha256_file
 from curation import dinov2, standin
+from curation.weights import find_weights, given_file, hub_answers, is_cached
 
 logger = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 AUTO = "auto"
+PREFERRED, FALLBACK = "dinov2-vits14-reg", "efficientnet-lite0"
 NAMES = (AUTO, *dinov2.MODELS, *standin.MODELS)
-PREFERRED = "dinov2-vits14-reg"
-HUB_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -35,29 +34,32 @@ class BackboneConfig:
     name: str = AUTO
     """auto, dinov2-vit{s,b,l,g}14[-reg], efficientnet-lite0, efficientnet-lite2, or random-vit (tests)."""
     weights: str = ""
-    """Meta's .pth, a .safetensors file or a Hugging Face folder; empty: the hub's cache, the hub, or the installed package."""
+    """Meta's .pth, a .safetensors file or a Hugging Face folder; empty: the hub's cache, the hub, or a package."""
     digest: str = ""
     """sha256 of the weights; filled when the backbone is resolved."""
     image_size: int = 224
-    """Side of the square crop fed to the backbone, in pixels; a multiple of its patch size."""
+    """Side of the square crop fed to the backbone, in pixels: a multiple of its patch size (auto rounds it)."""
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
             nearest = difflib.get_close_matches(self.name, NAMES, n=1, cutoff=0.0)[0]
             raise ValueError(f"backbone {self.name!r} is unknown: one of {', '.join(NAMES)}; did you mean {nearest!r}?")
-        patch_size = patch_size_of(self.name)
-        if self.image_size < patch_size or self.image_size % patch_size:
-            below = max(self.image_size // patch_size, 1) * patch_size
+        rounded = fit_image_size(self.image_size, self.name)
+        if self.name != AUTO and rounded != self.image_size:
             raise ValueError(
-                f"image_size {self.image_size} does not fit {self.name}: it must be a multiple of the patch size "
-                f"{patch_size}; use {below} or {below + patch_size}"
+                f"image_size {self.image_size} does not fit {self.name}: it must be a positive multiple of the patch "
+                f"size {patch_size_of(self.name)}; use {rounded}"
             )
 
 
 def patch_size_of(name: str) -> int:
-    if name == AUTO:
-        return 1
     return standin.PATCH_SIZE if name in standin.MODELS else dinov2.PATCH_SIZE
+
+
+def fit_image_size(image_size: int, name: str) -> int:
+    """The multiple of the backbone's patch size nearest to a size."""
+    patch_size = patch_size_of(name)
+    return max(round(image_size / patch_size), 1) * patch_size
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Geometry:
     patch_size: int
     num_registers: int
     grid: tuple[int, int]
+    """Patches down and across at image_size."""
     image_size: int
 
 
@@ -76,7 +79,7 @@ class Features(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """A frozen encoder with its preprocessing; forward takes any height and width that are multiples of the patch size."""
+    """A frozen encoder with its preprocessing; forward takes any sides that are multiples of the patch size."""
 
     def __init__(self, encoder: nn.Module, geometry: Geometry, description: str) -> None:
         super().__init__()
@@ -103,15 +106,17 @@ class Backbone(nn.Module):
         pixels = torch.from_numpy(np.array(_rgb(image), dtype=np.float32)) / 255.0
         return ((pixels - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)).permute(2, 0, 1).contiguous()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
-        """float32 features on the backbone's device, patches row by row."""
+        """float32 features on the backbone's device, patches row by row; matmuls in bfloat16 on a GPU."""
         patch_size = self.geometry.patch_size
         if images.shape[2] % patch_size or images.shape[3] % patch_size:
             raise ValueError(
                 f"images are {tuple(images.shape[2:])}: sides must be multiples of {patch_size}; crop or pad"
             )
-        return Features(*self.encoder(images.to(self.device)))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            cls, registers, patches = self.encoder(images.to(self.device))
+        return Features(cls.float(), registers.float(), patches.float())
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -128,49 +133,47 @@ def pool_patches(
 
 
 def resolve(config: BackboneConfig) -> BackboneConfig:
-    """The config with a concrete name and the sha256 of its weights; a resolved config is returned as it is."""
+    """The config with a concrete name, a fitting image size and the weights' sha256; once resolved it stays as it is.
+
+    auto: the DINOv2 whose weights are given; else ViT-S/14 with registers when the hub's cache holds it or the hub
+    answers within three seconds; else the stand-in.
+    """
     if config.digest:
         return config
-    name = config.name
-    if name == AUTO:
-        name = "efficientnet-lite0"
-    file = locate(name, config.weights)
-    digest = dinov2.random_digest(name) if file is None else sha256(file)
-    logger.info("backbone=%s digest=%s", name, digest[:12])
-    return replace(config, name=name, digest=digest)
+    name, reason = (config.name, "named") if config.name != AUTO else _choose(config.weights)
+    file = find_weights(name, config.weights)
+    digest = dinov2.random_digest(name) if file is None else sha256_file(file)
+    image_size = fit_image_size(config.image_size, name)
+    logger.info("backbone=%s reason=%r image_size=%d digest=%s", name, reason, image_size, digest[:12])
+    return replace(config, name=name, digest=digest, image_size=image_size)
 
 
-def locate(name: str, weights: str) -> Path | None:
-    if name == dinov2.RANDOM:
-        return None
-    if name in standin.MODELS:
-        file = standin.weights_file(name)
-        if file is None:
-            raise FileNotFoundError(f"{name} is not installed: its weights come in a package; run `make setup`")
-        return file
-    return Path(weights)
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _choose(weights: str) -> tuple[str, str]:
+    if weights:
+        return dinov2.model_name(dinov2.read_state(given_file(weights))), "weights given"
+    if is_cached(PREFERRED):
+        return PREFERRED, "in the hub's cache"
+    if hub_answers(PREFERRED):
+        return PREFERRED, "offered by the hub"
+    return FALLBACK, f"no DINOv2 weights given or cached and the hub does not answer: {standin.DESCRIPTION}"
 
 
 def load_backbone(config: BackboneConfig) -> Backbone:
     """The frozen backbone of a config, on the GPU when there is one."""
     config = resolve(config)
-    file = locate(config.name, config.weights)
+    file = find_weights(config.name, config.weights)
+    if file is not None and sha256_file(file) != config.digest:
+        raise ValueError(f"weights {file} are not those the backbone was resolved with: restore them, or resolve anew")
+    encoder: dinov2.Dinov2 | standin.EfficientNetLite
     if config.name in standin.MODELS:
         assert file is not None
-        encoder: nn.Module = standin.load_standin(config.name, file)
-        description, registers = f"{config.name}: {standin.DESCRIPTION}", 0
+        encoder, description = standin.load_standin(config.name, file), standin.DESCRIPTION
+    elif file is None:
+        encoder, description = dinov2.load_random(config.name), "random weights, for tests"
     else:
-        architecture = dinov2.MODELS[config.name]
-        state = dinov2.hub_names(dinov2.random_state(architecture)) if file is None else dinov2.read_state(file)
-        encoder, registers = dinov2.build(architecture, state), architecture.num_registers
-        description = f"{config.name}: self-supervised, DINOv2" if file else f"{config.name}: random weights, for tests"
+        encoder, description = dinov2.load_dinov2(config.name, file), "DINOv2, self-supervised"
     patch_size = patch_size_of(config.name)
-    side = config.image_size // patch_size
-    geometry = Geometry(encoder.dim, patch_size, registers, (side, side), config.image_size)
+    grid = (config.image_size // patch_size, config.image_size // patch_size)
+    geometry = Geometry(encoder.dim, patch_size, encoder.num_registers, grid, config.image_size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Backbone(encoder, geometry, description).to(device)
+    return Backbone(encoder, geometry, f"{config.name}: {description}").to(device)

