@@ -26,7 +26,7 @@ from curation.choose import Coins, Goal, Method, choose, evenness
 from curation.coins import coins
 from curation.decisions import Decisions
 from curation.dedup import DuplicatesConfig
-from curation.hierarchy import Level, LevelsConfig, cluster_levels
+from curation.hierarchy import ROWS_PER_CLUSTER, Level, LevelsConfig, cluster_levels
 from curation.kmeans import KMeansConfig
 from curation.leakage import LeakageConfig
 from curation.removal import drop_duplicates, drop_invalid, drop_leakage
@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TextConfig:
-    levels: LevelsConfig = LevelsConfig()
-    """Clusters of captions; balancing uses the first level."""
+    clusters: int = 0
+    """Clusters of captions; 0: one per 40 rows."""
     threshold: float = 0.0
     """MetaCLIP's t, in pairs per cluster; 0: found for the target size."""
     tail_share: float = 0.0
@@ -180,7 +180,8 @@ def _text_levels(
 ) -> list[Level]:
     if captions is None:
         return []
-    levels = _levels(config, captions, valid, config.text.levels, out / "text")
+    clusters = LevelsConfig(clusters=(config.text.clusters or max(2, len(valid) // ROWS_PER_CLUSTER),))
+    levels = _levels(config, captions, valid, clusters, out / "text")
     decisions.text_cluster[valid] = levels[0].labels
     return levels
 

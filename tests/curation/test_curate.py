@@ -46,7 +46,7 @@ def pool(tmp_path, embedding_spec, write_pool):
 
 
 def _config(workers=1, **changes):
-    fields = {"levels": LEVELS, "text": TextConfig(LevelsConfig(clusters=(6,))), "duplicates": NO_HASHES}
+    fields = {"levels": LEVELS, "text": TextConfig(clusters=6), "duplicates": NO_HASHES}
     return CurateConfig(**{**fields, **changes}, resources=Resources(workers=workers, cpus=1.0))
 
 

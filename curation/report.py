@@ -1,0 +1,141 @@
+"""What curation did, as sections of the one HTML report: self-contained HTML, pictures and thumbnails inline."""
+
+import html
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from curation.curate import CURATION
+from curation.decisions import EXAMPLES, read_decisions
+from curation.galleries import CLUSTERS, Clustering, cluster_gallery, pair_gallery, typical_words
+from curation.hierarchy import Level, cluster_of_rows, read_level
+from curation.plots import cluster_map, funnel, size_curves, threshold_curve
+from curation.shards import EmbeddingShards
+
+SIDES = {"image": "images", "text": "captions"}
+
+
+class Section(NamedTuple):
+    """A part of the report."""
+
+    title: str
+    html: str
+
+
+def curation_sections(curate: Path, embeddings: Path) -> list[Section]:
+    """Everything there is to show about one curate folder and the embeddings it was made from."""
+    summary = json.loads((curate / CURATION).read_text())
+    shards, decisions = EmbeddingShards(embeddings), read_decisions(curate)
+    kept = decisions["kept"].to_numpy()
+    sides = {}
+    for side in SIDES:
+        levels = _levels(curate / side)
+        if levels:
+            labels = decisions[f"{side}_cluster"].to_numpy()
+            sides[side] = levels, Clustering(labels, kept, len(levels[0].centroids))
+    sections = [Section("What was kept", _funnel(summary))]
+    if sides:
+        sections += [Section("Cluster sizes before and after", _sizes(sides)), Section("Evenness", _evenness(summary))]
+    if "image" in sides:
+        sections += _image_galleries(shards, *sides["image"])
+    if "text" in sides:
+        sections.append(Section("Caption clusters", _caption_clusters(shards, sides["text"][1], summary)))
+    return [*sections, *_removed(curate), Section("Seconds per phase", _seconds(summary))]
+
+
+def _levels(folder: Path) -> list[Level]:
+    return [read_level(path) for path in sorted(folder.glob("level-*.npz")) if path.stem.count(".") == 0]
+
+
+def _funnel(summary: dict[str, Any]) -> str:
+    left, stages = summary["rows"], [("pool", summary["rows"])]
+    for reason, count in summary["counts"].items():
+        if reason != "kept" and count:
+            left -= count
+            stages.append((f"after {reason}", left))
+    text = f"<p>{summary['counts']['kept']:,} of {summary['rows']:,} pairs, method {html.escape(summary['method'])}"
+    if "text_threshold" in summary["figures"]:
+        text += f", caption threshold t = {summary['figures']['text_threshold']:.4g}"
+    if len(stages) == 1:
+        return text + ": nothing was removed.</p>"
+    return text + ".</p>" + _picture(funnel(stages), "pairs left after each stage")
+
+
+def _sizes(sides: dict[str, tuple[list[Level], Clustering]]) -> str:
+    curves = {}
+    for side, (levels, clustering) in sides.items():
+        clustered = clustering.labels >= 0
+        kept = clustering.kept[clustered]
+        for number, (level, labels) in enumerate(zip(levels, cluster_of_rows(levels), strict=True), start=1):
+            most = len(level.centroids)
+            sizes = np.bincount(labels, minlength=most), np.bincount(labels[kept], minlength=most)
+            curves[f"{SIDES[side]}, level {number} ({most:,} clusters)"] = sizes
+    maps = ""
+    if "image" in sides:
+        levels, clustering = sides["image"]
+        picture = _picture(cluster_map(levels[0].centroids, clustering.before, clustering.after), "map of clusters")
+        maps = f"<p>Image clusters on two principal axes; area is the size before, colour the share kept.</p>{picture}"
+    return _picture(size_curves(curves), "cluster sizes by rank, log-log") + maps
+
+
+def _evenness(summary: dict[str, Any]) -> str:
+    figures, rows = summary["figures"], []
+    for name in figures:
+        if name.endswith("_entropy_before"):
+            level = name.removesuffix("_entropy_before")
+            values = [figures[f"{level}_{what}_{when}"] for what in ("entropy", "gini") for when in ("before", "after")]
+            rows.append([level.replace("_level", ", level "), *(f"{value:.3f}" for value in values)])
+    return "<p>Entropy in bits (higher is more even), Gini coefficient (0: all clusters equal).</p>" + _table(
+        ("level", "entropy before", "after", "Gini before", "after"), rows
+    )
+
+
+def _image_galleries(shards: EmbeddingShards, levels: list[Level], clustering: Clustering) -> Iterator[Section]:
+    note = "<p>Faint pictures were dropped; hover for the caption.</p>"
+    yield Section("Largest image clusters", note + cluster_gallery(shards, clustering, clustering.largest(CLUSTERS)))
+    yield Section("Tail image clusters", note + cluster_gallery(shards, clustering, clustering.smallest(CLUSTERS)))
+
+
+def _caption_clusters(shards: EmbeddingShards, clustering: Clustering, summary: dict[str, Any]) -> str:
+    clusters = np.unique(np.concatenate([clustering.largest(2 * CLUSTERS), clustering.smallest(CLUSTERS)]))
+    clusters = clusters[np.argsort(-clustering.before[clusters], kind="stable")]
+    words = typical_words(shards, clustering, clusters)
+    rows = [
+        [str(cluster), f"{clustering.before[cluster]:,}", f"{clustering.after[cluster]:,}", words]
+        for cluster, words in zip(clusters.tolist(), words, strict=True)
+    ]
+    table = _table(("cluster", "pairs before", "after", "most typical words"), rows)
+    threshold = summary["figures"].get("text_threshold")
+    curve = _picture(threshold_curve(clustering.before, threshold), "threshold against size") if threshold else ""
+    return table + curve
+
+
+def _removed(curate: Path) -> Iterator[Section]:
+    """Examples of each kind of duplicate and leakage: the removed picture beside the one it repeats."""
+    with pa.memory_map(str(curate / EXAMPLES)) as source:
+        examples = pa.ipc.open_file(source).read_all().to_pylist()
+    for reason in dict.fromkeys(row["reason"] for row in examples):
+        chosen = [row for row in examples if row["reason"] == reason]
+        what = "the evaluation image" if reason.startswith("leakage") else "the kept picture"
+        note = f"<p>Left what was removed, right {what} that it repeats, with their cosine.</p>"
+        yield Section(reason[0].upper() + reason[1:], note + pair_gallery(chosen))
+
+
+def _seconds(summary: dict[str, Any]) -> str:
+    return _table(("phase", "seconds"), [[name, f"{value:.2f}"] for name, value in summary["seconds"].items()])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f'<div style="overflow-x:auto"><table>{line("th", head)}{body}</table></div>'
+
+
+def _picture(uri: str, alt: str) -> str:
+    return f'<div style="overflow-x:auto"><img src="{uri}" alt="{html.escape(alt)}" style="max-width:100%"></div>'

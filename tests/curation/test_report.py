@@ -1,0 +1,59 @@
+"""The report's sections from a real run of the step on synthetic shards."""
+
+import re
+
+import numpy as np
+import pytest
+
+from curation.curate import CurateConfig, TextConfig, curate
+from curation.dedup import DuplicatesConfig
+from curation.hierarchy import LevelsConfig
+from curation.report import curation_sections
+from curation.scan import InProcess
+from curation.schema import CLS
+
+
+@pytest.fixture
+def curated(tmp_path, embedding_spec, write_pool):
+    """curated(**changes): folders of a curated pool of 300 rows, the last ten of which repeat the first ten."""
+
+    def run(**changes):
+        images = np.random.default_rng(0).standard_normal((300, 1, 8)).astype(np.float32)
+        images[290:] = images[:10]
+        write_pool(tmp_path / "pool", embedding_spec(), (100, 200), vectors={CLS: images})
+        fields = {
+            "levels": LevelsConfig(clusters=(12, 3)),
+            "text": TextConfig(clusters=5),
+            "duplicates": DuplicatesConfig(perceptual_bits=-1, cosine=0.999),
+        }
+        out = tmp_path / "out"
+        out.mkdir()
+        curate(CurateConfig(**{**fields, **changes}), InProcess(), out, tmp_path / "pool", {})
+        return out, tmp_path / "pool"
+
+    return run
+
+
+def test_sections_show_every_stage_and_need_no_network(curated):
+    sections = {section.title: section.html for section in curation_sections(*curated())}
+    assert list(sections) == [
+        "What was kept",
+        "Cluster sizes before and after",
+        "Evenness",
+        "Largest image clusters",
+        "Tail image clusters",
+        "Caption clusters",
+        "Duplicate: cosine",
+        "Seconds per phase",
+    ]
+    page = "".join(sections.values())
+    assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)', page))
+    assert sections["Duplicate: cosine"].count("<img") == 20
+    assert "caption" in sections["Caption clusters"]
+
+
+def test_sections_of_an_uncurated_arm_are_short(curated):
+    folders = curated(method="none", duplicates=DuplicatesConfig(exact=False, perceptual_bits=-1, cosine=2.0))
+    sections = curation_sections(*folders)
+    assert [section.title for section in sections] == ["What was kept", "Seconds per phase"]
+    assert "nothing was removed" in sections[0].html
