@@ -8,9 +8,10 @@ from colors import ColorEncoder, classification_files, retrieval_files, segmenta
 
 from cluster.resources import Resources
 from evaluate.archive import BenchmarkError
-from evaluate.jobs import EvaluateConfig, evaluate_sets, task_of
+from evaluate.jobs import EvaluateConfig, Evaluator, evaluate_sets, task_of
 from evaluate.results import read_results, read_tallies, result_file
 from evaluate.segmentation import SegmentationConfig
+from evaluate.tables import trivial_score
 
 CONFIG = EvaluateConfig(
     templates="plain",
@@ -37,22 +38,36 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_three_tasks_are_measured_and_illustrated(datasets: dict[str, Path], out: Path) -> None:
+def test_missing_sets_are_evaluated_by_workers_and_finished_ones_are_kept(datasets: dict[str, Path], out: Path) -> None:
+    Evaluator(CONFIG, out, datasets, ColorEncoder).evaluate("classification")
+    kept = result_file(out, "classification")
+    before = kept.stat().st_mtime_ns
     summary = evaluate_sets(CONFIG, out, datasets, ColorEncoder)
-    results = {result["benchmark"]: result for result in read_results(out)}
-    assert list(results) == list(datasets)
+    assert kept.stat().st_mtime_ns == before
+    assert [result["benchmark"] for result in read_results(out)] == list(datasets)
     assert summary["classification/top1"] == summary["retrieval_colors/text_to_image_r1"] == 1.0
-    assert results["classification"]["baselines"]["chance"]["top1"] == 1 / 8
-    assert results["segmentation"]["baselines"].keys() == {"best_single_class", "all_background"}
-    for name, result in results.items():
-        assert {"data", "ties", "intervals"} <= result["protocol"].keys()
-        assert result["encoder"] == "colours"
-        for metric, tally in read_tallies(out, name).items():
-            measure = result["metrics"][metric]
-            assert measure["low"] <= measure["value"] == tally.value == summary[f"{name}/{metric}"] <= measure["high"]
-        listing = json.loads((out / "examples" / name / "examples.json").read_text())
-        pictures = {value for text in _texts(listing) if (value := text).endswith(".jpg")}
-        assert pictures == {path.name for path in (out / "examples" / name).glob("*.jpg")}
+    whole = (out / "results.json").read_bytes()
+    assert evaluate_sets(CONFIG, out, datasets, ColorEncoder) == summary
+    assert (out / "results.json").read_bytes() == whole
+
+
+@pytest.mark.parametrize("benchmark", ["classification", "retrieval_colors", "segmentation"])
+def test_result_carries_its_protocol_intervals_and_pictures(
+    datasets: dict[str, Path], out: Path, benchmark: str
+) -> None:
+    Evaluator(CONFIG, out, datasets, ColorEncoder).evaluate(benchmark)
+    result = json.loads(result_file(out, benchmark).read_text())
+    assert {"data", "ties", "intervals", "image_size"} <= result["protocol"].keys()
+    assert result["encoder"] == "colours"
+    tallies = read_tallies(out, benchmark)
+    assert tallies.keys() == result["metrics"].keys()
+    for metric, tally in tallies.items():
+        measure = result["metrics"][metric]
+        assert measure["low"] <= measure["value"] == tally.value <= measure["high"]
+        assert 0 <= trivial_score(result, metric) < 1
+    listing = json.loads((out / "examples" / benchmark / "examples.json").read_text())
+    pictures = {text for text in _texts(listing) if text.endswith(".jpg")}
+    assert pictures == {path.name for path in (out / "examples" / benchmark).glob("*.jpg")}
 
 
 def _texts(value: object) -> list[str]:
@@ -63,30 +78,21 @@ def _texts(value: object) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-def test_finished_results_are_kept_and_the_missing_one_is_made_again(datasets: dict[str, Path], out: Path) -> None:
-    evaluate_sets(CONFIG, out, datasets, ColorEncoder)
-    whole = (out / "results.json").read_bytes()
-    missing, kept = result_file(out, "segmentation"), result_file(out, "classification")
-    missing.unlink()
-    before = kept.stat().st_mtime_ns
-    evaluate_sets(CONFIG, out, datasets, ColorEncoder)
-    assert kept.stat().st_mtime_ns == before
-    assert missing.exists()
-    again = json.loads((out / "results.json").read_text())
-    for result, first in zip(again, json.loads(whole), strict=True):
-        assert {**result, "seconds": 0} == {**first, "seconds": 0}
+def test_evaluation_twice_gives_the_same_result(datasets: dict[str, Path], out: Path) -> None:
+    evaluator = Evaluator(CONFIG, out, datasets, ColorEncoder)
+    seen = []
+    for _ in range(2):
+        evaluator.evaluate("segmentation")
+        seen.append({**json.loads(result_file(out, "segmentation").read_text()), "seconds": 0})
+    assert seen[0] == seen[1]
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-def test_broken_set_stops_the_step_with_its_own_error(datasets: dict[str, Path], out: Path, tmp_path: Path) -> None:
+def test_broken_set_leaves_no_result(out: Path, tmp_path: Path) -> None:
     files = classification_files() | {"red/0.png": b"torn"}
     broken = {"classification": write_tar(tmp_path / "broken.tar", files)}
     with pytest.raises(BenchmarkError, match=r"cannot decode red/0\.png"):
-        evaluate_sets(CONFIG, out, broken, ColorEncoder)
-    assert not (out / "results.json").exists()
+        Evaluator(CONFIG, out, broken, ColorEncoder).evaluate("classification")
+    assert not result_file(out, "classification").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""Our model as an encoder: a trained head and text encoder on the frozen backbone.
+
+Image tokens are reduced to the content that the model was trained on (pooled, grid or all); patches for dense use keep
+the backbone's own grid at any image size.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from curation.backbone import Backbone, BackboneConfig, Features, load_backbone, pool_patches, resolve
+from curation.schema import EmbeddingSpec
+from train.export import LoadedModel, load_model
+
+IMAGES_AT_ONCE = {"cpu": 16, "cuda": 128}  # small batches stay in a CPU's cache: 1.4 times the images/s of 64
+TEXTS_AT_ONCE = 512
+
+
+class DinoTxtEncoder:
+    """A frozen backbone with a trained dino.txt on top."""
+
+    def __init__(self, backbone: Backbone, loaded: LoadedModel) -> None:
+        self.description = backbone.description
+        self._backbone = backbone
+        self._loaded = loaded
+        self._at_once = IMAGES_AT_ONCE[backbone.device.type]
+        self._last: tuple[Tensor, Features] | None = None
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
+        """Whole text vectors, or with `dense` the half that was trained against patches."""
+        model, tokenizer = self._loaded.model, self._loaded.tokenizer
+        blocks = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            tokens = tokenizer.encode(texts[start : start + TEXTS_AT_ONCE], model.config.text.context)
+            blocks.append(model.encode_tokens(tokens).float().cpu())
+        features = torch.cat(blocks)
+        if dense and model.config.vision.pooling == "concat":
+            features = features[:, features.shape[1] // 2 :]
+        return normalize(features, dim=-1)
+
+    @torch.inference_mode()
+    def encode_image(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        """Resized and cropped as in training."""
+        blocks = []
+        for start in range(0, len(images), self._at_once):
+            pixels = torch.stack([self._backbone.preprocess(image) for image in images[start : start + self._at_once]])
+            features = reduce_to(self._features(pixels), self._loaded.spec, self._grid(pixels))
+            blocks.append(self._loaded.model.encode_image_features(*features).float().cpu())
+        return normalize(torch.cat(blocks), dim=-1)
+
+    @torch.inference_mode()
+    def encode_patches(self, images: Sequence[Image.Image]) -> Float[Tensor, "n h w p"]:
+        """Sides are first resized to the nearest multiple of the patch size: the grid covers the whole image."""
+        sizes = {image.size for image in images}
+        if len(sizes) != 1:
+            raise ValueError(f"images of {len(sizes)} sizes: encode_patches needs one size; call it once for each")
+        patch = self._backbone.geometry.patch_size
+        width, height = (max(1, round(side / patch)) * patch for side in images[0].size)
+        blocks = []
+        for start in range(0, len(images), self._at_once):
+            batch = images[start : start + self._at_once]
+            fitted = [image.resize((width, height), Image.Resampling.BICUBIC) for image in batch]
+            pixels = torch.stack([self._backbone.normalize(image) for image in fitted])
+            features = self._features(pixels)
+            registers = features.registers[:, : self._loaded.spec.num_registers]
+            _, patches = self._loaded.model.vision(features.cls, registers, features.patches)
+            blocks.append(patches.float().cpu())
+        return normalize(torch.cat(blocks), dim=-1).unflatten(1, (height // patch, width // patch))
+
+    def _features(self, pixels: Float[Tensor, "b 3 h w"]) -> Features:
+        """Backbone features; the last batch is kept: asking for its image and its patches computes them once."""
+        if self._last is None or not torch.equal(self._last[0], pixels):
+            self._last = (pixels, self._backbone(pixels))
+        return self._last[1]
+
+    def _grid(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[int, int]:
+        patch = self._backbone.geometry.patch_size
+        return pixels.shape[2] // patch, pixels.shape[3] // patch
+
+
+def reduce_to(features: Features, spec: EmbeddingSpec, grid: tuple[int, int]) -> Features:
+    """The tokens as a shard of `spec` would hold them."""
+    patches = features.patches
+    if spec.content != "tokens":
+        patches = pool_patches(patches, grid, spec.grid)
+    return Features(features.cls, features.registers[:, : spec.num_registers], patches)
+
+
+def load_encoder(model_folder: Path, backbone: BackboneConfig) -> DinoTxtEncoder:
+    """The exported model of a training run on the backbone that it was trained with; ValueError if it was another."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = load_model(model_folder, device)
+    loaded.model.eval()
+    resolved, spec = resolve(backbone), loaded.spec
+    if (resolved.name, resolved.digest) != (spec.backbone, spec.digest):
+        raise ValueError(
+            f"the model in {model_folder} was trained on {spec.backbone} ({spec.digest[:12]}), evaluation has "
+            f"{resolved.name} ({resolved.digest[:12]}): they must be the same; set the evaluation's backbone"
+        )
+    return DinoTxtEncoder(load_backbone(resolved), loaded)

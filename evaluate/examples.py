@@ -1,0 +1,164 @@
+"""Pictures of what a model got right and wrong, with an examples.json that says what they show.
+
+Which items are shown depends on their number only: evenly spaced, so that two models are seen on the same ones.
+"""
+
+import colorsys
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+from PIL import Image
+
+from cluster.files import write_atomic
+from evaluate.benchmarks import ClassificationSet, RetrievalSet, SegmentationSet, load_images, load_mask
+from evaluate.classification import Classified
+from evaluate.retrieval import Retrieved
+from evaluate.segmentation import Segmented
+
+THUMBNAIL_PX = 112
+OVERLAY_PX = 256
+OVERLAY_OPACITY = 0.62
+JPEG_QUALITY = 82
+LEGEND_ENTRIES = 8
+FIRST = 5
+BACKGROUND_COLOR = (128, 128, 128)
+
+
+def evenly_spaced(items: int, wanted: int) -> list[int]:
+    """At most `wanted` distinct indices below `items`."""
+    return sorted({int(index) for index in np.linspace(0, items - 1, min(wanted, items)).round()}) if items else []
+
+
+def write_classification(out: Path, dataset: ClassificationSet, result: Classified, wanted: int) -> None:
+    """Right and wrong images, and the pairs of classes that are confused most."""
+    targets, guesses = np.array(dataset.targets), result.ranked[:, 0]
+    names = dataset.class_names
+    pairs = Counter(zip(targets[targets != guesses].tolist(), guesses[targets != guesses].tolist(), strict=True))
+    examples = {}
+    for kind, rows in (("right", np.flatnonzero(targets == guesses)), ("wrong", np.flatnonzero(targets != guesses))):
+        examples[kind] = [
+            {
+                "image": _thumbnail(out, f"{kind}-{row}.jpg", dataset, int(row)),
+                "truth": names[targets[row]],
+                "guesses": [
+                    {"name": names[label], "score": round(float(score), 4)}
+                    for label, score in zip(result.ranked[row, :3], result.confidence[row, :3], strict=True)
+                ],
+            }
+            for row in rows[evenly_spaced(len(rows), wanted)]
+        ]
+    examples["confusions"] = [
+        {"truth": names[truth], "guess": names[guess], "count": count}
+        for (truth, guess), count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:12]
+    ]
+    _write_listing(out, examples)
+
+
+def write_retrieval(out: Path, dataset: RetrievalSet, result: Retrieved, wanted: int) -> None:
+    """For evenly spaced captions the first five images, and for evenly spaced images the first five captions."""
+    owners = np.array(dataset.owners)
+    images = evenly_spaced(len(dataset.images), wanted)
+    captions = [int(np.flatnonzero(owners == image)[0]) for image in images]
+    to_image = (result.captions[captions] @ result.images.T).topk(min(FIRST, len(result.images)), dim=1)
+    to_text = (result.images[images] @ result.captions.T).topk(min(FIRST, len(result.captions)), dim=1)
+    examples = {
+        "text_to_image": [
+            {
+                "query": dataset.captions[caption],
+                "image": _thumbnail(out, f"image-{owners[caption]}.jpg", dataset, int(owners[caption])),
+                "answers": [
+                    {
+                        "image": _thumbnail(out, f"image-{found}.jpg", dataset, found),
+                        "score": round(score, 4),
+                        "right": found == int(owners[caption]),
+                    }
+                    for found, score in zip(indices, scores, strict=True)
+                ],
+            }
+            for caption, indices, scores in zip(
+                captions, to_image.indices.tolist(), to_image.values.tolist(), strict=True
+            )
+        ],
+        "image_to_text": [
+            {
+                "image": _thumbnail(out, f"image-{image}.jpg", dataset, image),
+                "answers": [
+                    {
+                        "text": dataset.captions[found],
+                        "score": round(score, 4),
+                        "right": int(owners[found]) == image,
+                    }
+                    for found, score in zip(indices, scores, strict=True)
+                ],
+            }
+            for image, indices, scores in zip(images, to_text.indices.tolist(), to_text.values.tolist(), strict=True)
+        ],
+    }
+    _write_listing(out, examples)
+
+
+def write_segmentation(out: Path, dataset: SegmentationSet, result: Segmented) -> None:
+    """Image, truth and prediction side by side with a legend, for the maps that were kept."""
+    examples = []
+    for index, predicted in sorted(result.maps.items()):
+        (image,) = load_images(dataset.archive, [dataset.images[index]])
+        truth = load_mask(dataset, index, image.size)
+        colors = palette(len(dataset.labels), dataset.background)
+        files = {"image": f"{index}-image.jpg", "truth": f"{index}-truth.jpg", "predicted": f"{index}-predicted.jpg"}
+        _save(out / files["image"], image, OVERLAY_PX)
+        _save(out / files["truth"], overlay(image, truth, colors, dataset.ignore), OVERLAY_PX)
+        _save(out / files["predicted"], overlay(image, predicted, colors, None), OVERLAY_PX)
+        counts = np.bincount(truth[truth != (-1 if dataset.ignore is None else dataset.ignore)], minlength=len(colors))
+        counts = counts + np.bincount(predicted.ravel(), minlength=len(colors))
+        shown = [int(label) for label in np.argsort(-counts, kind="stable")[:LEGEND_ENTRIES] if counts[label]]
+        legend = [{"name": dataset.labels[label], "color": "#" + bytes(colors[label]).hex()} for label in shown]
+        right = (
+            float((truth == predicted)[truth != dataset.ignore].mean())
+            if dataset.ignore is not None
+            else float((truth == predicted).mean())
+        )
+        examples.append({**files, "name": Path(dataset.images[index]).stem, "right_pixels": right, "legend": legend})
+    _write_listing(out, {"items": examples})
+
+
+def palette(num_classes: int, background: int | None) -> UInt8[np.ndarray, "c 3"]:
+    """One colour for each class, neighbours far apart in hue (golden-ratio steps); the background is grey."""
+    hues = [(0.07 + label * 0.61803398875) % 1 for label in range(num_classes)]
+    tones = [(0.82, 0.90), (0.62, 0.72), (0.90, 0.62)]
+    colors = [colorsys.hsv_to_rgb(hue, *tones[label % 3]) for label, hue in enumerate(hues)]
+    table = (np.array(colors).reshape(-1, 3) * 255).round().astype(np.uint8)
+    if background is not None:
+        table[background] = BACKGROUND_COLOR
+    return table
+
+
+def overlay(
+    image: Image.Image, labels: Int32[np.ndarray, "h w"], colors: UInt8[np.ndarray, "c 3"], ignore: int | None
+) -> Image.Image:
+    """The image under its label map; ignored pixels are darkened."""
+    pixels = np.asarray(image, dtype=np.float32)
+    painted = colors[np.clip(labels, 0, len(colors) - 1)].astype(np.float32)
+    if ignore is not None:
+        painted[labels == ignore] = 0
+    return Image.fromarray((OVERLAY_OPACITY * painted + (1 - OVERLAY_OPACITY) * pixels).round().astype(np.uint8))
+
+
+def _thumbnail(out: Path, file_name: str, dataset: ClassificationSet | RetrievalSet, index: int) -> str:
+    if not (out / file_name).exists():
+        (image,) = load_images(dataset.archive, [dataset.images[index]])
+        _save(out / file_name, image, THUMBNAIL_PX)
+    return file_name
+
+
+def _save(path: Path, image: Image.Image, longest_px: int) -> None:
+    small = image.copy()
+    small.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
+    small.save(path, quality=JPEG_QUALITY)
+
+
+def _write_listing(out: Path, examples: dict | Sequence) -> None:
+    write_atomic(out / "examples.json", json.dumps(examples, indent=1, ensure_ascii=False))

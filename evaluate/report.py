@@ -1,0 +1,248 @@
+"""The step `report`: what the other steps left behind, as one HTML page that needs no network.
+
+Inputs carry the labels of the steps whose folders they are: `train`, `evaluate_uncurated`, ... What follows the step is the
+arm; the arm without a suffix comes first and every other one is compared with it, item by item.
+"""
+
+import base64
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from cluster.files import read_jsonl, write_atomic
+from curation.report import curation_sections
+from evaluate.figures import COLORS, training_curves
+from evaluate.metrics import Estimate, paired_difference
+from evaluate.results import RESULTS, Result, examples_folder, read_results, read_tallies
+from evaluate.tables import METRIC_NAMES, percent, trivial_score
+
+logger = logging.getLogger(__name__)
+
+PAGE = "report.html"
+TEMPLATE = "report.html.jinja"
+MAIN_ARM = "curated"
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What the page says of itself."""
+
+    title: str = "dino.txt"
+    """Heading of the page."""
+    subtitle: str = ""
+    """One line under the heading."""
+    bootstrap_samples: int = 2000
+    """Resamples for the intervals of differences between arms."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model of the recipe: what its steps put out, by step."""
+
+    name: str
+    folders: Mapping[str, Path]
+
+    def results(self) -> dict[str, Result]:
+        folder = self.folders.get("evaluate")
+        if folder is None or not (folder / RESULTS).exists():
+            return {}
+        return {result["benchmark"]: result for result in read_results(folder)}
+
+
+def run(config: ReportConfig, *, out: Path, **inputs: Path) -> dict[str, float]:
+    """Write out/report.html from the folders of finished steps, by label; what is not given is left out."""
+    arms = split_arms(inputs)
+    records = {label: _record(folder) for label, folder in inputs.items()}
+    curves = training_curves(
+        {arm.name: read_jsonl(arm.folders["train"] / "metrics.jsonl") for arm in arms if "train" in arm.folders}
+    )
+    first = arms[0].folders
+    page = (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            config=config,
+            arms=arms,
+            colors=COLORS,
+            encoder=_encoder(arms[0]),
+            facts=_facts(records),
+            benchmarks=compare(arms, config),
+            curves=curves,
+            curation=curation_sections(first["curate"], first["embed"]) if {"curate", "embed"} <= first.keys() else [],
+            examples=_examples(arms[0]),
+            lineage=_lineage(records),
+            written=datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
+        )
+    )
+    write_atomic(out / PAGE, page)
+    logger.info("report=%s", out / PAGE)
+    return {"page_bytes": float(len(page.encode()))}
+
+
+def split_arms(inputs: Mapping[str, Path]) -> list[Arm]:
+    """The folders by arm; steps that only the first arm has (the embeddings) belong to it."""
+    by_arm: dict[str, dict[str, Path]] = {"": {}}
+    for label, folder in inputs.items():
+        step, _, suffix = label.partition("_")
+        by_arm.setdefault(suffix, {})[step] = folder
+    is_alone = len(by_arm) == 1
+    return [Arm(suffix or ("model" if is_alone else MAIN_ARM), folders) for suffix, folders in by_arm.items()]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric: each arm's value, how far the first is ahead of each other one, and what seeing nothing scores."""
+
+    name: str
+    values: Sequence[Mapping[str, float] | None]
+    differences: Sequence[Estimate | None]
+    trivial: float | None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One evaluation set in all arms."""
+
+    name: str
+    task: str
+    sizes: Mapping[str, int]
+    baselines: Mapping[str, Mapping[str, float]]
+    protocol: Mapping[str, object]
+    rows: Sequence[Row]
+
+
+def compare(arms: Sequence[Arm], config: ReportConfig) -> list[Benchmark]:
+    """Every evaluation set of the first arm with the scores of all arms; differences are paired by item."""
+    results = [arm.results() for arm in arms]
+    return [
+        Benchmark(
+            name,
+            result["task"],
+            result["sizes"],
+            result["baselines"],
+            result["protocol"],
+            [_row(arms, results, name, metric, config) for metric in result["metrics"]],
+        )
+        for name, result in results[0].items()
+    ]
+
+
+def _row(
+    arms: Sequence[Arm], results: Sequence[Mapping[str, Result]], benchmark: str, metric: str, config: ReportConfig
+) -> Row:
+    values = [found[benchmark]["metrics"].get(metric) if benchmark in found else None for found in results]
+    tallies = [
+        read_tallies(arm.folders["evaluate"], benchmark)[metric] if value else None
+        for arm, value in zip(arms, values, strict=True)
+    ]
+    first = tallies[0]
+    differences = [
+        paired_difference(first, other, config.bootstrap_samples, config.seed) if first and other else None
+        for other in tallies[1:]
+    ]
+    trivial = trivial_score(results[0][benchmark], metric)
+    return Row(METRIC_NAMES.get(metric, metric), values, differences, trivial)
+
+
+def _encoder(arm: Arm) -> str:
+    return next((result["encoder"] for result in arm.results().values()), "")
+
+
+def _facts(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What one wants to know first: how much went in, how long it took, from which code."""
+    summaries = {label: record.get("summary", {}) for label, record in records.items()}
+    pairs = summaries.get("embed", {}).get("rows")
+    kept = summaries.get("curate", {}).get("rows")
+    steps = records.get("train", {}).get("config", {}).get("num_steps")
+    seconds = sum(record.get("seconds", 0.0) for record in records.values())
+    newest = max(records.values(), key=lambda record: record.get("finished", ""), default={})
+    commit = str(newest.get("commit", ""))[:10] + (" + changes" if newest.get("dirty") else "")
+    facts = [
+        ("pairs embedded", f"{pairs:,.0f}" if pairs else ""),
+        ("pairs selected", f"{kept:,.0f}" if kept else ""),
+        ("training steps", f"{steps:,}" if steps else ""),
+        ("time of all steps", duration(seconds) if seconds else ""),
+        ("commit", commit),
+        ("host", str(newest.get("host", ""))),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _lineage(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    return [
+        {
+            "label": label.replace("_", " @ ", 1),
+            "fingerprint": str(record.get("fingerprint", ""))[:12],
+            "inputs": ", ".join(sorted(record.get("inputs", {}))),
+            "duration": duration(record["seconds"]) if "seconds" in record else "",
+            "finished": str(record.get("finished", ""))[:16].replace("T", " "),
+            "host": str(record.get("host", "")),
+            "commit": str(record.get("commit", ""))[:10] + (" +" if record.get("dirty") else ""),
+        }
+        for label, record in records.items()
+        if record
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 8.2 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / "record.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _examples(arm: Arm) -> dict[str, list[dict[str, Any]]]:
+    """The examples of every evaluation set by task, each with its name and its pictures inlined."""
+    examples: dict[str, list[dict[str, Any]]] = {}
+    for name, result in arm.results().items():
+        folder = examples_folder(arm.folders["evaluate"], name)
+        if (folder / "examples.json").exists():
+            listing = _inlined(json.loads((folder / "examples.json").read_text()), folder)
+            examples.setdefault(result["task"], []).append({"benchmark": name, **listing})
+    return examples
+
+
+def _inlined(value: Any, folder: Path) -> Any:
+    """The listing with the names of pictures replaced by their data URIs."""
+    if isinstance(value, dict):
+        return {key: _inlined(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_inlined(item, folder) for item in value]
+    if isinstance(value, str) and value.endswith(".jpg") and (folder / value).is_file():
+        return "data:image/jpeg;base64," + base64.b64encode((folder / value).read_bytes()).decode()
+    return value
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"percent": percent, "signed": _signed, "plain": _plain, "markup": Markup}
+    return environment
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def _plain(text: str) -> str:
+    return text.replace("_", " ")
