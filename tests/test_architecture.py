@@ -16,9 +16,16 @@ MODULES = {
 DOORS = {
     "faiss": {"curation.assign", "curation.kmeans"},
     "mlflow": {"pipeline.tracking"},
-    "submitit": {"cluster.slurm"},
+    "submitit": {"cluster.allocation", "cluster.slurm"},
     "torch.distributed.fsdp": {"train.parallel"},
-    "ray": {"cluster.resources", "cluster.session", "cluster.fanout", "train.trainer", "evaluate.jobs"},
+    "ray": {
+        "cluster.allocation",
+        "cluster.resources",
+        "cluster.session",
+        "cluster.fanout",
+        "train.trainer",
+        "evaluate.jobs",
+    },
 }
 
 
