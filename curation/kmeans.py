@@ -2,23 +2,22 @@
 
 Labels are those of a float64 brute force (curation/assign.py), sums are float64 in row order, so the result is the same
 for any number of workers and any shard layout, and a run that was killed continues from its last iteration to the same
-bits. Seeds: k-means++ (Arthur and Vassilvitskii 2007) on a sample of the rows. Empty clusters are refilled with the
-rows farthest from their centroids.
+bits. Empty clusters are refilled with the rows farthest from their centroids.
 """
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from cluster.files import replacing
 from curation.scan import Points, Sums
+from curation.seeding import SAME_POINT, Seeding, choose_seeds
 from curation.vectors import to_unit
 
-SAME_POINT = 1e-6  # squared distance, relative to the squared length, below which float32 cannot tell points apart
 logger = logging.getLogger(__name__)
 
 
@@ -28,8 +27,8 @@ class KMeansConfig:
     """Most Lloyd iterations per clustering."""
     tolerance: float = 1e-4
     """Stop when the objective falls by less than this share in one iteration."""
-    seeding: Literal["k-means++", "random"] = "k-means++"
-    """How the first centroids are chosen from a sample of the rows."""
+    seeding: Seeding = "k-means++"
+    """How the first centroids are chosen: k-means++ and random from a sample, k-means|| from all rows."""
     sample_per_centroid: int = 16
     """Rows in that sample, per centroid."""
 
@@ -58,7 +57,7 @@ def kmeans(
         )
     state = _read(checkpoint)
     if state is None:
-        state = State(choose_seeds(points, num_clusters, config, seed), ())
+        state = State(choose_seeds(points, num_clusters, config.seeding, config.sample_per_centroid, seed), ())
     while not _is_finished(state.objectives, config):
         state = _iterate(points, state)
         if checkpoint is not None:
@@ -129,37 +128,6 @@ def _refill(
     chosen = vectors[apart][np.sort(first)[: len(empty)]]
     updated[empty[: len(chosen)]] = chosen
     return updated
-
-
-def choose_seeds(points: Points, num_clusters: int, config: KMeansConfig, seed: int) -> Float32[np.ndarray, "k d"]:
-    """The first centroids, from a sample of rows that depends on the seed and the number of rows only."""
-    rng = np.random.default_rng(seed)
-    size = min(points.num_rows, max(1, config.sample_per_centroid) * num_clusters)
-    rows = np.sort(rng.choice(points.num_rows, size, replace=False))
-    if config.seeding == "random":
-        return points.gather(np.sort(rng.choice(rows, num_clusters, replace=False)))
-    return _spread_out(points.gather(rows), num_clusters, rng)
-
-
-def _spread_out(
-    sample: Float32[np.ndarray, "n d"], num_clusters: int, rng: np.random.Generator
-) -> Float32[np.ndarray, "k d"]:
-    """k-means++: each next seed drawn with probability proportional to its squared distance to the seeds so far.
-
-    When the sample has too few distinct points, the last seed repeats; its empty clusters are refilled later.
-    """
-    norms = np.einsum("nd,nd->n", sample, sample)
-    seeds = [int(rng.integers(len(sample)))]
-    nearest = np.full(len(sample), np.inf, np.float32)
-    for draw in rng.random(num_clusters - 1):
-        products = np.einsum("nd,d->n", sample, sample[seeds[-1]])
-        nearest = np.minimum(nearest, norms - 2 * products + norms[seeds[-1]])
-        weights = np.cumsum(np.where(nearest > SAME_POINT * norms, nearest, 0), dtype=np.float64)
-        if weights[-1] == 0:
-            seeds += [seeds[-1]] * (num_clusters - len(seeds))
-            break
-        seeds.append(min(int(np.searchsorted(weights, draw * weights[-1], side="right")), len(sample) - 1))
-    return sample[seeds]
 
 
 def _read(checkpoint: Path | None) -> State | None:
