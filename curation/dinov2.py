@@ -105,7 +105,7 @@ class Dinov2(nn.Module):
     def __init__(self, model: Any, architecture: Architecture) -> None:
         super().__init__()
         self.model = model
-        self.dim, self.num_registers = architecture.dim, architecture.num_registers
+        self.num_registers = architecture.num_registers
         self.grids: dict[tuple[int, int], Tensor] = {}
         model.embeddings.interpolate_pos_encoding = self._positions
 

@@ -117,7 +117,7 @@ def run(config: EmojiConfig, *, out: Path) -> dict[str, float]:
     write_tar(out / "retrieval.tar", retrieval_members(queries))
     write_tar(out / "segmentation.tar", segmentation_members(held_out, config))
     seen = {sha256(drawing.png).digest() for drawing in train}
-    return {
+    counts = {
         "train_pairs": len(train),
         "train_concepts": len({drawing.concept for drawing in train}),
         "held_out_drawings": len(held_out),
@@ -127,6 +127,7 @@ def run(config: EmojiConfig, *, out: Path) -> dict[str, float]:
         "retrieval_images": len(queries),
         "scenes": config.scenes,
     }
+    return {name: float(count) for name, count in counts.items()}
 
 
 def read_drawings(vendors: Iterable[str]) -> list[Drawing]:

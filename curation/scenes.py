@@ -77,7 +77,7 @@ def _place(rng: np.random.Generator, taken: list[tuple[float, float, float]], si
         for x, y in tries + side / 2
     ]
     left, top = tries[int(np.argmax(np.minimum(clearance, 0.0)))]
-    taken.append((left + side / 2, top + side / 2, side))
+    taken.append((float(left + side / 2), float(top + side / 2), float(side)))
     return int(left), int(top)
 
 

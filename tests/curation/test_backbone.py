@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from curation import standin
-from curation.backbone import BackboneConfig, Features, load_backbone, pool_patches, resolve
+from curation.backbone import BackboneConfig, Features, geometry_of, load_backbone, pool_patches, resolve
 from curation.weights import find_weights, hub_answers
 
 RANDOM = BackboneConfig("random-vit", image_size=56)
@@ -90,6 +90,12 @@ def test_geometry_describes_the_features() -> None:
     assert features.registers.shape == (2, geometry.num_registers, geometry.dim)
     assert features.patches.shape == (2, geometry.grid[0] * geometry.grid[1], geometry.dim)
     assert not any(tensor.requires_grad for tensor in features)
+
+
+def test_geometry_is_known_without_weights() -> None:
+    geometry = geometry_of(BackboneConfig("dinov2-vitl14-reg"))
+    assert (geometry.dim, geometry.num_registers, geometry.grid, geometry.patch_size) == (1024, 4, (16, 16), 14)
+    assert geometry_of(RANDOM) == load_backbone(RANDOM).geometry
 
 
 def test_patches_run_row_by_row() -> None:
