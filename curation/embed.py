@@ -97,7 +97,7 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
         for task, record in pool.map("embed", waiting):
             records[task.index] = record
             in_order = [records[index] for index in sorted(records)]
-            advance(1 if unit == "parts" else record["read"], rejects=_total(records, "num_rejects"))
+            advance(1 if unit == "parts" else record["read"], rejects=float(_total(records, "num_rejects")))
             _check_budget(config, out, in_order, len(tasks))
             _check_space(out, in_order, len(tasks))
 
@@ -124,7 +124,7 @@ def _check_space(out: Path, records: Sequence[Mapping[str, Any]], num_tasks: int
     if needed > free:
         raise OSError(
             errno.ENOSPC,
-            f"{free / 1e9:.1f} GB are free on the disk of {out}, and the {num_tasks - len(records)} shards to come need "
+            f"{free / 1e9:.1f} GB are free on the disk of {out}, and {num_tasks - len(records)} shards to come need "
             f"about {needed / 1e9:.1f} GB: free space, choose another workspace, or store less (content, dtype)",
         )
 
@@ -144,7 +144,7 @@ def _summary(manifest: Manifest, records: Sequence[Mapping[str, Any]], images_pe
     spec = manifest.spec
     tokens = 1 + spec.num_tokens(REGISTERS) + spec.num_tokens(PATCHES)
     counts = _counts(records)
-    return {
+    summary = {
         "rows": manifest.num_rows,
         "rejects": counts.total(),
         **{f"rejects_{reason.replace(' ', '_')}": count for reason, count in sorted(counts.items())},
@@ -154,6 +154,7 @@ def _summary(manifest: Manifest, records: Sequence[Mapping[str, Any]], images_pe
         "bytes": sum(entry.bytes for entry in manifest.shards),
         "tokens": tokens * manifest.num_rows,
     }
+    return {name: float(value) for name, value in summary.items()}
 
 
 def _reasons(records: Sequence[Mapping[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from curation.tree import ByteRange
 Format = Literal["auto", "folder", "karpathy", "coco", "webdataset", "parquet"]
 
 MAX_CAPTION_CHARS = 10_000
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 CONTROL_TO_SPACE = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")
 
 

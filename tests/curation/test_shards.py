@@ -2,26 +2,46 @@
 
 import errno
 import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 import curation.shards
-from curation.schema import CAPTION_EMBEDDING, CLS, PATCHES, REGISTERS, decode_tokens, encode_tokens
+from curation.schema import (
+    CAPTION_EMBEDDING,
+    CLS,
+    PATCHES,
+    REGISTERS,
+    Dtype,
+    EmbeddingSpec,
+    decode_tokens,
+    encode_tokens,
+)
 from curation.shards import EmbeddingShards, ShardError, read_manifest, verify, write_shard
 
+Pool = tuple[EmbeddingShards, dict[str, np.ndarray]]
+MakeSpec = Callable[..., EmbeddingSpec]
+WritePool = Callable[..., dict[str, np.ndarray]]
 ROWS_PER_SHARD = (23, 0, 40, 7)
 
 
 @pytest.fixture
-def small_batches(monkeypatch):
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Record batches of nine rows, so that a test's shard has several."""
     monkeypatch.setattr(curation.shards, "BATCH_ROWS", 9)
 
 
 @pytest.fixture(params=["float16", "bfloat16", "int8"])
-def pool(request, tmp_path, embedding_spec, write_pool, small_batches):
+def pool(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    embedding_spec: MakeSpec,
+    write_pool: WritePool,
+    small_batches: None,
+) -> Pool:
     """(reader, the float32 values that it must give)."""
     spec = embedding_spec(dtype=request.param)
     written = write_pool(tmp_path / "pool", spec, ROWS_PER_SHARD)
@@ -30,42 +50,47 @@ def pool(request, tmp_path, embedding_spec, write_pool, small_batches):
 
 
 @pytest.fixture
-def folder(tmp_path, embedding_spec, write_pool, small_batches):
+def folder(
+    tmp_path: Path,
+    embedding_spec: MakeSpec,
+    write_pool: WritePool,
+    small_batches: None,
+) -> Path:
     write_pool(tmp_path / "pool", embedding_spec(), ROWS_PER_SHARD)
     return tmp_path / "pool"
 
 
-def _rounded(values, dtype):
+def _rounded(values: np.ndarray, dtype: Dtype) -> np.ndarray:
     return decode_tokens(*encode_tokens(values, dtype), dtype)
 
 
-def test_gather_equals_indexing_in_the_order_asked(pool):
+def test_gather_equals_indexing_in_the_order_asked(pool: Pool) -> None:
     shards, values = pool
     rows = np.random.default_rng(1).integers(0, shards.num_rows, 200)
     for column, expected in values.items():
         np.testing.assert_array_equal(shards.gather(rows, column), expected[rows])
 
 
-def test_gather_of_large_rows_equals_indexing(pool, monkeypatch):
+def test_gather_of_large_rows_equals_indexing(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curation.shards, "LARGE_ROW_BYTES", 1)
     shards, values = pool
     rows = np.random.default_rng(2).permutation(shards.num_rows)
     np.testing.assert_array_equal(shards.gather(rows, PATCHES), values[PATCHES][rows])
 
 
-def test_gather_of_no_rows_is_empty(pool):
+def test_gather_of_no_rows_is_empty(pool: Pool) -> None:
     shards, _ = pool
     assert shards.gather(np.empty(0, np.int64), PATCHES).shape == (0, 4, 8)
 
 
-def test_gather_outside_the_pool_is_refused(pool):
+def test_gather_outside_the_pool_is_refused(pool: Pool) -> None:
     shards, _ = pool
     for row in (-1, shards.num_rows):
         with pytest.raises(IndexError, match="holds rows 0 to 69"):
             shards.gather(np.array([0, row]), CLS)
 
 
-def test_gather_stored_fills_the_buffer_given(pool):
+def test_gather_stored_fills_the_buffer_given(pool: Pool) -> None:
     shards, values = pool
     rows = np.array([69, 3, 3, 40])
     buffer = np.empty((4, 4, 8), shards.blocks(0, PATCHES)[0].dtype)
@@ -74,7 +99,7 @@ def test_gather_stored_fills_the_buffer_given(pool):
     np.testing.assert_array_equal(decode_tokens(buffer, scale, shards.spec.dtype), values[PATCHES][rows])
 
 
-def test_gather_tokens_gives_all_three(pool):
+def test_gather_tokens_gives_all_three(pool: Pool) -> None:
     shards, values = pool
     rows = np.array([5, 60])
     cls, registers, patches = shards.gather_tokens(rows)
@@ -83,12 +108,14 @@ def test_gather_tokens_gives_all_three(pool):
     np.testing.assert_array_equal(patches, values[PATCHES][rows])
 
 
-def test_gather_tokens_without_registers_gives_an_empty_axis(tmp_path, embedding_spec, write_pool):
+def test_gather_tokens_without_registers_gives_an_empty_axis(
+    tmp_path: Path, embedding_spec: MakeSpec, write_pool: WritePool
+) -> None:
     write_pool(tmp_path, embedding_spec(num_registers=0), [5])
     assert EmbeddingShards(tmp_path).gather_tokens(np.array([1, 2]))[1].shape == (2, 0, 8)
 
 
-def test_shard_matrix_covers_the_shard_in_order(pool):
+def test_shard_matrix_covers_the_shard_in_order(pool: Pool) -> None:
     shards, values = pool
     for shard in range(shards.num_shards):
         rows = slice(shards.offsets[shard], shards.offsets[shard + 1])
@@ -96,14 +123,14 @@ def test_shard_matrix_covers_the_shard_in_order(pool):
         np.testing.assert_array_equal(np.concatenate(blocks), values[CAPTION_EMBEDDING][rows, 0])
 
 
-def test_blocks_are_views_of_the_file(pool):
+def test_blocks_are_views_of_the_file(pool: Pool) -> None:
     shards, _ = pool
     blocks = shards.blocks(2, CLS)
     assert [len(block) for block in blocks] == [9, 9, 9, 9, 4]
     assert not any(block.flags.owndata or block.flags.writeable for block in blocks)
 
 
-def test_strings_and_hashes_come_in_row_order(pool):
+def test_strings_and_hashes_come_in_row_order(pool: Pool) -> None:
     shards, _ = pool
     assert shards.keys().to_pylist() == [f"key-{row}" for row in range(70)]
     np.testing.assert_array_equal(shards.hashes("pixel_hash"), 2 * np.arange(70, dtype=np.uint64))
@@ -111,14 +138,14 @@ def test_strings_and_hashes_come_in_row_order(pool):
     assert shards.thumbnails(np.array([30])) == [b"jpeg 30"]
 
 
-def test_reader_survives_pickling(pool):
+def test_reader_survives_pickling(pool: Pool) -> None:
     shards, _ = pool
     shards.keys()
     copy = pickle.loads(pickle.dumps(shards))
     np.testing.assert_array_equal(copy.gather(np.array([4]), CLS), shards.gather(np.array([4]), CLS))
 
 
-def test_any_text_survives(tmp_path, embedding_spec, small_batches):
+def test_any_text_survives(tmp_path: Path, embedding_spec: MakeSpec, small_batches: None) -> None:
     spec = embedding_spec(num_registers=0, grid=(1, 1), content="pooled", caption_dim=0, caption_encoder="")
     captions = ["a" * 10_000, "\N{GRINNING FACE}\N{ZERO WIDTH JOINER}", "قطة على الطاولة", ""]
     batch = {
@@ -137,7 +164,7 @@ def test_any_text_survives(tmp_path, embedding_spec, small_batches):
     assert shards.hashes("bytes_hash")[0] == 2**64 - 1
 
 
-def test_bytes_do_not_depend_on_batching(folder, tmp_path, embedding_spec):
+def test_bytes_do_not_depend_on_batching(folder: Path, tmp_path: Path, embedding_spec: MakeSpec) -> None:
     shards = EmbeddingShards(folder)
     rows = np.arange(40) + shards.offsets[2]
     columns = {name: shards.strings(name).to_pylist() for name in shards.shard(2).batches[0].schema.names}
@@ -150,23 +177,23 @@ def test_bytes_do_not_depend_on_batching(folder, tmp_path, embedding_spec):
         assert entry.sha256 == shards.manifest.shards[2].sha256
 
 
-def test_finished_folder_verifies(folder):
+def test_finished_folder_verifies(folder: Path) -> None:
     assert verify(folder) == []
 
 
-def test_folder_without_manifest_is_refused(tmp_path):
+def test_folder_without_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="run the embed step"):
         read_manifest(tmp_path)
     assert len(verify(tmp_path)) == 1
 
 
-def test_damaged_manifest_is_refused(folder):
+def test_damaged_manifest_is_refused(folder: Path) -> None:
     (folder / "manifest.json").write_text('{"spec": {}}')
     with pytest.raises(ShardError, match=r"manifest\.json"):
         EmbeddingShards(folder)
 
 
-def test_truncated_shard_is_refused_by_name(folder):
+def test_truncated_shard_is_refused_by_name(folder: Path) -> None:
     victim = folder / "shard-00002.arrow"
     victim.write_bytes(victim.read_bytes()[:-100])
     with pytest.raises(ShardError, match=r"shard-00002\.arrow.*run the embed step again"):
@@ -176,13 +203,13 @@ def test_truncated_shard_is_refused_by_name(folder):
     assert "shard-00002.arrow" in problems[0]
 
 
-def test_missing_shard_is_refused_by_name(folder):
+def test_missing_shard_is_refused_by_name(folder: Path) -> None:
     (folder / "shard-00003.arrow").unlink()
     with pytest.raises(ShardError, match=r"shard-00003\.arrow is missing"):
         EmbeddingShards(folder)
 
 
-def test_verify_sees_one_changed_bit(folder):
+def test_verify_sees_one_changed_bit(folder: Path) -> None:
     victim = folder / "shard-00000.arrow"
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
@@ -191,21 +218,26 @@ def test_verify_sees_one_changed_bit(folder):
     assert len(verify(folder)) == 1
 
 
-def test_overwritten_shard_is_refused_when_opened(folder):
+def test_overwritten_shard_is_refused_when_opened(folder: Path) -> None:
     victim = folder / "shard-00000.arrow"
     victim.write_bytes(b"x" * victim.stat().st_size)
     with pytest.raises(ShardError, match=r"shard-00000\.arrow is not a readable Arrow file"):
         EmbeddingShards(folder).keys()
 
 
-def test_shard_of_another_pool_is_refused_when_opened(folder, tmp_path, embedding_spec, write_pool):
+def test_shard_of_another_pool_is_refused_when_opened(
+    folder: Path,
+    tmp_path: Path,
+    embedding_spec: MakeSpec,
+    write_pool: WritePool,
+) -> None:
     write_pool(tmp_path / "other", embedding_spec(digest="1" * 64), ROWS_PER_SHARD)
     (tmp_path / "other" / "shard-00000.arrow").replace(folder / "shard-00000.arrow")
     with pytest.raises(ShardError, match="the manifest describes"):
         EmbeddingShards(folder).keys()
 
 
-def test_missing_column_is_refused_by_name(folder):
+def test_missing_column_is_refused_by_name(folder: Path) -> None:
     victim = folder / "shard-00003.arrow"
     size = victim.stat().st_size
     table = pa.ipc.open_file(pa.memory_map(str(victim))).read_all().drop_columns(["captions", "thumbnail"])
@@ -220,11 +252,11 @@ def test_missing_column_is_refused_by_name(folder):
         EmbeddingShards(folder).keys()
 
 
-def test_failed_write_leaves_what_was_there(tmp_path, embedding_spec):
+def test_failed_write_leaves_what_was_there(tmp_path: Path, embedding_spec: MakeSpec) -> None:
     path = tmp_path / "shard-00000.arrow"
     path.write_bytes(b"before")
 
-    def failing():
+    def failing() -> Iterator[dict]:
         raise RuntimeError("half way")
         yield {}
 
@@ -234,7 +266,9 @@ def test_failed_write_leaves_what_was_there(tmp_path, embedding_spec):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_full_disk_is_a_clear_error_and_leaves_nothing(full_disk, embedding_spec, write_pool):
+def test_full_disk_is_a_clear_error_and_leaves_nothing(
+    full_disk: Path, embedding_spec: MakeSpec, write_pool: WritePool
+) -> None:
     with pytest.raises(OSError, match=r"no space left.*run again") as caught:
         write_pool(full_disk, embedding_spec(dim=1024), [300])
     assert caught.value.errno == errno.ENOSPC

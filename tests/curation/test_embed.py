@@ -1,0 +1,239 @@
+"""The embed step end to end with a tiny random ViT: contents, rejects, budget, resume after kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from cluster.resources import Resources
+from curation.backbone import BackboneConfig, load_backbone, pool_patches, resolve
+from curation.captions import CaptionConfig, CaptionEncoder
+from curation.embed import EmbedConfig, RejectBudgetError, run
+from curation.embed_worker import EmbedWorker, Task
+from curation.images import decode
+from curation.schema import CAPTION_EMBEDDING, CLS, PATCHES, REGISTERS, Content
+from curation.shards import EmbeddingShards, Manifest, ShardEntry, verify, write_manifest
+from curation.sources import SourceConfig, list_parts
+
+pytestmark = pytest.mark.ray
+
+Embedded = tuple[Path, dict[str, float]]
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = EmbedConfig(
+    source=SourceConfig(part_rows=16),
+    backbone=BackboneConfig(name="random-vit", image_size=28),
+    captions=CaptionConfig(dim=16),
+    precision="float32",
+    batch_size=8,
+    resources=Resources(workers=1),
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pairs."""
+    folder = tmp_path_factory.mktemp("pairs")
+    lines = []
+    for i in range(40):
+        coarse = np.random.default_rng(i).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
+        lines.append(json.dumps({"image": f"{i:02d}.png", "captions": [f"picture {i}", f"number {i}"]}))
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedded(source: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Embedded:
+    """(folder, summary) of an undisturbed run."""
+    out = tmp_path_factory.mktemp("embedded")
+    return out, run(CONFIG, out=out, source=source)
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_shards_hold_what_the_backbone_gives(embedded: Embedded, source: Path) -> None:
+    shards = EmbeddingShards(embedded[0])
+    backbone = load_backbone(CONFIG.backbone)
+    images = [decode((source / key).read_bytes()) for key in shards.keys().to_pylist()]
+    expected = backbone(torch.stack([backbone.preprocess(image) for image in images]))
+    rows = np.arange(40)
+    for column, features in (
+        (CLS, expected.cls[:, None]),
+        (REGISTERS, expected.registers),
+        (PATCHES, expected.patches),
+    ):
+        np.testing.assert_allclose(shards.gather(rows, column), features.numpy(), rtol=2e-3, atol=2e-3)
+
+
+def test_caption_embedding_is_the_unit_mean(embedded: Embedded) -> None:
+    shards = EmbeddingShards(embedded[0])
+    vectors = CaptionEncoder(CONFIG.captions).encode(shards.captions(np.array([7]))[0])
+    expected = vectors.mean(axis=0) / np.linalg.norm(vectors.mean(axis=0))
+    np.testing.assert_allclose(shards.gather(np.array([7]), CAPTION_EMBEDDING)[0, 0], expected, atol=1e-3)
+
+
+def test_rows_follow_the_source_and_the_summary_counts_them(embedded: Embedded) -> None:
+    out, summary = embedded
+    shards = EmbeddingShards(out)
+    assert shards.keys().to_pylist() == [f"{i:02d}.png" for i in range(40)]
+    assert shards.captions(np.array([3])) == [["picture 3", "number 3"]]
+    assert shards.offsets.tolist() == [0, 16, 32, 40]
+    assert (summary["rows"], summary["rejects"], summary["captions"]) == (40, 0, 80)
+    assert summary["bytes"] == sum(path.stat().st_size for path in out.glob("*.arrow"))
+    assert len(set(shards.hashes("pixel_hash").tolist())) == 40
+    assert all(thumbnail.startswith(b"\xff\xd8") for thumbnail in shards.thumbnails(np.arange(40)))
+    assert verify(out) == []
+
+
+def worker_and_tasks(config: EmbedConfig, source: Path, out: Path) -> tuple[EmbedWorker, list[Task]]:
+    """One worker in this process and its tasks."""
+    config = replace(config, backbone=resolve(config.backbone))
+    tasks = [Task(i, part, f"digest {i}") for i, part in enumerate(list_parts(config.source, source))]
+    return EmbedWorker(config, out), tasks
+
+
+@pytest.mark.parametrize("content", ["pooled", "grid"])
+def test_pooled_and_grid_are_averages_of_the_tokens(
+    embedded: Embedded, source: Path, tmp_path: Path, content: Content
+) -> None:
+    tokens = EmbeddingShards(embedded[0])
+    worker, tasks = worker_and_tasks(replace(CONFIG, content=content, grid=1), source, tmp_path)
+    records = [worker.embed(task) for task in tasks]
+    write_manifest(tmp_path, Manifest(worker.spec, tuple(ShardEntry(**record["entry"]) for record in records)))
+    shards = EmbeddingShards(tmp_path)
+    assert (REGISTERS in shards.spec.vector_columns()) == (content == "grid")
+    everything = torch.from_numpy(tokens.gather(np.arange(40), PATCHES))
+    pooled = pool_patches(everything, tokens.spec.grid, (1, 1)).numpy()
+    np.testing.assert_allclose(shards.gather(np.arange(40), PATCHES), pooled, atol=4e-3)
+
+
+def test_grid_finer_than_the_backbone_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="grid=9 is finer"):
+        worker_and_tasks(replace(CONFIG, content="grid", grid=9), source, tmp_path)
+
+
+def test_bytes_do_not_depend_on_workers(embedded: Embedded, source: Path, tmp_path: Path) -> None:
+    run(replace(CONFIG, resources=Resources(workers=2)), out=tmp_path, source=source)
+    assert contents_of(tmp_path) == contents_of(embedded[0])
+
+
+def test_bytes_do_not_depend_on_threads(embedded: Embedded, source: Path, tmp_path: Path) -> None:
+    worker, tasks = worker_and_tasks(replace(CONFIG, resources=Resources(cpus=2.0)), source, tmp_path)
+    for task in tasks:
+        worker.embed(task)
+        assert (tmp_path / task.shard).read_bytes() == (embedded[0] / task.shard).read_bytes()
+
+
+def test_second_run_keeps_every_shard(embedded: Embedded, source: Path) -> None:
+    out, first = embedded
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*")}
+    again = run(CONFIG, out=out, source=source)
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*")} == before
+    assert {**again, "images_per_s": 0} == {**first, "images_per_s": 0}
+
+
+def test_shard_without_sidecar_or_cut_short_is_made_again(embedded: Embedded, source: Path, tmp_path: Path) -> None:
+    for name, data in contents_of(embedded[0]).items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "shard-00000.json").unlink()
+    (tmp_path / "shard-00000.arrow").write_bytes(b"not a shard")
+    (tmp_path / "shard-00001.arrow").write_bytes(b"cut")
+    (tmp_path / ".shard-00002.arrow.0a1b.tmp").write_bytes(b"torn")
+    run(CONFIG, out=tmp_path, source=source)
+    assert contents_of(tmp_path) == contents_of(embedded[0])
+
+
+@pytest.mark.slow
+def test_changed_settings_make_shards_anew(embedded: Embedded, source: Path, tmp_path: Path) -> None:
+    run(CONFIG, out=tmp_path, source=source)
+    run(replace(CONFIG, dtype="int8"), out=tmp_path, source=source)
+    assert EmbeddingShards(tmp_path).spec.dtype == "int8"
+    assert verify(tmp_path) == []
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from cluster.session import session
+from curation.embed import run
+from tests.curation.test_embed import CONFIG
+with session(num_cpus=1):
+    run(CONFIG, out=Path(sys.argv[2]), source=Path(sys.argv[1]))
+"""
+
+
+def test_run_killed_at_any_moment_ends_with_the_same_bytes(embedded: Embedded, source: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(source), str(tmp_path)], env=environment, cwd=ROOT)
+    while not list(tmp_path.glob("shard-*.arrow")):
+        assert driver.poll() is None
+    children = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    psutil.wait_procs(children, timeout=60)
+    run(CONFIG, out=tmp_path, source=source)
+    assert contents_of(tmp_path) == contents_of(embedded[0])
+
+
+def test_bad_images_are_counted_rejects(source: Path, tmp_path: Path, ray_session: None) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    good = (source / "00.png").read_bytes()
+    files = {"good.png": good, "cut.png": good[:100], "zero.png": b"", "page.png": b"<html>", "gone.png": None}
+    for name, data in files.items():
+        if data is not None:
+            (folder / name).write_bytes(data)
+    Image.new("RGB", (1, 1)).save(folder / "pixel.png")
+    Image.fromarray(np.full((40, 50), 40_000, np.uint16)).save(folder / "deep.png")
+    captions = {**dict.fromkeys(files, "text"), "pixel.png": "text", "deep.png": "a\0b \N{GRINNING FACE} قطة"}
+    (folder / "captions.json").write_text(json.dumps(captions))
+    summary = run(replace(CONFIG, error_budget=0.8), out=tmp_path / "out", source=folder)
+    assert EmbeddingShards(tmp_path / "out").keys().to_pylist() == ["good.png", "deep.png"]
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert {reject["key"]: reject["reason"] for reject in rejects} == {
+        "cut.png": "corrupt image",
+        "zero.png": "empty file",
+        "page.png": "not an image",
+        "gone.png": "missing file",
+        "pixel.png": "too small",
+    }
+    assert (summary["rows"], summary["rejects"], summary["rejects_missing_file"]) == (2, 5, 1)
+    with pytest.raises(RejectBudgetError, match=r"5 of the first 7 rows .*missing file 1.*rejects\.jsonl"):
+        run(replace(CONFIG, error_budget=0.5), out=tmp_path / "out", source=folder)
+
+
+def test_wrong_data_stops_its_part_early(tmp_path: Path) -> None:
+    lines = [json.dumps({"image": f"{i}.png", "caption": "text"}) for i in range(2000)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    worker, tasks = worker_and_tasks(replace(CONFIG, source=SourceConfig(part_rows=2000)), tmp_path, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    record = worker.embed(tasks[0])
+    assert record["is_stopped"]
+    assert (record["read"], len(record["rejects"])) == (256, 256)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_full_disk_is_a_clear_error_and_later_the_shard_completes(
+    embedded: Embedded, source: Path, full_disk: Path
+) -> None:
+    worker, tasks = worker_and_tasks(CONFIG, source, full_disk)
+    (full_disk / "ballast").write_bytes(b"x" * 1_020_000)
+    with pytest.raises(OSError, match="no space left on the disk"):
+        worker.embed(tasks[0])
+    assert [path.name for path in full_disk.iterdir()] == ["ballast"]
+    (full_disk / "ballast").unlink()
+    worker.embed(tasks[0])
+    assert (full_disk / "shard-00000.arrow").read_bytes() == (embedded[0] / "shard-00000.arrow").read_bytes()

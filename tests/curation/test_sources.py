@@ -1,0 +1,338 @@
+"""Every layout of pairs, inside and outside a tar; every kind of bad row."""
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from curation.sources import Reject, Sample, SourceConfig, list_parts, read_part, source_digest
+
+Draw = Callable[..., Image.Image]
+Encode = Callable[..., bytes]
+CAPTIONS = {"a.jpg": ["a cat", "one cat"], "b.jpg": ["a dog"], "sub/c.jpg": ["a cow"]}
+ODD_CAPTIONS = ["x" * 10_000, "grin \N{GRINNING FACE}", "قطة على الطاولة", "two\nlines\0 and NUL"]
+
+
+@pytest.fixture
+def images(tmp_path: Path, picture: Draw, encoded: Encode) -> Path:
+    """A folder with the three images of CAPTIONS."""
+    for seed, name in enumerate(CAPTIONS):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(picture(seed)))
+    return tmp_path / "data"
+
+
+def read_all(path: Path, **options: Any) -> list[Any]:
+    config = SourceConfig(**options)
+    return [row for part in list_parts(config, path) for row in read_part(config, part)]
+
+
+def captions_of(rows: Sequence[Sample | Reject]) -> dict[str, list[str]]:
+    assert not reasons_of(rows)
+    return {row.key: list(row.captions) for row in rows if isinstance(row, Sample)}
+
+
+def reasons_of(rows: Sequence[Sample | Reject]) -> dict[str, str]:
+    return {row.key: row.reason for row in rows if isinstance(row, Reject)}
+
+
+def as_tar(folder: Path, path: Path) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.add(file, file.relative_to(folder))
+    return path
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_json(folder: Path) -> None:
+    (folder / "captions.json").write_text(json.dumps(CAPTIONS))
+
+
+def write_jsonl(folder: Path) -> None:
+    lines = [json.dumps({"file_name": name, "text": texts}) for name, texts in CAPTIONS.items()]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+
+
+def write_table(folder: Path, name: str, delimiter: str) -> None:
+    with (folder / name).open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(["image", "caption"])
+        writer.writerows([image, text] for image, texts in CAPTIONS.items() for text in texts)
+
+
+def write_siblings(folder: Path) -> None:
+    for name, texts in CAPTIONS.items():
+        (folder / name).with_suffix(".txt").write_text("\n".join(texts))
+
+
+def karpathy(split: str = "train") -> list[dict]:
+    images = []
+    for name, texts in CAPTIONS.items():
+        folder, _, base = name.rpartition("/")
+        sentences = [{"raw": text} for text in texts]
+        images.append({"filepath": folder, "filename": base, "split": split, "sentences": sentences})
+    return images
+
+
+def write_karpathy(folder: Path) -> None:
+    other = {"filename": "other.jpg", "split": "val", "sentences": [{"raw": "not asked for"}]}
+    (folder / "dataset.json").write_text(json.dumps({"images": [*karpathy(), other]}))
+
+
+def write_coco(folder: Path) -> None:
+    images = [{"id": number, "file_name": name} for number, name in enumerate(CAPTIONS)]
+    numbered = [(number, text) for number, texts in enumerate(CAPTIONS.values()) for text in texts]
+    annotations = [{"image_id": number, "caption": text} for number, text in numbered]
+    content = {"images": images, "annotations": annotations}
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "captions_train2017.json").write_text(json.dumps(content))
+    (folder / "annotations" / "instances_train2017.json").write_text(json.dumps({"images": images, "annotations": []}))
+
+
+LAYOUTS = {
+    "json": write_json,
+    "jsonl": write_jsonl,
+    "csv": lambda folder: write_table(folder, "captions.csv", ","),
+    "csv in txt": lambda folder: write_table(folder, "captions.txt", ","),
+    "tsv": lambda folder: write_table(folder, "captions.tsv", "\t"),
+    "karpathy": write_karpathy,
+    "coco": write_coco,
+}
+
+
+@pytest.mark.parametrize("in_tar", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_annotated_layouts_give_the_same_pairs(images: Path, tmp_path: Path, layout: str, in_tar: bool) -> None:
+    LAYOUTS[layout](images)
+    source = as_tar(images, tmp_path / "data.tar") if in_tar else images
+    rows = read_all(source)
+    assert captions_of(rows) == CAPTIONS
+    assert {row.key: row.image for row in rows} == {name: (images / name).read_bytes() for name in CAPTIONS}
+
+
+def test_text_files_beside_images_are_their_captions(images: Path) -> None:
+    write_siblings(images)
+    assert captions_of(read_all(images)) == CAPTIONS
+
+
+def test_annotation_file_can_be_given_itself(images: Path) -> None:
+    write_karpathy(images)
+    write_jsonl(images)
+    assert captions_of(read_all(images / "dataset.json", format="karpathy")) == CAPTIONS
+    assert captions_of(read_all(images / "metadata.jsonl")) == CAPTIONS
+
+
+def test_split_is_taken_and_an_empty_one_names_the_others(images: Path) -> None:
+    (images / "dataset.json").write_text(json.dumps({"images": karpathy("val")}))
+    assert captions_of(read_all(images, split="val")) == CAPTIONS
+    with pytest.raises(ValueError, match=r"\['val'\]"):
+        read_all(images)
+
+
+def test_restval_belongs_to_train(images: Path) -> None:
+    (images / "dataset.json").write_text(json.dumps({"images": karpathy("restval")}))
+    assert captions_of(read_all(images)) == CAPTIONS
+
+
+def sample_members(key: str, image: bytes, captions: Sequence[str]) -> list[tuple[str, bytes]]:
+    return [(f"{key}.bmp", image), (f"{key}.json", json.dumps({"captions": captions}).encode())]
+
+
+def test_webdataset_keys_carry_the_tar_where_there_are_several(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
+    image = encoded(picture(0), "PNG")
+    for number in range(2):
+        write_tar(tmp_path / f"train-{number}.tar", sample_members("same", image, [f"text {number}"]))
+    assert captions_of(read_all(tmp_path)) == {"train-0/same": ["text 0"], "train-1/same": ["text 1"]}
+    assert captions_of(read_all(tmp_path / "train-1.tar")) == {"same": ["text 1"]}
+
+
+def test_img2dataset_layout_is_read(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
+    members = []
+    for number in range(3):
+        key = f"00000000{number}"
+        record = {"caption": f"text {number}", "url": "u", "key": key, "status": "success", "width": 48}
+        members += [(f"{key}.jpg", encoded(picture(number))), (f"{key}.json", json.dumps(record).encode())]
+        members.append((f"{key}.txt", f"text {number}".encode()))
+    write_tar(tmp_path / "00000.tar", members)
+    (tmp_path / "00000_stats.json").write_text('{"count": 3}')
+    pq.write_table(pa.table({"url": ["u"]}), tmp_path / "00000.parquet")
+    expected = {f"00000/00000000{number}": [f"text {number}"] for number in range(3)}
+    assert captions_of(read_all(tmp_path)) == expected
+
+
+def test_long_tar_splits_into_parts_that_cover_it_once(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
+    members = []
+    for number in range(30):
+        members += sample_members(f"{number:03d}", encoded(picture(number, (300, 200)), "BMP"), [f"text {number}"])
+    path = write_tar(tmp_path / "long.tar", members)
+    config = SourceConfig(part_mb=1)
+    parts = list_parts(config, path)
+    assert len(parts) > 1
+    keys = [row.key for part in parts for row in read_part(config, part)]
+    assert keys == [f"{number:03d}" for number in range(30)]
+
+
+def test_webdataset_bad_samples_are_rejects(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
+    image = encoded(picture(0), "PNG")
+    members = [
+        *sample_members("good", image, ["text"]),
+        ("no-image.json", b'{"captions": ["text"]}'),
+        *sample_members("blank", image, ["", " \0 "]),
+        ("alone.png", image),
+        ("torn.png", image),
+        ("torn.json", b'{"captions": ["te'),
+        *sample_members("good", image, ["again"]),
+    ]
+    rows = read_all(write_tar(tmp_path / "x.tar", members), format="webdataset")
+    assert reasons_of(rows) == {
+        "no-image": "missing file",
+        "blank": "empty caption",
+        "alone": "empty caption",
+        "torn": "unreadable record",
+        "good": "duplicate key",
+    }
+    assert len(rows) == 6
+
+
+def test_cut_tar_ends_in_a_reject(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
+    members = [item for n in range(5) for item in sample_members(f"{n}", encoded(picture(n), "PNG"), ["text"])]
+    path = write_tar(tmp_path / "x.tar", members)
+    path.write_bytes(path.read_bytes()[:20_000])
+    rows = read_all(tmp_path)
+    assert isinstance(rows[0], Sample)
+    assert list(reasons_of(rows).values()) == ["truncated archive"]
+    with pytest.raises(ValueError, match=r"x\.tar cannot be read as a tar"):
+        read_all(path)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct", "path"])
+def test_parquet_images_as_bytes_structs_and_paths(images: Path, kind: str) -> None:
+    columns = {
+        "bytes": [(images / name).read_bytes() for name in CAPTIONS],
+        "struct": [{"bytes": (images / name).read_bytes(), "path": name} for name in CAPTIONS],
+        "path": list(CAPTIONS),
+    }
+    table = pa.table({"image": columns[kind], "text": list(CAPTIONS.values())})
+    pq.write_table(table, images / "pairs.parquet", row_group_size=2)
+    rows = read_all(images / "pairs.parquet", part_rows=2)
+    expected = {f"pairs/0000000{number}": texts for number, texts in enumerate(CAPTIONS.values())}
+    assert captions_of(rows) == expected
+    assert [row.image for row in rows] == columns["bytes"]
+    assert len(list_parts(SourceConfig(part_rows=2), images / "pairs.parquet")) == 2
+
+
+def test_parquet_columns_keys_split_and_bad_rows(images: Path, picture: Draw, encoded: Encode) -> None:
+    image = encoded(picture(0))
+    table = pa.table(
+        {
+            "picture": [image, image, None, image, image],
+            "alt": ["one", "two", "three", None, "other split"],
+            "id": ["a", "a", "b", "c", "d"],
+            "split": ["train"] * 4 + ["test"],
+        }
+    )
+    pq.write_table(table, images / "pairs.parquet", row_group_size=1)
+    options = {"image_column": "picture", "caption_column": "alt", "key_column": "id"}
+    rows = read_all(images / "pairs.parquet", **options)
+    assert rows[0].captions == ("one",)
+    assert [row.reason for row in rows[1:]] == ["duplicate key", "missing file", "empty caption"]
+
+
+def test_parquet_without_the_column_names_those_it_has(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"pixels": [b""], "alt": [""]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"no image column .*its columns: pixels, alt.*source\.image_column"):
+        list_parts(SourceConfig(), tmp_path / "x.parquet")
+
+
+def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 nothing PAR1")
+    with pytest.raises(ValueError, match=r"x\.parquet is not a readable Parquet file"):
+        list_parts(SourceConfig(), tmp_path)
+
+
+def test_odd_captions_are_kept_in_one_clean_line(images: Path) -> None:
+    (images / "captions.json").write_text(json.dumps({"a.jpg": ODD_CAPTIONS, "b.jpg": ["\ud83d half", "z" * 10_001]}))
+    found = captions_of(read_all(images))
+    assert found["a.jpg"] == [*ODD_CAPTIONS[:3], "two lines and NUL"]
+    assert found["b.jpg"] == ["? half", "z" * 10_000]
+
+
+def test_missing_files_blank_captions_and_bad_lines_are_rejects(images: Path) -> None:
+    lines = [
+        '{"image": "a.jpg", "caption": "fine"}',
+        '{"image": "gone.jpg", "caption": "no such file"}',
+        '{"image": "b.jpg", "caption": " \\u0000 "}',
+        '{"image": "sub/c.jpg", "cap',
+    ]
+    (images / "captions.jsonl").write_text("\n".join(lines))
+    rows = read_all(images)
+    assert reasons_of(rows) == {
+        "gone.jpg": "missing file",
+        "b.jpg": "empty caption",
+        "captions.jsonl:4": "unreadable record",
+    }
+
+
+def test_file_that_goes_away_after_listing_is_a_reject(images: Path) -> None:
+    write_json(images)
+    parts = list_parts(SourceConfig(), images)
+    (images / "b.jpg").unlink()
+    assert reasons_of(list(read_part(SourceConfig(), parts[0]))) == {"b.jpg": "missing file"}
+
+
+def test_duplicate_keys_are_rejects_across_parts(images: Path) -> None:
+    (images / "dataset.json").write_text(json.dumps({"images": karpathy() * 2}))
+    rows = read_all(images, part_rows=2)
+    assert len(rows) == 6
+    assert reasons_of(rows[:3]) == {}
+    assert set(reasons_of(rows[3:]).values()) == {"duplicate key"}
+
+
+def test_parts_split_rows_evenly_and_have_stable_digests(images: Path, tmp_path: Path) -> None:
+    write_json(images)
+    parts = list_parts(SourceConfig(part_rows=2), images)
+    assert [part.num_rows for part in parts] == [2, 1]
+    moved = images.rename(tmp_path / "moved")
+    assert [part.digest() for part in list_parts(SourceConfig(part_rows=2), moved)] == [part.digest() for part in parts]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "data.tar.gz"])
+def test_source_that_cannot_be_read_says_why(tmp_path: Path, name: str) -> None:
+    if name != "nowhere":
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"does not exist|unpack it"):
+        list_parts(SourceConfig(), tmp_path / name)
+
+
+def test_unknown_layout_says_what_was_looked_for(images: Path) -> None:
+    with pytest.raises(ValueError, match=r"Karpathy.*captions\.jsonl.*\.txt beside each image"):
+        list_parts(SourceConfig(), images)
+
+
+def test_source_digest_ignores_the_place_and_sees_changes(images: Path, tmp_path: Path) -> None:
+    write_json(images)
+    before = source_digest(images)
+    moved = images.rename(tmp_path / "elsewhere")
+    assert source_digest(moved) == before
+    text = (moved / "captions.json").read_text()
+    (moved / "captions.json").write_text(text.replace("cow", "cat"))
+    assert source_digest(moved) != before
+    assert source_digest(moved / "a.jpg") != source_digest(moved / "b.jpg")
