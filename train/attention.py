@@ -1,15 +1,14 @@
 """Packed variable-length causal attention: captions laid end to end, no padding anywhere.
 
-Captions are packed sorted by length, so that those of equal length are one contiguous block: on CPU a block is a view and one
-`scaled_dot_product_attention`; on GPU the whole pack is one block-diagonal causal call of xformers or of torch's `varlen_attn`.
-The text encoder is causal and pools at end-of-text, so that packing changes no feature.
+Captions are packed sorted by length, so that those of equal length are one contiguous block: on CPU a block is a view
+and one `scaled_dot_product_attention`; on GPU the whole pack is one block-diagonal causal call of xformers or of
+torch's `varlen_attn`. The text encoder is causal and pools at end-of-text, so that packing changes no feature.
 """
 
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Self
 
 import numpy as np
 import torch
@@ -36,24 +35,28 @@ class Packed:
     def max_length(self) -> int:
         return max(length for _, length in self.groups)
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Packed":
         """The same pack with its tensors on a device."""
-        tensors = (tensor.to(device, non_blocking=True) for tensor in (self.tokens, self.positions, self.ends, self.starts))
-        return type(self)(*tensors, self.groups)
+        tensors = (
+            tensor.to(device, non_blocking=True) for tensor in (self.tokens, self.positions, self.ends, self.starts)
+        )
+        return Packed(*tensors, self.groups)
 
 
 def pack(captions: Sequence[Sequence[int]], capacity: int = 0) -> Packed:
     """Lay token lists end to end, sorted by length (stable).
 
-    With a capacity the pack always holds that many tokens: the rest is filled by captions of one token that nothing reads,
+    With a capacity the pack always holds that many tokens: the rest is captions of one token that nothing reads,
     which gives static shapes to a compiled model.
     """
     lengths = np.array([len(caption) for caption in captions])
     if not len(lengths) or lengths.min() < 1:
-        raise ValueError(f"caption {int(lengths.argmin()) if len(lengths) else 0} has no token: each needs its end-of-text")
+        raise ValueError(
+            f"caption {int(lengths.argmin()) if len(lengths) else 0} has no token: each needs its end-of-text"
+        )
     filler = max(0, capacity - int(lengths.sum())) if capacity else 0
     if capacity and lengths.sum() > capacity:
-        raise ValueError(f"{lengths.sum()} tokens in a pack of capacity {capacity}: raise the capacity or lower the batch size")
+        raise ValueError(f"{lengths.sum()} tokens in a pack of capacity {capacity}: raise it or lower the batch size")
     order = np.argsort(lengths, kind="stable")
     packed_lengths = np.concatenate([np.ones(filler, np.int64), lengths[order]])
     starts = np.concatenate([[0], np.cumsum(packed_lengths)])
@@ -69,6 +72,12 @@ def pack(captions: Sequence[Sequence[int]], capacity: int = 0) -> Packed:
         torch.from_numpy(starts.astype(np.int32)),
         groups,
     )
+
+
+def unpack(packed: Packed) -> list[list[int]]:
+    """The token lists that were packed, in the caller's order."""
+    tokens, lengths = packed.tokens.tolist(), (packed.positions[packed.ends] + 1).tolist()
+    return [tokens[end + 1 - length : end + 1] for end, length in zip(packed.ends.tolist(), lengths, strict=True)]
 
 
 def packed_attention(

@@ -1,9 +1,10 @@
-"""Exact contrastive losses over the global batch, by tiles: no B x B logits, no gathered features, no gathered gradient.
+"""Exact contrastive losses over the global batch, by tiles: no B x B logits, no gathered features or gradients.
 
-Each rank keeps its own rows; the texts of the other ranks come past on a ring, and in the backward pass their gradient travels
-with them, so that memory grows with the local batch only. Logits are recomputed in the backward pass. Softmax and sums are
-float32; `dtype` is that of the matrix products. The value is that of the whole batch on every rank, and the gradients are those
-of that value with respect to the rank's own rows: summed over ranks they are the gradient of the global loss.
+Each rank keeps its own rows; the texts of the other ranks come past on a ring, and in the backward pass their
+gradient travels with them, so that memory grows with the local batch only. Logits are recomputed in the backward
+pass. Softmax and sums are float32; `dtype` is that of the matrix products. The value is that of the whole batch on
+every rank, and the gradients are those of that value with respect to the rank's own rows: summed over ranks they are
+the gradient of the global loss.
 """
 
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ class Ring:
         self.size = dist.get_world_size(group) if group else 1
 
     def shift(self, tensor: Tensor) -> tuple[list[dist.Work], Tensor]:
-        """Start sending a tensor to the next rank; the previous rank's arrives in the returned buffer once the work is waited."""
+        """Start sending a tensor to the next rank; the previous rank's fills the returned buffer by the work's end."""
         received = torch.empty_like(tensor)
         following, previous = (self._global((self.rank + step) % self.size) for step in (1, -1))
         operations = [
@@ -121,7 +122,9 @@ def _check_even(images: Float32[Tensor, "b d"], group: dist.ProcessGroup | None)
     dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group)
     most, fewest = extremes.tolist()
     if most != -fewest:
-        raise ValueError(f"ranks hold {-fewest} to {most} rows: the loss needs as many on each; drop the uneven last batch")
+        raise ValueError(
+            f"ranks hold {-fewest} to {most} rows: the loss needs as many on each; drop the uneven last batch"
+        )
 
 
 def _tiles(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
@@ -174,7 +177,9 @@ class _Contrastive(torch.autograd.Function):
         return d_images.mul_(factor * share), d_texts.mul_(factor * share), d_scale, None, None
 
 
-def _log_sums(logits: Float32[Tensor, "m n"], offset: float | None) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " m"]]:
+def _log_sums(
+    logits: Float32[Tensor, "m n"], offset: float | None
+) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " m"]]:
     """Log-sum-exp over rows and over columns. With an offset that bounds the logits, one exponential serves both."""
     if offset is None:
         return logits.logsumexp(0), logits.logsumexp(1)
@@ -183,7 +188,10 @@ def _log_sums(logits: Float32[Tensor, "m n"], offset: float | None) -> tuple[Flo
 
 
 def _softmax_sum(
-    logits: Float32[Tensor, "m n"], by_row: Float32[Tensor, " m"], by_column: Float32[Tensor, " n"], offset: float | None
+    logits: Float32[Tensor, "m n"],
+    by_row: Float32[Tensor, " m"],
+    by_column: Float32[Tensor, " n"],
+    offset: float | None,
 ) -> Float32[Tensor, "m n"]:
     """The row-wise plus the column-wise softmax."""
     if offset is None:
@@ -193,7 +201,12 @@ def _softmax_sum(
 
 
 def _ring_backward(
-    images: Float32[Tensor, "b d"], texts: Float32[Tensor, "b d"], factor: float, ring: Ring, dtype: torch.dtype, weights: Any
+    images: Float32[Tensor, "b d"],
+    texts: Float32[Tensor, "b d"],
+    factor: float,
+    ring: Ring,
+    dtype: torch.dtype,
+    weights: Any,
 ) -> tuple[Float32[Tensor, "b d"], Float32[Tensor, "b d"]]:
     """Sums over all pairs of weight_ij * text_j for the local images, and of weight_ij * image_i for the local texts.
 

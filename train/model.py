@@ -1,7 +1,8 @@
 """dino.txt: a causal text encoder and a small head on frozen DINOv2 features, aligned with each other.
 
-"DINOv2 Meets Text" (arXiv:2412.16334), with the published architecture and initialisation, sized by config. Everything here is
-single-device. The residual stream, norms and features are float32; only matrix products run in the dtype of their weights.
+"DINOv2 Meets Text" (arXiv:2412.16334), with the published architecture and initialisation, sized by config.
+Everything here is single-device. The residual stream, norms and features are float32; only matrix products run in the
+dtype of their weights.
 """
 
 import math
@@ -35,7 +36,9 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ValueError(f"text width {self.width} with {self.heads} heads: heads must divide the width; change one of them")
+            raise ValueError(
+                f"text width {self.width} with {self.heads} heads: heads must divide the width; change one of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,9 @@ def num_heads(dim: int) -> int:
     """Heads of a vision block: one for every 64 channels."""
     heads = max(1, dim // HEAD_DIM)
     if dim % heads:
-        raise ValueError(f"image features of {dim} channels: head blocks need a multiple of {HEAD_DIM}; use vision.blocks=0")
+        raise ValueError(
+            f"image features of {dim} channels: head blocks need a multiple of {HEAD_DIM}; set vision.blocks=0"
+        )
     return heads
 
 
@@ -229,7 +234,7 @@ class LogitScale(nn.Module):
         self.log = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))
 
     def forward(self) -> Float32[Tensor, ""]:
-        return self.log.exp().squeeze(0)
+        return self.log.exp().sum()  # a scalar; a view would upset the hooks of FSDP
 
     @torch.no_grad()
     def clamp(self) -> None:
@@ -258,7 +263,7 @@ class DinoTxt(nn.Module):
         self.logit_scale = LogitScale()
 
     def encode_tokens(self, captions: Packed | Sequence[Sequence[int]]) -> Float32[Tensor, "b f"]:
-        """Text features before normalisation; with pooling=concat the first half aligns with CLS, the last with patches."""
+        """Text features, not normalised; with pooling=concat the first half aligns with CLS, the last with patches."""
         packed = captions if isinstance(captions, Packed) else pack(captions)
         return self.text(packed.to(self.text.position_embedding.device))
 
@@ -282,4 +287,6 @@ class DinoTxt(nn.Module):
     ) -> Features:
         """Unit-norm features of a batch of pairs."""
         images = self.encode_image_features(cls, registers, patches)
-        return Features(F.normalize(images, dim=-1), F.normalize(self.encode_tokens(captions), dim=-1), self.logit_scale())
+        return Features(
+            F.normalize(images, dim=-1), F.normalize(self.encode_tokens(captions), dim=-1), self.logit_scale()
+        )

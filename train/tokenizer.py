@@ -1,8 +1,8 @@
 """Captions to token ids: a sentencepiece model trained on the selected captions, or CLIP's published byte pairs.
 
-Both end every caption with end-of-text, also when it is cut to the context, since the text encoder reads its feature there.
-The sentencepiece model has byte fallback, so that any string can be encoded, and no begin-of-text: a causal encoder that
-pools at the end has no use for one.
+Both end every caption with end-of-text, also when it is cut to the context, since the text encoder reads its feature
+there. The sentencepiece model has byte fallback, so that any string can be encoded, and no begin-of-text: a causal
+encoder that pools at the end has no use for one.
 """
 
 import io
@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -49,11 +49,12 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if self.vocab_size <= SPECIAL_PIECES:
-            raise ValueError(f"vocab_size {self.vocab_size}: must exceed the {SPECIAL_PIECES} byte and special pieces; raise it")
-        if self.kind == "clip" and not self.weights:
-            raise ValueError("kind=clip without a vocabulary: give the folder of vocab.json and merges.txt as weights")
+            raise ValueError(
+                f"vocab_size {self.vocab_size}: must exceed the {SPECIAL_PIECES} byte and special pieces; raise it"
+            )
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What training and evaluation know of a vocabulary."""
 
@@ -70,17 +71,22 @@ class Tokenizer(Protocol):
 def run(config: TokenizerConfig, *, out: Path, embeddings: Path, selection: Path) -> dict[str, float]:
     """Step: make the vocabulary for the selected captions."""
     if config.kind == "clip":
+        if not config.weights:
+            raise ValueError("kind=clip without a vocabulary: give the folder of vocab.json and merges.txt as weights")
         tokenizer: Tokenizer = ClipTokenizer(Path(config.weights))
         tokenizer.save(out)
-        return {"vocab_size": tokenizer.vocab_size}
+        return {"vocab_size": float(tokenizer.vocab_size)}
     shards = EmbeddingShards(embeddings)
     rows = read_selection(selection, shards).rows
     trained = train_tokenizer(config, selected_captions(shards, rows, config.max_captions))
     trained.save(out)
-    sample = [caption for caption in selected_captions(shards, rows, 10_000)]
+    sample = list(selected_captions(shards, rows, 10_000))
     lengths = [len(tokens) for tokens in trained.encode(sample, context=10_000)]
-    log.info("vocabulary pieces=%d tokens_per_caption=%.2f longest=%d", trained.vocab_size, np.mean(lengths), max(lengths))
-    return {"vocab_size": trained.vocab_size, "tokens_per_caption": float(np.mean(lengths)), "longest_caption": max(lengths)}
+    log.info(
+        "vocabulary pieces=%d tokens_per_caption=%.2f longest=%d", trained.vocab_size, np.mean(lengths), max(lengths)
+    )
+    sizes = {"vocab_size": trained.vocab_size, "tokens_per_caption": np.mean(lengths), "longest_caption": max(lengths)}
+    return {name: float(size) for name, size in sizes.items()}
 
 
 def selected_captions(shards: EmbeddingShards, rows: Int64[np.ndarray, " rows"], limit: int) -> Iterator[str]:
@@ -120,12 +126,14 @@ def train_tokenizer(config: TokenizerConfig, captions: Iterator[str]) -> "Senten
         )
     except RuntimeError as error:
         raise ValueError(
-            f"no vocabulary of {config.vocab_size} pieces can be made of these captions ({error}): the selection must hold "
-            "captions, and the size must exceed its characters; change tokenizer.vocab_size or the selection"
+            f"no vocabulary of {config.vocab_size} pieces can be made of these captions ({error}): they must exist "
+            "and have fewer characters than that; change tokenizer.vocab_size or the selection"
         ) from error
     tokenizer = SentencePieceTokenizer(model.getvalue())
     if tokenizer.vocab_size < config.vocab_size:
-        log.info("vocabulary shrunk asked=%d pieces=%d reason=too_few_captions", config.vocab_size, tokenizer.vocab_size)
+        log.info(
+            "vocabulary shrunk asked=%d pieces=%d reason=too_few_captions", config.vocab_size, tokenizer.vocab_size
+        )
     return tokenizer
 
 
@@ -159,7 +167,9 @@ class ClipTokenizer:
 
         missing = [name for name in CLIP_FILES if not (folder / name).is_file()]
         if missing:
-            raise ValueError(f"{folder} has no {' and no '.join(missing)}: CLIP's byte pairs need both; give their folder")
+            raise ValueError(
+                f"{folder} has no {' and no '.join(missing)}: CLIP's byte pairs need both; give their folder"
+            )
         self.folder = folder
         self.tokenizer = CLIPTokenizer(vocab=str(folder / CLIP_FILES[0]), merges=str(folder / CLIP_FILES[1]))
         self.vocab_size: int = len(self.tokenizer)

@@ -38,8 +38,14 @@ def reference(kind: str, rows: int, log_scale: float) -> list[torch.Tensor]:
     return [loss.detach(), images.grad, texts.grad, scale.grad]
 
 
-def ours(kind: str, images: torch.Tensor, texts: torch.Tensor, log_scale: float, group: object = None) -> list[torch.Tensor]:
-    leaves = [images.clone().requires_grad_(), texts.clone().requires_grad_(), torch.tensor(math.exp(log_scale), requires_grad=True)]
+def ours(
+    kind: str, images: torch.Tensor, texts: torch.Tensor, log_scale: float, group: object = None
+) -> list[torch.Tensor]:
+    leaves = [
+        images.clone().requires_grad_(),
+        texts.clone().requires_grad_(),
+        torch.tensor(math.exp(log_scale), requires_grad=True),
+    ]
     config = LossConfig(kind=kind, sigmoid_bias=BIAS)
     loss = global_loss(*leaves, config, group)
     loss.backward()
@@ -68,7 +74,11 @@ def test_loss_is_exact_where_a_row_lies_far_below_the_rest(monkeypatch: pytest.M
     images = F.normalize(torch.ones(8, 4) + 0.01 * torch.arange(32).reshape(8, 4), dim=1)
     texts = images.clone()
     images[3] *= -1
-    leaves = [images.double().requires_grad_(), texts.double().requires_grad_(), torch.tensor(100.0).double().requires_grad_()]
+    leaves = [
+        images.double().requires_grad_(),
+        texts.double().requires_grad_(),
+        torch.tensor(100.0).double().requires_grad_(),
+    ]
     expected = naive("softmax", *leaves)
     expected.backward()
     assert_close(ours("softmax", images, texts, math.log(100)), [expected.detach(), *(leaf.grad for leaf in leaves)])

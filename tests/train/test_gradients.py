@@ -1,0 +1,60 @@
+"""Two-pass feature caching against one pass, and clipping against torch's."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from train.attention import pack, unpack
+from train.data import Batch
+from train.gradients import backward, clip_gradients, split
+from train.loss import LossConfig
+from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
+
+CAPTIONS = [[2 + (7 * row + place) % 20 for place in range(row % 5)] + [1] for row in range(12)]
+
+
+def batch() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    vectors = [torch.randn(12, *shape, generator=generator) for shape in ((64,), (2, 64), (3, 64))]
+    return Batch([f"key-{row}" for row in range(12)], pack(CAPTIONS), *vectors)
+
+
+def gradients(parts: list[Batch], kind: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    torch.manual_seed(0)
+    vision = VisionConfig(blocks=1, drop_path=0.0, layer_scale=1.0)
+    model = DinoTxt(ModelConfig(TextConfig(32, 2, 2, 8), vision), vocab_size=24, image_dim=64)
+    loss, features = backward(model, parts, LossConfig(kind=kind), seed=3)
+    assert features.images.shape == (12, 128)
+    return loss, [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("most", [1, 5, 6])
+def test_two_passes_give_the_gradients_of_one(kind: str, most: int) -> None:
+    parts = split(batch(), most)
+    assert len(parts) == -(-12 // most)
+    torch.testing.assert_close(gradients(parts, kind), gradients([batch()], kind), rtol=1e-4, atol=1e-6)
+
+
+def test_splitting_keeps_every_pair() -> None:
+    assert split(batch(), 0)[0].keys == split(batch(), 12)[0].keys == batch().keys
+    parts = split(batch(), 5)
+    assert [key for part in parts for key in part.keys] == batch().keys
+    assert [caption for part in parts for caption in unpack(part.captions)] == CAPTIONS
+    assert torch.cat([part.patches for part in parts]).equal(batch().patches)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("clip_norm", [0.0, 0.1, 100.0])
+def test_clipping_equals_torch(clip_norm: float) -> None:
+    ours, theirs = (DinoTxt(ModelConfig(TextConfig(32, 1, 2, 8), VisionConfig(blocks=0)), 24, 64) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    for model in (ours, theirs):
+        torch.manual_seed(1)
+        backward(model, [replace(batch())], LossConfig(), seed=0)
+    expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip_norm or float("inf"))
+    torch.testing.assert_close(clip_gradients(ours, clip_norm, replicas=1), expected)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)

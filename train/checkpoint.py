@@ -1,0 +1,132 @@
+"""Checkpoints of sharded training: tensors through DCP, one directory a step, complete once its marker is there.
+
+A save may run behind the training steps, on a process group of its own (on the default group gloo aborts the
+process). The marker is written by rank 0 when every rank has written its part; directories without it are never read.
+A checkpoint can be loaded on another number of ranks.
+"""
+
+import json
+import shutil
+import time
+import warnings
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+
+from cluster.files import write_atomic
+from train.parallel import plain_name
+
+MARKER = "complete.json"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are made and how many are kept."""
+
+    every_steps: int = 1000
+    """Steps between checkpoints."""
+    every_minutes: float = 15.0
+    """Longest time between checkpoints, minutes."""
+    keep: int = 2
+    """Complete checkpoints kept."""
+    asynchronous: bool = True
+    """Write behind the next steps instead of stopping for it."""
+
+
+class Checkpoints:
+    """The checkpoints of one run; every rank makes the same calls."""
+
+    def __init__(
+        self, folder: Path, config: CheckpointConfig, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.folder, self.config = folder, config
+        self.tensors = checkpoint_tensors(model, optimizer)
+        self.group = dist.new_group(backend="gloo")
+        self.pending: tuple[int, Future] | None = None
+        self.last_save_s = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether this rank would save after so many finished steps."""
+        minutes = (time.monotonic() - self.last_save_s) / 60
+        return step % self.config.every_steps == 0 or minutes >= self.config.every_minutes
+
+    def load(self) -> int:
+        """Read the last complete checkpoint into the model and optimizer; the steps it holds, 0 when there is none."""
+        found = complete_checkpoints(self.folder)
+        if not found:
+            return 0
+        with _quiet():
+            dcp.load(self.tensors, checkpoint_id=found[-1], process_group=self.group)
+        return step_of(found[-1])
+
+    def save(self, step: int) -> None:
+        """Save the state after so many finished steps; an earlier save is completed first."""
+        self.wait()
+        self.last_save_s = time.monotonic()
+        path = self.folder / f"step-{step:08d}"
+        if dist.get_rank() == 0 and path.exists():
+            shutil.rmtree(path)  # left by an interrupted save, maybe of more ranks
+        dist.barrier(self.group)
+        with _quiet():
+            if self.config.asynchronous:
+                future = dcp.async_save(self.tensors, checkpoint_id=path, process_group=self.group)
+                assert isinstance(future, Future)
+                self.pending = (step, future)
+            else:
+                dcp.save(self.tensors, checkpoint_id=path, process_group=self.group)
+                self._complete(step)
+
+    def poll(self) -> None:
+        """Mark a save that has ended in the meantime."""
+        if self.pending and self.pending[1].done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when no save is under way; an error in one is raised here."""
+        if self.pending:
+            step, future = self.pending
+            future.result()
+            self.pending = None
+            self._complete(step)
+
+    def _complete(self, step: int) -> None:
+        """DCP has collected every rank's part before it returns on rank 0: mark the directory and drop old ones."""
+        if dist.get_rank() != 0:
+            return
+        path = self.folder / f"step-{step:08d}"
+        write_atomic(path / MARKER, json.dumps({"step": step, "world_size": dist.get_world_size()}))
+        for old in complete_checkpoints(self.folder)[: -self.config.keep]:
+            shutil.rmtree(old)
+
+
+def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Every tensor that training carries from step to step, by a name that no sharding changes."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensors[f"model.{plain_name(name)}"] = parameter.data
+        for kind, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{kind}.{plain_name(name)}"] = value
+    return tensors
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Directories with a marker, by step."""
+    return sorted((marker.parent for marker in folder.glob(f"step-*/{MARKER}")), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Finished steps that a checkpoint directory holds."""
+    return int(path.name.removeprefix("step-"))
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801 - reads as the context manager it is
+    """DCP warns about its own internals at each call."""
+
+    def __enter__(self) -> None:  # type: ignore[override]
+        super().__enter__()
+        warnings.simplefilter("ignore")

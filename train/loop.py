@@ -1,0 +1,228 @@
+"""The training loop that every rank runs, inside a process group that exists already.
+
+It knows files and ranks, not Ray. All state is the checkpoint and the step number: what a step draws at random is a
+function of (seed, step, rank), so that a run that was interrupted and went on equals one that was not.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from cluster.files import append_jsonl, read_jsonl, write_atomic
+from cluster.resources import Resources
+from train.checkpoint import CheckpointConfig, Checkpoints
+from train.data import Pairs, mix
+from train.export import export_model
+from train.gradients import backward, clip_gradients, split
+from train.loss import LossConfig
+from train.model import DinoTxt, ModelConfig
+from train.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
+from train.parallel import ParallelConfig, parallelize, plain_name
+from train.tokenizer import load_tokenizer
+from train.validation import batch_accuracy, validate
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+MODEL = "model"
+CHECKPOINTS = "checkpoints"
+Interruption = Literal["", "save", "stop"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batch_size: int = 512
+    """Pairs a step, over all workers; the loss contrasts each with all the others."""
+    num_steps: int = 1000
+    """Optimizer steps."""
+    seed: int = 0
+    """Of initialisation, shuffle, caption draw and drop path."""
+    holdout: float = 0.02
+    """Share of the selected pairs kept for validation, chosen by key."""
+    val_rows: int = 1024
+    """Most pairs used in one validation."""
+    val_every: int = 200
+    """Steps between validations; the last step always has one."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    micro_batch: int = 0
+    """Pairs of a rank encoded at once, features cached between two passes (exact); 0: all in one pass."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    resources: Resources = field(default_factory=Resources)
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 2), ("num_steps", 1), ("val_every", 1), ("log_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"train.{name} is {getattr(self, name)}: must be at least {least}; raise it")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(
+                f"train.holdout is {self.holdout}: must be a share from 0 to below 1; 0 turns validation off"
+            )
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where a run reads and writes."""
+
+    out: Path
+    embeddings: Path
+    selection: Path
+    tokenizer: Path
+
+
+def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption] = lambda: "") -> bool:
+    """Train from the last complete checkpoint or from scratch; False when it was told to stop before the end."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    tokenizer = load_tokenizer(job.tokenizer)
+    pairs = Pairs(job.embeddings, job.selection, tokenizer, config.model.text.context, config.holdout, config.seed)
+    check(config, pairs, world)
+
+    torch.manual_seed(config.seed)
+    model = parallelize(DinoTxt(config.model, tokenizer.vocab_size, pairs.spec.dim).to(device), config.parallel, device)
+    optimizer = make_optimizer(model, config.optim)
+    checkpoints = Checkpoints(job.out / CHECKPOINTS, config.checkpoint, model, optimizer)
+    start = checkpoints.load()
+    if rank == 0:
+        keep_metrics(job.out / METRICS, start)
+        log.info(
+            "training from_step=%d steps=%d pairs=%d world=%d", start, config.num_steps, len(pairs.train_places), world
+        )
+
+    window = Window()
+    with pairs.batches(start, config.num_steps, config.batch_size, rank, world) as batches:
+        for step in range(start, config.num_steps):
+            with window.waiting():
+                batch = next(batches)
+            parts = [part.to(device) for part in split(batch, config.micro_batch)]
+            lr = learning_rate(step, config.num_steps, config.optim)
+            set_learning_rate(optimizer, lr)
+
+            loss, features = backward(model, parts, config.loss, mix(config.seed, step, rank))
+            grad_norm = clip_gradients(model, config.optim.clip_norm, config.parallel.replicas)
+
+            asked = interruption()
+            is_bad, must_stop, must_save = agree(
+                not torch.isfinite(loss + grad_norm), asked == "stop", asked == "save" or checkpoints.is_due(step + 1)
+            )
+            if is_bad:
+                checkpoints.wait()
+                raise FloatingPointError(
+                    f"loss {loss:.4g}, gradient norm {grad_norm:.4g} at step {step + 1}, rank {rank}, pairs {batch.keys[:8]} "
+                    f"and {max(0, len(batch.keys) - 8)} more: both must be finite; lower optim.lr or look at them, "
+                    "then run again: the weights before this step are in the last checkpoint"
+                )
+            optimizer.step()
+            optimizer.zero_grad()
+            model.logit_scale.clamp()
+            window.add(config.batch_size, len(batch.captions.tokens) * world)
+
+            done, is_last = step + 1, step + 1 == config.num_steps
+            if done % config.log_every == 0 or is_last or done % config.val_every == 0:
+                numbers = {
+                    "loss": float(loss),
+                    "lr": lr,
+                    "grad_norm": float(grad_norm),
+                    "logit_scale": float(features.scale),
+                }
+                numbers |= {"batch_accuracy": batch_accuracy(features), **window.rates()}
+                if done % config.val_every == 0 or is_last:
+                    numbers |= validate(model, pairs, config.val_rows, config.loss, device)
+                if rank == 0:
+                    append_jsonl(job.out / METRICS, {"step": done, "time": time.time(), **numbers})
+                window = Window()
+            checkpoints.poll()
+            if (must_save or must_stop) and not is_last:
+                checkpoints.save(done)
+            if must_stop and not is_last:
+                checkpoints.wait()
+                return False
+    checkpoints.wait()
+    weights = full_weights(model)
+    if rank == 0:
+        export_model(job.out / MODEL, config.model, weights, tokenizer, pairs.spec)
+    dist.barrier()
+    return True
+
+
+def check(config: TrainConfig, pairs: Pairs, world: int) -> None:
+    """ValueError when these pairs cannot be trained on with this configuration and so many ranks."""
+    if len(pairs.train_places) < config.batch_size:
+        raise ValueError(
+            f"{len(pairs.train_places)} training pairs, train.batch_size {config.batch_size}: one whole batch is needed; "
+            "lower the batch size or select more pairs"
+        )
+    if config.batch_size % (world * config.parallel.replicas):
+        raise ValueError(
+            f"train.batch_size {config.batch_size} on {world} workers: must be a multiple; change one of them"
+        )
+    if config.model.vision.blocks and pairs.spec.content == "pooled":
+        raise ValueError(
+            f"{config.model.vision.blocks} vision blocks on pooled embeddings: blocks need patches; set vision.blocks=0 or embed "
+            "with content=grid or content=tokens"
+        )
+
+
+def agree(*flags: bool | torch.Tensor) -> tuple[bool, ...]:
+    """Each flag, raised on all ranks when it is on one: ranks must take the same turn."""
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    votes = torch.tensor([float(flag) for flag in flags], device=device)
+    dist.all_reduce(votes, dist.ReduceOp.MAX)
+    return tuple(bool(vote) for vote in votes.tolist())
+
+
+def keep_metrics(path: Path, step: int) -> None:
+    """Drop the lines of steps after a checkpoint: they will be written again."""
+    kept = [row for row in read_jsonl(path) if row["step"] <= step]
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def full_weights(model: DinoTxt) -> dict[str, torch.Tensor]:
+    """Whole float32 tensors on the CPU of rank 0, by plain names."""
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return {plain_name(name): tensor for name, tensor in state.items()}
+
+
+class Window:
+    """Speeds since it was made."""
+
+    def __init__(self) -> None:
+        self.started_s = time.perf_counter()
+        self.waited_s, self.num_pairs, self.num_tokens, self.num_steps = 0.0, 0, 0, 0
+
+    def waiting(self) -> "Window":
+        return self
+
+    def __enter__(self) -> None:
+        self.wait_started_s = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.waited_s += time.perf_counter() - self.wait_started_s
+
+    def add(self, num_pairs: int, num_tokens: int) -> None:
+        self.num_pairs += num_pairs
+        self.num_tokens += num_tokens
+        self.num_steps += 1
+
+    def rates(self) -> dict[str, float]:
+        """Pairs and tokens a second over all ranks, and the share of the time spent waiting for data."""
+        elapsed_s = max(1e-9, time.perf_counter() - self.started_s)
+        return {
+            "pairs_per_s": self.num_pairs / elapsed_s,
+            "tokens_per_s": self.num_tokens / elapsed_s,
+            "data_wait": self.waited_s / elapsed_s,
+        }

@@ -1,0 +1,60 @@
+"""AdamW over a model's parameters, and the learning rate of each step.
+
+Weight decay is on matrices only: gains, biases and the logit scale are free of it. Moments exist from the start, so
+that a checkpoint can be read into them before the first step.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up and cosine; the defaults are the published recipe's."""
+
+    lr: float = 7e-4
+    """Peak learning rate."""
+    weight_decay: float = 1e-4
+    """Decay of matrices and embeddings, per step, times the learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of the two moments."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    warmup_steps: int = 2000
+    """Steps of linear warm-up; then a cosine falls to 0 at the last step."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient; 0: no clipping."""
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with its moments in place, set to zero."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    for parameter in parameters:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
+
+
+def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
+    """Rate of a step (from 0): linear warm-up, then a cosine to 0."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Use this rate for all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,68 @@
+"""Activation checkpointing, compilation, sharding: in this order, and nowhere else.
+
+Blocks are sharded one by one with FSDP2; the logit scale is sharded on its own in float32, since bfloat16 would round
+it. FSDP averages gradients over ranks, so that a loss whose gradients are to be summed is multiplied by the world
+size.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from train.model import DinoTxt
+
+CHECKPOINT_PREFIX = "_checkpoint_wrapped_module."
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the model is spread and run; of these only the dtype changes what is computed."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of matrix products; parameters, their moments and the reduction of gradients stay float32."""
+    recompute_blocks: bool = False
+    """Recompute the activations of each block in the backward pass: less memory, a third more arithmetic."""
+    compile: bool = False
+    """Compile each block with torch.compile."""
+    reshard_after_forward: bool = True
+    """Free a block's gathered parameters after its forward pass and gather them again in the backward pass."""
+    replicas: int = 1
+    """Groups of ranks that each hold a whole model (HSDP); 1: one group."""
+
+
+def parallelize(model: DinoTxt, config: ParallelConfig, device: torch.device) -> DinoTxt:
+    """The same model, changed in place to run on all ranks of the default process group."""
+    for stack in (model.text.blocks, model.vision.blocks):
+        for index, block in enumerate(stack):
+            if config.recompute_blocks:
+                stack[index] = checkpoint_wrapper(block)
+            if config.compile:
+                stack[index].compile()
+    mesh = _mesh(config.replicas, device)
+    half = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in (*model.text.blocks, *model.vision.blocks):
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+    fully_shard(model.logit_scale, mesh=mesh, mp_policy=MixedPrecisionPolicy())
+    return fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def _mesh(replicas: int, device: torch.device) -> DeviceMesh:
+    world = dist.get_world_size()
+    if world % replicas:
+        raise ValueError(
+            f"parallel.replicas {replicas} with {world} workers: must divide it; change replicas or workers"
+        )
+    if replicas == 1:
+        return init_device_mesh(device.type, (world,))
+    return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name as in the single-device model."""
+    return name.replace(CHECKPOINT_PREFIX, "").replace("_orig_mod.", "")

@@ -1,0 +1,98 @@
+"""The published dino.txt weights, in and out: two state dicts, a head and a text encoder, mapped by name.
+
+The head's blocks are `block_list.N` in the DINOv2 release and `blocks.N` in DINOv3's; both are read, either is
+written. Neither file carries the logit scale: a model read from them has the initial one, which matters only when it
+is trained on.
+"""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from train.model import HEAD_DIM, DinoTxt, LogitScale, ModelConfig, TextConfig, VisionConfig
+
+State = dict[str, Tensor]
+HEAD_NAMES = (
+    (r"vision\.norm\.", "ln_final."),
+    (r"vision\.blocks\.(\d+)\.attention_norm\.", r"block_list.\1.norm1."),
+    (r"vision\.blocks\.(\d+)\.mlp_norm\.", r"block_list.\1.norm2."),
+    (r"vision\.blocks\.(\d+)\.attention\.", r"block_list.\1.attn."),
+    (r"vision\.blocks\.(\d+)\.attention_scale$", r"block_list.\1.ls1.gamma"),
+    (r"vision\.blocks\.(\d+)\.mlp_scale$", r"block_list.\1.ls2.gamma"),
+    (r"vision\.blocks\.(\d+)\.mlp\.", r"block_list.\1.mlp."),
+)
+TEXT_NAMES = (
+    (r"text\.token_embedding\.", "backbone.token_embedding."),
+    (r"text\.position_embedding$", "backbone.positional_embedding"),
+    (r"text\.norm\.", "backbone.ln_final."),
+    (r"text\.projection\.", "head.linear_projection."),
+    (r"text\.blocks\.(\d+)\.attention", r"backbone.blocks.\1.attention"),
+    (r"text\.blocks\.(\d+)\.mlp_norm\.", r"backbone.blocks.\1.ffn_norm."),
+    (r"text\.blocks\.(\d+)\.mlp\.", r"backbone.blocks.\1.feed_forward."),
+)
+
+
+def read_published(head: Path, text: Path) -> DinoTxt:
+    """The model of two published files, in evaluation mode."""
+    states = [torch.load(path, map_location="cpu", weights_only=True) for path in (head, text)]
+    return from_published(*states)
+
+
+def write_published(
+    model: DinoTxt, head: Path, text: Path, blocks: Literal["block_list", "blocks"] = "block_list"
+) -> None:
+    """Write a model as the two published files, in the key style of DINOv2's release or DINOv3's."""
+    for state, path in zip(to_published(model.state_dict(), blocks), (head, text), strict=True):
+        torch.save(state, path)
+
+
+def from_published(head: State, text: State) -> DinoTxt:
+    """The model of two published state dicts; its sizes are read off the shapes."""
+    head = {re.sub(r"^blocks\.", "block_list.", name): tensor for name, tensor in head.items()}
+    with torch.device("meta"):
+        model = DinoTxt(published_config(head, text), text["backbone.token_embedding.weight"].shape[0], _dim(head))
+    published = {**head, **text}
+    names = {name: published_name(name) for name in model.state_dict() if not name.startswith("logit_scale")}
+    missing = sorted(set(names.values()) - set(published))
+    unknown = sorted(set(published) - set(names.values()))
+    if missing or unknown:
+        raise ValueError(
+            f"not dino.txt weights: missing {missing[:5]} ({len(missing)}), unknown {unknown[:5]} ({len(unknown)}); "
+            "give the head file first, then the text encoder's"
+        )
+    state = {name: published[theirs].float() for name, theirs in names.items()}
+    model.load_state_dict({**state, "logit_scale.log": LogitScale().log.detach()}, assign=True)
+    return model.eval()
+
+
+def to_published(state: State, blocks: Literal["block_list", "blocks"] = "block_list") -> tuple[State, State]:
+    """Head and text encoder of a model's state dict, by published names."""
+    head = {published_name(name): tensor for name, tensor in state.items() if name.startswith("vision.")}
+    text = {published_name(name): tensor for name, tensor in state.items() if name.startswith("text.")}
+    return {re.sub(r"^block_list\.", f"{blocks}.", name): tensor for name, tensor in head.items()}, text
+
+
+def published_name(name: str) -> str:
+    """What the DINOv2 release calls one of our tensors."""
+    for pattern, replacement in (*HEAD_NAMES, *TEXT_NAMES):
+        if re.match(pattern, name):
+            return re.sub(f"^{pattern}", replacement, name)
+    raise ValueError(f"{name} has no published counterpart: only the vision head and the text encoder were published")
+
+
+def published_config(head: State, text: State) -> ModelConfig:
+    """The sizes of published state dicts."""
+    context, width = text["backbone.positional_embedding"].shape
+    layers = sum(bool(re.fullmatch(r"backbone\.blocks\.\d+\.attention\.qkv\.weight", name)) for name in text)
+    blocks = sum(bool(re.fullmatch(r"block_list\.\d+\.attn\.qkv\.weight", name)) for name in head)
+    features = text["head.linear_projection.weight"].shape[0]
+    pooling: Literal["concat", "cls"] = "concat" if features == 2 * _dim(head) else "cls"
+    heads = max(1, width // HEAD_DIM)
+    return ModelConfig(TextConfig(width, layers, heads, context), VisionConfig(blocks=blocks, pooling=pooling))
+
+
+def _dim(head: State) -> int:
+    return head["ln_final.weight"].shape[0]

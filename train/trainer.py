@@ -1,0 +1,183 @@
+"""The train step: the loop on Ray Train workers, which are started again when one dies.
+
+What survives is in `out/checkpoints`, our own: a worker that starts looks there for the last complete one, whatever
+Ray remembers. The driver follows `out/metrics.jsonl` to show progress. A file named `stop` in `out`, SIGTERM or
+SIGUSR2 makes all ranks save and end.
+"""
+
+import logging
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cluster.files import read_jsonl
+from cluster.logs import progress
+from cluster.resources import Resources
+from cluster.session import session
+from cluster.threads import limit_threads
+from train.checkpoint import complete_checkpoints, step_of
+from train.data import Pairs
+from train.loop import CHECKPOINTS, METRICS, Interruption, Job, TrainConfig, check, train
+from train.tokenizer import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+STOP = "stop"
+RAY_FOLDER = "ray"
+FOLLOW_S = 0.5
+MAX_FAILURES = 8
+NOISY = ("ray.train", "ray.train.v2", "ray.data")
+
+
+class TrainingStopped(RuntimeError):
+    """Training was told to stop, saved a checkpoint and ended; running the step again goes on from there."""
+
+
+def run(config: TrainConfig, *, out: Path, embeddings: Path, selection: Path, tokenizer: Path) -> dict[str, float]:
+    """Step: train on the selected embeddings, going on from what `out` holds; the last metrics of each name."""
+    job = Job(*(Path(path).resolve() for path in (out, embeddings, selection, tokenizer)))
+    (job.out / STOP).unlink(missing_ok=True)
+    with session():
+        resources = config.resources.resolve(max_workers=config.batch_size)
+        pairs = Pairs(
+            job.embeddings,
+            job.selection,
+            load_tokenizer(job.tokenizer),
+            config.model.text.context,
+            config.holdout,
+            config.seed,
+        )
+        resources = _dividing(resources, config, explicit=config.resources.workers > 0)
+        check(config, pairs, resources.workers)
+        del pairs
+        with _stop_on_signal(job.out), _followed(job.out / METRICS, config.num_steps):
+            _fit(config, job, resources)
+    if (job.out / STOP).exists():
+        saved = complete_checkpoints(job.out / CHECKPOINTS)
+        at = step_of(saved[-1]) if saved else 0
+        raise TrainingStopped(
+            f"training was told to stop and saved step {at} of {config.num_steps}: run it again to go on"
+        )
+    for folder in (CHECKPOINTS, RAY_FOLDER):
+        shutil.rmtree(job.out / folder, ignore_errors=True)
+    return summary(read_jsonl(job.out / METRICS), config.batch_size)
+
+
+def _dividing(resources: Resources, config: TrainConfig, explicit: bool) -> Resources:
+    """As many workers as divide the batch, when their number is left to us."""
+    from dataclasses import replace
+
+    workers = resources.workers
+    while not explicit and config.batch_size % (workers * config.parallel.replicas):
+        workers -= 1
+    return replace(resources, workers=workers)
+
+
+def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
+    """Run the loop on Ray Train workers; an error of the loop itself is raised as it was."""
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a dead worker is noticed
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    options = resources.actor_options()
+    per_worker = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
+    if "memory" in options:
+        per_worker["memory"] = options["memory"]
+    TorchTrainer(
+        _worker,
+        train_loop_config={"config": config, "job": job, "threads": resources.threads},
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers, use_gpu=bool(resources.gpus), resources_per_worker=per_worker
+        ),
+        torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+        run_config=RunConfig(
+            name="run", storage_path=str(job.out / RAY_FOLDER), failure_config=FailureConfig(max_failures=MAX_FAILURES)
+        ),
+    ).fit()
+
+
+def _worker(arguments: dict) -> None:
+    limit_threads(arguments["threads"])
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    job: Job = arguments["job"]
+    was_warned = False
+
+    def interruption() -> Interruption:
+        nonlocal was_warned
+        if (job.out / STOP).exists():
+            return "stop"
+        if not was_warned and ray.train.get_preemption_info() is not None:
+            was_warned = True
+            return "save"
+        return ""
+
+    train(arguments["config"], job, interruption)
+
+
+@contextmanager
+def _stop_on_signal(out: Path) -> Iterator[None]:
+    """SIGTERM and SIGUSR2 ask the workers to save and stop; only the main thread may listen for signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, lambda *_: request_stop(out)) for number in (signal.SIGTERM, signal.SIGUSR2)
+    }
+    interrupt = signal.getsignal(signal.SIGINT)  # Ray Train replaces it and leaves its own
+    try:
+        yield
+    finally:
+        for number, handler in {**before, signal.SIGINT: interrupt}.items():
+            signal.signal(number, handler)
+
+
+def request_stop(out: Path) -> None:
+    """Ask the training that writes into `out` to save a checkpoint and stop; from any process."""
+    (out / STOP).touch()
+
+
+@contextmanager
+def _followed(metrics: Path, num_steps: int) -> Iterator[None]:
+    """A progress bar that follows the metrics file while the body runs."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        shown = 0
+        with progress(num_steps, "train", "steps") as advance:
+            while not ended.wait(FOLLOW_S) or shown >= 0:
+                row = (read_jsonl(metrics) or [{"step": 0}])[-1]
+                if row["step"] > shown:
+                    names = ("loss", "pairs_per_s")
+                    advance(row["step"] - shown, **{name: row[name] for name in names if name in row})
+                    shown = row["step"]
+                if ended.is_set():
+                    return
+
+    thread = threading.Thread(target=follow, name="train-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def summary(rows: list[dict], batch_size: int) -> dict[str, float]:
+    """The last value of every metric, and the speed over the whole run."""
+    last: dict[str, float] = {}
+    for row in rows:
+        last |= row
+    last.pop("time", None)
+    steps = [row["step"] for row in rows]
+    weights = [after - before for before, after in zip([0, *steps], steps, strict=False)]
+    seconds = sum(batch_size * count / row["pairs_per_s"] for count, row in zip(weights, rows, strict=True))
+    return {**{name: float(value) for name, value in last.items()}, "pairs_per_s": batch_size * steps[-1] / seconds}

@@ -1,0 +1,52 @@
+"""Loss and retrieval on held-out pairs, computed by all ranks together: the same number for any count of them."""
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float32
+from torch import Tensor
+
+from train.data import Pairs
+from train.loss import LossConfig, global_loss
+from train.model import DinoTxt, Features
+
+ACCURACY_ROWS = 512
+
+
+@torch.no_grad()
+def validate(
+    model: DinoTxt, pairs: Pairs, most_rows: int, config: LossConfig, device: torch.device
+) -> dict[str, float]:
+    """Validation loss, and recall at 1 in both directions among the held-out pairs; empty when there are too few."""
+    num_rows = min(most_rows, len(pairs.val_places))
+    if num_rows < 2:
+        return {}
+    rank, world = dist.get_rank(), dist.get_world_size()
+    share = -(-num_rows // world)
+    model.eval()
+    features = model(*pairs.val_batch(rank * share, (rank + 1) * share).to(device).inputs())
+    model.train()
+    images, texts = (_gather(x)[:num_rows] for x in (features.images, features.texts))
+    loss = global_loss(images, texts, features.scale, config)
+    return {"val_loss": float(loss), **recall_at_1(images, texts), "val_rows": float(num_rows)}
+
+
+def _gather(local: Float32[Tensor, "b d"]) -> Float32[Tensor, "n d"]:
+    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, local.contiguous())
+    return torch.cat(parts)
+
+
+def recall_at_1(images: Float32[Tensor, "n d"], texts: Float32[Tensor, "n d"]) -> dict[str, float]:
+    """Share of images whose own text is nearest, and of texts whose own image is."""
+    logits = images @ texts.T
+    own = torch.arange(len(logits), device=logits.device)
+    return {
+        "val_image_to_text_r1": float((logits.argmax(1) == own).float().mean()),
+        "val_text_to_image_r1": float((logits.argmax(0) == own).float().mean()),
+    }
+
+
+def batch_accuracy(features: Features) -> float:
+    """Share of this rank's first images whose own text is nearest among as many texts."""
+    images, texts = features.images[:ACCURACY_ROWS], features.texts[:ACCURACY_ROWS]
+    return recall_at_1(images, texts)["val_image_to_text_r1"]
