@@ -44,17 +44,25 @@ def main(words: Sequence[str]) -> int:
     setup_logging(options.verbose)
     try:
         if options.verb not in VERBS:
-            raise ValueError(f"there is no verb {options.verb!r}{nearest(options.verb, VERBS)}; verbs: {', '.join(VERBS)}")
+            raise ValueError(
+                f"there is no verb {options.verb!r}{nearest(options.verb, VERBS)}; verbs: {', '.join(VERBS)}"
+            )
         if options.verb == "recipes":
-            return list_recipes(Console())
+            return list_recipes(terminal())
         recipe = resolve_backbone(read_recipe(options.recipe, flags))
-        return COMMANDS[options.verb](recipe, options, Console())
+        return COMMANDS[options.verb](recipe, options, terminal())
     except StepFailed as error:
         log.debug("step failed", exc_info=error)
         return complain(str(error), FAILED)
     except (ValueError, OSError) as error:
         log.debug("not possible", exc_info=error)
         return complain(str(error), USAGE)
+
+
+def terminal() -> Console:
+    """The terminal; wide enough for tables where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.logs import console as progress_console
-from curation.curate import why
+from curation.decisions import why
 from evaluate.tables import results_table
 from pipeline.config import dump_recipe
 from pipeline.graph import build_steps

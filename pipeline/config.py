@@ -33,7 +33,7 @@ def load_recipe(text: str, source: str) -> Recipe:
     except yaml.YAMLError as error:
         raise ConfigError(
             f"{source} is not YAML ({error}): write a template with `python -m pipeline config quickstart`"
-        )
+        ) from error
     return typing.cast(Recipe, _load(Recipe, values, source))
 
 

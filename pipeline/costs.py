@@ -1,7 +1,7 @@
 """What a recipe costs, by arithmetic: parameters, FLOP per pair, bytes on disk, GPU-hours.
 
-A multiply-add counts as 2 FLOP; training costs 3 times the forward pass of what is trained; norms and activations are left
-out. Checked against the figures published for ViT-L/14 (arXiv:2412.16334): 162 GFLOP an image, 73 a caption padded to 77.
+A multiply-add counts as 2 FLOP; training costs 3 times the forward pass of what is trained; norms and activations are
+left out. Checked against the figures of ViT-L/14 (arXiv:2412.16334): 162 GFLOP an image, 73 a caption padded to 77.
 """
 
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from curation import curate, embed, emoji
 from curation.backbone import resolve
-from curation.dedup import DedupConfig
+from curation.dedup import DuplicatesConfig
 from evaluate import jobs, report
 from pipeline.recipes import Recipe
 from pipeline.step import Output, Step
@@ -67,7 +67,8 @@ def _arm(
 
 def _uncurated(recipe: Recipe) -> Recipe:
     """The same recipe on every pair of the pool; only leakage is still removed, so that scores compare."""
-    return replace(recipe, curate=replace(recipe.curate, method="none", dedup=replace(DedupConfig(), enabled=False)))
+    every_pair = DuplicatesConfig(exact=False, perceptual_bits=-1, cosine=2.0)
+    return replace(recipe, curate=replace(recipe.curate, method="none", duplicates=every_pair))
 
 
 def _leakage(recipe: Recipe, pool: Step | None) -> dict[str, Output]:

@@ -119,9 +119,10 @@ def _arithmetic_table(recipe: Recipe, model: DinoTxt, full: TokenGrid) -> Table:
     reference = StepCost(live or 0.0, 3 * text_flop(model, PADDED_TOKENS), 3 * head_flop(model, full))
     ours = StepCost(0.0, 3 * text_flop(model, CAPTION_TOKENS), 3 * head_flop(model, kept))
     pairs = recipe.train.batch_size * recipe.train.num_steps
+    seen = f"{recipe.train.num_steps:,} steps of {recipe.train.batch_size:,}"
     title = (
-        f"\nArithmetic: {pairs / 1e6:,.2f} M pairs seen ({recipe.train.num_steps:,} steps of {recipe.train.batch_size:,}); "
-        f"assumed: {CAPTION_TOKENS:.0f} tokens a caption, {SUSTAINED_TFLOPS:.0f} TFLOP/s a GPU"
+        f"\nArithmetic: {pairs / 1e6:,.2f} M pairs seen ({seen}); assumed: {CAPTION_TOKENS:.0f} tokens a caption, "
+        f"{SUSTAINED_TFLOPS:.0f} TFLOP/s a GPU"
     )
     columns = ("step", "backbone", "text", "head", "GFLOP a pair", "total FLOP", "GPU-hours")
     table = Table(*columns, title=title, title_justify="left", box=None)

@@ -1,8 +1,120 @@
 """The recipes that come with the project."""
 
-from dataclasses import replace
-
 from curation.backbone import BackboneConfig
+from curation.captions import CaptionConfig
+from curation.curate import CurateConfig, TextConfig
+from curation.embed import EmbedConfig
+from curation.emoji import EmojiConfig
+from curation.hierarchy import LevelsConfig
+from evaluate.jobs import EvaluateConfig
+from evaluate.report import ReportConfig
+from evaluate.segmentation import SegmentationConfig
 from pipeline.recipes import DataConfig, Recipe
+from train.checkpoint import CheckpointConfig
+from train.loop import TrainConfig
+from train.model import ModelConfig, VisionConfig
+from train.model import TextConfig as TextEncoderConfig
+from train.optim import OptimConfig
+from train.parallel import ParallelConfig
+from train.tokenizer import TokenizerConfig
 
-PRESETS: dict[str, Recipe] = {}
+QUICKSTART = Recipe(
+    name="quickstart",
+    description="emoji drawings of five vendors, scored on the drawings of two others; minutes on two cores",
+    emoji=EmojiConfig(),
+    leakage_split="test",
+    embed=EmbedConfig(backbone=BackboneConfig(image_size=128), content="pooled"),
+    tokenizer=TokenizerConfig(vocab_size=2048),
+    train=TrainConfig(
+        model=ModelConfig(
+            text=TextEncoderConfig(width=256, layers=4, heads=4, context=32), vision=VisionConfig(blocks=0)
+        ),
+        batch_size=512,
+        num_steps=600,
+        val_every=100,
+        optim=OptimConfig(lr=1e-3, warmup_steps=60),
+        checkpoint=CheckpointConfig(every_steps=100),
+    ),
+    evaluate=EvaluateConfig(templates="emoji", segmentation=SegmentationConfig(short_side=224, window=128, stride=48)),
+    report=ReportConfig(title="dino.txt quickstart", subtitle="Emoji drawings; two vendors were never trained on"),
+)
+
+DEBUG = Recipe(
+    name="debug",
+    description="a random backbone and a tiny text encoder; seconds, for the tests",
+    leakage_split="test",
+    emoji=EmojiConfig(vendors=("apple", "google", "twitter"), held_out=("apple",), retrieval_images=60, scenes=4),
+    embed=EmbedConfig(backbone=BackboneConfig(name="random-vit", image_size=56), content="grid", grid=2),
+    curate=CurateConfig(share=0.25),
+    tokenizer=TokenizerConfig(vocab_size=600),
+    train=TrainConfig(
+        model=ModelConfig(
+            text=TextEncoderConfig(width=32, layers=1, heads=2, context=24), vision=VisionConfig(blocks=1)
+        ),
+        batch_size=64,
+        num_steps=20,
+        val_every=10,
+        optim=OptimConfig(lr=1e-3, warmup_steps=2),
+        checkpoint=CheckpointConfig(every_steps=5),
+    ),
+    evaluate=EvaluateConfig(
+        templates="emoji",
+        segmentation=SegmentationConfig(short_side=112, window=56, stride=56),
+        bootstrap_samples=100,
+    ),
+    compare_uncurated=False,
+)
+
+FLICKR8K = Recipe(
+    name="flickr8k",
+    description="real photographs with five captions each; scored on its val split and the sets beside it",
+    data=DataConfig(
+        classification=("imagenette.tar", "imagenet-samples.tar"),
+        retrieval=("flickr8k.tar",),
+        segmentation=("camvid.tar", "clothing.tar"),
+        leakage=("flickr8k.tar",),
+    ),
+    embed=EmbedConfig(backbone=BackboneConfig(image_size=224), content="pooled"),
+    curate=CurateConfig(share=0.9),
+    tokenizer=TokenizerConfig(vocab_size=4096),
+    train=TrainConfig(
+        model=ModelConfig(
+            text=TextEncoderConfig(width=384, layers=4, heads=6, context=48), vision=VisionConfig(blocks=0)
+        ),
+        batch_size=512,
+        num_steps=600,
+        val_every=100,
+        optim=OptimConfig(lr=1e-3, warmup_steps=60),
+        checkpoint=CheckpointConfig(every_steps=100),
+    ),
+    evaluate=EvaluateConfig(split="val", segmentation=SegmentationConfig(short_side=352, window=224, stride=112)),
+    report=ReportConfig(title="dino.txt on Flickr8k"),
+)
+
+VITL14 = Recipe(
+    name="vitl14",
+    description="the paper's: ViT-L/14 with registers, two vision blocks, batch 65,536, 50,000 steps",
+    embed=EmbedConfig(
+        backbone=BackboneConfig(name="dinov2-vitl14-reg"), captions=CaptionConfig(encoder="minilm", dim=384)
+    ),
+    curate=CurateConfig(
+        target_rows=650_000_000,
+        levels=LevelsConfig(clusters=(20_000_000, 800_000, 80_000)),
+        text=TextConfig(tail_share=0.06),
+    ),
+    tokenizer=TokenizerConfig(kind="clip", vocab_size=49_408),
+    train=TrainConfig(
+        model=ModelConfig(
+            text=TextEncoderConfig(width=1280, layers=24, heads=20, context=77), vision=VisionConfig(blocks=2)
+        ),
+        batch_size=65_536,
+        num_steps=50_000,
+        val_every=1000,
+        optim=OptimConfig(lr=7e-4, weight_decay=1e-4, betas=(0.9, 0.99), warmup_steps=2000),
+        parallel=ParallelConfig(dtype="bfloat16", recompute_blocks=True, compile=True),
+    ),
+    compare_uncurated=False,
+    report=ReportConfig(title="dino.txt on ViT-L/14"),
+)
+
+PRESETS = {recipe.name: recipe for recipe in (QUICKSTART, FLICKR8K, VITL14, DEBUG)}

@@ -3,18 +3,15 @@
 `data` names the user's pairs and evaluation sets; when `emoji` is set, both are made by the recipe instead.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
-from curation.backbone import BackboneConfig
 from curation.curate import CurateConfig
 from curation.embed import EmbedConfig
 from curation.emoji import EmojiConfig
-from curation.sources import SourceConfig
 from evaluate.jobs import EvaluateConfig
 from evaluate.report import ReportConfig
-from train.model import ModelConfig
+from train.loop import TrainConfig
 from train.tokenizer import TokenizerConfig
-from train.trainer import TrainConfig
 
 
 @dataclass(frozen=True)

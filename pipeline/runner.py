@@ -55,11 +55,11 @@ def run_steps(
     """Bring every step to a record. StepFailed, after the steps already running have ended, when one raises."""
     todo = pending(steps, store, force, only)
     ordered = in_order(steps)
-    missing = {step.label for step in todo}
     for step in ordered:
-        if step.label not in missing and store.record(step):
+        record = store.record(step)
+        if record and step not in todo:
             store.check_sizes(step)
-            console.print(_line(ordered, step, "cached", fingerprint(step)))
+            console.print(_line(ordered, step, "cached", headline(record.summary)), soft_wrap=True)
     if not todo:
         return
     tracking = open_tracking()
@@ -73,41 +73,54 @@ def run_steps(
 
 
 def _run_all(todo: list[Step], run: Callable[[Step], Record], console: Console, ordered: Sequence[Step]) -> None:
-    """Start each step once its inputs are there; steps that may use the whole cluster run one at a time."""
+    """Start each step once its inputs are there: a step that may use the whole cluster alone and in this thread (Ray
+    Train and signals want the main one), single-process steps side by side."""
     waiting, running = list(todo), dict[Future[Record], Step]()
-    failure: tuple[Step, BaseException] | None = None
+    failures: list[tuple[Step, BaseException]] = []
     threads = ThreadPoolExecutor(max_workers=len(todo))  # not a context: an interrupt must not wait for the steps
     try:
-        while waiting or running:
-            for step in [] if failure else list(waiting):
-                blocked = {other.label for other in (*waiting, *running.values())}
-                if any(need.label in blocked for need in ancestors(step)) or not _fits(step, list(running.values())):
-                    continue
+        while (waiting and not failures) or running:
+            for step in _ready(waiting, list(running.values())) if not failures else []:
                 waiting.remove(step)
-                console.print(_line(ordered, step, "running", fingerprint(step)))
-                running[threads.submit(run, step)] = step
-            if not running:
-                break
+                running[_start(step, run, threads)] = step
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 step = running.pop(future)
                 if error := future.exception():
-                    failure = failure or (step, error)
+                    failures.append((step, error))
                 else:
                     record = future.result()
-                    console.print(_line(ordered, step, f"done in {record.seconds:.1f} s", headline(record.summary)))
+                    console.print(
+                        _line(ordered, step, f"done in {record.seconds:.1f} s", headline(record.summary)),
+                        soft_wrap=True,
+                    )
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
-    if failure:
-        step, error = failure
+    for step, error in failures[:1]:
         raise StepFailed(
             f"step {step.label} failed: {error}\n"
             "What it had finished is kept: run the same command again to continue from there."
         ) from error
 
 
-def _fits(step: Step, running: Sequence[Step]) -> bool:
-    """Whether the step may start beside the running ones: only steps of known, single size share the cluster."""
-    return not running or all(other.resources.workers == 1 for other in (step, *running))
+def _ready(waiting: Sequence[Step], running: Sequence[Step]) -> list[Step]:
+    """The steps to start now."""
+    unfinished = {step.label for step in (*waiting, *running)}
+    able = [step for step in waiting if not any(need.label in unfinished for need in ancestors(step))]
+    single = [step for step in able if step.resources.workers == 1]
+    if running and any(step.resources.workers != 1 for step in running):
+        return []
+    return single or ([] if running else able[:1])
+
+
+def _start(step: Step, run: Callable[[Step], Record], threads: ThreadPoolExecutor) -> Future[Record]:
+    if step.resources.workers == 1:
+        return threads.submit(run, step)
+    future: Future[Record] = Future()
+    try:
+        future.set_result(run(step))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def _run_step(step: Step, store: Store, tracking: Tracking, again: bool) -> Record:
@@ -176,8 +189,8 @@ def headline(summary: Mapping[str, float], most: int = 4) -> str:
 
 def _line(ordered: Sequence[Step], step: Step, state: str, text: str) -> str:
     number = [other.label for other in ordered].index(step.label) + 1
-    style = {"cached": "dim", "running": "cyan"}.get(state, "green")
-    return f"[dim]{number:>2}/{len(ordered)}[/dim]  {step.label:<22} [{style}]{state:<16}[/{style}] {text}"
+    style = "dim" if state == "cached" else "green"
+    return f"[dim]{number:>2}/{len(ordered)}[/dim]  {step.label:<21} [{style}]{state:<15}[/{style}] {text}"
 
 
 def _results(ordered: Sequence[Step], store: Store) -> tuple[dict[str, float], dict[str, Path]]:

@@ -6,6 +6,7 @@ first failure it warns once and is off for the rest of the run.
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import mlflow
+import psutil
 from mlflow.entities import Metric, Param, Run
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -56,9 +58,17 @@ class Tracking:
         self._experiment = (
             found.experiment_id if found else self._client.create_experiment(recipe, artifact_location=local)
         )
+        self._end_abandoned()
         name = time.strftime(f"{recipe} %F %T")
-        self._parent = self._client.create_run(self._experiment, run_name=name, tags=dict(tags))
+        self._parent = self._client.create_run(self._experiment, run_name=name, tags={**tags, **_owner()})
         self._log_params(self._parent, config)
+
+    def _end_abandoned(self) -> None:
+        """Runs of processes of this machine that were killed are shown as killed, not as running for ever."""
+        for run in self._client.search_runs([self._experiment], "attributes.status = 'RUNNING'"):
+            tags = run.data.tags
+            if tags.get("host") == socket.gethostname() and not psutil.pid_exists(int(tags["pid"])):
+                self._client.set_terminated(run.info.run_id, "KILLED")
 
     @contextmanager
     def step(self, step: Step, out: Path) -> Iterator[Callable[[Mapping[str, float]], None]]:
@@ -84,7 +94,7 @@ class Tracking:
 
     def _start_step(self, step: Step) -> Run:
         tags = {"mlflow.parentRunId": self._parent.info.run_id, "fingerprint": fingerprint(step), "step": step.name}
-        run = self._client.create_run(self._experiment, run_name=step.label, tags=tags)
+        run = self._client.create_run(self._experiment, run_name=step.label, tags={**tags, **_owner()})
         self._log_params(run, step.config)
         return run
 
@@ -135,6 +145,10 @@ class Tracking:
             log.warning("tracking=off uri=%s reason=%s: the run goes on without", self.uri, reason)
             self.is_on = False
             return None
+
+
+def _owner() -> dict[str, str]:
+    return {"host": socket.gethostname(), "pid": str(os.getpid())}
 
 
 def flatten(value: Json, prefix: str = "") -> dict[str, Json]:

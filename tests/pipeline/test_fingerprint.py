@@ -35,13 +35,13 @@ SECOND = Step("second", "second", nothing, Config(), {"rows": Output(FIRST)})
 
 def test_fingerprint_is_frozen() -> None:
     """Golden: a changed value here would orphan every user's finished outputs."""
-    assert fingerprint(FIRST) == "GOLDEN"
+    assert fingerprint(FIRST) == "4fd9c9afdbdb"
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        replace(FIRST.config, resources=Resources(workers=7, cpus=2)),
+        replace(FIRST.config, resources=Resources(workers=7, cpus=2.0)),
         replace(FIRST.config, inner=Inner(where="/elsewhere")),
     ],
 )

@@ -41,10 +41,10 @@ def add(config: Config, *, out: Path, **inputs: Path) -> Mapping[str, float]:
     return {"sum": total}
 
 
-ONE = Step("one", "one", add, Config(1))
-TWO = Step("two", "two", add, Config(2), {"a": Output(ONE)})
-ARM = Step("two", "two@arm", add, Config(5), {"a": Output(ONE)})
-ALL = Step("all", "all", add, Config(0), {"a": Output(TWO), "b": Output(ARM)})
+ONE = Step("one", "one", add, Config(1.0))
+TWO = Step("two", "two", add, Config(2.0), {"a": Output(ONE)})
+ARM = Step("two", "two@arm", add, Config(5.0), {"a": Output(ONE)})
+ALL = Step("all", "all", add, Config(0.0), {"a": Output(TWO), "b": Output(ARM)})
 
 
 @pytest.fixture
@@ -75,14 +75,14 @@ def test_steps_run_once_and_feed_each_other(run: Callable[..., Store]) -> None:
 
 def test_changed_step_is_made_beside_the_old_one(run: Callable[..., Store]) -> None:
     run(ALL)
-    changed = replace(ARM, config=Config(7))
+    changed = replace(ARM, config=Config(7.0))
     store = run(replace(ALL, inputs={"a": Output(TWO), "b": Output(changed)}))
     assert [record.label for record in store.records()].count("two@arm") == 2
     assert [record.label for record in store.records()].count("one") == 1
 
 
 def test_failed_step_continues_from_what_it_had(run: Callable[..., Store]) -> None:
-    flaky = replace(TWO, config=Config(2, fail_before=2))
+    flaky = replace(TWO, config=Config(2.0, fail_before=2))
     with pytest.raises(StepFailed, match="two failed: not yet"):
         run(flaky)
     store = run(flaky)
