@@ -27,6 +27,7 @@ NOT_SHIPPED = ["/.git", "/.venv", "/workspace", "/mlruns", "/tests", "**/__pycac
 LONGEST_TEMP_ROOT = 24  # Ray puts sockets some 80 characters deeper, and a socket's path is limited to 107
 OBJECT_STORE_SHARE = 0.1  # of the memory; only what actors exchange goes there, embeddings are memory-mapped
 OBJECT_STORE_MOST = 8 * 1024**3
+LOCK = "lock"
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +153,9 @@ def _private_folder() -> Iterator[Path]:
     for stale in root.glob(prefix + "*"):
         _remove_if_abandoned(stale)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
-    with (folder / "lock").open("w") as lock:
+    with (folder / "locking").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (folder / "locking").rename(folder / LOCK)  # under this name it is never seen unlocked
         try:
             yield folder
         finally:
@@ -162,8 +164,8 @@ def _private_folder() -> Iterator[Path]:
 
 def _remove_if_abandoned(folder: Path) -> None:
     try:
-        with (folder / "lock").open("r+") as lock:
+        with (folder / LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
-    except OSError:
-        logger.debug("session_folder=%s in_use=true", folder)
+    except OSError:  # in use, or not locked yet
+        logger.debug("session_folder=%s left=true", folder)

@@ -14,7 +14,7 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path for room in ROOMS for path in ROOT.glob(f"{room}/*.py")
 }
 DOORS = {
-    "faiss": {"curation.assign", "curation.kmeans"},
+    "faiss": {"curation.assign"},
     "mlflow": {"pipeline.tracking"},
     "submitit": {"cluster.allocation", "cluster.slurm"},
     "torch.distributed.fsdp": {"train.parallel"},
@@ -24,7 +24,6 @@ DOORS = {
         "cluster.session",
         "cluster.fanout",
         "train.trainer",
-        "evaluate.jobs",
     },
 }
 

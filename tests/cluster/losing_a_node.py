@@ -35,7 +35,7 @@ class Hostage:
 def main(folder: Path) -> None:
     for name in ("pipe", "never"):
         os.mkfifo(folder / name)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": str(folder)})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2))}
     with session(address=cluster.address), Pool(Hostage, resources=Resources(workers=4)) as pool:
         results = pool.map("node", list(range(ITEMS)), folder)

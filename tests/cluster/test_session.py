@@ -18,6 +18,7 @@ from cluster.session import ROOT, session
 
 pytestmark = pytest.mark.ray
 
+OF_A_SESSION = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "PYTHONPATH")
 DRIVER = """
 import sys
 sys.path.insert(0, {root!r})
@@ -42,7 +43,7 @@ def driver(then: str, address: str | None = None) -> list[str]:
 
 def alone() -> dict[str, str]:
     """An environment without the Ray session of this process."""
-    return {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")}
+    return {name: value for name, value in os.environ.items() if name not in OF_A_SESSION}
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -94,7 +95,7 @@ def test_a_killed_driver_leaves_no_process_and_the_next_session_removes_its_fold
 @pytest.mark.slow
 def test_a_lost_node_loses_no_item_and_the_code_travels_to_the_cluster(short_folder: Path) -> None:
     program = Path(__file__).with_name("losing_a_node.py")
-    environment = alone() | {"PYTHONPATH": str(ROOT)}
+    environment = alone() | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(short_folder)}
     subprocess.run([sys.executable, str(program), str(short_folder)], env=environment, check=True, capture_output=True)
     result = json.loads((short_folder / "result.json").read_text())
     assert [item for item, _ in result["answers"]] == list(range(12))
