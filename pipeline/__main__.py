@@ -1,7 +1,7 @@
 """Command line: python -m pipeline VERB RECIPE [options].
 
 RECIPE is a preset's name or a YAML file that `config` wrote. Every field of a recipe is a flag: --train.optim.lr 3e-4.
-Wrong words end with code 2 and the nearest right one; a failed run ends with code 1.
+Wrong words end with code 2 and the nearest right one, a failed run with code 1, one that was told to stop with code 85.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from cluster.allocation import REQUEUE_CODE
 from cluster.logs import setup_logging
 from pipeline.commands import COMMANDS
 from pipeline.config import load_recipe
@@ -23,6 +24,7 @@ from pipeline.nearest import nearest
 from pipeline.presets import PRESETS
 from pipeline.recipes import Recipe
 from pipeline.runner import StepFailed
+from train.trainer import TrainingStopped
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ VERBS = {
     "recipes": "list the recipes",
     "plan": "what would run, what is done, and what it costs; runs nothing",
     "run": "run what is not done yet",
+    "submit": "run as one SLURM job, on the nodes of train.resources; requeued when preempted",
     "status": "every output in the workspace, with its summary",
     "show": "results of a recipe; the record of one STEP; why curation kept or dropped one KEY",
     "verify": "check every finished output against its record and checksums",
@@ -53,7 +56,7 @@ def main(words: Sequence[str]) -> int:
         return COMMANDS[options.verb](recipe, options, terminal())
     except StepFailed as error:
         log.debug("step failed", exc_info=error)
-        return complain(str(error), FAILED)
+        return complain(str(error), REQUEUE_CODE if isinstance(error.__cause__, TrainingStopped) else FAILED)
     except (ValueError, OSError) as error:
         log.debug("not possible", exc_info=error)
         return complain(str(error), USAGE)

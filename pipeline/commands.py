@@ -1,6 +1,7 @@
 """What each word of the command line does with a recipe; every function returns the exit code."""
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -8,6 +9,8 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
+from cluster import slurm
+from cluster.files import write_atomic
 from cluster.logs import console as progress_console
 from curation.decisions import why
 from evaluate.tables import results_table
@@ -49,6 +52,21 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
         console.print(f"\nreport     {report}", soft_wrap=True)
     where = "" if str(options.workspace) == "workspace" else f" WORKSPACE={options.workspace}"
     console.print(f"dashboard  make mlflow{where}   ({tracking_uri(store.workspace)})", soft_wrap=True)
+    return 0
+
+
+def submit(recipe: Recipe, options: Namespace, console: Console) -> int:
+    """One SLURM job for the whole recipe, on the nodes and partition of `train.resources`."""
+    folder = options.workspace.resolve() / "jobs"
+    build_steps(recipe)
+    file = folder / f"{recipe.name}.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, dump_recipe(recipe))
+    command = [sys.executable, "-m", "pipeline", "run", str(file), "--workspace", str(options.workspace.resolve())]
+    job = slurm.submit(command, recipe.train.resources, folder, recipe.name)
+    console.print(
+        f"SLURM job {job}: logs in {folder / job}; `status {recipe.name}` shows how far it is", soft_wrap=True
+    )
     return 0
 
 
@@ -140,6 +158,7 @@ def config(recipe: Recipe, options: Namespace, console: Console) -> int:
 COMMANDS: dict[str, Callable[[Recipe, Namespace, Console], int]] = {
     "plan": plan,
     "run": run,
+    "submit": submit,
     "status": status,
     "show": show,
     "verify": verify,
