@@ -6,6 +6,7 @@ Each function takes the tree of a folder or tar and gives every row, bad ones in
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -19,6 +20,8 @@ CAPTION_FILES = tuple(
 IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "file", "path", "image_path", "image_name", "key")
 CAPTION_FIELDS = ("captions", "caption", "text", "title", "sentence")
 MOST_JSON_FILES = 64
+
+logger = logging.getLogger(__name__)
 
 
 def find_json(tree: Tree, kind: str, split: str) -> tuple[str, dict] | None:
@@ -34,7 +37,8 @@ def find_json(tree: Tree, kind: str, split: str) -> tuple[str, dict] | None:
     for name in sorted(names, key=rank):
         try:
             content = json.loads(tree.files[name].read())
-        except ValueError:
+        except ValueError as error:
+            logger.warning("annotation_file=%s ignored=%r", name, str(error))
             continue
         if is_karpathy(content) if kind == "karpathy" else is_coco(content):
             return name, content

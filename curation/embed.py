@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,13 @@ def run(config: EmbedConfig, *, out: Path, source: Path) -> dict[str, float]:
     records = {task.index: record for task in tasks if (record := _finished(out, task)) is not None}
     if records:
         logger.info("embed kept_shards=%d of=%d", len(records), len(tasks))
-    started, kept_rows = time.monotonic(), _total(records, "read")
+    started, kept_rows = time.monotonic(), _Totals(records.values()).read
     _embed(config, out, tasks, records)
     seconds = time.monotonic() - started
     in_order = [records[task.index] for task in tasks]
-    _check_budget(config, out, in_order, len(tasks))
+    totals = _Totals(in_order)
+    if totals.rejects > config.error_budget * totals.read:
+        raise _budget_error(config, out, in_order)
     manifest = _manifest(in_order)
     if not manifest.num_rows:
         raise ValueError(
@@ -56,7 +58,7 @@ def run(config: EmbedConfig, *, out: Path, source: Path) -> dict[str, float]:
         )
     _write_rejects(out, in_order)
     write_manifest(out, manifest)
-    return _summary(manifest, in_order, (_total(records, "read") - kept_rows) / seconds)
+    return _summary(manifest, in_order, (totals.read - kept_rows) / seconds)
 
 
 def _tasks(config: EmbedConfig, source: Path) -> list[Task]:
@@ -88,6 +90,7 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
     waiting = [task for task in tasks if task.index not in records]
     if not waiting:
         return
+    totals = _Totals(records.values())
     sizes = [task.part.num_rows for task in waiting]
     total, unit = (len(waiting), "parts") if None in sizes else (sum(size or 0 for size in sizes), "images")
     with (
@@ -96,36 +99,50 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
     ):
         for task, record in pool.map("embed", waiting):
             records[task.index] = record
-            in_order = [records[index] for index in sorted(records)]
-            advance(1 if unit == "parts" else record["read"], rejects=float(_total(records, "num_rejects")))
-            _check_budget(config, out, in_order, len(tasks))
-            _check_space(out, in_order, len(tasks))
+            totals.add(record)
+            advance(record["read"] if unit == "images" else 1, images=float(totals.read), rejects=float(totals.rejects))
+            if record["is_stopped"] or totals.rejects > config.error_budget * totals.expected("read", len(tasks)):
+                raise _budget_error(config, out, [records[index] for index in sorted(records)])
+            _check_space(out, len(tasks) - totals.parts, totals.expected("bytes", len(tasks)) - totals.bytes)
 
 
-def _check_budget(config: EmbedConfig, out: Path, records: Sequence[Mapping[str, Any]], num_tasks: int) -> None:
-    """Stop when the rejects so far exceed the budget of the whole run, whose rows are estimated from those read."""
-    read = sum(record["read"] for record in records)
-    rejects = sum(record["num_rejects"] for record in records)
-    is_hopeless = any(record["is_stopped"] for record in records)
-    if not is_hopeless and rejects <= config.error_budget * read * num_tasks / len(records):
-        return
-    raise RejectBudgetError(
-        f"{rejects} of the first {read} rows were rejected ({rejects / read:.1%}): error_budget allows "
-        f"{config.error_budget:.1%}; {_reasons(records)}; each is listed in {_write_rejects(out, records)}; repair the "
-        "data or its settings, or raise error_budget, then run again (finished shards are kept)"
+class _Totals:
+    """What the finished parts hold together."""
+
+    def __init__(self, records: Iterable[Mapping[str, Any]]) -> None:
+        self.parts = self.read = self.rejects = self.bytes = 0
+        for record in records:
+            self.add(record)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        self.parts += 1
+        self.read += record["read"]
+        self.rejects += record["num_rejects"]
+        self.bytes += 0 if record["is_stopped"] else record["entry"]["bytes"]
+
+    def expected(self, field: str, num_parts: int) -> float:
+        """A total of the whole source, judged by the parts that are done."""
+        return getattr(self, field) * num_parts / self.parts
+
+
+def _budget_error(config: EmbedConfig, out: Path, records: Sequence[Mapping[str, Any]]) -> RejectBudgetError:
+    totals = _Totals(records)
+    return RejectBudgetError(
+        f"{totals.rejects} of the first {totals.read} rows were rejected ({totals.rejects / totals.read:.1%}): "
+        f"error_budget allows {config.error_budget:.1%}; {_reasons(records)}; each is listed in "
+        f"{_write_rejects(out, records)}; repair the data or its settings, or raise error_budget, then run again "
+        "(finished shards are kept)"
     )
 
 
-def _check_space(out: Path, records: Sequence[Mapping[str, Any]], num_tasks: int) -> None:
+def _check_space(out: Path, num_shards: int, needed: float) -> None:
     """Stop early when the shards still to come will not fit on the disk."""
-    written = sum(record["entry"]["bytes"] for record in records)
-    needed = written / len(records) * (num_tasks - len(records))
     free = shutil.disk_usage(out).free
     if needed > free:
         raise OSError(
             errno.ENOSPC,
-            f"{free / 1e9:.1f} GB are free on the disk of {out}, and {num_tasks - len(records)} shards to come need "
-            f"about {needed / 1e9:.1f} GB: free space, choose another workspace, or store less (content, dtype)",
+            f"{free / 1e9:.1f} GB are free on the disk of {out}, and {num_shards} shards to come need about "
+            f"{needed / 1e9:.1f} GB: free space, choose another workspace, or store less (content, dtype)",
         )
 
 
@@ -163,7 +180,3 @@ def _reasons(records: Sequence[Mapping[str, Any]]) -> str:
 
 def _counts(records: Sequence[Mapping[str, Any]]) -> Counter[str]:
     return Counter(reject["reason"] for record in records for reject in record["rejects"])
-
-
-def _total(records: Mapping[int, Mapping[str, Any]], field: str) -> int:
-    return sum(record[field] for record in records.values())
