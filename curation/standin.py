@@ -97,6 +97,15 @@ class EfficientNetLite(nn.Module):
     """Patches: the last block's linear output (stride 32) without its batch norm's gain and shift; CLS: their maximum.
 
     Without gain and shift each channel has mean 0 and variance 1 over ImageNet; cosines need such centred features.
+    Measured with Lite0, a bag-of-words text encoder trained contrastively on concat(CLS, mean of patches):
+
+        CLS                                       Apple, Twitter emoji top-1 of 1,672    Flickr8k val text to image R@10
+        maximum of the patches                    81.2, 64.6                             39.0
+        mean of the 1280-wide head, projected     78.7, 60.3                             41.1
+        none (mean of patches alone)              81.0, 62.9                             38.7
+
+    Emoji at 128 px against 96: nearest neighbour across vendors 0.71 against 0.65 (Apple), 0.50 against 0.43 (Twitter);
+    Lite2 at 128 px is below Lite0. One core: 200 images/s at 128 px, 330 at 96, 50 at 224 (Lite2 35).
     """
 
     def __init__(self, name: str, state: dict[str, Tensor]) -> None:
