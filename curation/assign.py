@@ -11,22 +11,26 @@ from typing import Literal, NamedTuple
 import faiss
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int32, Int64, Shaped
 from torch import Tensor
 
 Engine = Literal["auto", "bfloat16", "float32", "faiss"]
 
-TILE_ROWS = 2048
-PAIRS_AT_ONCE = 1 << 12
+SMALLEST_TILE, LARGEST_TILE = 64, 4096  # rows
+TILE_SCORES = 1 << 20
+PAIRS_AT_ONCE = 1 << 10
 FLOAT32_ROUNDING = 2.0**-24
 BFLOAT16_ROUNDING = 2.0**-8
 
 
-class Candidates(NamedTuple):
-    """Pairs of a row and a centroid that may be its nearest, sorted by row, then centroid."""
+class Pairs(NamedTuple):
+    """Rows and centroids that may be their nearest, sorted by row, then centroid."""
 
     rows: Int64[np.ndarray, " pairs"]
     centroids: Int64[np.ndarray, " pairs"]
+
+    def where(self, chosen: Bool[np.ndarray, " pairs"]) -> "Pairs":
+        return Pairs(self.rows[chosen], self.centroids[chosen])
 
 
 def choose_engine(engine: Engine) -> Engine:
@@ -44,101 +48,112 @@ class Assigner:
     def __init__(self, centroids: Float32[np.ndarray, "k d"], unit: bool, engine: Engine = "auto") -> None:
         self.centroids, self.unit, self.engine = centroids, unit, choose_engine(engine)
         exact = centroids.astype(np.float64)
-        self.half_norms: Float64[np.ndarray, " k"] = np.einsum("kd,kd->k", exact, exact) / 2 * (not unit)
-        self.center = exact.mean(axis=0).astype(np.float32)
-        # x.c - |c|^2 / 2 = (x - m).(c - m) + bias + a constant of the row: without the mean m less is rounded away
-        offsets = exact - self.center.astype(np.float64)
-        bias = offsets @ self.center.astype(np.float64) - self.half_norms
-        self.offsets, self.bias = offsets.astype(np.float32), bias.astype(np.float32)
+        self.bias: Float64[np.ndarray, " k"] = -np.einsum("kd,kd->k", exact, exact) / 2 * (not unit)
+        # x.c = x.(c - m) + a constant of the row: without the mean m less is rounded away
+        offsets = exact - exact.mean(axis=0)
+        self.offsets = offsets.astype(np.float32)
         self.norm = float(np.linalg.norm(offsets, axis=1).max())
-        self.bias_rounding = 3 * FLOAT32_ROUNDING * float(np.abs(bias).max())
+        self.bias_rounding = 3 * FLOAT32_ROUNDING * float(np.abs(self.bias).max())
         self.sum_rounding = (centroids.shape[1] + 8) * FLOAT32_ROUNDING
         self._load(offsets)
 
     def _load(self, offsets: Float64[np.ndarray, "k d"]) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        """What the screen multiplies, and the buffers of one tile: fresh memory would cost as much as the products."""
+        num_clusters, dim = offsets.shape
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if self.engine == "bfloat16" else torch.float32
         rounded = torch.from_numpy(self.offsets).to(dtype)
         self.residual = float(np.linalg.norm(offsets - rounded.double().numpy(), axis=1).max())
-        self.device_offsets = rounded.to(device)
-        self.device_bias = torch.from_numpy(self.bias).to(device)
+        self.device_offsets = rounded.to(self.device)
+        self.device_bias = torch.from_numpy(self.bias).float().to(self.device)
+        self.tile_rows = max(SMALLEST_TILE, min(LARGEST_TILE, TILE_SCORES // num_clusters))
+        shapes = ((dim, dtype), (dim, torch.float32), (num_clusters, dtype), (num_clusters, torch.float32))
+        self.buffers = [torch.empty(self.tile_rows, width, dtype=kind, device=self.device) for width, kind in shapes]
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Int32[np.ndarray, " n"]:
         """The index of the nearest centroid of each row; the lowest one when several are equally near."""
         if self.engine == "faiss":
             metric = faiss.METRIC_INNER_PRODUCT if self.unit else faiss.METRIC_L2
             return faiss.knn(x, self.centroids, 1, metric=metric)[1][:, 0].astype(np.int32)
-        tiles = [self._assign_tile(x[start : start + TILE_ROWS]) for start in range(0, len(x), TILE_ROWS)]
+        starts = range(0, len(x), self.tile_rows)
+        tiles = [self._assign_tile(x[start : start + self.tile_rows]) for start in starts]
         return np.concatenate(tiles) if tiles else np.empty(0, np.int32)
 
     def _assign_tile(self, x: Float32[np.ndarray, "n d"]) -> Int32[np.ndarray, " n"]:
-        shifted = x - self.center
-        labels, candidates = self._screen(torch.from_numpy(shifted))
-        if len(candidates.rows):
-            candidates = self._drop_clear_losers(shifted, candidates)
-            scores = self._scores(x, self.centroids, -self.half_norms, candidates)
-            first = _first_of_rows(candidates.rows)
-            best = np.repeat(np.maximum.reduceat(scores, first), np.diff(np.append(first, len(scores))))
-            winners = np.flatnonzero(scores == best)
-            rows, lowest = np.unique(candidates.rows[winners], return_index=True)
-            labels[rows] = candidates.centroids[winners[lowest]]
+        labels, pairs = self._screen(x)
+        if len(pairs.rows):
+            scores = _scores(x, self.offsets, self.bias.astype(np.float32), pairs)
+            bound = 1.02 * np.linalg.norm(x, axis=1) * self.norm * self.sum_rounding + self.bias_rounding
+            pairs = pairs.where(scores >= _best_of_rows(scores, pairs.rows) - 2 * bound[pairs.rows])
+            labels[pairs.rows] = pairs.centroids
+            is_open = np.bincount(pairs.rows, minlength=len(x)) > 1
+            self._decide(x, pairs.where(is_open[pairs.rows]), labels)
         return labels
 
-    def _screen(self, shifted: Float32[Tensor, "n d"]) -> tuple[Int32[np.ndarray, " n"], Candidates]:
+    def _screen(self, x: Float32[np.ndarray, "n d"]) -> tuple[Int32[np.ndarray, " n"], Pairs]:
         """The best by rounded products, and the candidates of those rows where another could be nearer."""
-        shifted = shifted.to(self.device_offsets.device)
-        rounded = shifted.to(self.device_offsets.dtype)
-        scores = (rounded @ self.device_offsets.T).float()
-        bound = self._bound(shifted, rounded, scores)
-        scores += self.device_bias
+        rounded, lost, products, scores = (buffer[: len(x)] for buffer in self.buffers)
+        exact = torch.from_numpy(x).to(self.device)
+        torch.mm(rounded.copy_(exact), self.device_offsets.T, out=products)
+        scores.copy_(products)  # converting and adding in one call is three times slower
+        if not self.unit:
+            scores += self.device_bias
         best = _argmax(scores)[:, None]
         top = scores.gather(1, best)
-        runner_up = scores.scatter(1, best, -torch.inf).amax(1)
-        close = (runner_up >= top[:, 0] - 2 * bound).nonzero()[:, 0]
-        pairs = (scores[close] >= (top[:, 0] - 2 * bound)[close, None]).nonzero().cpu().numpy()
-        return best[:, 0].int().cpu().numpy(), Candidates(close.cpu().numpy()[pairs[:, 0]], pairs[:, 1])
+        runner_up = scores.scatter_(1, best, -torch.inf).amax(1, keepdim=True)
+        scores.scatter_(1, best, top)
+        least = top - 2 * self._bound(exact, torch.sub(exact, rounded, out=lost), top)
+        close = (runner_up >= least).nonzero()[:, 0]
+        near = np.flatnonzero((scores[close] >= least[close]).cpu().numpy())  # on two axes it is ten times slower
+        rows, centroids = np.divmod(near, len(self.centroids))
+        return best[:, 0].int().cpu().numpy(), Pairs(close.cpu().numpy()[rows], centroids)
 
-    def _bound(self, shifted: Tensor, rounded: Tensor, scores: Tensor) -> Float32[Tensor, " n"]:
-        """How far a screened score can be from the true one, a row."""
-        length = torch.linalg.vector_norm(shifted, dim=1)
+    def _bound(
+        self, exact: Float32[Tensor, "n d"], lost: Float32[Tensor, "n d"], top: Float32[Tensor, "n 1"]
+    ) -> Float32[Tensor, "n 1"]:
+        """How far the screened score of the best, or of one that could beat it, can be from the true one, a row."""
+        length = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
         bound = length * (self.residual + self.sum_rounding * self.norm)
         if self.engine == "bfloat16":
-            lost = torch.linalg.vector_norm(shifted - rounded, dim=1)
-            largest = torch.maximum(scores.amax(1), -scores.amin(1))
-            bound += lost * (self.norm + self.residual) + BFLOAT16_ROUNDING * largest
-        return 1.01 * bound + self.bias_rounding
+            # the product, without its bias, of a centroid whose score is near the top
+            product = torch.maximum(top - float(self.bias.min()), float(self.bias.max()) - top)
+            bound += torch.linalg.vector_norm(lost, dim=1, keepdim=True) * (self.norm + self.residual)
+            bound += BFLOAT16_ROUNDING * product
+        return 1.02 * bound + self.bias_rounding
 
-    def _drop_clear_losers(self, shifted: Float32[np.ndarray, "n d"], candidates: Candidates) -> Candidates:
-        """Without the candidates that float32 shows to lose: nearly always one a row stays."""
-        scores = self._scores(shifted, self.offsets, self.bias, candidates)
-        lengths = np.linalg.norm(shifted, axis=1)
-        bound = 1.01 * lengths * self.norm * self.sum_rounding + self.bias_rounding
-        first = _first_of_rows(candidates.rows)
-        best = np.repeat(np.maximum.reduceat(scores, first), np.diff(np.append(first, len(scores))))
-        stay = scores >= best - 2 * bound[candidates.rows]
-        return Candidates(candidates.rows[stay], candidates.centroids[stay])
+    def _decide(self, x: Float32[np.ndarray, "n d"], pairs: Pairs, labels: Int32[np.ndarray, " n"]) -> None:
+        """Label rows that float32 left open: best in float64, then lowest index."""
+        if len(pairs.rows):
+            scores = _scores(x, self.centroids, self.bias, pairs)
+            winners = pairs.where(scores == _best_of_rows(scores, pairs.rows))
+            rows, lowest = np.unique(winners.rows, return_index=True)
+            labels[rows] = winners.centroids[lowest]
 
-    def _scores(
-        self,
-        x: Float32[np.ndarray, "n d"],
-        centroids: Float32[np.ndarray, "k d"],
-        bias: Float32[np.ndarray, " k"] | Float64[np.ndarray, " k"],
-        candidates: Candidates,
-    ) -> Float32[np.ndarray, " pairs"] | Float64[np.ndarray, " pairs"]:
-        """x.c + bias of each pair, in the precision of the bias."""
-        scores = np.empty(len(candidates.rows), bias.dtype)
-        for start in range(0, len(scores), PAIRS_AT_ONCE):
-            part = slice(start, start + PAIRS_AT_ONCE)
-            left = x[candidates.rows[part]].astype(bias.dtype, copy=False)
-            right = centroids[candidates.centroids[part]].astype(bias.dtype, copy=False)
-            scores[part] = np.einsum("nd,nd->n", left, right) + bias[candidates.centroids[part]]
-        return scores
+
+def _scores(
+    x: Float32[np.ndarray, "n d"],
+    centroids: Float32[np.ndarray, "k d"],
+    bias: Shaped[np.ndarray, " k"],
+    pairs: Pairs,
+) -> Shaped[np.ndarray, " pairs"]:
+    """x.c + bias of each pair, in the precision of the bias."""
+    scores = np.empty(len(pairs.rows), bias.dtype)
+    for start in range(0, len(scores), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        left = x.take(pairs.rows[part], axis=0).astype(bias.dtype, copy=False)
+        right = centroids.take(pairs.centroids[part], axis=0).astype(bias.dtype, copy=False)
+        scores[part] = np.einsum("nd,nd->n", left, right) + bias[pairs.centroids[part]]
+    return scores
+
+
+def _best_of_rows(
+    scores: Shaped[np.ndarray, " pairs"], rows: Int64[np.ndarray, " pairs"]
+) -> Shaped[np.ndarray, " pairs"]:
+    """For each pair, the best score of its row."""
+    first = np.flatnonzero(np.diff(rows, prepend=-1))
+    return np.repeat(np.maximum.reduceat(scores, first), np.diff(first, append=len(rows)))
 
 
 def _argmax(scores: Float32[Tensor, "n k"]) -> Int64[Tensor, " n"]:
     """NumPy's is ten times faster than torch's on a CPU."""
     return torch.from_numpy(scores.numpy().argmax(1)) if scores.device.type == "cpu" else scores.argmax(1)
-
-
-def _first_of_rows(rows: Int64[np.ndarray, " pairs"]) -> Int64[np.ndarray, " groups"]:
-    return np.flatnonzero(np.diff(rows, prepend=-1))

@@ -23,9 +23,9 @@ class DuplicatesConfig:
     """Drop images whose bytes or pixels equal another's."""
     perceptual_bits: int = 1
     """Drop images whose perceptual hash differs in at most this many of 64 bits; -1: not used."""
-    perceptual_cosine: float = 0.9
+    perceptual_cosine: float = 0.97
     """... when the cosine of their vectors is also at least this."""
-    cosine: float = 0.98
+    cosine: float = 0.985
     """Drop images whose vector has at least this cosine with another's; above 1: not used."""
     neighbours: int = 4
     """Clusters next to each cluster in which duplicates are sought."""

@@ -30,9 +30,9 @@ class LeakageConfig:
     """Find pool images whose bytes or pixels equal an evaluation image's."""
     perceptual_bits: int = 1
     """Find pool images whose perceptual hash differs in at most this many of 64 bits; -1: not used."""
-    perceptual_cosine: float = 0.9
+    perceptual_cosine: float = 0.97
     """... when the cosine of their vectors is also at least this."""
-    cosine: float = 0.98
+    cosine: float = 0.985
     """Find pool images whose vector has at least this cosine with an evaluation image's; above 1: not used."""
     captions: Literal["ignore", "list", "remove"] = "list"
     """What to do with pool pairs one of whose captions equals an evaluation caption."""

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 from scipy import sparse
 
-from curation.assign import TILE_ROWS, Assigner, Engine
+from curation.assign import Assigner, Engine
 from curation.vectors import ArrayVectors, Vectors
 
 BLOCK_ROWS = 8192
+TILE_ROWS = 2048
 LARGEST_SPAN = 1 << 17
 SMALLEST_SPAN = 1 << 11
 SPANS = 16
