@@ -6,6 +6,7 @@ the backbone's own grid at any image size.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -20,14 +21,17 @@ from train.export import LoadedModel, load_model
 IMAGES_AT_ONCE = {"cpu": 16, "cuda": 128}  # small batches stay in a CPU's cache: 1.4 times the images/s of 64
 TEXTS_AT_ONCE = 512
 
+Precision = Literal["float32", "bfloat16"]
+
 
 class DinoTxtEncoder:
     """A frozen backbone with a trained dino.txt on top."""
 
-    def __init__(self, backbone: Backbone, loaded: LoadedModel) -> None:
+    def __init__(self, backbone: Backbone, loaded: LoadedModel, precision: Precision = "float32") -> None:
         self.description = backbone.description
         self._backbone = backbone
         self._loaded = loaded
+        self._is_bfloat16 = precision == "bfloat16"
         self._at_once = IMAGES_AT_ONCE[backbone.device.type]
         self._last: tuple[Tensor, Features] | None = None
 
@@ -76,7 +80,9 @@ class DinoTxtEncoder:
     def _features(self, pixels: Float[Tensor, "b 3 h w"]) -> Features:
         """Backbone features; the last batch is kept: asking for its image and its patches computes them once."""
         if self._last is None or not torch.equal(self._last[0], pixels):
-            self._last = (pixels, self._backbone(pixels))
+            with torch.autocast(self._backbone.device.type, torch.bfloat16, enabled=self._is_bfloat16):
+                features = self._backbone(pixels)
+            self._last = (pixels, Features(*(tokens.float() for tokens in features)))
         return self._last[1]
 
     def _grid(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[int, int]:
@@ -92,15 +98,14 @@ def reduce_to(features: Features, spec: EmbeddingSpec, grid: tuple[int, int]) ->
     return Features(features.cls, features.registers[:, : spec.num_registers], patches)
 
 
-def load_encoder(model_folder: Path, backbone: BackboneConfig) -> DinoTxtEncoder:
+def load_encoder(model_folder: Path, backbone: BackboneConfig, precision: Precision = "float32") -> DinoTxtEncoder:
     """The exported model of a training run on the backbone that it was trained with; ValueError if it was another."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_model(model_folder, device)
-    loaded.model.eval()
     resolved, spec = resolve(backbone), loaded.spec
     if (resolved.name, resolved.digest) != (spec.backbone, spec.digest):
         raise ValueError(
             f"the model in {model_folder} was trained on {spec.backbone} ({spec.digest[:12]}), evaluation has "
             f"{resolved.name} ({resolved.digest[:12]}): they must be the same; set the evaluation's backbone"
         )
-    return DinoTxtEncoder(load_backbone(resolved), loaded)
+    return DinoTxtEncoder(load_backbone(resolved), loaded, precision)

@@ -21,7 +21,7 @@ from evaluate.segmentation import Segmented
 
 THUMBNAIL_PX = 112
 OVERLAY_PX = 256
-OVERLAY_OPACITY = 0.62
+OVERLAY_OPACITY = 0.7
 JPEG_QUALITY = 82
 LEGEND_ENTRIES = 8
 FIRST = 5

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -21,11 +21,11 @@ from curation.backbone import BackboneConfig
 from evaluate import examples
 from evaluate.benchmarks import BenchmarkError, Task, open_classification, open_retrieval, open_segmentation
 from evaluate.classification import classify
-from evaluate.dinotxt import load_encoder
+from evaluate.dinotxt import Precision, load_encoder
 from evaluate.encoder import Encoder
 from evaluate.metrics import Tally, chance_of_hit, estimate
 from evaluate.prompts import TEMPLATES, TemplateSet
-from evaluate.results import RESULTS, Result, examples_folder, result_file, write_result
+from evaluate.results import RESULTS, Result, as_measure, examples_folder, result_file, write_result
 from evaluate.retrieval import chance_recalls, retrieve
 from evaluate.segmentation import SegmentationConfig, scored_labels, segment, segmentation_baselines
 
@@ -46,6 +46,8 @@ class EvaluateConfig:
     """Split of retrieval sets; "auto": test if there, else val, else every image."""
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     """Sliding-window protocol."""
+    precision: Precision = "bfloat16"
+    """Arithmetic of the backbone's matmuls, best the same as in embedding; float32 for CPUs that lack bfloat16."""
     batch_size: int = 64
     """Images decoded and encoded at a time."""
     bootstrap_samples: int = 1000
@@ -72,7 +74,7 @@ def run(config: EvaluateConfig, *, out: Path, model: Path, **datasets: Path) -> 
 
     Returns every metric as "<benchmark>/<metric>". Results that `out` holds already are kept.
     """
-    return evaluate_sets(config, out, datasets, partial(load_encoder, model, config.backbone))
+    return evaluate_sets(config, out, datasets, partial(load_encoder, model, config.backbone, config.precision))
 
 
 def evaluate_sets(
@@ -144,7 +146,7 @@ class Evaluator:
             "benchmark": benchmark,
             "task": task,
             "metrics": {
-                name: asdict(estimate(tally, config.bootstrap_samples, config.seed))
+                name: as_measure(estimate(tally, config.bootstrap_samples, config.seed))
                 for name, tally in measured.tallies.items()
             },
             "baselines": measured.baselines,
@@ -161,6 +163,7 @@ def _intervals(config: EvaluateConfig) -> dict[str, object]:
         "intervals": f"95 %: Wilson for one trial an image, else bootstrap over images ({config.bootstrap_samples})",
         "ties": "expected value under random order",
         "image_size": config.backbone.image_size,
+        "precision": config.precision,
     }
 
 

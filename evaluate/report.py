@@ -1,7 +1,7 @@
 """The step `report`: what the other steps left behind, as one HTML page that needs no network.
 
-Inputs carry the labels of the steps whose folders they are: `train`, `evaluate_uncurated`, ... What follows the step is the
-arm; the arm without a suffix comes first and every other one is compared with it, item by item.
+Inputs carry the labels of the steps whose folders they are: `train`, `evaluate_uncurated`, ... What follows the step is
+the arm; the arm without a suffix comes first and every other one is compared with it, item by item.
 """
 
 import base64
@@ -20,7 +20,7 @@ from cluster.files import read_jsonl, write_atomic
 from curation.report import curation_sections
 from evaluate.figures import COLORS, training_curves
 from evaluate.metrics import Estimate, paired_difference
-from evaluate.results import RESULTS, Result, examples_folder, read_results, read_tallies
+from evaluate.results import RESULTS, Measure, Result, examples_folder, read_results, read_tallies
 from evaluate.tables import METRIC_NAMES, percent, trivial_score
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Row:
     """One metric: each arm's value, how far the first is ahead of each other one, and what seeing nothing scores."""
 
     name: str
-    values: Sequence[Mapping[str, float] | None]
+    values: Sequence[Measure | None]
     differences: Sequence[Estimate | None]
     trivial: float | None
 
@@ -161,7 +161,7 @@ def _facts(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     """What one wants to know first: how much went in, how long it took, from which code."""
     summaries = {label: record.get("summary", {}) for label, record in records.items()}
     pairs = summaries.get("embed", {}).get("rows")
-    kept = summaries.get("curate", {}).get("rows")
+    kept = summaries.get("curate", {}).get("kept")
     steps = records.get("train", {}).get("config", {}).get("num_steps")
     seconds = sum(record.get("seconds", 0.0) for record in records.values())
     newest = max(records.values(), key=lambda record: record.get("finished", ""), default={})

@@ -10,7 +10,7 @@ from typing import TypedDict
 import numpy as np
 
 from cluster.files import replacing, write_atomic
-from evaluate.metrics import Tally
+from evaluate.metrics import Estimate, Tally
 
 RESULTS = "results.json"
 
@@ -34,6 +34,10 @@ class Result(TypedDict):
     protocol: dict[str, object]
     encoder: str
     seconds: float
+
+
+def as_measure(estimate: Estimate) -> Measure:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
 def result_file(out: Path, benchmark: str) -> Path:

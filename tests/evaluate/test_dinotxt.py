@@ -1,0 +1,119 @@
+"""Our encoder equals the trained model on what the shards would hold, for every embedding content."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+
+from curation.backbone import BackboneConfig, load_backbone, resolve
+from curation.schema import Content, EmbeddingSpec
+from evaluate.dinotxt import DinoTxtEncoder, load_encoder
+from evaluate.encoder import Encoder
+from train.export import LoadedModel, export_model
+from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
+from train.tokenizer import SentencePieceTokenizer, TokenizerConfig, train_tokenizer
+
+BACKBONE = resolve(BackboneConfig(name="random-vit", image_size=56))
+GRIDS: dict[Content, tuple[int, int]] = {"pooled": (1, 1), "grid": (2, 2), "tokens": (4, 4)}
+CAPTIONS = [
+    f"a {color} {thing} on the {place}" for color in ("red", "blue") for thing in ("cat", "dog") for place in ("mat",)
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> SentencePieceTokenizer:
+    return train_tokenizer(TokenizerConfig(vocab_size=300), iter(CAPTIONS))
+
+
+def load(tokenizer: SentencePieceTokenizer, content: Content, pooling: str = "concat") -> LoadedModel:
+    geometry = load_backbone(BACKBONE).geometry
+    registers = 0 if content == "pooled" else geometry.num_registers
+    spec = EmbeddingSpec(
+        BACKBONE.name, BACKBONE.digest, "", 56, geometry.dim, registers, GRIDS[content], content, "float16", "", 0
+    )
+    torch.manual_seed(0)
+    vision = VisionConfig(blocks=0 if content == "pooled" else 1, layer_scale=0.5, pooling=pooling)
+    model = DinoTxt(ModelConfig(TextConfig(32, 1, 2, 16), vision), tokenizer.vocab_size, geometry.dim)
+    return LoadedModel(model.eval(), tokenizer, spec)
+
+
+def pictures(count: int, size: tuple[int, int] = (56, 56)) -> list[Image.Image]:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, size[1], size[0], 3), dtype=np.uint8)
+    return [Image.fromarray(array) for array in pixels]
+
+
+@pytest.mark.parametrize("content", list(GRIDS))
+@torch.inference_mode()
+def test_image_vectors_equal_the_model_on_stored_tokens(tokenizer: SentencePieceTokenizer, content: Content) -> None:
+    loaded, backbone, images = load(tokenizer, content), load_backbone(BACKBONE), pictures(3)
+    cls, registers, patches = backbone(torch.stack([backbone.preprocess(image) for image in images]))
+    side = GRIDS[content][0]
+    blocks = patches.unflatten(1, (side, 4 // side, side, 4 // side)).mean((2, 4)).flatten(1, 2)
+    kept = registers[:, : loaded.spec.num_registers]
+    expected = normalize(loaded.model.encode_image_features(cls, kept, blocks), dim=-1)
+    torch.testing.assert_close(DinoTxtEncoder(backbone, loaded).encode_image(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "grid"), [((56, 56), (4, 4)), ((112, 70), (5, 8)), ((60, 75), (5, 4))])
+@pytest.mark.parametrize("content", list(GRIDS))
+def test_patches_keep_the_backbones_grid_at_any_size(
+    tokenizer: SentencePieceTokenizer, content: Content, size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    encoder = DinoTxtEncoder(load_backbone(BACKBONE), load(tokenizer, content))
+    patches = encoder.encode_patches(pictures(2, size))
+    assert patches.shape[:3] == (2, *grid)
+    torch.testing.assert_close(patches.norm(dim=-1), torch.ones(2, *grid))
+
+
+def test_dense_text_is_the_half_trained_against_patches(tokenizer: SentencePieceTokenizer) -> None:
+    encoder = DinoTxtEncoder(load_backbone(BACKBONE), load(tokenizer, "tokens"))
+    whole, dense = encoder.encode_text(CAPTIONS), encoder.encode_text(CAPTIONS, dense=True)
+    assert dense.shape[1] == whole.shape[1] // 2 == encoder.encode_patches(pictures(1)).shape[-1]
+    torch.testing.assert_close(dense, normalize(whole[:, whole.shape[1] // 2 :], dim=-1))
+
+
+def test_dense_text_is_whole_when_the_image_feature_is_one_token(tokenizer: SentencePieceTokenizer) -> None:
+    encoder = DinoTxtEncoder(load_backbone(BACKBONE), load(tokenizer, "tokens", pooling="mean"))
+    torch.testing.assert_close(encoder.encode_text(CAPTIONS, dense=True), encoder.encode_text(CAPTIONS))
+
+
+def test_vectors_do_not_depend_on_the_batch(tokenizer: SentencePieceTokenizer) -> None:
+    encoder, images = DinoTxtEncoder(load_backbone(BACKBONE), load(tokenizer, "grid")), pictures(20)
+    one_by_one = torch.cat([encoder.encode_image([image]) for image in images])
+    torch.testing.assert_close(encoder.encode_image(images), one_by_one, rtol=1e-4, atol=1e-5)
+
+
+def test_image_and_patches_of_one_batch_compute_the_backbone_once(tokenizer: SentencePieceTokenizer) -> None:
+    backbone, calls = load_backbone(BACKBONE), []
+    backbone.register_forward_hook(lambda *_: calls.append(1))
+    encoder = DinoTxtEncoder(backbone, load(tokenizer, "grid"))
+    encoder.encode_image(pictures(2))
+    encoder.encode_patches(pictures(2))
+    assert len(calls) == 1
+    encoder.encode_patches(pictures(3))
+    assert len(calls) == 2
+
+
+def test_images_of_several_sizes_are_an_error(tokenizer: SentencePieceTokenizer) -> None:
+    encoder = DinoTxtEncoder(load_backbone(BACKBONE), load(tokenizer, "grid"))
+    with pytest.raises(ValueError, match="2 sizes"):
+        encoder.encode_patches([*pictures(1), *pictures(1, (70, 70))])
+
+
+def test_exported_model_comes_back_and_refuses_another_backbone(
+    tokenizer: SentencePieceTokenizer, tmp_path: Path
+) -> None:
+    loaded = load(tokenizer, "grid")
+    export_model(tmp_path, loaded.model.config, loaded.model.state_dict(), tokenizer, loaded.spec)
+    encoder = load_encoder(tmp_path, BACKBONE)
+    assert isinstance(encoder, Encoder)
+    expected = DinoTxtEncoder(load_backbone(BACKBONE), loaded).encode_image(pictures(2))
+    torch.testing.assert_close(encoder.encode_image(pictures(2)), expected)
+    close = load_encoder(tmp_path, BACKBONE, "bfloat16").encode_image(pictures(2))
+    torch.testing.assert_close(close, expected, rtol=0, atol=0.05)
+    with pytest.raises(ValueError, match="they must be the same"):
+        load_encoder(tmp_path, replace(BACKBONE, digest="0" * 64))

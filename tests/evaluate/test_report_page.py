@@ -1,0 +1,161 @@
+"""The page is built from what steps leave behind, compares arms item by item, and loads nothing from anywhere."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from colors import BlindEncoder, ColorEncoder, classification_files, retrieval_files, segmentation_files, write_tar
+from rich.console import Console
+
+from cluster.files import append_jsonl
+from evaluate.jobs import EvaluateConfig, Evaluator
+from evaluate.report import ReportConfig, compare, duration, run, split_arms
+from evaluate.results import read_results, result_file
+from evaluate.segmentation import SegmentationConfig
+from evaluate.tables import results_table
+
+RECORD = {
+    "step": "train",
+    "fingerprint": "0123456789abcdef",
+    "config": {"num_steps": 30},
+    "inputs": {"embeddings": "ab"},
+    "summary": {},
+    "commit": "feedbeef00",
+    "dirty": True,
+    "host": "node-7",
+    "finished": "2026-01-02T03:04:05",
+    "seconds": 75.0,
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of a seeing and of a blind model."""
+    root = tmp_path_factory.mktemp("steps")
+    datasets = {
+        "classification": write_tar(root / "classification.tar", classification_files()),
+        "retrieval": write_tar(root / "retrieval.tar", retrieval_files()),
+        "segmentation": write_tar(root / "segmentation.tar", segmentation_files()),
+    }
+    config = EvaluateConfig(
+        templates="plain",
+        segmentation=SegmentationConfig(64, 32, 16, background_prompts=("black",)),
+        bootstrap_samples=50,
+    )
+    folders = {}
+    for suffix, encoder in (("", ColorEncoder), ("_uncurated", BlindEncoder)):
+        out = folders[f"evaluate{suffix}"] = root / f"evaluate{suffix}"
+        evaluator = Evaluator(config, out, datasets, encoder)
+        for name in datasets:
+            evaluator.evaluate(name)
+        results = [json.loads(result_file(out, name).read_text()) for name in datasets]
+        (out / "results.json").write_text(json.dumps(results))
+        train = folders[f"train{suffix}"] = root / f"train{suffix}"
+        train.mkdir()
+        rows = [{"step": step, "loss": 3.0 - step / 20, "lr": 0.001} for step in range(30)]
+        append_jsonl(train / "metrics.jsonl", *rows, {"step": 30, "val_loss": 1.5, "batch_accuracy": 0.5})
+        (train / "record.json").write_text(json.dumps(RECORD))
+    return folders
+
+
+class References(HTMLParser):
+    """Every address that the page would load or point to, and whether its tags are balanced."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in {"script", "link", "iframe"}
+        self.addresses += [value for name, value in attrs if name in {"src", "href", "srcset"} and value]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_loads_nothing_and_shows_everything(inputs: dict[str, Path], tmp_path: Path) -> None:
+    summary = run(ReportConfig(title="Colours & shapes"), out=tmp_path, **inputs)
+    page = (tmp_path / "report.html").read_text()
+    assert summary["page_bytes"] == len(page.encode()) < 15e6
+    references = References()
+    references.feed(page)
+    assert references.open == []
+    assert all(address.startswith(("data:image/", "#")) for address in references.addresses)
+    assert "url(" not in page
+    assert "@import" not in page
+    targets = {address[1:] for address in references.addresses if address.startswith("#")}
+    assert targets == {"results", "training", "classification", "retrieval", "segmentation", "lineage"}
+    assert targets <= set(re.findall(r'id="(\w+)"', page))
+    assert "Colours &amp; shapes" in page
+    assert "feedbeef00 +" in page
+    assert "1 min 15 s" in page
+
+
+def test_page_of_one_model_without_records_is_written(inputs: dict[str, Path], tmp_path: Path) -> None:
+    run(ReportConfig(), out=tmp_path, evaluate=inputs["evaluate"])
+    page = (tmp_path / "report.html").read_text()
+    assert 'id="results"' in page
+    assert 'id="training"' not in page
+
+
+def test_stand_in_backbone_is_marked(inputs: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "evaluate"
+    folder.mkdir()
+    results = read_results(inputs["evaluate"])[:1]
+    described = [{**result, "encoder": "lite: supervised on labels, not DINOv2"} for result in results]
+    (folder / "results.json").write_text(json.dumps(described))
+    (folder / "tallies").symlink_to(inputs["evaluate"] / "tallies")
+    run(ReportConfig(), out=tmp_path, evaluate=folder)
+    assert '<span class="badge warn">Backbone: lite: supervised' in (tmp_path / "report.html").read_text()
+
+
+def test_text_from_data_is_escaped(inputs: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "evaluate"
+    (folder / "examples" / "retrieval").mkdir(parents=True)
+    (folder / "tallies").symlink_to(inputs["evaluate"] / "tallies")
+    results = [result for result in read_results(inputs["evaluate"]) if result["task"] == "retrieval"]
+    (folder / "results.json").write_text(json.dumps(results))
+    examples = {
+        "text_to_image": [{"query": "<script>alert(1)</script>", "image": "", "answers": []}],
+        "image_to_text": [],
+    }
+    (folder / "examples" / "retrieval" / "examples.json").write_text(json.dumps(examples))
+    run(ReportConfig(), out=tmp_path, evaluate=folder)
+    assert "<script" not in (tmp_path / "report.html").read_text()
+
+
+def test_differences_are_paired_and_signed(inputs: dict[str, Path]) -> None:
+    benchmarks = {benchmark.name: benchmark for benchmark in compare(split_arms(inputs), ReportConfig())}
+    (difference,) = benchmarks["classification"].rows[0].differences
+    assert difference.value == pytest.approx(1 - 1 / 8)
+    assert 0 < difference.low <= difference.value <= difference.high
+    assert benchmarks["classification"].rows[0].trivial == pytest.approx(1 / 8)
+
+
+def test_arms_come_from_labels() -> None:
+    folders = {label: Path(label) for label in ("embed", "train", "train_uncurated", "evaluate_uncurated")}
+    first, second = split_arms(folders)
+    assert (first.name, set(first.folders)) == ("curated", {"embed", "train"})
+    assert (second.name, set(second.folders)) == ("uncurated", {"train", "evaluate"})
+    assert split_arms({"train": Path("train")})[0].name == "model"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(8.24, "8.2 s"), (185.0, "3 min 05 s"), (7800.0, "2 h 10 min")])
+def test_duration_is_said_as_a_person_says_it(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_terminal_table_has_a_column_for_each_model(inputs: dict[str, Path]) -> None:
+    results = {"curated": read_results(inputs["evaluate"]), "blind": read_results(inputs["evaluate_uncurated"])[:1]}
+    console = Console(width=140, record=True, quiet=True)
+    console.print(results_table(results))
+    table = results_table(results)
+    assert [column.header for column in table.columns] == ["benchmark", "metric", "curated", "blind", "seeing nothing"]
+    assert table.row_count == 2 + 6 + 3
