@@ -9,7 +9,7 @@ are chosen by key.
 import hashlib
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +102,7 @@ class Pairs:
             yield iterator
 
 
-def _ahead(pairs: Pairs, steps: range, batch_size: int, rank: int, world: int) -> Iterator[Batch]:
+def _ahead(pairs: Pairs, steps: range, batch_size: int, rank: int, world: int) -> Generator[Batch, None, None]:
     """Batches in order, made by a thread; its exception is raised here."""
     ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
     free = threading.Semaphore(PREFETCH)

@@ -45,6 +45,7 @@ def backward(model: DinoTxt, parts: list[Batch], config: LossConfig, seed: int) 
     loss = global_loss(*leaves, config, group)
     loss.backward()
     sizes = [len(part.keys) for part in parts]
+    assert leaves.scale.grad is not None
     pieces = zip(leaves.images.grad.split(sizes), leaves.texts.grad.split(sizes), strict=True)  # type: ignore[union-attr]
     for index, (part, (d_images, d_texts)) in enumerate(zip(parts, pieces, strict=True)):
         features = _encode(model, part, mix(seed, index))

@@ -122,7 +122,7 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
             if is_bad:
                 checkpoints.wait()
                 raise FloatingPointError(
-                    f"loss {loss:.4g}, gradient norm {grad_norm:.4g} at step {step + 1}, rank {rank}, pairs {batch.keys[:8]} "
+                    f"loss {loss:.4g}, gradient norm {grad_norm:.4g} at step {step + 1}, rank {rank}, {batch.keys[:8]} "
                     f"and {max(0, len(batch.keys) - 8)} more: both must be finite; lower optim.lr or look at them, "
                     "then run again: the weights before this step are in the last checkpoint"
                 )
@@ -163,7 +163,7 @@ def check(config: TrainConfig, pairs: Pairs, world: int) -> None:
     """ValueError when these pairs cannot be trained on with this configuration and so many ranks."""
     if len(pairs.train_places) < config.batch_size:
         raise ValueError(
-            f"{len(pairs.train_places)} training pairs, train.batch_size {config.batch_size}: one whole batch is needed; "
+            f"{len(pairs.train_places)} training pairs, batch_size {config.batch_size}: one whole batch is needed; "
             "lower the batch size or select more pairs"
         )
     if config.batch_size % (world * config.parallel.replicas):
@@ -172,8 +172,8 @@ def check(config: TrainConfig, pairs: Pairs, world: int) -> None:
         )
     if config.model.vision.blocks and pairs.spec.content == "pooled":
         raise ValueError(
-            f"{config.model.vision.blocks} vision blocks on pooled embeddings: blocks need patches; set vision.blocks=0 or embed "
-            "with content=grid or content=tokens"
+            f"{config.model.vision.blocks} vision blocks on pooled embeddings: they need patches; set it to 0 or "
+            "embed with content=grid or content=tokens"
         )
 
 
@@ -194,7 +194,7 @@ def keep_metrics(path: Path, step: int) -> None:
 def full_weights(model: DinoTxt) -> dict[str, torch.Tensor]:
     """Whole float32 tensors on the CPU of rank 0, by plain names."""
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return {plain_name(name): tensor for name, tensor in state.items()}
+    return {plain_name(name): tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
 
 
 class Window:

@@ -213,7 +213,8 @@ def _ring_backward(
     The sums for texts travel one hop behind their chunk and end where they belong.
     """
     x, y = images.to(dtype), texts.to(dtype)
-    d_images, travelling, works = torch.zeros_like(images), torch.zeros_like(texts), []
+    d_images, travelling = torch.zeros_like(images), torch.zeros_like(texts)
+    works: list[dist.Work] = []
     for owner, chunk in ring.chunks(y):
         d_chunk = torch.zeros_like(texts)
         for i, j in _tiles(len(x), len(chunk)):

@@ -134,11 +134,13 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding, std=0.01)
         for block in self.blocks:
-            nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
-            nn.init.normal_(block.attention.proj.weight, std=(2 * layers * width) ** -0.5)
-            nn.init.normal_(block.mlp.fc1.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp.fc2.weight, std=(2 * layers * width) ** -0.5)
-            for layer in (block.attention.proj, block.mlp.fc1, block.mlp.fc2):
+            assert isinstance(block, TextBlock)
+            attention, mlp = block.attention, block.mlp
+            nn.init.normal_(attention.qkv.weight, std=width**-0.5)
+            nn.init.normal_(attention.proj.weight, std=(2 * layers * width) ** -0.5)
+            nn.init.normal_(mlp.fc1.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(mlp.fc2.weight, std=(2 * layers * width) ** -0.5)
+            for layer in (attention.proj, mlp.fc1, mlp.fc2):
                 nn.init.zeros_(layer.bias)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 

@@ -49,7 +49,8 @@ def parallelize(model: DinoTxt, config: ParallelConfig, device: torch.device) ->
     for block in (*model.text.blocks, *model.vision.blocks):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
     fully_shard(model.logit_scale, mesh=mesh, mp_policy=MixedPrecisionPolicy())
-    return fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    return model
 
 
 def _mesh(replicas: int, device: torch.device) -> DeviceMesh:

@@ -85,7 +85,11 @@ def run(config: TokenizerConfig, *, out: Path, embeddings: Path, selection: Path
     log.info(
         "vocabulary pieces=%d tokens_per_caption=%.2f longest=%d", trained.vocab_size, np.mean(lengths), max(lengths)
     )
-    sizes = {"vocab_size": trained.vocab_size, "tokens_per_caption": np.mean(lengths), "longest_caption": max(lengths)}
+    sizes: dict[str, int | np.floating] = {
+        "vocab_size": trained.vocab_size,
+        "tokens_per_caption": np.mean(lengths),
+        "longest_caption": max(lengths),
+    }
     return {name: float(size) for name, size in sizes.items()}
 
 
