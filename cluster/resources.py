@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 import ray
 
+MACHINE_FACT = {"machine_fact": True}
+"""Metadata of a config's field that says how or where, not what, is computed: it is no part of a fingerprint either."""
+
 BYTES_PER_GB = 1024**3
 
 

@@ -6,7 +6,7 @@ DINOv2 (curation/dinov2.py) when its weights are given, cached or can be fetched
 
 import difflib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cluster.files import sha256_file
+from cluster.resources import MACHINE_FACT
 from curation import dinov2, standin
 from curation.weights import find_weights, given_file, hub_answers, is_cached
 
@@ -33,7 +34,7 @@ NAMES = (AUTO, *dinov2.MODELS, *standin.MODELS)
 class BackboneConfig:
     name: str = AUTO
     """auto, dinov2-vit{s,b,l,g}14[-reg], efficientnet-lite0, efficientnet-lite2, or random-vit (tests)."""
-    weights: str = ""
+    weights: str = field(default="", metadata=MACHINE_FACT)
     """Meta's .pth, a .safetensors file or a Hugging Face folder; empty: the hub's cache, the hub, or a package."""
     digest: str = ""
     """sha256 of the weights; filled when the backbone is resolved."""

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from cluster.files import write_atomic
-from cluster.resources import Resources
+from cluster.resources import MACHINE_FACT, Resources
 from curation.backbone import Backbone, BackboneConfig, load_backbone, pool_patches
 from curation.captions import CaptionConfig, CaptionEncoder
 from curation.images import ImageError, bytes_hash, decode, perceptual_hash, pixel_hash, thumbnail
@@ -66,7 +66,7 @@ class EmbedConfig:
     """Arithmetic of the backbone's matmuls; bfloat16 is twice as fast, float32 for processors that lack it."""
     thumbnail_px: int = 48
     """Longest side of the thumbnails kept for reports, in pixels; 0: none."""
-    batch_size: int = 64
+    batch_size: int = field(default=64, metadata=MACHINE_FACT)
     """Images in one forward pass."""
     error_budget: float = 0.01
     """Share of rows that may be rejected before the run stops."""

@@ -52,7 +52,9 @@ def main(words: Sequence[str]) -> int:
             )
         if options.verb == "recipes":
             return list_recipes(terminal())
-        recipe = resolve_backbone(read_recipe(options.recipe, flags))
+        recipe = read_recipe(options.recipe, flags)
+        if options.verb not in ("plan", "config"):
+            recipe = resolve_backbone(recipe)
         return COMMANDS[options.verb](recipe, options, terminal())
     except StepFailed as error:
         log.debug("step failed", exc_info=error)

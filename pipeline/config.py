@@ -10,6 +10,7 @@ import textwrap
 import types
 import typing
 from functools import cache
+from typing import Any
 
 import yaml
 
@@ -37,11 +38,12 @@ def load_recipe(text: str, source: str) -> Recipe:
     return typing.cast(Recipe, _load(Recipe, values, source))
 
 
-def _dump(value: object, indent: str = "") -> list[str]:
-    lines = []
-    for item in dataclasses.fields(value):  # type: ignore[arg-type]
+def _dump(value: Any, indent: str = "") -> list[str]:
+    owner: type = type(value)
+    lines, docs = [], field_docs(owner)
+    for item in dataclasses.fields(value):
         entry = getattr(value, item.name)
-        doc = field_docs(type(value)).get(item.name, "")
+        doc = docs.get(item.name, "")
         lines += [f"{indent}# {line}" for line in textwrap.wrap(doc, 110 - len(indent))]
         if dataclasses.is_dataclass(entry):
             lines += [f"{indent}{item.name}:", *_dump(entry, indent + "  ")]
@@ -114,7 +116,5 @@ def _load_union(options: tuple[object, ...], value: object, where: str) -> objec
     if value is None and type(None) in options:
         return None
     present = [option for option in options if option is not type(None)]
-    if len(present) > 1:
-        matching = [option for option in present if isinstance(option, type) and isinstance(value, option)]
-        present = matching or present
-    return _load(present[0], value, where)
+    matching = [option for option in present if isinstance(option, type) and isinstance(value, option)]
+    return _load((*matching, *present)[0], value, where)

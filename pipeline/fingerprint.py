@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cluster.resources import Resources
+from cluster.resources import MACHINE_FACT, Resources
 from curation.sources import source_digest
 from pipeline.step import Output, Step
 
@@ -58,7 +58,7 @@ def canonical(value: object, where: str = "config") -> Json:
         identity = {
             item.name: canonical(getattr(value, item.name), f"{where}.{item.name}")
             for item in fields(value)
-            if not item.metadata.get("machine_fact") and not isinstance(getattr(value, item.name), Resources)
+            if item.metadata != MACHINE_FACT and not isinstance(getattr(value, item.name), Resources)
         }
         return dict(identity)
     if isinstance(value, tuple | list):

@@ -13,7 +13,7 @@ from curation.backbone import resolve
 from curation.dedup import DuplicatesConfig
 from evaluate import jobs, report
 from pipeline.recipes import Recipe
-from pipeline.step import Output, Step
+from pipeline.step import Output, Step, in_order
 from train import tokenizer, trainer
 
 UNCURATED = "@uncurated"
@@ -30,7 +30,23 @@ def resolve_backbone(recipe: Recipe) -> Recipe:
 
 
 def build_steps(recipe: Recipe) -> list[Step]:
-    """The steps of a recipe. ValueError or FileNotFoundError when its data are not there."""
+    """The steps of a recipe, checked. ValueError or FileNotFoundError when its data are not there."""
+    if not recipe.emoji and not recipe.data.pairs:
+        raise ValueError(
+            f"recipe {recipe.name} has no pairs: set --data.pairs to a folder, tar, Parquet folder or caption JSON "
+            "(the README's 'Your own data' shows each)"
+        )
+    steps = draw_steps(recipe)
+    for step in in_order(steps):
+        for path in step.inputs.values():
+            if isinstance(path, Path) and not path.exists():
+                remedy = "give an existing path, or take it out of the recipe"
+                raise FileNotFoundError(f"{path} is not there, and {step.label} needs it: {remedy}")
+    return steps
+
+
+def draw_steps(recipe: Recipe) -> list[Step]:
+    """The steps of a recipe, whether or not its data are there."""
     pool = Step("pool", "pool", emoji.run, recipe.emoji) if recipe.emoji else None
     pairs = Output(pool, "train") if pool else user_data(recipe, recipe.data.pairs)
     embeddings = Step("embed", "embed", embed.run, recipe.embed, {"source": pairs})
@@ -96,16 +112,6 @@ def _datasets(recipe: Recipe, pool: Step | None) -> dict[str, Output | Path]:
 
 
 def user_data(recipe: Recipe, name: str) -> Path:
-    """Where a set given by the user is: as named, or beside `pairs`. Errors say which flag to set."""
-    if not recipe.data.pairs:
-        raise ValueError(
-            f"recipe {recipe.name} has no pairs: set --data.pairs to a folder, tar, Parquet folder or caption JSON "
-            "(the README's 'your own data' shows each)"
-        )
+    """Where a set given by the user is: as named, or beside `pairs`."""
     beside = Path(recipe.data.pairs).parent / name
-    for path in (Path(name), beside):
-        if path.exists():
-            return path
-    raise FileNotFoundError(
-        f"{name} is not there, nor is {beside}: give an existing path, or take it out of the recipe"
-    )
+    return beside if beside.exists() else Path(name)

@@ -3,13 +3,13 @@
 Every estimate is arithmetic from pipeline/costs.py and says what it assumes; durations are those of earlier runs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
-from curation import dinov2
-from curation.backbone import load_backbone
+from curation.backbone import geometry_of
 from pipeline.costs import (
     ADAMW_BYTES,
     TokenGrid,
@@ -22,9 +22,9 @@ from pipeline.costs import (
     stored_grid,
     text_flop,
 )
-from pipeline.graph import build_steps
+from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.recipes import Recipe
-from pipeline.step import in_order
+from pipeline.step import Output, Step, in_order
 from pipeline.store import Record, Store
 from train.model import DinoTxt
 
@@ -38,9 +38,11 @@ def print_plan(recipe: Recipe, store: Store, console: Console, rows: int = 0) ->
     console.print(f"[b]{recipe.name}[/b]: {recipe.description}\n")
     pool_rows = rows
     try:
+        recipe = resolve_backbone(recipe)
         steps = in_order(build_steps(recipe))
     except (ValueError, OSError) as error:
-        console.print(f"[yellow]cannot run yet:[/yellow] {error}\n")
+        console.print(f"[yellow]cannot run yet:[/yellow] {error}\n", soft_wrap=True)
+        console.print(_names_table(in_order(draw_steps(recipe))))
     else:
         console.print(_steps_table(steps, store))
         embedded = next((store.record(step) for step in steps if step.label == "embed"), None)
@@ -55,22 +57,27 @@ def print_plan(recipe: Recipe, store: Store, console: Console, rows: int = 0) ->
 
 def full_grid(recipe: Recipe) -> TokenGrid:
     """Tokens that the recipe's backbone gives for one image."""
-    backbone = recipe.embed.backbone
-    architecture = dinov2.MODELS.get(backbone.name)
-    if architecture:
-        side = backbone.image_size // dinov2.PATCH_SIZE
-        return TokenGrid(architecture.dim, architecture.num_registers, side, side)
-    geometry = load_backbone(backbone).geometry
+    geometry = geometry_of(recipe.embed.backbone)
     return TokenGrid(geometry.dim, geometry.num_registers, *geometry.grid)
 
 
-def _steps_table(steps: list, store: Store) -> Table:
+def _names_table(steps: Sequence[Step]) -> Table:
+    """The steps and what they take, where no fingerprint can be had yet."""
+    table = Table("step", "takes", title="Steps", title_justify="left", box=None)
+    for step in steps:
+        takes = (source.step.label if isinstance(source, Output) else str(source) for source in step.inputs.values())
+        table.add_row(step.label, ", ".join(takes))
+    return table
+
+
+def _steps_table(steps: Sequence[Step], store: Store) -> Table:
     table = Table("step", "output", "state", "took", title="Steps", title_justify="left", box=None)
     latest: dict[str, Record] = {record.label: record for record in store.records()}
     for step in steps:
         done, before = store.record(step), latest.get(step.label)
         state = "done" if done else "continues" if store.partial(step).exists() else "to run"
-        took = f"{(done or before).seconds:.1f} s" if done or before else ""
+        recorded = done or before
+        took = f"{recorded.seconds:.1f} s" if recorded else ""
         table.add_row(step.label, store.folder(step).name, state, took if done else f"{took} last time" if took else "")
     return table
 

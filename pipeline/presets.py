@@ -74,18 +74,18 @@ FLICKR8K = Recipe(
         segmentation=("camvid.tar", "clothing.tar"),
         leakage=("flickr8k.tar",),
     ),
-    embed=EmbedConfig(backbone=BackboneConfig(image_size=224), content="pooled"),
+    embed=EmbedConfig(content="tokens"),
     curate=CurateConfig(share=0.9),
-    tokenizer=TokenizerConfig(vocab_size=4096),
     train=TrainConfig(
         model=ModelConfig(
-            text=TextEncoderConfig(width=384, layers=4, heads=6, context=48), vision=VisionConfig(blocks=0)
+            text=TextEncoderConfig(width=256, layers=4, heads=4, context=48), vision=VisionConfig(blocks=1)
         ),
         batch_size=512,
-        num_steps=600,
-        val_every=100,
-        optim=OptimConfig(lr=1e-3, warmup_steps=60),
-        checkpoint=CheckpointConfig(every_steps=100),
+        num_steps=300,
+        val_every=50,
+        holdout=0.05,
+        optim=OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=30),
+        checkpoint=CheckpointConfig(every_steps=50),
     ),
     evaluate=EvaluateConfig(split="val", segmentation=SegmentationConfig(short_side=352, window=224, stride=112)),
     report=ReportConfig(title="dino.txt on Flickr8k"),

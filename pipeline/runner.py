@@ -97,7 +97,7 @@ def _run_all(todo: list[Step], run: Callable[[Step], Record], console: Console, 
         threads.shutdown(wait=False, cancel_futures=True)
     for step, error in failures[:1]:
         raise StepFailed(
-            f"step {step.label} failed: {error}\n"
+            "\n".join([f"step {step.label} failed: {error}", *getattr(error, "__notes__", [])]) + "\n"
             "What it had finished is kept: run the same command again to continue from there."
         ) from error
 

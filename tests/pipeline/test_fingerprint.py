@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.resources import Resources
+from cluster.resources import MACHINE_FACT, Resources
 from pipeline.fingerprint import canonical, fingerprint
 from pipeline.step import Output, Step
 
@@ -14,7 +14,7 @@ from pipeline.step import Output, Step
 @dataclass(frozen=True)
 class Inner:
     rate: float = 0.5
-    where: str = field(default="", metadata={"machine_fact": True})
+    where: str = field(default="", metadata=MACHINE_FACT)
 
 
 @dataclass(frozen=True)

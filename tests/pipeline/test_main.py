@@ -1,0 +1,105 @@
+"""The command line, as a user types it; the whole story once, on the debug recipe."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.config import dump_recipe
+from pipeline.presets import PRESETS
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["rnu", "debug"], "no verb 'rnu': did you mean 'run'"),
+        (["run", "quikstart"], "no recipe 'quikstart': did you mean 'quickstart'"),
+        (["run", "debug", "--only", "trian"], "no step 'trian': did you mean 'train'"),
+        (["show", "debug", "curat"], "no step 'curat': did you mean 'curate'"),
+        (["run", "flickr8k", "--embed.backbone", "random-vit"], "set --data.pairs"),
+        (["run", "missing.yaml"], r"missing\.yaml"),
+    ],
+)
+def test_wrong_words_end_with_code_two_and_the_nearest(
+    words: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--workspace", str(tmp_path)]) == 2
+    assert complaint.replace("\\", "") in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--train.batch-sise", "64"], "--train.batch-size"),
+        (["--embed.backbone", "dinov2-vits15"], "dinov2-vits14"),
+        (["--train.batch-size", "many"], "batch-size"),
+    ],
+)
+def test_wrong_flags_end_with_code_two_and_the_nearest(
+    flags: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["plan", "debug", "--workspace", str(tmp_path), *flags])
+    assert error.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_plan_of_the_papers_recipe_needs_neither_data_nor_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "vitl14", "--workspace", str(tmp_path), "--rows", "650000000"]) == 0
+    printed = capsys.readouterr().out
+    for figure in ("538,131,200", "25,326,336", "65,536 x 65,536", "347 TB"):
+        assert figure in printed
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_debug_recipe_from_pairs_to_report(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    workspace = ["--workspace", str(tmp_path / "w")]
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(dump_recipe(PRESETS["debug"]))
+    assert main(["run", str(recipe), *workspace]) == 0
+    assert "report.html" in capsys.readouterr().out
+
+    assert main(["status", "debug", "--json", *workspace]) == 0  # the preset and its file are one recipe
+    rows = json.loads(capsys.readouterr().out)["steps"]
+    assert {row["state"] for row in rows} == {"done"}
+    page = next((tmp_path / "w" / "report").glob("*/report.html")).read_text()
+    assert 'src="http' not in page
+    assert main(["show", "debug", "--json", *workspace]) == 0
+    results = json.loads(capsys.readouterr().out)["evaluate"]
+    assert {result["task"] for result in results} == {"classification", "retrieval", "segmentation"}
+
+    key = next(iter(_decided_keys(tmp_path / "w")))
+    assert main(["show", "debug", "curate", key, *workspace]) == 0
+    assert json.loads(capsys.readouterr().out)["key"] == key
+
+    assert main(["run", "debug", "--only", "train", "--train.optim.lr", "2e-3", *workspace]) == 0
+    capsys.readouterr()
+    assert main(["status", "debug", "--json", *workspace]) == 0
+    rows = json.loads(capsys.readouterr().out)["steps"]
+    assert [row["step"] for row in rows if not row["current"]] == ["train"]  # all before it was re-used
+
+    _damage_a_shard(tmp_path / "w")
+    assert main(["verify", "debug", *workspace]) == 1
+    assert "shard-00000.arrow" in capsys.readouterr().out
+    assert main(["run", "debug", "--only", "train", "--train.optim.lr", "3e-3", *workspace]) == 2
+    assert "--force embed" in capsys.readouterr().err
+
+
+def _decided_keys(workspace: Path) -> list[str]:
+    with pa.ipc.open_file(next((workspace / "curate").glob("*/decisions.arrow"))) as file:
+        return file.read_all()["key"].to_pylist()
+
+
+def _damage_a_shard(workspace: Path) -> None:
+    records = [json.loads(path.read_text()) for path in (workspace / "embed").glob("*/record.json")]
+    fingerprint = next(record["fingerprint"] for record in records if record["label"] == "embed")
+    shard = workspace / "embed" / fingerprint / "shard-00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:-100])
