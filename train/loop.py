@@ -23,7 +23,7 @@ from train.data import Pairs, mix
 from train.export import export_model
 from train.gradients import backward, clip_gradients, split
 from train.loss import LossConfig
-from train.model import DinoTxt, ModelConfig
+from train.model import DinoTxt, Features, ModelConfig
 from train.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from train.parallel import ParallelConfig, parallelize, plain_name
 from train.tokenizer import load_tokenizer
@@ -122,9 +122,9 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
             if is_bad:
                 checkpoints.wait()
                 raise FloatingPointError(
-                    f"loss {loss:.4g}, gradient norm {grad_norm:.4g} at step {step + 1}, rank {rank}, {batch.keys[:8]} "
-                    f"and {max(0, len(batch.keys) - 8)} more: both must be finite; lower optim.lr or look at them, "
-                    "then run again: the weights before this step are in the last checkpoint"
+                    f"loss {loss:.4g} and gradient norm {grad_norm:.4g} at step {step + 1}, rank {rank}, on the pairs "
+                    f"{suspects(batch.keys, features)}: they must be finite; lower optim.lr or drop these pairs, then "
+                    "run again: training goes on from the last checkpoint"
                 )
             optimizer.step()
             optimizer.zero_grad()
@@ -183,6 +183,12 @@ def agree(*flags: bool | torch.Tensor) -> tuple[bool, ...]:
     votes = torch.tensor([float(flag) for flag in flags], device=device)
     dist.all_reduce(votes, dist.ReduceOp.MAX)
     return tuple(bool(vote) for vote in votes.tolist())
+
+
+def suspects(keys: list[str], features: Features) -> list[str]:
+    """Keys of the pairs whose features are not finite; the first few of the batch when all are finite."""
+    finite = features.images.isfinite().all(1) & features.texts.isfinite().all(1)
+    return [key for key, is_finite in zip(keys, finite.tolist(), strict=True) if not is_finite][:20] or keys[:20]
 
 
 def keep_metrics(path: Path, step: int) -> None:

@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import ray.train
@@ -19,7 +20,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.files import read_jsonl
+from cluster.files import read_jsonl, write_atomic
 from cluster.logs import progress
 from cluster.resources import Resources
 from cluster.session import session
@@ -32,10 +33,18 @@ from train.tokenizer import load_tokenizer
 log = logging.getLogger(__name__)
 
 STOP = "stop"
+FAILED = "failed.txt"
 RAY_FOLDER = "ray"
 FOLLOW_S = 0.5
 MAX_FAILURES = 8
 NOISY = ("ray.train", "ray.train.v2", "ray.data")
+
+
+OUR_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, TypeError, ValueError)
+
+
+class TrainingFailed(RuntimeError):
+    """The loop raised an error that another try would meet again."""
 
 
 class TrainingStopped(RuntimeError):
@@ -45,7 +54,8 @@ class TrainingStopped(RuntimeError):
 def run(config: TrainConfig, *, out: Path, embeddings: Path, selection: Path, tokenizer: Path) -> dict[str, float]:
     """Step: train on the selected embeddings, going on from what `out` holds; the last metrics of each name."""
     job = Job(*(Path(path).resolve() for path in (out, embeddings, selection, tokenizer)))
-    (job.out / STOP).unlink(missing_ok=True)
+    for name in (STOP, FAILED):
+        (job.out / name).unlink(missing_ok=True)
     with session():
         resources = config.resources.resolve(max_workers=config.batch_size)
         pairs = Pairs(
@@ -61,6 +71,8 @@ def run(config: TrainConfig, *, out: Path, embeddings: Path, selection: Path, to
         del pairs
         with _stop_on_signal(job.out), _followed(job.out / METRICS, config.num_steps):
             _fit(config, job, resources)
+    if (job.out / FAILED).exists():
+        raise TrainingFailed(f"training failed: {(job.out / FAILED).read_text()}")
     if (job.out / STOP).exists():
         saved = complete_checkpoints(job.out / CHECKPOINTS)
         at = step_of(saved[-1]) if saved else 0
@@ -74,8 +86,6 @@ def run(config: TrainConfig, *, out: Path, embeddings: Path, selection: Path, to
 
 def _dividing(resources: Resources, config: TrainConfig, explicit: bool) -> Resources:
     """As many workers as divide the batch, when their number is left to us."""
-    from dataclasses import replace
-
     workers = resources.workers
     while not explicit and config.batch_size % (workers * config.parallel.replicas):
         workers -= 1
@@ -83,7 +93,7 @@ def _dividing(resources: Resources, config: TrainConfig, explicit: bool) -> Reso
 
 
 def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
-    """Run the loop on Ray Train workers; an error of the loop itself is raised as it was."""
+    """Run the loop on Ray Train workers, again from the last checkpoint when one is lost."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a dead worker is noticed
@@ -120,7 +130,14 @@ def _worker(arguments: dict) -> None:
             return "save"
         return ""
 
-    train(arguments["config"], job, interruption)
+    if (job.out / FAILED).exists():
+        return  # another try would fail alike; the driver raises what the file says
+    try:
+        train(arguments["config"], job, interruption)
+    except OUR_ERRORS as error:
+        if not isinstance(error, ConnectionError):
+            write_atomic(job.out / FAILED, f"{type(error).__name__}: {error}")
+        raise
 
 
 @contextmanager

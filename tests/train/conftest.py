@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch.distributed as dist
+from tiny import TINY, group_of_one
 
 from curation.schema import EmbeddingSpec
 from curation.selection import write_selection
 from curation.shards import EmbeddingShards, Manifest, write_manifest, write_shard
+from train.loop import Job, train
 from train.tokenizer import TokenizerConfig
 from train.tokenizer import run as train_tokenizer
 
@@ -77,7 +78,15 @@ def pooled_pairs(make_pairs: Callable[..., dict[str, Path]]) -> dict[str, Path]:
 
 @pytest.fixture
 def process_group() -> Iterator[None]:
-    """A process group of one."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    """A process group of one, on one thread."""
+    with group_of_one():
+        yield
+
+
+@pytest.fixture(scope="session")
+def undisturbed(pooled_pairs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What 20 steps of TINY leave when nothing disturbs them."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    with group_of_one():
+        assert train(TINY, Job(out, **pooled_pairs))
+    return out

@@ -1,99 +1,96 @@
-"""The train step through Ray Train: one and two workers, and a worker killed with SIGKILL."""
+"""The train step through Ray Train: a worker killed with SIGKILL, two workers stopped and started again, refusals."""
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from safetensors.torch import load_file
+from tiny import TINY
 
 from cluster.files import read_jsonl
 from cluster.resources import Resources
-from train.checkpoint import CheckpointConfig, complete_checkpoints
-from train.loop import TrainConfig
-from train.model import ModelConfig, TextConfig, VisionConfig
+from train.checkpoint import complete_checkpoints
+from train.model import ModelConfig, VisionConfig
 from train.optim import OptimConfig
-from train.trainer import TrainingStopped, request_stop, run
+from train.trainer import TrainingFailed, TrainingStopped, request_stop, run
 
-TINY = TrainConfig(
-    model=ModelConfig(TextConfig(width=32, layers=2, heads=2, context=12), VisionConfig(blocks=0)),
-    batch_size=24,
-    num_steps=20,
-    holdout=0.1,
-    log_every=1,
-    optim=OptimConfig(lr=3e-3, warmup_steps=2),
-    checkpoint=CheckpointConfig(every_steps=5),
-    resources=Resources(workers=1, cpus=1.0),
-)
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+ONE_WORKER = Resources(workers=1, cpus=1.0)
 
 
-def once(ready: object, act: object, ended: threading.Event) -> threading.Thread:
-    """Call `act` as soon as `ready` is true, unless the run ends before."""
+@contextmanager
+def once(is_ready: Callable[[], bool], act: Callable[[], None]) -> Iterator[list[bool]]:
+    """Call `act` as soon as `is_ready` during the body; what is yielded holds True if it was called."""
+    ended, acted = threading.Event(), []
 
     def watch() -> None:
         while not ended.wait(0.005):
-            if ready():
+            if is_ready():
                 act()
+                acted.append(True)
                 return
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    return thread
+    try:
+        yield acted
+    finally:
+        ended.set()
+        thread.join()
 
 
-def train_workers() -> list[psutil.Process]:
-    return [
-        child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())
-    ]
+def losses(out: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in read_jsonl(out / "metrics.jsonl")]
 
 
 def kill_workers() -> None:
-    for process in train_workers():
-        process.kill()
+    for child in psutil.Process().children(recursive=True):
+        if "RayTrainWorker" in " ".join(child.cmdline()):
+            child.kill()
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-def test_killed_worker_resumes_to_the_same_weights(pooled_pairs: dict[str, Path], tmp_path: Path) -> None:
-    config = replace(TINY, num_steps=40)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for out in (whole, killed):
-        out.mkdir()
-    summary = run(config, out=whole, **pooled_pairs)
-    assert summary["step"] == 40
-    assert not (whole / "checkpoints").exists()
-
-    ended = threading.Event()
-    watch = once(lambda: len(complete_checkpoints(killed / "checkpoints")) > 0, kill_workers, ended)
-    run(config, out=killed, **pooled_pairs)
-    ended.set()
-    watch.join()
-    left, right = (load_file(out / "model" / "model.safetensors") for out in (whole, killed))
+def test_killed_worker_resumes_to_the_same_weights(
+    undisturbed: Path, pooled_pairs: dict[str, Path], tmp_path: Path
+) -> None:
+    with once(lambda: len(complete_checkpoints(tmp_path / "checkpoints")) == 2, kill_workers) as killed:
+        summary = run(replace(TINY, resources=ONE_WORKER), out=tmp_path, **pooled_pairs)
+    assert killed
+    assert summary["step"] == 20
+    assert not (tmp_path / "checkpoints").exists()
+    left, right = (load_file(out / "model" / "model.safetensors") for out in (undisturbed, tmp_path))
     assert all(left[name].equal(right[name]) for name in left)
-    lines = [[(row["step"], row["loss"]) for row in read_jsonl(out / "metrics.jsonl")] for out in (whole, killed)]
+    lines = [
+        [(row["step"], row["loss"]) for row in read_jsonl(out / "metrics.jsonl")] for out in (undisturbed, tmp_path)
+    ]
     assert lines[0] == lines[1]
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_two_workers_stop_on_request_and_go_on(pooled_pairs: dict[str, Path], tmp_path: Path) -> None:
     config = replace(TINY, resources=Resources(workers=2, cpus=1.0), num_steps=60)
-    ended = threading.Event()
-    watch = once(lambda: len(read_jsonl(tmp_path / "metrics.jsonl")) > 2, lambda: request_stop(tmp_path), ended)
-    with pytest.raises(TrainingStopped, match="run it again"):
+    with (
+        once(lambda: len(read_jsonl(tmp_path / "metrics.jsonl")) > 2, lambda: request_stop(tmp_path)),
+        pytest.raises(TrainingStopped, match="run it again"),
+    ):
         run(config, out=tmp_path, **pooled_pairs)
-    ended.set()
-    watch.join()
-    summary = run(config, out=tmp_path, **pooled_pairs)
-    assert summary["step"] == 60
+    assert run(config, out=tmp_path, **pooled_pairs)["step"] == 60
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == list(range(1, 61))
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
+def test_an_error_of_the_loop_is_tried_once_and_reported(pooled_pairs: dict[str, Path], tmp_path: Path) -> None:
+    config = replace(TINY, optim=OptimConfig(lr=1e30, warmup_steps=0), resources=ONE_WORKER)
+    with pytest.raises(TrainingFailed, match="FloatingPointError: loss nan"):
+        run(config, out=tmp_path, **pooled_pairs)
+
+
 def test_impossible_runs_are_refused_before_workers_start(pooled_pairs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be a multiple"):
         run(replace(TINY, batch_size=25, resources=Resources(workers=2)), out=tmp_path, **pooled_pairs)
+    blocks = ModelConfig(vision=VisionConfig(blocks=1))
     with pytest.raises(ValueError, match="pooled embeddings"):
-        run(replace(TINY, model=ModelConfig(vision=VisionConfig(blocks=1))), out=tmp_path, **pooled_pairs)
+        run(replace(TINY, model=blocks, resources=ONE_WORKER), out=tmp_path, **pooled_pairs)
