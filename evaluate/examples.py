@@ -6,8 +6,8 @@ Which items are shown depends on their number only: evenly spaced, so that two m
 import colorsys
 import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -25,7 +25,7 @@ OVERLAY_OPACITY = 0.7
 JPEG_QUALITY = 82
 LEGEND_ENTRIES = 8
 FIRST = 5
-BACKGROUND_COLOR = (128, 128, 128)
+BACKGROUND_COLOR = (216, 220, 226)
 
 
 def evenly_spaced(items: int, wanted: int) -> list[int]:
@@ -38,7 +38,7 @@ def write_classification(out: Path, dataset: ClassificationSet, result: Classifi
     targets, guesses = np.array(dataset.targets), result.ranked[:, 0]
     names = dataset.class_names
     pairs = Counter(zip(targets[targets != guesses].tolist(), guesses[targets != guesses].tolist(), strict=True))
-    examples = {}
+    examples: dict[str, Any] = {}
     for kind, rows in (("right", np.flatnonzero(targets == guesses)), ("wrong", np.flatnonzero(targets != guesses))):
         examples[kind] = [
             {
@@ -59,74 +59,69 @@ def write_classification(out: Path, dataset: ClassificationSet, result: Classifi
 
 
 def write_retrieval(out: Path, dataset: RetrievalSet, result: Retrieved, wanted: int) -> None:
-    """For evenly spaced captions the first five images, and for evenly spaced images the first five captions."""
-    owners = np.array(dataset.owners)
+    """For evenly spaced images: the first five images of their first caption, and their own first five captions."""
     images = evenly_spaced(len(dataset.images), wanted)
-    captions = [int(np.flatnonzero(owners == image)[0]) for image in images]
-    to_image = (result.captions[captions] @ result.images.T).topk(min(FIRST, len(result.images)), dim=1)
-    to_text = (result.images[images] @ result.captions.T).topk(min(FIRST, len(result.captions)), dim=1)
-    examples = {
-        "text_to_image": [
-            {
-                "query": dataset.captions[caption],
-                "image": _thumbnail(out, f"image-{owners[caption]}.jpg", dataset, int(owners[caption])),
-                "answers": [
-                    {
-                        "image": _thumbnail(out, f"image-{found}.jpg", dataset, found),
-                        "score": round(score, 4),
-                        "right": found == int(owners[caption]),
-                    }
-                    for found, score in zip(indices, scores, strict=True)
-                ],
-            }
-            for caption, indices, scores in zip(
-                captions, to_image.indices.tolist(), to_image.values.tolist(), strict=True
-            )
-        ],
-        "image_to_text": [
-            {
-                "image": _thumbnail(out, f"image-{image}.jpg", dataset, image),
-                "answers": [
-                    {
-                        "text": dataset.captions[found],
-                        "score": round(score, 4),
-                        "right": int(owners[found]) == image,
-                    }
-                    for found, score in zip(indices, scores, strict=True)
-                ],
-            }
-            for image, indices, scores in zip(images, to_text.indices.tolist(), to_text.values.tolist(), strict=True)
-        ],
-    }
-    _write_listing(out, examples)
+    captions = [dataset.owners.index(image) for image in images]
+    found_images = (result.captions[captions] @ result.images.T).topk(min(FIRST, len(result.images)), dim=1)
+    found_captions = (result.images[images] @ result.captions.T).topk(min(FIRST, len(result.captions)), dim=1)
+
+    def picture(index: int) -> str:
+        return _thumbnail(out, f"image-{index}.jpg", dataset, index)
+
+    def image_answer(query: int, found: int, score: float) -> dict[str, Any]:
+        return {"image": picture(found), "score": round(score, 4), "right": found == dataset.owners[query]}
+
+    def text_answer(image: int, found: int, score: float) -> dict[str, Any]:
+        return {"text": dataset.captions[found], "score": round(score, 4), "right": dataset.owners[found] == image}
+
+    text_to_image = [
+        {
+            "query": dataset.captions[query],
+            "image": picture(image),
+            "answers": [image_answer(query, *pair) for pair in zip(indices, scores, strict=True)],
+        }
+        for query, image, indices, scores in zip(
+            captions, images, found_images.indices.tolist(), found_images.values.tolist(), strict=True
+        )
+    ]
+    image_to_text = [
+        {"image": picture(image), "answers": [text_answer(image, *pair) for pair in zip(indices, scores, strict=True)]}
+        for image, indices, scores in zip(
+            images, found_captions.indices.tolist(), found_captions.values.tolist(), strict=True
+        )
+    ]
+    _write_listing(out, {"text_to_image": text_to_image, "image_to_text": image_to_text})
 
 
 def write_segmentation(out: Path, dataset: SegmentationSet, result: Segmented) -> None:
     """Image, truth and prediction side by side with a legend, for the maps that were kept."""
+    colors = palette(len(dataset.labels), dataset.background)
     examples = []
     for index, predicted in sorted(result.maps.items()):
         (image,) = load_images(dataset.archive, [dataset.images[index]])
         truth = load_mask(dataset, index, image.size)
-        colors = palette(len(dataset.labels), dataset.background)
+        counted = np.ones(truth.shape, bool) if dataset.ignore is None else truth != dataset.ignore
         files = {"image": f"{index}-image.jpg", "truth": f"{index}-truth.jpg", "predicted": f"{index}-predicted.jpg"}
         _save(out / files["image"], image, OVERLAY_PX)
         _save(out / files["truth"], overlay(image, truth, colors, dataset.ignore), OVERLAY_PX)
         _save(out / files["predicted"], overlay(image, predicted, colors, None), OVERLAY_PX)
-        counts = np.bincount(truth[truth != (-1 if dataset.ignore is None else dataset.ignore)], minlength=len(colors))
-        counts = counts + np.bincount(predicted.ravel(), minlength=len(colors))
-        shown = [int(label) for label in np.argsort(-counts, kind="stable")[:LEGEND_ENTRIES] if counts[label]]
-        legend = [{"name": dataset.labels[label], "color": "#" + bytes(colors[label]).hex()} for label in shown]
-        right = (
-            float((truth == predicted)[truth != dataset.ignore].mean())
-            if dataset.ignore is not None
-            else float((truth == predicted).mean())
+        seen = np.bincount(np.concatenate([truth[counted], predicted.ravel()]), minlength=len(colors))
+        shown = [int(label) for label in np.argsort(-seen, kind="stable")[:LEGEND_ENTRIES] if seen[label]]
+        examples.append(
+            {
+                **files,
+                "name": Path(dataset.images[index]).stem,
+                "right_pixels": float((truth == predicted)[counted].mean()) if counted.any() else 0.0,
+                "legend": [
+                    {"name": dataset.labels[label], "color": "#" + bytes(colors[label]).hex()} for label in shown
+                ],
+            }
         )
-        examples.append({**files, "name": Path(dataset.images[index]).stem, "right_pixels": right, "legend": legend})
     _write_listing(out, {"items": examples})
 
 
 def palette(num_classes: int, background: int | None) -> UInt8[np.ndarray, "c 3"]:
-    """One colour for each class, neighbours far apart in hue (golden-ratio steps); the background is grey."""
+    """One colour for each class, neighbours far apart in hue (golden-ratio steps); the background is light grey."""
     hues = [(0.07 + label * 0.61803398875) % 1 for label in range(num_classes)]
     tones = [(0.82, 0.90), (0.62, 0.72), (0.90, 0.62)]
     colors = [colorsys.hsv_to_rgb(hue, *tones[label % 3]) for label, hue in enumerate(hues)]
@@ -139,8 +134,8 @@ def palette(num_classes: int, background: int | None) -> UInt8[np.ndarray, "c 3"
 def overlay(
     image: Image.Image, labels: Int32[np.ndarray, "h w"], colors: UInt8[np.ndarray, "c 3"], ignore: int | None
 ) -> Image.Image:
-    """The image under its label map; ignored pixels are darkened."""
-    pixels = np.asarray(image, dtype=np.float32)
+    """The image without its colours under its label map, so that those are the legend's; ignored pixels are black."""
+    pixels = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
     painted = colors[np.clip(labels, 0, len(colors) - 1)].astype(np.float32)
     if ignore is not None:
         painted[labels == ignore] = 0
@@ -160,5 +155,5 @@ def _save(path: Path, image: Image.Image, longest_px: int) -> None:
     small.save(path, quality=JPEG_QUALITY)
 
 
-def _write_listing(out: Path, examples: dict | Sequence) -> None:
+def _write_listing(out: Path, examples: dict[str, Any]) -> None:
     write_atomic(out / "examples.json", json.dumps(examples, indent=1, ensure_ascii=False))
