@@ -14,13 +14,15 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int32, Int64, Shaped
 from torch import Tensor
 
-Engine = Literal["auto", "bfloat16", "float32", "faiss"]
+Engine = Literal["auto", "int8", "bfloat16", "float32", "faiss"]
 
 SMALLEST_TILE, LARGEST_TILE = 64, 4096  # rows
 TILE_SCORES = 1 << 20
 PAIRS_AT_ONCE = 1 << 10
 FLOAT32_ROUNDING = 2.0**-24
 BFLOAT16_ROUNDING = 2.0**-8
+INT8_MOST = 127
+DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32, "faiss": torch.float32}
 
 
 class Pairs(NamedTuple):
@@ -34,12 +36,14 @@ class Pairs(NamedTuple):
 
 
 def choose_engine(engine: Engine) -> Engine:
-    """What `auto` means on this machine: bfloat16 where the hardware multiplies it, otherwise float32."""
+    """What `auto` means on this machine: the narrowest numbers that its hardware multiplies."""
     if engine != "auto":
         return engine
-    if torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported():
+    if torch.cuda.is_available():
         return "bfloat16"
-    return "float32"
+    if torch.cpu._is_vnni_supported():
+        return "int8"
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
 class Assigner:
@@ -61,14 +65,19 @@ class Assigner:
         """What the screen multiplies, and the buffers of one tile: fresh memory would cost as much as the products."""
         num_clusters, dim = offsets.shape
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.bfloat16 if self.engine == "bfloat16" else torch.float32
-        rounded = torch.from_numpy(self.offsets).to(dtype)
-        self.residual = float(np.linalg.norm(offsets - rounded.double().numpy(), axis=1).max())
+        self.offset_unit = 1.0
+        if self.engine == "int8":
+            self.offset_unit = max(float(np.abs(offsets).max()) / INT8_MOST, 1e-30)
+        dtype = DTYPES[self.engine]
+        rounded = torch.from_numpy(np.rint(offsets / self.offset_unit) if self.engine == "int8" else offsets).to(dtype)
+        self.residual = float(np.linalg.norm(offsets - self.offset_unit * rounded.double().numpy(), axis=1).max())
         self.device_offsets = rounded.to(self.device)
         self.device_bias = torch.from_numpy(self.bias).float().to(self.device)
         self.tile_rows = max(SMALLEST_TILE, min(LARGEST_TILE, TILE_SCORES // num_clusters))
-        shapes = ((dim, dtype), (dim, torch.float32), (num_clusters, dtype), (num_clusters, torch.float32))
-        self.buffers = [torch.empty(self.tile_rows, width, dtype=kind, device=self.device) for width, kind in shapes]
+        self.rounded = torch.empty(self.tile_rows, dim, dtype=dtype, device=self.device)
+        self.lost = torch.empty(self.tile_rows, dim, device=self.device)
+        self.products = torch.empty(self.tile_rows, num_clusters, dtype=dtype, device=self.device)
+        self.scores = torch.empty(self.tile_rows, num_clusters, device=self.device)
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Int32[np.ndarray, " n"]:
         """The index of the nearest centroid of each row; the lowest one when several are equally near."""
@@ -83,7 +92,8 @@ class Assigner:
         labels, pairs = self._screen(x)
         if len(pairs.rows):
             scores = _scores(x, self.offsets, self.bias.astype(np.float32), pairs)
-            bound = 1.02 * np.linalg.norm(x, axis=1) * self.norm * self.sum_rounding + self.bias_rounding
+            lengths = np.ones(len(x)) if self.unit else np.sqrt(np.einsum("nd,nd->n", x, x))
+            bound = 1.02 * lengths * self.norm * self.sum_rounding + self.bias_rounding
             pairs = pairs.where(scores >= _best_of_rows(scores, pairs.rows) - 2 * bound[pairs.rows])
             labels[pairs.rows] = pairs.centroids
             is_open = np.bincount(pairs.rows, minlength=len(x)) > 1
@@ -92,33 +102,47 @@ class Assigner:
 
     def _screen(self, x: Float32[np.ndarray, "n d"]) -> tuple[Int32[np.ndarray, " n"], Pairs]:
         """The best by rounded products, and the candidates of those rows where another could be nearer."""
-        rounded, lost, products, scores = (buffer[: len(x)] for buffer in self.buffers)
-        exact = torch.from_numpy(x).to(self.device)
-        torch.mm(rounded.copy_(exact), self.device_offsets.T, out=products)
-        scores.copy_(products)  # converting and adding in one call is three times slower
+        exact, scores = torch.from_numpy(x).to(self.device), self.scores[: len(x)]
+        lost, unit_of_scores = self._multiply(exact, scores)
         if not self.unit:
-            scores += self.device_bias
+            scores.mul_(unit_of_scores).add_(self.device_bias)
+            unit_of_scores = torch.ones_like(unit_of_scores)
         best = _argmax(scores)[:, None]
         top = scores.gather(1, best)
         runner_up = scores.scatter_(1, best, -torch.inf).amax(1, keepdim=True)
         scores.scatter_(1, best, top)
-        least = top - 2 * self._bound(exact, torch.sub(exact, rounded, out=lost), top)
+        least = top - 2 * self._bound(exact, lost, top * unit_of_scores) / unit_of_scores
         close = (runner_up >= least).nonzero()[:, 0]
         near = np.flatnonzero((scores[close] >= least[close]).cpu().numpy())  # on two axes it is ten times slower
         rows, centroids = np.divmod(near, len(self.centroids))
         return best[:, 0].int().cpu().numpy(), Pairs(close.cpu().numpy()[rows], centroids)
 
+    def _multiply(
+        self, exact: Float32[Tensor, "n d"], scores: Float32[Tensor, "n k"]
+    ) -> tuple[Float32[Tensor, "n 1"], Float32[Tensor, "n 1"]]:
+        """Fill `scores` with the products of rounded vectors; |x - x^| a row, and the unit that its scores are in."""
+        rounded, lost = self.rounded[: len(exact)], self.lost[: len(exact)]
+        unit = torch.ones(len(exact), 1, device=self.device)
+        if self.engine == "int8":
+            unit = (torch.maximum(exact.amax(1, keepdim=True), -exact.amin(1, keepdim=True)) / INT8_MOST).clamp_(1e-30)
+            rounded.copy_(torch.div(exact, unit, out=lost).round_())
+            products = torch._int_mm(rounded, self.device_offsets.T)
+            lost.mul_(unit)
+        else:
+            lost.copy_(rounded.copy_(exact))
+            products = torch.mm(rounded, self.device_offsets.T, out=self.products[: len(exact)])
+        scores.copy_(products)  # converting and adding in one call is three times slower
+        return torch.linalg.vector_norm(lost.sub_(exact), dim=1, keepdim=True), unit * self.offset_unit
+
     def _bound(
-        self, exact: Float32[Tensor, "n d"], lost: Float32[Tensor, "n d"], top: Float32[Tensor, "n 1"]
+        self, exact: Float32[Tensor, "n d"], lost: Float32[Tensor, "n 1"], top: Float32[Tensor, "n 1"]
     ) -> Float32[Tensor, "n 1"]:
         """How far the screened score of the best, or of one that could beat it, can be from the true one, a row."""
-        length = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
-        bound = length * (self.residual + self.sum_rounding * self.norm)
+        length = torch.ones_like(top) if self.unit else torch.linalg.vector_norm(exact, dim=1, keepdim=True)
+        bound = length * (self.residual + self.sum_rounding * self.norm) + lost * (self.norm + self.residual)
         if self.engine == "bfloat16":
-            # the product, without its bias, of a centroid whose score is near the top
-            product = torch.maximum(top - float(self.bias.min()), float(self.bias.max()) - top)
-            bound += torch.linalg.vector_norm(lost, dim=1, keepdim=True) * (self.norm + self.residual)
-            bound += BFLOAT16_ROUNDING * product
+            # its products are rounded too: those, without their bias, of centroids whose score is near the top
+            bound += BFLOAT16_ROUNDING * torch.maximum(top - float(self.bias.min()), float(self.bias.max()) - top)
         return 1.02 * bound + self.bias_rounding
 
     def _decide(self, x: Float32[np.ndarray, "n d"], pairs: Pairs, labels: Int32[np.ndarray, " n"]) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Float64, Int32, Int64
 
 from cluster.files import replacing
-from curation.scan import Points, Sums
+from curation.scan import Far, Points
 from curation.seeding import SAME_POINT, Seeding, choose_seeds
 from curation.vectors import to_unit
 
@@ -45,11 +45,17 @@ class State(NamedTuple):
 
 
 def kmeans(
-    points: Points, num_clusters: int, config: KMeansConfig, seed: int, checkpoint: Path | None = None
+    points: Points,
+    num_clusters: int,
+    config: KMeansConfig,
+    seed: int,
+    checkpoint: Path | None = None,
+    first: Float32[np.ndarray, "k d"] | None = None,
 ) -> Float32[np.ndarray, "k d"]:
     """Centroids of the points; with a `checkpoint` path, continues what an interrupted run left there.
 
-    Raises ValueError when there are fewer distinct points than clusters.
+    Starts from the `first` centroids when given, otherwise from seeds. Raises ValueError when there are fewer distinct
+    points than clusters.
     """
     if not 1 <= num_clusters <= points.num_rows:
         raise ValueError(
@@ -57,7 +63,9 @@ def kmeans(
         )
     state = _read(checkpoint)
     if state is None:
-        state = State(choose_seeds(points, num_clusters, config.seeding, config.sample_per_centroid, seed), ())
+        if first is None:
+            first = choose_seeds(points, num_clusters, config.seeding, config.sample_per_centroid, seed)
+        state = State(first, ())
     while not _is_finished(state.objectives, config):
         state = _iterate(points, state)
         if checkpoint is not None:
@@ -84,27 +92,32 @@ def _is_finished(objectives: tuple[float, ...], config: KMeansConfig) -> bool:
 
 def _iterate(points: Points, state: State) -> State:
     centroids = state.centroids
-    vectors, counts, squares = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64), 0.0
+    vectors, counts, squares, far = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64), 0.0, []
     for _, part in points.scan("sums", centroids):
         vectors += part.vectors
         counts += part.counts
         squares += part.squares
-    total = Sums(vectors, counts, squares)
+        far.append(part.far)
     updated = (vectors / np.maximum(counts, 1)[:, None]).astype(np.float32)
     if points.unit:
         updated = to_unit(updated)
-    lost = np.flatnonzero((counts == 0) | ~updated.any(axis=1) if points.unit else counts == 0)
-    if len(lost):
-        updated[lost] = centroids[lost]
-        updated = _refill(points, centroids, updated, lost)
-    return State(updated, (*state.objectives, _objective(total, centroids)))
+    empty = np.flatnonzero(counts == 0)
+    if len(empty):
+        updated[empty] = centroids[empty]
+        _refill(points, centroids, updated, empty, far)
+    return State(updated, (*state.objectives, _objective(vectors, counts, squares, centroids)))
 
 
-def _objective(sums: Sums, centroids: Float32[np.ndarray, "k d"]) -> float:
+def _objective(
+    vectors: Float64[np.ndarray, "k d"],
+    counts: Int64[np.ndarray, " k"],
+    squares: float,
+    centroids: Float32[np.ndarray, "k d"],
+) -> float:
     """Sum of squared distances, without another pass: |x|^2 - 2 c.(sum of x) + n |c|^2."""
     exact = centroids.astype(np.float64)
-    products = np.einsum("kd,kd->", exact, sums.vectors)
-    return float(sums.squares - 2 * products + sums.counts @ np.einsum("kd,kd->k", exact, exact))
+    products = np.einsum("kd,kd->", exact, vectors)
+    return float(squares - 2 * products + counts @ np.einsum("kd,kd->k", exact, exact))
 
 
 def _refill(
@@ -112,22 +125,30 @@ def _refill(
     centroids: Float32[np.ndarray, "k d"],
     updated: Float32[np.ndarray, "k d"],
     empty: Int64[np.ndarray, " e"],
-) -> Float32[np.ndarray, "k d"]:
-    """Put the empty clusters where rows are farthest from their centroid, each at a different point."""
-    found = [result for _, result in points.scan("farthest", centroids, 4 * len(empty))]
-    rows, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.lexsort((rows, -distances))[: 4 * len(empty)]
-    vectors = points.gather(rows[order])
-    apart = distances[order] > SAME_POINT * np.einsum("nd,nd->n", vectors, vectors)
-    if not apart.any():
+    far: list[Far],
+) -> None:
+    """Put empty clusters on far rows, each on a different point; those left over wait for the next iteration."""
+    chosen = _distinct_far(points, far)
+    if not len(chosen):
+        found = [result for _, result in points.scan("farthest", centroids, 4 * len(empty))]
+        chosen = _distinct_far(points, found)
+    if not len(chosen):
         raise ValueError(
             f"{len(centroids)} clusters exceed the number of distinct points ({len(centroids) - len(empty)} among "
             f"{points.num_rows}): each cluster needs a point of its own; lower the number of clusters"
         )
-    _, first = np.unique(vectors[apart], axis=0, return_index=True)
-    chosen = vectors[apart][np.sort(first)[: len(empty)]]
+    chosen = chosen[: len(empty)]
     updated[empty[: len(chosen)]] = chosen
-    return updated
+
+
+def _distinct_far(points: Points, far: list[Far]) -> Float32[np.ndarray, "n d"]:
+    """Different vectors that are not on their centroid, farthest first."""
+    together = Far(*(np.concatenate(parts) for parts in zip(*far, strict=True)))
+    together = together.farthest(len(together.rows))
+    vectors = points.gather(together.rows)
+    vectors = vectors[together.distances > SAME_POINT * np.einsum("nd,nd->n", vectors, vectors)]
+    _, first = np.unique(vectors, axis=0, return_index=True)
+    return vectors[np.sort(first)]
 
 
 def _read(checkpoint: Path | None) -> State | None:

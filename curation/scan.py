@@ -15,13 +15,26 @@ from scipy import sparse
 from curation.assign import Assigner, Engine
 from curation.vectors import ArrayVectors, Vectors
 
-BLOCK_ROWS = 8192
+BLOCK_VALUES = 1 << 21  # of one block of vectors: 8 MB, which malloc recycles; more would be mapped anew each time
 TILE_ROWS = 2048
+FAR_STRIDE, FAR_ROWS = 16, 64
+FEW_CLUSTERS = 256
 LARGEST_SPAN = 1 << 17
-SMALLEST_SPAN = 1 << 11
+SMALLEST_SPAN = 1 << 13
 SPANS = 16
 
 Span = tuple[int, int]
+
+
+class Far(NamedTuple):
+    """Rows far from their centroid, farthest first: where an empty cluster should go."""
+
+    rows: Int64[np.ndarray, " n"]
+    distances: Float32[np.ndarray, " n"]
+
+    def farthest(self, most: int) -> "Far":
+        order = np.lexsort((self.rows, -self.distances))[:most]
+        return Far(self.rows[order], self.distances[order])
 
 
 class Sums(NamedTuple):
@@ -30,6 +43,7 @@ class Sums(NamedTuple):
     vectors: Float64[np.ndarray, "k d"]
     counts: Int64[np.ndarray, " k"]
     squares: float
+    far: Far
 
 
 @runtime_checkable
@@ -93,16 +107,19 @@ class Scanner:
     """Lives in a worker process; every method is a pure function of its arguments."""
 
     def sums(self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]) -> Sums:
-        """Per centroid, the sum and number of the rows nearest to it."""
+        """Per centroid, the sum and number of the rows nearest to it; far rows among every 16th."""
         assigner = Assigner(centroids, points.unit, points.engine)
         total, counts, squares = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64), 0.0
+        far, start = [], span[0]
         for x in _blocks(span, points):
             labels = assigner(x)
-            one_hot = sparse.csc_array((np.ones(len(x)), labels, np.arange(len(x) + 1)), (len(centroids), len(x)))
-            total += one_hot @ x
+            total += _sums_by_label(x, labels, len(centroids))
             counts += np.bincount(labels, minlength=len(centroids))
-            squares += float(np.einsum("nd,nd->", x, x, dtype=np.float64))
-        return Sums(total, counts, squares)
+            squares += float(np.einsum("nd,nd->n", x, x).sum(dtype=np.float64))
+            some = np.arange(0, len(x), FAR_STRIDE)
+            far.append(Far(start + some, _squared_distances(x[some], centroids[labels[some]])).farthest(FAR_ROWS))
+            start += len(x)
+        return Sums(total, counts, squares, Far(*map(np.concatenate, zip(*far, strict=True))).farthest(FAR_ROWS))
 
     def labels(
         self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]
@@ -115,13 +132,9 @@ class Scanner:
             distances.append(_squared_distances(x, centroids[labels[-1]]))
         return np.concatenate(labels), np.concatenate(distances)
 
-    def farthest(
-        self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"], most: int
-    ) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
-        """The `most` rows farthest from their nearest centroid, and their squared distances."""
-        _, distances = self.labels(span, points, centroids)
-        rows = np.argsort(-distances, kind="stable")[:most]
-        return rows + span[0], distances[rows]
+    def farthest(self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"], most: int) -> Far:
+        """The `most` rows farthest from their nearest centroid, among all."""
+        return Far(np.arange(*span), self.labels(span, points, centroids)[1]).farthest(most)
 
     def faults(self, span: Span, points: Points) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
         """Rows that cannot be clustered: with a value that is not finite, and all zeros."""
@@ -177,8 +190,18 @@ def _similar_rows(
 
 
 def _blocks(span: Span, points: Points) -> Iterator[Float32[np.ndarray, "n d"]]:
-    for start in range(span[0], span[1], BLOCK_ROWS):
-        yield points.gather(np.arange(start, min(start + BLOCK_ROWS, span[1])))
+    num_rows = max(1, BLOCK_VALUES // points.vectors.dim)
+    for start in range(span[0], span[1], num_rows):
+        yield points.gather(np.arange(start, min(start + num_rows, span[1])))
+
+
+def _sums_by_label(
+    x: Float32[np.ndarray, "n d"], labels: Int32[np.ndarray, " n"], num_clusters: int
+) -> Float32[np.ndarray, "k d"] | Float64[np.ndarray, "k d"]:
+    """Sums over one block; float32 holds the few rows a cluster gets of it, unless there are few clusters."""
+    dtype = np.float32 if num_clusters >= FEW_CLUSTERS else np.float64
+    one_hot = (np.ones(len(x), dtype), labels, np.arange(len(x) + 1))
+    return sparse.csc_array(one_hot, (num_clusters, len(x))) @ x
 
 
 def _squared_distances(x: Float32[np.ndarray, "n d"], near: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, " n"]:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Int64
 
+from curation.schema import decode_tokens
 from curation.shards import EmbeddingShards
 
 
@@ -50,7 +52,11 @@ class ShardVectors:
         return _open_once, (self.folder, self.column, self.unit)
 
     def gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n dim"]:
-        vectors = self.shards.gather(rows, self.column)[:, 0]
+        stored, scale = self.shards.gather_stored(rows, self.column)
+        if stored.dtype == np.float16:  # torch converts ten times faster than NumPy
+            vectors = torch.from_numpy(stored).float().numpy()[:, 0]
+        else:
+            vectors = decode_tokens(stored, scale, self.shards.spec.dtype_of(self.column))[:, 0]
         return to_unit(vectors) if self.unit else vectors
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.resources import Resources
+from curation.balance import entropy, water_fill
 from curation.curate import CurateConfig, TextConfig, curate, run
 from curation.decisions import read_decisions, why
 from curation.dedup import DuplicatesConfig
@@ -163,3 +164,23 @@ def test_an_unknown_input_is_refused(tmp_path, pool):
     folder, _ = pool()
     with pytest.raises(ValueError, match="evaluation"):
         _run(tmp_path, folder, evaluation={"evaluation": folder})
+
+
+@pytest.mark.parametrize("method", ["image", "text"])
+def test_curation_of_a_long_tail_is_more_even_than_chance(tmp_path, embedding_spec, write_pool, method):
+    columns = {CLS: vectors[:, None], CAPTION_EMBEDDING: vectors[:, None]}
+    write_pool(tmp_path / "pool", spec, (len(concepts),), vectors=columns)
+    sizes = np.maximum(1, 1500 / np.arange(1, 31) ** 1.5).astype(int)
+    concepts, vectors = _mixture(sizes, dim=32)
+    spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=32, caption_dim=32)
+    write_pool(
+        tmp_path / "pool", spec, (len(concepts),), vectors={CLS: vectors[:, None], CAPTION_EMBEDDING: vectors[:, None]}
+    )
+    shape = {"levels": LevelsConfig(clusters=(90, 30)), "text": TextConfig(clusters=30), "target_rows": 400}
+    found = {}
+    for name in (method, "random"):
+        out, _ = _run(tmp_path, tmp_path / "pool", name, method=name, **shape)
+        found[name] = entropy(np.bincount(concepts[read_selection(out).rows], minlength=30))
+    best = entropy(water_fill(sizes, np.zeros(30, np.int64), np.array([400]), np.arange(30.0)))
+    assert found[method] > best - 0.4
+    assert found["random"] < best - 1.0

@@ -110,10 +110,10 @@ def test_objective_never_rises(tmp_path):
 @pytest.mark.ray
 @pytest.mark.parametrize("num_workers", [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 4))])
 def test_the_same_bits_for_any_workers_and_shards(tmp_path, ray_session, embedding_spec, write_pool, num_workers):
-    vectors = {CLS: _blobs(num_rows=5000)[1][:, None]}
+    vectors = {CLS: _blobs(num_rows=20_000)[1][:, None]}
     spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=16)
-    write_pool(tmp_path / "one", spec, (5000,), vectors=vectors)
-    write_pool(tmp_path / "many", spec, (1, 2047, 0, 1500, 1452), vectors=vectors)
+    write_pool(tmp_path / "one", spec, (20_000,), vectors=vectors)
+    write_pool(tmp_path / "many", spec, (1, 8191, 0, 9000, 2808), vectors=vectors)
     config = KMeansConfig(iterations=4, tolerance=0.0)
 
     def cluster(folder, workers):
@@ -122,7 +122,7 @@ def test_the_same_bits_for_any_workers_and_shards(tmp_path, ray_session, embeddi
         return centroids, *assign(points, centroids)
 
     expected = cluster("one", InProcess())
-    assert len(cut_spans(5000)) > 2
+    assert len(cut_spans(20_000)) > 2
     with Pool(Scanner, resources=Resources(workers=num_workers, cpus=0.5)) as workers:
         for found, wanted in zip(cluster("many", workers), expected, strict=True):
             np.testing.assert_array_equal(found, wanted)

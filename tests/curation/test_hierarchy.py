@@ -1,0 +1,59 @@
+"""Levels: labels are those of the centroids, kept files are found again, resampling takes the nearest rows."""
+
+import numpy as np
+import pytest
+
+from curation.hierarchy import LevelsConfig, cluster_levels, cluster_of_rows, nearest_rows
+from curation.kmeans import KMeansConfig, assign
+from curation.scan import points_in_memory
+
+
+@pytest.fixture
+def points():
+    return points_in_memory(np.random.default_rng(0).standard_normal((900, 8)).astype(np.float32), False)
+
+
+PLAN = LevelsConfig(clusters=(60, 12, 3), resampling=(1, 2, 2), nearest=(5, 3, 2)).resolve(900)
+
+
+def test_every_level_clusters_the_centroids_below(points):
+    levels = cluster_levels(points, PLAN, KMeansConfig(), 0)
+    below = points
+    for level, plan in zip(levels, PLAN, strict=True):
+        assert level.centroids.shape == (plan.num_clusters, 8)
+        labels, distances = assign(below, level.centroids)
+        np.testing.assert_array_equal(level.labels, labels)
+        np.testing.assert_array_equal(level.distances, distances)
+        below = points_in_memory(level.centroids, False)
+    rows = cluster_of_rows(levels)
+    np.testing.assert_array_equal(rows[2], levels[2].labels[levels[1].labels[levels[0].labels]])
+
+
+def test_levels_are_kept_and_found_again(points, tmp_path):
+    whole = cluster_levels(points, PLAN, KMeansConfig(), 0)
+    cluster_levels(points, PLAN[:2], KMeansConfig(), 0, tmp_path)
+    before = (tmp_path / "level-1.npz").stat().st_mtime_ns
+    resumed = cluster_levels(points, PLAN, KMeansConfig(), 0, tmp_path)
+    assert (tmp_path / "level-1.npz").stat().st_mtime_ns == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["level-1.npz", "level-2.npz", "level-3.npz"]
+    for level, expected in zip(resumed, whole, strict=True):
+        for stored, wanted in zip(level, expected, strict=True):
+            np.testing.assert_array_equal(stored, wanted)
+
+
+def test_nearest_rows_are_the_closest_of_each_cluster():
+    rng = np.random.default_rng(0)
+    labels, distances = rng.integers(0, 9, 300).astype(np.int32), rng.random(300).astype(np.float32)
+    expected = np.sort(
+        np.concatenate(
+            [rows[np.argsort(distances[rows])][:4] for rows in (np.flatnonzero(labels == k) for k in range(9))]
+        )
+    )
+    np.testing.assert_array_equal(nearest_rows(labels, distances, 4), expected)
+
+
+def test_levels_must_shrink_and_match():
+    with pytest.raises(ValueError, match="fewer clusters than the one before"):
+        LevelsConfig(clusters=(10, 10))
+    with pytest.raises(ValueError, match="1 values for 2 levels"):
+        LevelsConfig(clusters=(10, 5), nearest=(3,))
