@@ -168,14 +168,12 @@ def test_an_unknown_input_is_refused(tmp_path, pool):
 
 @pytest.mark.parametrize("method", ["image", "text"])
 def test_curation_of_a_long_tail_is_more_even_than_chance(tmp_path, embedding_spec, write_pool, method):
-    columns = {CLS: vectors[:, None], CAPTION_EMBEDDING: vectors[:, None]}
-    write_pool(tmp_path / "pool", spec, (len(concepts),), vectors=columns)
+    """Concept frequencies Zipf 1.5: entropy of the true concepts, against a random draw and the optimum."""
     sizes = np.maximum(1, 1500 / np.arange(1, 31) ** 1.5).astype(int)
     concepts, vectors = _mixture(sizes, dim=32)
     spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=32, caption_dim=32)
-    write_pool(
-        tmp_path / "pool", spec, (len(concepts),), vectors={CLS: vectors[:, None], CAPTION_EMBEDDING: vectors[:, None]}
-    )
+    columns = {CLS: vectors[:, None], CAPTION_EMBEDDING: vectors[:, None]}
+    write_pool(tmp_path / "pool", spec, (len(concepts),), vectors=columns)
     shape = {"levels": LevelsConfig(clusters=(90, 30)), "text": TextConfig(clusters=30), "target_rows": 400}
     found = {}
     for name in (method, "random"):
