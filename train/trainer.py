@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -37,6 +38,9 @@ FAILED = "failed.txt"
 RAY_FOLDER = "ray"
 FOLLOW_S = 0.5
 MAX_FAILURES = 8
+# Threads that wait for each other by spinning lose their cores to other processes: with two threads on two busy cores a
+# step took fifteen times as long. It must be set before a worker starts.
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 NOISY = ("ray.train", "ray.train.v2", "ray.data")
 
 
@@ -57,23 +61,17 @@ def run(config: TrainConfig, *, out: Path, embeddings: Path, selection: Path, to
     for name in (STOP, FAILED):
         (job.out / name).unlink(missing_ok=True)
     with session():
-        resources = config.resources.resolve(max_workers=config.batch_size)
-        pairs = Pairs(
-            job.embeddings,
-            job.selection,
-            load_tokenizer(job.tokenizer),
-            config.model.text.context,
-            config.holdout,
-            config.seed,
-        )
-        resources = _dividing(resources, config, explicit=config.resources.workers > 0)
+        resources = placement(config)
+        context, holdout = config.model.text.context, config.holdout
+        pairs = Pairs(job.embeddings, job.selection, load_tokenizer(job.tokenizer), context, holdout, config.seed)
         check(config, pairs, resources.workers)
         del pairs
         with _stop_on_signal(job.out), _followed(job.out / METRICS, config.num_steps):
             _fit(config, job, resources)
     if (job.out / FAILED).exists():
         raise TrainingFailed(f"training failed: {(job.out / FAILED).read_text()}")
-    if (job.out / STOP).exists():
+    rows = read_jsonl(job.out / METRICS)
+    if (job.out / STOP).exists() and (not rows or rows[-1]["step"] < config.num_steps):
         saved = complete_checkpoints(job.out / CHECKPOINTS)
         at = step_of(saved[-1]) if saved else 0
         raise TrainingStopped(
@@ -81,13 +79,23 @@ def run(config: TrainConfig, *, out: Path, embeddings: Path, selection: Path, to
         )
     for folder in (CHECKPOINTS, RAY_FOLDER):
         shutil.rmtree(job.out / folder, ignore_errors=True)
-    return summary(read_jsonl(job.out / METRICS), config.batch_size)
+    return summary(rows, config.batch_size)
 
 
-def _dividing(resources: Resources, config: TrainConfig, explicit: bool) -> Resources:
-    """As many workers as divide the batch, when their number is left to us."""
+def placement(config: TrainConfig) -> Resources:
+    """Workers for a run in this Ray session.
+
+    Left to us, that is one worker a GPU, as many as divide the batch; on CPUs one worker with all of a node's: threads
+    share a model, where processes would each gather it.
+    """
+    resources = config.resources.resolve(max_workers=config.batch_size)
+    if config.resources.workers:
+        return resources
+    if not resources.gpus:
+        cpus = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+        return replace(resources, workers=1, cpus=max(resources.cpus, float(cpus)))
     workers = resources.workers
-    while not explicit and config.batch_size % (workers * config.parallel.replicas):
+    while config.batch_size % workers:
         workers -= 1
     return replace(resources, workers=workers)
 
@@ -109,8 +117,11 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
             num_workers=resources.workers, use_gpu=bool(resources.gpus), resources_per_worker=per_worker
         ),
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
-        run_config=RunConfig(
-            name="run", storage_path=str(job.out / RAY_FOLDER), failure_config=FailureConfig(max_failures=MAX_FAILURES)
+        run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the one of Train v1
+            name="run",
+            storage_path=str(job.out / RAY_FOLDER),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
     ).fit()
 

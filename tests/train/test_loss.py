@@ -115,6 +115,6 @@ def rank_main(rank: int, world: int, store: str, rows: int) -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_loss_on_ranks_equals_one_process(world: int, tmp_path: Path) -> None:
     mp.spawn(rank_main, (world, str(tmp_path / "store"), 42), nprocs=world)

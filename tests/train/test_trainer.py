@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from safetensors.torch import load_file
 from tiny import TINY
 
@@ -16,7 +17,7 @@ from cluster.resources import Resources
 from train.checkpoint import complete_checkpoints
 from train.model import ModelConfig, VisionConfig
 from train.optim import OptimConfig
-from train.trainer import TrainingFailed, TrainingStopped, request_stop, run
+from train.trainer import TrainingFailed, TrainingStopped, placement, request_stop, run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 ONE_WORKER = Resources(workers=1, cpus=1.0)
@@ -94,3 +95,10 @@ def test_impossible_runs_are_refused_before_workers_start(pooled_pairs: dict[str
     blocks = ModelConfig(vision=VisionConfig(blocks=1))
     with pytest.raises(ValueError, match="pooled embeddings"):
         run(replace(TINY, model=blocks, resources=ONE_WORKER), out=tmp_path, **pooled_pairs)
+
+
+def test_cpus_make_one_worker_unless_asked_otherwise() -> None:
+    default = placement(replace(TINY, resources=Resources()))
+    assert (default.workers, default.cpus) == (1, ray.cluster_resources()["CPU"])
+    asked = placement(replace(TINY, resources=Resources(workers=2)))
+    assert (asked.workers, asked.cpus) == (2, 1.0)
