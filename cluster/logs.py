@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def setup_logging(verbose: bool = False) -> None:
-    """Log to standard error: INFO and above on rank 0, warnings elsewhere; everything when `verbose`."""
+    """Log to standard error: warnings where a person watches the bars, INFO too elsewhere; everything when `verbose`."""
     if console().is_terminal:
         handler: logging.Handler = RichHandler(console=console(), show_path=verbose, omit_repeated_times=False)
         handler.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))
@@ -33,7 +33,8 @@ def setup_logging(verbose: bool = False) -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
     is_rank_zero = os.environ.get("RANK", "0") == "0"
-    level = logging.DEBUG if verbose else logging.INFO if is_rank_zero else logging.WARNING
+    is_quiet = console().is_terminal or not is_rank_zero
+    level = logging.DEBUG if verbose else logging.WARNING if is_quiet else logging.INFO
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)

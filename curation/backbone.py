@@ -179,10 +179,17 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     encoder: nn.Module
     if config.name in standin.MODELS:
         assert file is not None
-        encoder, description = standin.load_standin(config.name, file), standin.DESCRIPTION
+        encoder = standin.load_standin(config.name, file)
     elif file is None:
-        encoder, description = dinov2.load_random(config.name), "random weights, for tests"
+        encoder = dinov2.load_random(config.name)
     else:
-        encoder, description = dinov2.load_dinov2(config.name, file), "DINOv2, self-supervised"
+        encoder = dinov2.load_dinov2(config.name, file)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Backbone(encoder, geometry_of(config), f"{config.name}: {description}").to(device)
+    return Backbone(encoder, geometry_of(config), describe(config.name)).to(device)
+
+
+def describe(name: str) -> str:
+    """What a backbone is and what it was trained on, for records and reports."""
+    if name in standin.MODELS:
+        return f"{name}: {standin.DESCRIPTION}"
+    return f"{name}: random weights, for tests" if name == dinov2.RANDOM else f"{name}: DINOv2, self-supervised"

@@ -12,6 +12,7 @@ from rich.table import Table
 from cluster import slurm
 from cluster.files import write_atomic
 from cluster.logs import console as progress_console
+from curation.backbone import describe
 from curation.decisions import why
 from evaluate.tables import results_table
 from pipeline.config import dump_recipe
@@ -35,7 +36,8 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
     for label in (*options.only, *options.force):
         find_step(steps, label)
     backbone = recipe.embed.backbone
-    progress_console().print(f"recipe [b]{recipe.name}[/b]  backbone {backbone.name} ({backbone.digest[:12]})")
+    header = f"recipe [b]{recipe.name}[/b]   backbone [b]{describe(backbone.name)}[/b]   weights {backbone.digest[:12]}"
+    progress_console().print(header, soft_wrap=True)
     commit, dirty = git_state()
     tags = {"recipe": recipe.name, "commit": commit, "dirty": str(dirty), "backbone": backbone.name, **environment()}
     run_steps(
@@ -127,7 +129,9 @@ def show(recipe: Recipe, options: Namespace, console: Console) -> int:
 def show_results(steps: Sequence[Step], store: Store, console: Console, as_json: bool = False) -> int:
     """The table of all scores, one column per arm."""
     done = [step for step in in_order(steps) if step.name == "evaluate" and store.record(step)]
-    results = {step.label: json.loads((store.folder(step) / "results.json").read_text()) for step in done}
+    name = "curated" if len(done) > 1 else "model"
+    arms = {step.label.partition("@")[2] or name: store.folder(step) / "results.json" for step in done}
+    results = {arm: json.loads(path.read_text()) for arm, path in arms.items()}
     if as_json:
         print(json.dumps(results, indent=1))
     elif results:

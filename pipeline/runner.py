@@ -182,9 +182,14 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), "platform": platform.platform(), **packages}
 
 
-def headline(summary: Mapping[str, float], most: int = 4) -> str:
-    """First entries of a summary, for one line on a terminal."""
-    return "  ".join(f"{name} {value:,.4g}" for name, value in list(summary.items())[:most])
+def headline(summary: Mapping[str, float], most: int = 5) -> str:
+    """First entries of a summary that are not zero, for one line on a terminal."""
+    entries = [(name, value) for name, value in summary.items() if value]
+    return "  ".join(f"{name} {_number(value)}" for name, value in entries[:most])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
 
 
 def _line(ordered: Sequence[Step], step: Step, state: str, text: str) -> str:

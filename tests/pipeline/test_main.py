@@ -73,7 +73,7 @@ def test_debug_recipe_from_pairs_to_report(
     page = next((tmp_path / "w" / "report").glob("*/report.html")).read_text()
     assert 'src="http' not in page
     assert main(["show", "debug", "--json", *workspace]) == 0
-    results = json.loads(capsys.readouterr().out)["evaluate"]
+    results = json.loads(capsys.readouterr().out)["model"]
     assert {result["task"] for result in results} == {"classification", "retrieval", "segmentation"}
 
     key = next(iter(_decided_keys(tmp_path / "w")))
