@@ -83,7 +83,7 @@ def _contestants(
 
     found: dict[str, Contestant] = {"ours": ours, "faiss.Kmeans": by_faiss}
     if options.engines:
-        found["ours, bfloat16"] = lambda iterations: ours(iterations, replace(points, engine="bfloat16"))
+        found["ours, int8"] = lambda iterations: ours(iterations, replace(points, engine="int8"))
         found["ours, float32"] = lambda iterations: ours(iterations, replace(points, engine="float32"))
     if importlib.util.find_spec("sklearn"):
         found["scikit-learn"] = lambda iterations: _by_scikit_learn(array, first, iterations)
@@ -139,7 +139,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--engines", action="store_true", help="also ours with wider screening")
+    parser.add_argument("--engines", action="store_true", help="also ours with other screening")
     options = parser.parse_args()
     options.rows = options.rows or (1_000_000 if options.full else 32_768)
     options.dim = options.dim or ([384, 1024] if options.full else [384])

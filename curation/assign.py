@@ -36,14 +36,15 @@ class Pairs(NamedTuple):
 
 
 def choose_engine(engine: Engine) -> Engine:
-    """What `auto` means on this machine: the narrowest numbers that its hardware multiplies."""
+    """What `auto` means on this machine: bfloat16 where the hardware multiplies it, otherwise float32.
+
+    int8 is faster where clusters are well apart (real embeddings: 0.8 times the time), slower where many calls are close.
+    """
     if engine != "auto":
         return engine
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported():
         return "bfloat16"
-    if torch.cpu._is_vnni_supported():
-        return "int8"
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+    return "float32"
 
 
 class Assigner:

@@ -107,7 +107,8 @@ def curate(
     """The step, with given workers: `run` gives it a pool of processes."""
     shards = EmbeddingShards(embeddings)
     _check(config, shards, evaluation)
-    decisions, seconds, figures = Decisions(shards), dict[str, float](), dict[str, float]()
+    known = {name.removeprefix(LEAKAGE_INPUT): EmbeddingShards(path) for name, path in sorted(evaluation.items())}
+    decisions, seconds, figures = Decisions(shards, known), dict[str, float](), dict[str, float]()
     with _timed(seconds, "check"):
         points = Points(ShardVectors(embeddings, CLS, unit=True), workers, True, engine=config.engine)
         drop_invalid(decisions, points, config.error_budget)
@@ -118,7 +119,7 @@ def curate(
             drop_invalid(decisions, captions, config.error_budget)
         valid = decisions.surviving()
     with _timed(seconds, "leakage"):
-        found = [drop_leakage(decisions, points, valid, path, config.leakage) for path in evaluation.values()]
+        found = [drop_leakage(decisions, points, valid, name, config.leakage) for name in known]
         figures["captions_in_evaluation"] = float(sum(found))
     with _timed(seconds, "image_clusters"):
         image = _image_levels(config, points, valid, out, decisions)
@@ -242,7 +243,7 @@ def _write_summary(
         "counts": counts,
         "figures": figures,
         "seconds": seconds,
-        "evaluation": [str(shards.folder.name) for shards in decisions.evaluation],
+        "evaluation": decisions.names,
     }
     write_atomic(out / CURATION, json.dumps(report, indent=1) + "\n")
     logger.info("method=%s rows=%d kept=%d", config.method, len(decisions.reason), counts["kept"])

@@ -4,6 +4,8 @@ Reasons are given in the order of the stages; the first one stands. The table is
 read.
 """
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -43,9 +45,10 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 class Decisions:
     """The decisions so far; rows are kept until dropped, and dropped once."""
 
-    def __init__(self, shards: EmbeddingShards) -> None:
+    def __init__(self, shards: EmbeddingShards, evaluation: Mapping[str, EmbeddingShards]) -> None:
+        """`evaluation` holds the evaluation sets by name."""
         self.shards = shards
-        self.evaluation: list[EmbeddingShards] = []
+        self.names, self.evaluation = list(evaluation), list(evaluation.values())
         num_rows = shards.num_rows
         self.reason = np.zeros(num_rows, np.int8)
         self.other_row: Int64[np.ndarray, " rows"] = np.full(num_rows, -1, np.int64)
@@ -65,16 +68,14 @@ class Decisions:
         still = rows[self.reason[rows] == 0]
         self.reason[still] = REASONS.index(reason)
 
-    def drop_for(self, found: Pairs, reason: Reason, evaluation: EmbeddingShards | None = None) -> None:
+    def drop_for(self, found: Pairs, reason: Reason, evaluation: str | None = None) -> None:
         """Drop the right row of each pair because of the left: another row of the pool, or of an evaluation set."""
         still = self.reason[found.right] == 0
         rows = found.right[still]
         self.reason[rows] = REASONS.index(reason)
         self.other_row[rows], self.cosine[rows] = found.left[still], found.cosine[still]
         if evaluation is not None:
-            if evaluation not in self.evaluation:
-                self.evaluation.append(evaluation)
-            self.other_set[rows] = self.evaluation.index(evaluation)
+            self.other_set[rows] = self.names.index(evaluation)
 
     def counts(self) -> dict[Reason, int]:
         """Rows per reason, in the order of the stages."""
@@ -111,8 +112,7 @@ class Decisions:
         return pa.array(keys, pa.string())
 
     def _other_names(self) -> pa.Array:
-        names = pa.array([shards.folder.name for shards in self.evaluation], pa.string())
-        return names.take(pa.array(self.other_set, mask=self.other_set < 0))
+        return pa.array(self.names, pa.string()).take(pa.array(self.other_set, mask=self.other_set < 0))
 
     def _examples(self) -> pa.Table:
         """Both thumbnails of evenly spaced removals of each kind: evaluation images cannot be looked up later."""
@@ -146,4 +146,8 @@ def why(folder: Path, key: str) -> dict[str, object]:
     row = pc.index(table["key"], pa.scalar(key)).as_py()
     if row < 0:
         raise KeyError(f"no pair {key!r} in {folder / DECISIONS}: keys are those of the embeddings; see its key column")
-    return {"row": row, **{name: table[name][row].as_py() for name in table.column_names}}
+    answer: dict[str, object] = {"row": row}
+    for name in table.column_names:
+        value = table[name][row].as_py()
+        answer[name] = None if isinstance(value, float) and math.isnan(value) else value
+    return answer

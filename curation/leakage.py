@@ -6,7 +6,6 @@ finding, the most certain: equal pixels or bytes, then close perceptual hashes, 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -48,17 +47,16 @@ class Finding(NamedTuple):
 
 
 def find_leakage(
-    pool: EmbeddingShards, points: Points, among: Int64[np.ndarray, " n"], evaluation: Path, config: LeakageConfig
+    pool: EmbeddingShards, points: Points, among: Int64[np.ndarray, " n"], other: EmbeddingShards, config: LeakageConfig
 ) -> Iterator[Finding]:
     """Findings against one evaluation folder, most certain first; a row may occur in several.
 
     Vectors are compared for the rows in `among`: those that have one.
     """
-    other = EmbeddingShards(evaluation)
     _check_same_model(pool, other)
     if not other.num_rows:
         return
-    targets = ShardVectors(evaluation, CLS, unit=True).gather(np.arange(other.num_rows))
+    targets = ShardVectors(other.folder, CLS, unit=True).gather(np.arange(other.num_rows))
     if config.exact:
         for column in (PIXEL_HASH, BYTES_HASH):
             rows, found = _equal_hashes(pool, other, column)

@@ -1,7 +1,5 @@
 """The stages that remove rows before anything is balanced: unusable vectors, leakage, duplicates."""
 
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import Float64, Int64
 
@@ -11,7 +9,6 @@ from curation.hierarchy import Level
 from curation.leakage import How, LeakageConfig, find_leakage
 from curation.scan import Points
 from curation.schema import BYTES_HASH, PERCEPTUAL_HASH, PIXEL_HASH
-from curation.shards import EmbeddingShards
 
 LEAKAGE: dict[How, Reason] = {
     "same image": "leakage: same image",
@@ -39,17 +36,17 @@ def drop_invalid(decisions: Decisions, points: Points, error_budget: float) -> N
 
 
 def drop_leakage(
-    decisions: Decisions, points: Points, valid: Int64[np.ndarray, " n"], evaluation: Path, config: LeakageConfig
+    decisions: Decisions, points: Points, valid: Int64[np.ndarray, " n"], name: str, config: LeakageConfig
 ) -> int:
     """Drop what is found in one evaluation set; returns the number of pairs whose captions occur there."""
-    num_captions, other = 0, EmbeddingShards(evaluation)
+    num_captions, evaluation = 0, decisions.evaluation[decisions.names.index(name)]
     for finding in find_leakage(decisions.shards, points, valid, evaluation, config):
         if finding.how == "caption":
             num_captions = len(finding.rows)
             if config.captions != "remove":
                 continue
         pairs = Pairs(finding.evaluation_rows, finding.rows, finding.cosine)
-        decisions.drop_for(pairs, LEAKAGE[finding.how], other)
+        decisions.drop_for(pairs, LEAKAGE[finding.how], name)
     return num_captions
 
 

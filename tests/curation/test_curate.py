@@ -120,7 +120,7 @@ def test_duplicates_and_leakage_are_removed_with_reasons(tmp_path, pool):
     kept = next(reason["key"] for reason in reasons if reason["kept"])
     assert {reason["other"] for reason in reasons if not reason["kept"]} == {kept}
     found = why(out, "key-600")
-    assert (found["reason"], found["other"], found["other_set"]) == ("leakage: cosine", "key-7", "held_out")
+    assert (found["reason"], found["other"], found["other_set"]) == ("leakage: cosine", "key-7", "test")
     assert summary["captions_in_evaluation"] == 700
     examples = pa.ipc.open_file(out / "examples.arrow").read_all().to_pylist()
     assert {row["key"]: row["other_thumbnail"] for row in examples}["key-600"] == b"jpeg 7"
