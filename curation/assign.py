@@ -38,7 +38,7 @@ class Pairs(NamedTuple):
 def choose_engine(engine: Engine) -> Engine:
     """What `auto` means on this machine: bfloat16 where the hardware multiplies it, otherwise float32.
 
-    int8 is faster where clusters are well apart (real embeddings: 0.8 times the time), slower where many calls are close.
+    int8 is faster where clusters are well apart (0.8 times the time on real embeddings), slower where many are close.
     """
     if engine != "auto":
         return engine
