@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def setup_logging(verbose: bool = False) -> None:
-    """Log to standard error: warnings where a person watches the bars, INFO too elsewhere; everything when `verbose`."""
+    """Log to standard error: warnings where a person watches the bars, INFO too elsewhere, all when `verbose`."""
     if console().is_terminal:
         handler: logging.Handler = RichHandler(console=console(), show_path=verbose, omit_repeated_times=False)
         handler.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))

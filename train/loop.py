@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from cluster.files import append_jsonl, read_jsonl, write_atomic
-from cluster.resources import Resources
+from cluster.resources import MACHINE_FACT, Resources
 from train.checkpoint import CheckpointConfig, Checkpoints
 from train.data import Pairs, mix
 from train.export import export_model
@@ -61,7 +61,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=MACHINE_FACT)
     resources: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:

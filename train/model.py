@@ -195,13 +195,8 @@ class VisionBlock(nn.Module):
 
 
 def num_heads(dim: int) -> int:
-    """Heads of a vision block: one for every 64 channels."""
-    heads = max(1, dim // HEAD_DIM)
-    if dim % heads:
-        raise ValueError(
-            f"image features of {dim} channels: head blocks need a multiple of {HEAD_DIM}; set vision.blocks=0"
-        )
-    return heads
+    """Heads of a vision block: one for every 64 channels, or the next number that divides the channels."""
+    return next(heads for heads in range(math.ceil(dim / HEAD_DIM), dim + 1) if dim % heads == 0)
 
 
 class VisionHead(nn.Module):

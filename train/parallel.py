@@ -5,7 +5,7 @@ it. FSDP averages gradients over ranks, so that a loss whose gradients are to be
 size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from cluster.resources import MACHINE_FACT
 from train.model import DinoTxt
 
 CHECKPOINT_PREFIX = "_checkpoint_wrapped_module."
@@ -25,13 +26,13 @@ class ParallelConfig:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of matrix products; parameters, their moments and the reduction of gradients stay float32."""
-    recompute_blocks: bool = False
+    recompute_blocks: bool = field(default=False, metadata=MACHINE_FACT)
     """Recompute the activations of each block in the backward pass: less memory, a third more arithmetic."""
     compile: bool = False
     """Compile each block with torch.compile."""
-    reshard_after_forward: bool = True
+    reshard_after_forward: bool = field(default=True, metadata=MACHINE_FACT)
     """Free a block's gathered parameters after its forward pass and gather them again in the backward pass."""
-    replicas: int = 1
+    replicas: int = field(default=1, metadata=MACHINE_FACT)
     """Groups of ranks that each hold a whole model (HSDP); 1: one group."""
 
 

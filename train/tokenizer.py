@@ -9,7 +9,7 @@ import io
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ import sentencepiece
 from jaxtyping import Int64
 
 from cluster.files import write_atomic
+from cluster.resources import MACHINE_FACT
 from curation.selection import read_selection
 from curation.shards import EmbeddingShards
 
@@ -44,7 +45,7 @@ class TokenizerConfig:
     """Fold case, as CLIP does."""
     max_captions: int = 2_000_000
     """Captions that the vocabulary is trained on, evenly spread over the selection."""
-    weights: str = ""
+    weights: str = field(default="", metadata=MACHINE_FACT)
     """Folder with CLIP's vocab.json and merges.txt (kind=clip); a machine fact, not identity."""
 
     def __post_init__(self) -> None:

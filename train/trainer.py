@@ -200,7 +200,7 @@ def _followed(metrics: Path, num_steps: int) -> Iterator[None]:
 
 
 def summary(rows: list[dict], batch_size: int) -> dict[str, float]:
-    """The last value of every metric, and the speed over the whole run."""
+    """The last value of every metric, those of the held-out pairs first, and the speed over the whole run."""
     last: dict[str, float] = {}
     for row in rows:
         last |= row
@@ -208,4 +208,5 @@ def summary(rows: list[dict], batch_size: int) -> dict[str, float]:
     steps = [row["step"] for row in rows]
     weights = [after - before for before, after in zip([0, *steps], steps, strict=False)]
     seconds = sum(batch_size * count / row["pairs_per_s"] for count, row in zip(weights, rows, strict=True))
-    return {**{name: float(value) for name, value in last.items()}, "pairs_per_s": batch_size * steps[-1] / seconds}
+    last = {name: float(value) for name, value in last.items()} | {"pairs_per_s": batch_size * steps[-1] / seconds}
+    return dict(sorted(last.items(), key=lambda item: not item[0].startswith("val_")))
