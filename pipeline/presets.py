@@ -107,7 +107,7 @@ VITL14 = Recipe(
     ),
     curate=CurateConfig(
         target_rows=650_000_000,
-        levels=LevelsConfig(clusters=(20_000_000, 800_000, 80_000)),
+        levels=LevelsConfig(clusters=(100_000, 10_000)),
         text=TextConfig(tail_share=0.06),
     ),
     tokenizer=TokenizerConfig(kind="clip", vocab_size=49_408),

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from cluster.files import write_atomic
+from cluster.files import sync, write_atomic
 from curation.shards import verify as verify_shards
 from pipeline.fingerprint import Json, fingerprint
 from pipeline.step import Output, Step
@@ -96,12 +96,12 @@ class Store:
         write_atomic(partial / RECORD, json.dumps(asdict(record), indent=1))
         for path in partial.rglob("*"):
             if path.is_file():
-                _fsync(path)
+                sync(path)
         replaced = final.with_suffix(".replaced")
         if final.exists():
             final.rename(replaced)
         partial.rename(final)
-        _fsync(final.parent)
+        sync(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
 
     @contextmanager
@@ -158,11 +158,3 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -113,7 +113,7 @@ def test_the_job_ends_as_its_driver(slurm: Path) -> None:
         ("open({pipe!r}, 'w').close(); open({pipe!r}).read()", ["scancel", "--signal=USR2", "--batch", "{job}"]),
         (
             "open({pipe!r}, 'w').close(); open({pipe!r}).read()",
-            ["sbatch", "--partition=high", "--nodes=2", "--wrap=:"],
+            ["sbatch", "--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=:"],
         ),
     ],
     ids=["asked for by the driver", "warned of the time limit", "preempted"],
