@@ -65,8 +65,10 @@ test: $(READY)  ## the tests, without the slow ones
 test-all: $(READY)  ## all tests; those that lack a GPU or SLURM say so and skip
 	@$(PY) -m pytest -q -m "slow or not slow"
 
-bench: $(READY)  ## us and the peers, side by side
-	@for script in kmeans loss text_step; do echo "== $$script"; $(PY) -m benchmarks.$$script $(ARGS) || exit 1; done
+bench: $(READY)  ## us and the peers, side by side; CAPTIONS=file adds the text step
+	@$(PY) -m benchmarks.kmeans
+	@$(PY) -m benchmarks.loss
+	@$(if $(CAPTIONS),$(PY) -m benchmarks.text_step $(CAPTIONS))
 
 clean:  ## remove the environment and all caches; WORKSPACE stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

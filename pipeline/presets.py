@@ -24,6 +24,7 @@ QUICKSTART = Recipe(
     emoji=EmojiConfig(),
     leakage_split="test",
     embed=EmbedConfig(backbone=BackboneConfig(image_size=128), content="pooled"),
+    curate=CurateConfig(share=0.7, levels=LevelsConfig(clusters=(1000, 100)), text=TextConfig(clusters=1000)),
     tokenizer=TokenizerConfig(vocab_size=2048),
     train=TrainConfig(
         model=ModelConfig(
@@ -36,7 +37,12 @@ QUICKSTART = Recipe(
         parallel=ParallelConfig(dtype="bfloat16"),
         checkpoint=CheckpointConfig(every_steps=50),
     ),
-    evaluate=EvaluateConfig(templates="emoji", segmentation=SegmentationConfig(short_side=224, window=128, stride=48)),
+    evaluate=EvaluateConfig(
+        templates="emoji",
+        segmentation=SegmentationConfig(
+            short_side=336, window=224, stride=112, background="threshold", background_cosine=0.25
+        ),
+    ),
     report=ReportConfig(title="dino.txt quickstart", subtitle="Emoji drawings; two vendors were never trained on"),
 )
 
