@@ -96,7 +96,7 @@ def _equal_hashes(
 
 def _close_hashes(
     pool: EmbeddingShards, other: EmbeddingShards, among: Int64[np.ndarray, " n"], bits: int
-) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
     """All rows of the pool with a close evaluation hash; distinct hashes are compared, then spread to their rows."""
     hashes, known = pool.hashes(PERCEPTUAL_HASH)[among], other.hashes(PERCEPTUAL_HASH)
     ours, inverse = np.unique(hashes, return_inverse=True)

@@ -168,7 +168,7 @@ def _width(dtype: str) -> int:
     return 1 if dtype == "int8" else 2
 
 
-def human_bytes(count: float) -> str:
+def human_bytes(count: float | int) -> str:
     """1234567 -> '1.2 MB'."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000:
