@@ -88,21 +88,22 @@ FLICKR8K = Recipe(
         segmentation=("camvid.tar", "clothing.tar"),
         leakage=("flickr8k.tar",),
     ),
-    embed=EmbedConfig(content="tokens"),
+    embed=EmbedConfig(content="pooled"),
     curate=CurateConfig(share=0.9),
     train=TrainConfig(
         model=ModelConfig(
-            text=TextEncoderConfig(width=256, layers=4, heads=4, context=48), vision=VisionConfig(blocks=1)
+            text=TextEncoderConfig(width=256, layers=2, heads=4, context=48), vision=VisionConfig(blocks=0)
         ),
         batch_size=512,
-        num_steps=300,
+        num_steps=200,
         val_every=50,
-        holdout=0.05,
-        optim=OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=30),
+        optim=OptimConfig(lr=2e-3, weight_decay=5.0, warmup_steps=20),
+        parallel=ParallelConfig(dtype="bfloat16"),
         checkpoint=CheckpointConfig(every_steps=50),
     ),
     evaluate=EvaluateConfig(split="val", segmentation=SegmentationConfig(short_side=352, window=224, stride=112)),
     report=ReportConfig(title="dino.txt on Flickr8k"),
+    compare_uncurated=False,
 )
 
 VITL14 = Recipe(
