@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 POLL_S = 2.0
 PARAM_CHARS = 500
+TRAINING_PAGES = {"mlflow.experimentKind": "custom_model_development"}  # otherwise the site opens on its GenAI side
 
 
 def tracking_uri(workspace: Path) -> str:
@@ -56,7 +57,7 @@ class Tracking:
         found = self._client.get_experiment_by_name(recipe)
         local = f"{workspace.resolve().as_uri()}/mlartifacts" if self.uri.startswith("sqlite") else None
         self._experiment = (
-            found.experiment_id if found else self._client.create_experiment(recipe, artifact_location=local)
+            found.experiment_id if found else self._client.create_experiment(recipe, local, TRAINING_PAGES)
         )
         self._end_abandoned()
         name = time.strftime(f"{recipe} %F %T")
