@@ -12,6 +12,7 @@ from slurm_harness import local_slurm, missing, wait_for_end
 
 from cluster.allocation import REQUEUE_CODE, _per_node
 from cluster.resources import Resources
+from cluster.session import ROOT
 from cluster.slurm import _minutes, submit
 
 CENSUS = """
@@ -133,3 +134,17 @@ def test_an_interrupted_job_runs_again(slurm: Path, tmp_path: Path, first_time: 
 
 def logs(folder: Path, job: str) -> str:
     return "\n".join(f"== {path}\n{path.read_text()}" for path in sorted((folder / job).glob("*.[lo][ou][gt]")))
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(600)
+def test_a_submitted_recipe_ends_with_a_report(slurm: Path, tmp_path: Path) -> None:
+    """The debug recipe as one job of two nodes, a training worker on each."""
+    command = [sys.executable, "-m", "pipeline", "submit", "debug", "--workspace", str(tmp_path / "w")]
+    asked = {"nodes": 2, "workers": 2, "cpus": 1.0, "time-min": 30}
+    flags = [word for name, value in asked.items() for word in (f"--train.resources.{name}", str(value))]
+    subprocess.run([*command, *flags], cwd=ROOT, check=True, capture_output=True)
+    (job,) = [path.name for path in (tmp_path / "w" / "jobs").iterdir() if path.is_dir()]
+    ended = wait_for_end(job, 500.0)
+    assert ended["JobState"] == "COMPLETED", logs(tmp_path / "w" / "jobs", job)
+    assert list((tmp_path / "w").glob("report/*/report.html"))
