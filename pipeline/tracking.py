@@ -4,6 +4,7 @@ The store is `$MLFLOW_TRACKING_URI`, or an sqlite database inside the workspace.
 first failure it warns once and is off for the rest of the run.
 """
 
+import fcntl
 import logging
 import os
 import socket
@@ -50,7 +51,8 @@ class Tracking:
         self.uri = tracking_uri(workspace)
         self.is_on = True
         self._lock = threading.RLock()
-        self._guard(lambda: self._open(workspace, recipe, config, tags))
+        with _one_at_a_time(workspace):
+            self._guard(lambda: self._open(workspace, recipe, config, tags))
 
     def _open(self, workspace: Path, recipe: str, config: object, tags: Mapping[str, str]) -> None:
         self._client = mlflow.MlflowClient(self.uri)
@@ -146,6 +148,16 @@ class Tracking:
             log.warning("tracking=off uri=%s reason=%s: the run goes on without", self.uri, reason)
             self.is_on = False
             return None
+
+
+@contextmanager
+def _one_at_a_time(workspace: Path) -> Iterator[None]:
+    """MLflow creates its tables on first use, and two runs that begin together would both try."""
+    path = workspace / ".locks" / "mlflow"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _owner() -> dict[str, str]:
