@@ -31,7 +31,6 @@ T = TypeVar("T")
 
 POLL_S = 2.0
 PARAM_CHARS = 500
-TRAINING_PAGES = {"mlflow.experimentKind": "custom_model_development"}  # otherwise the site opens on its GenAI side
 
 
 def tracking_uri(workspace: Path) -> str:
@@ -58,9 +57,7 @@ class Tracking:
         self._client = mlflow.MlflowClient(self.uri)
         found = self._client.get_experiment_by_name(recipe)
         local = f"{workspace.resolve().as_uri()}/mlartifacts" if self.uri.startswith("sqlite") else None
-        self._experiment = (
-            found.experiment_id if found else self._client.create_experiment(recipe, local, TRAINING_PAGES)
-        )
+        self._experiment = found.experiment_id if found else self._client.create_experiment(recipe, local)
         self._end_abandoned()
         name = time.strftime(f"{recipe} %F %T")
         self._parent = self._client.create_run(self._experiment, run_name=name, tags={**tags, **_owner()})
@@ -75,7 +72,7 @@ class Tracking:
 
     @contextmanager
     def step(self, step: Step, out: Path) -> Iterator[Callable[[Mapping[str, float]], None]]:
-        """A nested run that follows `out/metrics.jsonl`; the yielded function records the step's summary."""
+        """A nested run that follows `out/metrics.jsonl`; the yielded function records the summary, as final/*."""
         run = self._guard(lambda: self._start_step(step))
         if run is None:
             yield lambda summary: None
@@ -87,7 +84,9 @@ class Tracking:
         follower.start()
         status = "FAILED"
         try:
-            yield lambda summary: self._log_metrics(run, [(name, value, 0) for name, value in summary.items()])
+            yield lambda summary: self._log_metrics(
+                run, [(f"final/{name}", value, 0) for name, value in summary.items()]
+            )
             status = "FINISHED"
         finally:
             stop.set()

@@ -38,7 +38,7 @@ def add(config: Config, *, out: Path, **inputs: Path) -> Mapping[str, float]:
     (out / "sum").write_text(str(total))
     for step in range(3):
         append_jsonl(out / "metrics.jsonl", {"step": step, "loss": 3.0 - step})
-    return {"sum": total}
+    return {"sum": total, "loss": 1.0}
 
 
 ONE = Step("one", "one", add, Config(1.0))
@@ -67,7 +67,7 @@ def test_steps_run_once_and_feed_each_other(run: Callable[..., Store]) -> None:
     store = run(ALL)
     record = store.record(ALL)
     assert record is not None
-    assert record.summary == {"sum": 9.0}
+    assert record.summary == {"sum": 9.0, "loss": 1.0}
     before = {path: path.stat().st_mtime_ns for path in store.workspace.rglob("sum")}
     run(ALL)
     assert {path: path.stat().st_mtime_ns for path in store.workspace.rglob("sum")} == before
@@ -123,6 +123,6 @@ def test_tracking_holds_one_parent_and_a_nested_run_per_step(
     parent = next(run for name, run in runs.items() if name not in ("one", "two"))
     assert parent.info.status == runs["two"].info.status == "FINISHED"
     assert runs["one"].data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert runs["two"].data.metrics["sum"] == 3.0
+    assert runs["two"].data.metrics["final/sum"] == 3.0
     assert [point.value for point in client.get_metric_history(runs["one"].info.run_id, "loss")] == [3.0, 2.0, 1.0]
     assert tracking[0].is_on
