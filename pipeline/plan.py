@@ -13,19 +13,17 @@ from curation.backbone import geometry_of
 from pipeline.costs import (
     ADAMW_BYTES,
     TokenGrid,
-    backbone_flop,
     gpu_hours,
-    head_flop,
     model_on_paper,
     num_parameters,
     stored_bytes,
     stored_grid,
-    text_flop,
 )
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.recipes import Recipe
 from pipeline.step import Output, Step, in_order
 from pipeline.store import Record, Store
+from train.flop import TRAINING, backbone_flop, head_flop, text_flop
 from train.model import DinoTxt
 
 SUSTAINED_TFLOPS = 400.0  # bf16 on one H100
@@ -123,8 +121,10 @@ class StepCost:
 def _arithmetic_table(recipe: Recipe, model: DinoTxt, full: TokenGrid) -> Table:
     kept = stored_grid(full, recipe.embed.content, recipe.embed.grid)
     live = backbone_flop(recipe.embed.backbone)
-    reference = StepCost(live or 0.0, 3 * text_flop(model, PADDED_TOKENS), 3 * head_flop(model, full))
-    ours = StepCost(0.0, 3 * text_flop(model, CAPTION_TOKENS), 3 * head_flop(model, kept))
+    reference = StepCost(
+        live or 0.0, TRAINING * text_flop(model, PADDED_TOKENS), TRAINING * head_flop(model, full.num_tokens)
+    )
+    ours = StepCost(0.0, TRAINING * text_flop(model, CAPTION_TOKENS), TRAINING * head_flop(model, kept.num_tokens))
     pairs = recipe.train.batch_size * recipe.train.num_steps
     seen = f"{recipe.train.num_steps:,} steps of {recipe.train.batch_size:,}"
     title = (

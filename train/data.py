@@ -39,11 +39,13 @@ class Batch:
     cls: Float32[Tensor, "b d"]
     registers: Float32[Tensor, "b r d"]
     patches: Float32[Tensor, "b p d"]
+    num_truncated: int = 0
+    """Captions that were cut to the context."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         tensors = (tensor.to(device, non_blocking=True) for tensor in (self.cls, self.registers, self.patches))
-        return Batch(self.keys, self.captions.to(device), *tensors)
+        return Batch(self.keys, self.captions.to(device), *tensors, num_truncated=self.num_truncated)
 
     def inputs(self) -> tuple[Packed, Tensor, Tensor, Tensor]:
         """What the model takes."""
@@ -90,7 +92,8 @@ class Pairs:
         ]
         vectors = (torch.from_numpy(vector) for vector in self.shards.gather_tokens(rows))
         keys = self.selected_keys.take(pa.array(places)).to_pylist()
-        return Batch(keys, pack(self.tokenizer.encode(captions, self.context)), *vectors)
+        token_ids, num_truncated = encode(self.tokenizer, captions, self.context)
+        return Batch(keys, pack(token_ids), *vectors, num_truncated=num_truncated)
 
     @contextmanager
     def batches(
@@ -131,6 +134,13 @@ def _ahead(pairs: Pairs, steps: range, batch_size: int, rank: int, world: int) -
         ended.set()
         free.release()
         thread.join()
+
+
+def encode(tokenizer: Tokenizer, captions: Sequence[str], context: int) -> tuple[list[list[int]], int]:
+    """Token ids of each caption, at most `context` and always with end-of-text, and how many captions were cut."""
+    one_more = tokenizer.encode(captions, context + 1)
+    kept = [ids if len(ids) <= context else [*ids[: context - 1], tokenizer.end_of_text] for ids in one_more]
+    return kept, sum(len(ids) > context for ids in one_more)
 
 
 def key_hashes(keys: Sequence[str]) -> UInt64[np.ndarray, " n"]:

@@ -18,14 +18,17 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from cluster.files import append_jsonl, read_jsonl, write_atomic
 from cluster.resources import MACHINE_FACT, Resources
+from curation.schema import PATCHES, REGISTERS
 from train.checkpoint import CheckpointConfig, Checkpoints
 from train.data import Pairs, mix
 from train.export import export_model
+from train.flop import TRAINING, captions_flop, head_flop
 from train.gradients import backward, clip_gradients, split
 from train.loss import LossConfig
 from train.model import DinoTxt, Features, ModelConfig
 from train.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from train.parallel import ParallelConfig, parallelize, plain_name
+from train.speed import Speed
 from train.tokenizer import load_tokenizer
 from train.validation import batch_accuracy, validate
 
@@ -103,10 +106,11 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
             "training from_step=%d steps=%d pairs=%d world=%d", start, config.num_steps, len(pairs.train_places), world
         )
 
-    window = Window()
+    image_flop = head_flop(model, 1 + pairs.spec.num_tokens(REGISTERS) + pairs.spec.num_tokens(PATCHES))
+    speed = Speed()
     with pairs.batches(start, config.num_steps, config.batch_size, rank, world) as batches:
         for step in range(start, config.num_steps):
-            with window.waiting():
+            with speed:
                 batch = next(batches)
             parts = [part.to(device) for part in split(batch, config.micro_batch)]
             lr = learning_rate(step, config.num_steps, config.optim)
@@ -129,7 +133,8 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
             optimizer.step()
             optimizer.zero_grad()
             model.logit_scale.clamp()
-            window.add(config.batch_size, len(batch.captions.tokens) * world)
+            flop = TRAINING * (captions_flop(model, batch.captions.groups) + len(batch.keys) * image_flop)
+            speed.add(len(batch.keys), len(batch.captions.tokens), batch.num_truncated, flop)
 
             done, is_last = step + 1, step + 1 == config.num_steps
             if done % config.log_every == 0 or is_last or done % config.val_every == 0:
@@ -139,12 +144,12 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
                     "grad_norm": float(grad_norm),
                     "logit_scale": float(features.scale),
                 }
-                numbers |= {"batch_accuracy": batch_accuracy(features), **window.rates()}
+                numbers |= {"batch_accuracy": batch_accuracy(features), **speed.rates(device)}
                 if done % config.val_every == 0 or is_last:
                     numbers |= validate(model, pairs, config.val_rows, config.loss, device)
                 if rank == 0:
                     append_jsonl(job.out / METRICS, {"step": done, "time": time.time(), **numbers})
-                window = Window()
+                speed = Speed()
             checkpoints.poll()
             if (must_save or must_stop) and not is_last:
                 checkpoints.save(done)
@@ -201,34 +206,3 @@ def full_weights(model: DinoTxt) -> dict[str, torch.Tensor]:
     """Whole float32 tensors on the CPU of rank 0, by plain names."""
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return {plain_name(name): tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-
-
-class Window:
-    """Speeds since it was made."""
-
-    def __init__(self) -> None:
-        self.started_s = time.perf_counter()
-        self.waited_s, self.num_pairs, self.num_tokens, self.num_steps = 0.0, 0, 0, 0
-
-    def waiting(self) -> "Window":
-        return self
-
-    def __enter__(self) -> None:
-        self.wait_started_s = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.waited_s += time.perf_counter() - self.wait_started_s
-
-    def add(self, num_pairs: int, num_tokens: int) -> None:
-        self.num_pairs += num_pairs
-        self.num_tokens += num_tokens
-        self.num_steps += 1
-
-    def rates(self) -> dict[str, float]:
-        """Pairs and tokens a second over all ranks, and the share of the time spent waiting for data."""
-        elapsed_s = max(1e-9, time.perf_counter() - self.started_s)
-        return {
-            "pairs_per_s": self.num_pairs / elapsed_s,
-            "tokens_per_s": self.num_tokens / elapsed_s,
-            "data_wait": self.waited_s / elapsed_s,
-        }

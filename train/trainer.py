@@ -79,7 +79,15 @@ def run(config: TrainConfig, *, out: Path, embeddings: Path, selection: Path, to
         )
     for folder in (CHECKPOINTS, RAY_FOLDER):
         shutil.rmtree(job.out / folder, ignore_errors=True)
-    return summary(rows, config.batch_size)
+    found = summary(rows, config.batch_size)
+    if found["captions_cut"]:
+        log.warning(
+            "captions cut to %d tokens: %d (%.1f %% of those seen); raise train.model.text.context to keep them whole",
+            context,
+            found["captions_cut"],
+            100 * found["captions_cut_share"],
+        )
+    return found
 
 
 def placement(config: TrainConfig) -> Resources:
@@ -200,13 +208,16 @@ def _followed(metrics: Path, num_steps: int) -> Iterator[None]:
 
 
 def summary(rows: list[dict], batch_size: int) -> dict[str, float]:
-    """The last value of every metric, those of the held-out pairs first, and the speed over the whole run."""
+    """The last value of every metric, those of the held-out pairs first; speed and cut captions over the whole run."""
     last: dict[str, float] = {}
     for row in rows:
         last |= row
-    last.pop("time", None)
+    del last["time"]
+    num_cut = sum(row["captions_cut"] for row in rows)
     steps = [row["step"] for row in rows]
     weights = [after - before for before, after in zip([0, *steps], steps, strict=False)]
     seconds = sum(batch_size * count / row["pairs_per_s"] for count, row in zip(weights, rows, strict=True))
-    last = {name: float(value) for name, value in last.items()} | {"pairs_per_s": batch_size * steps[-1] / seconds}
+    num_pairs = batch_size * steps[-1]
+    whole = {"pairs_per_s": num_pairs / seconds, "captions_cut": num_cut, "captions_cut_share": num_cut / num_pairs}
+    last = {name: float(value) for name, value in (last | whole).items()}
     return dict(sorted(last.items(), key=lambda item: not item[0].startswith("val_")))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.data import Pairs, key_hashes, mix, permute
+from train.data import Pairs, encode, key_hashes, mix, permute
 from train.tokenizer import load_tokenizer
 
 
@@ -88,3 +88,14 @@ def test_vectors_are_those_of_the_keys(pooled_pairs: dict[str, Path]) -> None:
     all_keys = data.shards.keys().to_pylist()
     rows = np.array([all_keys.index(key) for key in batch.keys])
     np.testing.assert_array_equal(batch.cls.numpy(), data.shards.gather_tokens(rows)[0])
+
+
+@pytest.mark.parametrize("context", [4, 5, 6, 40])
+def test_long_captions_are_cut_with_end_of_text_kept_and_counted(pooled_pairs: dict[str, Path], context: int) -> None:
+    tokenizer = load_tokenizer(pooled_pairs["tokenizer"])
+    texts = ["a red apple in the snow", "dog, blue", "a green boat by the old sea wall", "cat"]
+    whole = tokenizer.encode(texts, 1000)
+    kept, num_cut = encode(tokenizer, texts, context)
+    assert num_cut == sum(len(ids) > context for ids in whole)
+    assert kept == [ids if len(ids) <= context else [*ids[: context - 1], ids[-1]] for ids in whole]
+    assert kept == tokenizer.encode(texts, context)

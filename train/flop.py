@@ -1,0 +1,77 @@
+"""FLOP of the model by arithmetic, and the rate that a GPU could reach.
+
+A multiply-add counts as 2 FLOP; training costs 3 times the forward pass of what is trained; norms, activations, the
+loss and what is recomputed are left out. Checked against the figures of ViT-L/14 (arXiv:2412.16334): 162 GFLOP an
+image, 73 a caption padded to 77.
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from curation import dinov2
+from curation.backbone import BackboneConfig
+from train.model import DinoTxt
+
+TRAINING = 3  # forward, and the gradients of inputs and of weights
+PEAK_TFLOPS = {  # dense bfloat16, by what the device's name holds; the vendors' data sheets
+    "H200 NVL": 835.0,
+    "H200": 989.4,
+    "GH200": 989.4,
+    "H100 NVL": 835.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.4,
+    "H20": 148.0,
+    "B200": 2250.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "MI300X": 1307.4,
+}
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Dense bfloat16 peak of a GPU, TFLOP/s; None for a device that is not in the table."""
+    words = device_name.replace("-", " ").split()
+    found = [name for name in PEAK_TFLOPS if all(word in words for word in name.split())]
+    return PEAK_TFLOPS[max(found, key=len)] if found else None
+
+
+def text_flop(model: DinoTxt, num_tokens: float) -> float:
+    """Forward FLOP of one caption of so many tokens."""
+    return captions_flop(model, [(1, num_tokens)])
+
+
+def captions_flop(model: DinoTxt, groups: Sequence[tuple[int, float | int]]) -> float:
+    """Forward FLOP of packed captions, given as (captions, tokens each); causal attention computes half its square."""
+    text = model.config.text
+    captions = sum(count for count, _ in groups)
+    tokens = sum(count * length for count, length in groups)
+    attention = text.layers * text.width * sum(count * length**2 for count, length in groups)
+    return 2.0 * (
+        _matrix_weights(model.text.blocks) * tokens + captions * model.text.projection.weight.numel() + attention
+    )
+
+
+def head_flop(model: DinoTxt, num_tokens: int) -> float:
+    """Forward FLOP of the vision head on one image of so many tokens."""
+    attention = model.config.vision.blocks * 2 * num_tokens**2 * model.image_dim
+    return 2.0 * (_matrix_weights(model.vision.blocks) * num_tokens + attention)
+
+
+def backbone_flop(config: BackboneConfig) -> float | None:
+    """Forward FLOP of one image; None for a backbone that is not a DINOv2."""
+    architecture = dinov2.MODELS.get(config.name)
+    if architecture is None:
+        return None
+    patches = (config.image_size // dinov2.PATCH_SIZE) ** 2
+    tokens = 1 + architecture.num_registers + patches
+    matrices = 3 if architecture.swiglu else 2
+    linear = 4 * architecture.dim**2 + matrices * architecture.dim * architecture.mlp_dim
+    embed = patches * 3 * dinov2.PATCH_SIZE**2 * architecture.dim
+    attention = 2 * tokens**2 * architecture.dim
+    return 2.0 * (embed + architecture.depth * (tokens * linear + attention))
+
+
+def _matrix_weights(module: nn.Module) -> int:
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
