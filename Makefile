@@ -4,7 +4,7 @@ WORKSPACE ?= workspace
 ARGS      ?=
 PORT      ?= 5000
 PYTHON    ?= python3
-EXTRAS    ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu),quickstart,dev
+EXTRAS    ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu),quickstart,export,dev
 
 VENV     := .venv
 READY    := $(VENV)/ready

@@ -36,6 +36,7 @@ VERBS = {
     "status": "every output in the workspace, with its summary",
     "show": "results of a recipe; the record of one STEP; why curation kept or dropped one KEY",
     "verify": "check every finished output against its record and checksums",
+    "export": "a trained model as safetensors, published dinotxt, huggingface and onnx, each compared with it",
     "config": "print the recipe as YAML, with each field's documentation",
 }
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -83,12 +84,17 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("verb", metavar="VERB")
     found.add_argument("recipe", nargs="?", default="quickstart", metavar="RECIPE")
-    found.add_argument("words", nargs="*", metavar="STEP [KEY]", help="with show: a step, and a pair's key")
+    found.add_argument(
+        "words", nargs="*", metavar="STEP [KEY]", help="with show and export: a step; with show, a pair's key"
+    )
     found.add_argument("--workspace", type=Path, default=Path("workspace"), help="folder of all outputs")
     found.add_argument("--only", nargs="+", default=[], metavar="STEP", help="run these steps and what they lack")
     found.add_argument("--force", nargs="+", default=[], metavar="STEP", help="run these steps though they are done")
     found.add_argument("--rows", type=int, default=0, help="with plan: pairs in the pool, when it is not embedded yet")
     found.add_argument("--json", action="store_true", help="with status and show: for machines")
+    found.add_argument("--to", type=Path, metavar="FOLDER", help="with export: where the folders of the formats go")
+    found.add_argument("--format", nargs="+", default=[], metavar="FORMAT", help="with export: these formats, not all")
+    found.add_argument("--model", type=Path, metavar="FOLDER", help="with export: this model instead of the recipe's")
     found.add_argument("--verbose", action="store_true", help="every log line, and the workers' output")
     return found
 

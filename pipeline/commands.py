@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster import slurm
-from cluster.files import write_atomic
+from cluster.files import sha256_file, write_atomic
 from cluster.logs import console as progress_console
 from curation.backbone import describe
 from curation.decisions import why
@@ -24,6 +24,9 @@ from pipeline.runner import environment, git_state, headline, run_steps
 from pipeline.step import Step, in_order
 from pipeline.store import Record, Store
 from pipeline.tracking import Tracking, tracking_uri
+from train.export import LoadedModel
+from train.formats import FORMATS, export_format, read_model
+from train.loop import MODEL
 
 
 def plan(recipe: Recipe, options: Namespace, console: Console) -> int:
@@ -154,6 +157,45 @@ def verify(recipe: Recipe, options: Namespace, console: Console) -> int:
     return 1 if bad else 0
 
 
+def export(recipe: Recipe, options: Namespace, console: Console) -> int:
+    """Every format asked for; one that the model cannot have is named, and the others are still made."""
+    if options.to is None:
+        raise ValueError("export without a folder to write into: add --to FOLDER")
+    for name in options.format:
+        if name not in FORMATS:
+            raise ValueError(f"there is no format {name!r}{nearest(name, FORMATS)}; formats: {', '.join(FORMATS)}")
+    loaded, source = exported_model(recipe, options)
+    table, failed = Table("format", "folder", "differs from the model by at most", box=None), False
+    for name in options.format or FORMATS:
+        try:
+            parity = export_format(name, loaded, options.to, source)["parity"]
+            table.add_row(
+                name, str(options.to / name), "  ".join(f"{kind} {value:.1e}" for kind, value in parity.items())
+            )
+        except ValueError as error:
+            failed = True
+            table.add_row(name, "[red]not made[/red]", str(error))
+    console.print(table)
+    return 1 if failed else 0
+
+
+def exported_model(recipe: Recipe, options: Namespace) -> tuple[LoadedModel, dict[str, str]]:
+    """The model to export and where it is from: a folder, or a train step of the recipe (`train` if none is named)."""
+    if options.model:
+        weights = sorted(path for path in options.model.glob("*") if path.suffix in (".safetensors", ".pth"))
+        return read_model(options.model), {path.name: sha256_file(path) for path in weights}
+    steps, store = build_steps(recipe), Store(options.workspace)
+    step = find_step(steps, options.words[0] if options.words else "train")
+    if step.name != "train":
+        raise ValueError(f"step {step.label} makes no model: name a train step, such as `export {recipe.name} train`")
+    if store.record(step) is None:
+        raise ValueError(f"step {step.label} has not run: `python -m pipeline run {recipe.name} --only {step.label}`")
+    store.check_sizes(step)
+    folder = store.folder(step)
+    source = {"recipe": recipe.name, "step": step.label, "fingerprint": folder.name}
+    return read_model(folder / MODEL), source
+
+
 def config(recipe: Recipe, options: Namespace, console: Console) -> int:
     print(dump_recipe(recipe), end="")
     return 0
@@ -166,6 +208,7 @@ COMMANDS: dict[str, Callable[[Recipe, Namespace, Console], int]] = {
     "status": status,
     "show": show,
     "verify": verify,
+    "export": export,
     "config": config,
 }
 

@@ -12,9 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from train.model import HEAD_DIM, DinoTxt, LogitScale, ModelConfig, TextConfig, VisionConfig
+from curation.schema import EmbeddingSpec
+from train.export import LoadedModel
+from train.model import HEAD_DIM, DinoTxt, LogitScale, ModelConfig, TextConfig, VisionConfig, num_heads
+from train.tokenizer import load_tokenizer
 
 State = dict[str, Tensor]
+HEAD_FILE, TEXT_FILE = "dinotxt_vision_head.pth", "dinotxt_text_encoder.pth"
 HEAD_NAMES = (
     (r"vision\.norm\.", "ln_final."),
     (r"vision\.blocks\.(\d+)\.attention_norm\.", r"block_list.\1.norm1."),
@@ -47,6 +51,47 @@ def write_published(
     """Write a model as the two published files, in the key style of DINOv2's release or DINOv3's."""
     for state, path in zip(to_published(model.state_dict(), blocks), (head, text), strict=True):
         torch.save(state, path)
+
+
+def write_published_folder(folder: Path, loaded: LoadedModel) -> None:
+    """Write a model as the two published files beside its tokenizer; ValueError when their form cannot hold it."""
+    config, dim = loaded.model.config, loaded.spec.dim
+    if config.vision.pooling != "concat":
+        raise ValueError(
+            f"pooling {config.vision.pooling!r} in published files: whoever reads them takes concat(CLS, patch mean); "
+            "export another format, or train with pooling=concat"
+        )
+    for what, width, heads in (("text", config.text.width, config.text.heads), ("vision", dim, num_heads(dim))):
+        if width != heads * HEAD_DIM and (what == "text" or config.vision.blocks):
+            raise ValueError(
+                f"{what} width {width} in published files: whoever reads them takes one head for every {HEAD_DIM} "
+                "channels, which this model has not; export another format, or train with such a width"
+            )
+    write_published(loaded.model, folder / HEAD_FILE, folder / TEXT_FILE)
+    loaded.tokenizer.save(folder)
+
+
+def load_published(folder: Path) -> LoadedModel:
+    """The model of a folder with the two published files (`*head*.pth`, `*text*.pth`) and a tokenizer's files.
+
+    The files do not name their backbone; its tokens are taken to be those of the release: 224 pixels, 4 registers.
+    """
+    found = [sorted(folder.glob(pattern)) for pattern in ("*head*.pth", "*text*.pth")]
+    if [len(files) for files in found] != [1, 1]:
+        raise ValueError(
+            f"{folder} holds {[path.name for files in found for path in files]}: one head (*head*.pth) and one text "
+            "encoder (*text*.pth) are needed, with vocab.json and merges.txt beside them"
+        )
+    model, tokenizer = read_published(found[0][0], found[1][0]), load_tokenizer(folder)
+    if tokenizer.vocab_size != model.text.token_embedding.num_embeddings:
+        raise ValueError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} pieces, the text encoder "
+            f"{model.text.token_embedding.num_embeddings}: they must be of one model; put its own tokenizer there"
+        )
+    spec = EmbeddingSpec(
+        "", "", "published dino.txt weights", 224, model.image_dim, 4, (16, 16), "tokens", "float16", "", 0
+    )
+    return LoadedModel(model, tokenizer, spec)
 
 
 def from_published(head: State, text: State) -> DinoTxt:
