@@ -11,22 +11,10 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from train.attention import pack, unpack
-from train.data import Batch, mix
+from train.batch import Batch
 from train.loss import LossConfig, global_loss
 from train.model import DinoTxt, Features
-
-
-def split(batch: Batch, most_pairs: int) -> list[Batch]:
-    """The batch in parts of at most so many pairs, each packed anew; 0: one part."""
-    if not most_pairs or len(batch.keys) <= most_pairs:
-        return [batch]
-    captions = unpack(batch.captions)
-    cuts = [slice(start, start + most_pairs) for start in range(0, len(batch.keys), most_pairs)]
-    return [
-        Batch(batch.keys[cut], pack(captions[cut]), batch.cls[cut], batch.registers[cut], batch.patches[cut])
-        for cut in cuts
-    ]
+from train.shuffle import mix
 
 
 def backward(model: DinoTxt, parts: list[Batch], config: LossConfig, seed: int) -> tuple[Float32[Tensor, ""], Features]:
@@ -56,7 +44,7 @@ def backward(model: DinoTxt, parts: list[Batch], config: LossConfig, seed: int) 
 
 def _encode(model: DinoTxt, part: Batch, seed: int) -> Features:
     torch.manual_seed(seed)  # drop path: the same rows in both passes, and after a resume
-    return model(*part.inputs())
+    return model(*part.to(model.logit_scale.log.device).inputs())
 
 
 def clip_gradients(model: DinoTxt, clip_norm: float, replicas: int) -> Float32[Tensor, ""]:

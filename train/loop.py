@@ -19,15 +19,17 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from cluster.files import append_jsonl, read_jsonl, write_atomic
 from cluster.resources import MACHINE_FACT, Resources
 from curation.schema import PATCHES, REGISTERS
+from train.batch import split
 from train.checkpoint import CheckpointConfig, Checkpoints
-from train.data import Pairs, mix
+from train.data import CaptionUse, Pairs
 from train.export import export_model
 from train.flop import TRAINING, captions_flop, head_flop
-from train.gradients import backward, clip_gradients, split
+from train.gradients import backward, clip_gradients
 from train.loss import LossConfig
 from train.model import DinoTxt, Features, ModelConfig
 from train.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from train.parallel import ParallelConfig, parallelize, plain_name
+from train.shuffle import ShuffleConfig, mix
 from train.speed import Speed
 from train.tokenizer import load_tokenizer
 from train.validation import batch_accuracy, validate
@@ -61,6 +63,9 @@ class TrainConfig:
     """Steps between lines of metrics."""
     micro_batch: int = 0
     """Pairs of a rank encoded at once, features cached between two passes (exact); 0: all in one pass."""
+    captions: CaptionUse = "draw"
+    """draw: one caption a pair and epoch; all: every caption once an epoch, no image twice in a batch."""
+    shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -91,28 +96,35 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
     """Train from the last complete checkpoint or from scratch; False when it was told to stop before the end."""
     rank, world = dist.get_rank(), dist.get_world_size()
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    tokenizer = load_tokenizer(job.tokenizer)
-    pairs = Pairs(job.embeddings, job.selection, tokenizer, config.model.text.context, config.holdout, config.seed)
+    pairs = read_pairs(config, job)
     check(config, pairs, world)
 
     torch.manual_seed(config.seed)
-    model = parallelize(DinoTxt(config.model, tokenizer.vocab_size, pairs.spec.dim).to(device), config.parallel, device)
+    model = parallelize(
+        DinoTxt(config.model, pairs.tokenizer.vocab_size, pairs.spec.dim).to(device), config.parallel, device
+    )
     optimizer = make_optimizer(model, config.optim)
     checkpoints = Checkpoints(job.out / CHECKPOINTS, config.checkpoint, model, optimizer)
     start = checkpoints.load()
     if rank == 0:
         keep_metrics(job.out / METRICS, start)
         log.info(
-            "training from_step=%d steps=%d pairs=%d world=%d", start, config.num_steps, len(pairs.train_places), world
+            "training from_step=%d steps=%d pairs=%d epoch_steps=%d world=%d",
+            start,
+            config.num_steps,
+            len(pairs.train_places),
+            pairs.epoch_steps(config.batch_size),
+            world,
         )
 
     image_flop = head_flop(model, 1 + pairs.spec.num_tokens(REGISTERS) + pairs.spec.num_tokens(PATCHES))
     speed = Speed()
-    with pairs.batches(start, config.num_steps, config.batch_size, rank, world) as batches:
+    ahead_on = torch.device("cpu") if config.micro_batch else device  # parts go there one by one
+    with pairs.batches(start, config.num_steps, config.batch_size, rank, world, ahead_on) as batches:
         for step in range(start, config.num_steps):
             with speed:
                 batch = next(batches)
-            parts = [part.to(device) for part in split(batch, config.micro_batch)]
+            parts = split(batch, config.micro_batch)
             lr = learning_rate(step, config.num_steps, config.optim)
             set_learning_rate(optimizer, lr)
 
@@ -159,9 +171,23 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
     checkpoints.wait()
     weights = full_weights(model)
     if rank == 0:
-        export_model(job.out / MODEL, config.model, weights, tokenizer, pairs.spec)
+        export_model(job.out / MODEL, config.model, weights, pairs.tokenizer, pairs.spec)
     dist.barrier()
     return True
+
+
+def read_pairs(config: TrainConfig, job: Job) -> Pairs:
+    """The pairs of a run, as each rank opens them."""
+    return Pairs(
+        job.embeddings,
+        job.selection,
+        load_tokenizer(job.tokenizer),
+        config.model.text.context,
+        config.holdout,
+        config.seed,
+        config.shuffle,
+        config.captions,
+    )
 
 
 def check(config: TrainConfig, pairs: Pairs, world: int) -> None:

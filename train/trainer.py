@@ -27,9 +27,7 @@ from cluster.resources import Resources
 from cluster.session import session
 from cluster.threads import limit_threads
 from train.checkpoint import complete_checkpoints, step_of
-from train.data import Pairs
-from train.loop import CHECKPOINTS, METRICS, Interruption, Job, TrainConfig, check, train
-from train.tokenizer import load_tokenizer
+from train.loop import CHECKPOINTS, METRICS, Interruption, Job, TrainConfig, check, read_pairs, train
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +60,7 @@ def run(config: TrainConfig, *, out: Path, embeddings: Path, selection: Path, to
         (job.out / name).unlink(missing_ok=True)
     with session():
         resources = placement(config)
-        context, holdout = config.model.text.context, config.holdout
-        pairs = Pairs(job.embeddings, job.selection, load_tokenizer(job.tokenizer), context, holdout, config.seed)
-        check(config, pairs, resources.workers)
-        del pairs
+        check(config, read_pairs(config, job), resources.workers)
         with _stop_on_signal(job.out), _followed(job.out / METRICS, config.num_steps):
             _fit(config, job, resources)
     if (job.out / FAILED).exists():
@@ -83,7 +78,7 @@ def run(config: TrainConfig, *, out: Path, embeddings: Path, selection: Path, to
     if found["captions_cut"]:
         log.warning(
             "captions cut to %d tokens: %d (%.1f %% of those seen); raise train.model.text.context to keep them whole",
-            context,
+            config.model.text.context,
             found["captions_cut"],
             100 * found["captions_cut_share"],
         )

@@ -24,13 +24,13 @@ DIM = 64
 def make_pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Path]]:
     """Write embeddings, selection and tokenizer of `rows` pairs; the paths by the names of the step's inputs."""
 
-    def make(rows: int = 240, content: str = "pooled") -> dict[str, Path]:
+    def make(rows: int = 240, content: str = "pooled", dtype: str = "float16") -> dict[str, Path]:
         folder = tmp_path_factory.mktemp(f"pairs-{content}")
         paths = {name: folder / name for name in ("embeddings", "selection", "tokenizer")}
         for path in paths.values():
             path.mkdir()
         registers, grid = (0, (1, 1)) if content == "pooled" else (2, (2, 2))
-        spec = EmbeddingSpec("random-vit", "d", "random", 32, DIM, registers, grid, content, "float16", "", 0)
+        spec = EmbeddingSpec("random-vit", "d", "random", 32, DIM, registers, grid, content, dtype, "", 0)
         half = rows // 2
         entries = [
             write_shard(paths["embeddings"] / f"shard-{index:05d}.arrow", spec, [columns(spec, start, stop)])
@@ -54,7 +54,7 @@ def columns(spec: EmbeddingSpec, start: int, stop: int) -> dict[str, object]:
     colour, thing, place = picks[:, 0] % 8, picks[:, 1] % 8, picks[:, 2] % 6
     noise = np.random.default_rng(start).standard_normal((count, 1, DIM)).astype(np.float32)
     captions = [
-        [f"a {COLOURS[c]} {THINGS[t]} {PLACES[p]}".strip(), f"{THINGS[t]}, {COLOURS[c]}"]
+        [f"a {COLOURS[c]} {THINGS[t]} {PLACES[p]}".strip(), f"{THINGS[t]}, {COLOURS[c]}", f"{THINGS[t]}"][: 2 + t % 2]
         for c, t, p in zip(colour, thing, place, strict=True)
     ]
     tokens = codes[colour][:, None] + codes[8 + thing][:, None] + 0.1 * noise

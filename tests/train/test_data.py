@@ -1,36 +1,29 @@
 """The loader: permutations, cuts among ranks, resume, held-out pairs, caption draws."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from train.data import Pairs, encode, key_hashes, mix, permute
+from train.attention import unpack
+from train.data import CaptionUse, Pairs, Share, encode
+from train.shuffle import ShuffleConfig
 from train.tokenizer import load_tokenizer
 
-
-def pairs(paths: dict[str, Path], seed: int = 0, holdout: float = 0.1) -> Pairs:
-    return Pairs(paths["embeddings"], paths["selection"], load_tokenizer(paths["tokenizer"]), 12, holdout, seed)
+ROWS, BLOCKS = ShuffleConfig(), ShuffleConfig("blocks", block_rows=10, window_blocks=4)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 64, 65, 1000])
-def test_permutation_reaches_every_place_once(size: int) -> None:
-    images = permute(np.arange(size), size, key=5)
-    assert sorted(images.tolist()) == list(range(size))
-
-
-def test_permutations_of_other_keys_differ_and_none_is_ordered() -> None:
-    first, second = (permute(np.arange(1000), 1000, key) for key in (1, 2))
-    assert (first == second).mean() < 0.02
-    assert abs(np.corrcoef(np.arange(1000), first)[0, 1]) < 0.1
-
-
-def test_shuffle_is_frozen() -> None:
-    """Golden: a change here silently breaks the resume of every run under way."""
-    first = permute(np.arange(10), 1000, mix(0, 0)).tolist()
-    assert first == [386, 241, 339, 151, 262, 919, 740, 427, 637, 222]
-    assert key_hashes(["a"]).tolist() == [3405396810240292928]
+def pairs(
+    paths: dict[str, Path],
+    seed: int = 0,
+    holdout: float = 0.1,
+    shuffle: ShuffleConfig = ROWS,
+    captions: CaptionUse = "draw",
+) -> Pairs:
+    tokenizer = load_tokenizer(paths["tokenizer"])
+    return Pairs(paths["embeddings"], paths["selection"], tokenizer, 12, holdout, seed, shuffle, captions)
 
 
 def test_an_epoch_holds_each_pair_at_most_once(pooled_pairs: dict[str, Path]) -> None:
@@ -43,8 +36,11 @@ def test_an_epoch_holds_each_pair_at_most_once(pooled_pairs: dict[str, Path]) ->
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_share_the_batch_that_one_rank_would_get(pooled_pairs: dict[str, Path], world: int) -> None:
-    data = pairs(pooled_pairs)
+@pytest.mark.parametrize("shuffle", [ROWS, BLOCKS])
+def test_ranks_share_the_batch_that_one_rank_would_get(
+    pooled_pairs: dict[str, Path], world: int, shuffle: ShuffleConfig
+) -> None:
+    data = pairs(pooled_pairs, shuffle=shuffle, captions="all")
     for step in (0, 9, 23):
         whole = data.batch(step, 24)
         parts = [data.batch(step, 24, rank, world) for rank in range(world)]
@@ -52,8 +48,27 @@ def test_ranks_share_the_batch_that_one_rank_would_get(pooled_pairs: dict[str, P
         assert sum(len(part.captions.tokens) for part in parts) == len(whole.captions.tokens)
 
 
-def test_batches_read_ahead_are_those_of_their_steps(pooled_pairs: dict[str, Path]) -> None:
-    data = pairs(pooled_pairs)
+@pytest.mark.parametrize("shuffle", [ROWS, BLOCKS])
+def test_all_captions_are_used_once_an_epoch_and_no_image_meets_itself(
+    pooled_pairs: dict[str, Path], shuffle: ShuffleConfig
+) -> None:
+    data, drawing = pairs(pooled_pairs, shuffle=shuffle, captions="all"), pairs(pooled_pairs)
+    counts = [len(captions) for captions in data.shards.captions(data.selected_rows[data.train_places])]
+    assert {2, 3} == set(counts)
+    assert data.epoch_steps(1) == sum(counts)
+    assert drawing.epoch_steps(1) == len(counts)
+    seen = []
+    for step in range(data.epoch_steps(8)):
+        batch = data.batch(step, 8)
+        assert len(set(batch.keys)) == 8
+        seen += list(zip(batch.keys, map(tuple, unpack(batch.captions)), strict=True))
+    assert max(Counter(seen).values()) == 1
+    assert len(seen) > sum(counts) - 8 * 3
+
+
+@pytest.mark.parametrize("shuffle", [ROWS, BLOCKS])
+def test_batches_read_ahead_are_those_of_their_steps(pooled_pairs: dict[str, Path], shuffle: ShuffleConfig) -> None:
+    data = pairs(pooled_pairs, shuffle=shuffle)
     with data.batches(5, 30, 24) as batches:
         seen = [next(batches).keys for _ in range(7)]
     assert seen == [data.batch(step, 24).keys for step in range(5, 12)]
@@ -78,16 +93,20 @@ def test_held_out_pairs_are_chosen_by_key_and_never_trained_on(pooled_pairs: dic
 def test_caption_drawn_depends_on_epoch_and_key_only(pooled_pairs: dict[str, Path]) -> None:
     data = pairs(pooled_pairs)
     places = data.train_places[:24]
-    epochs = [data._load(places, epoch).captions.tokens.tolist() for epoch in (0, 0, 1)]
+    epochs = [data._load(Share(epoch, 0, places)).captions.tokens.tolist() for epoch in (0, 0, 1)]
     assert epochs[0] == epochs[1] != epochs[2]
 
 
-def test_vectors_are_those_of_the_keys(pooled_pairs: dict[str, Path]) -> None:
-    data = pairs(pooled_pairs)
+@pytest.mark.parametrize(
+    ("content", "dtype"), [("pooled", "float16"), ("grid", "bfloat16"), ("grid", "int8"), ("grid", "float16")]
+)
+def test_vectors_are_those_of_the_keys(make_pairs: Callable[..., dict[str, Path]], content: str, dtype: str) -> None:
+    data = pairs(make_pairs(80, content=content, dtype=dtype))
     batch = data.batch(3, 24)
     all_keys = data.shards.keys().to_pylist()
     rows = np.array([all_keys.index(key) for key in batch.keys])
-    np.testing.assert_array_equal(batch.cls.numpy(), data.shards.gather_tokens(rows)[0])
+    for given, expected in zip(batch.inputs()[1:], data.shards.gather_tokens(rows), strict=True):
+        np.testing.assert_array_equal(given.float().numpy(), expected)
 
 
 @pytest.mark.parametrize("context", [4, 5, 6, 40])

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from train.attention import pack, unpack
-from train.data import Batch
-from train.gradients import backward, clip_gradients, split
+from train.batch import Batch, Stored, split
+from train.gradients import backward, clip_gradients
 from train.loss import LossConfig
 from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
 
@@ -16,8 +16,8 @@ CAPTIONS = [[2 + (7 * row + place) % 20 for place in range(row % 5)] + [1] for r
 
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(0)
-    vectors = [torch.randn(12, *shape, generator=generator) for shape in ((64,), (2, 64), (3, 64))]
-    return Batch([f"key-{row}" for row in range(12)], pack(CAPTIONS), *vectors)
+    vectors = [torch.randn(12, *shape, generator=generator) for shape in ((1, 64), (2, 64), (3, 64))]
+    return Batch([f"key-{row}" for row in range(12)], pack(CAPTIONS), tuple(Stored(vector) for vector in vectors))
 
 
 def gradients(parts: list[Batch], kind: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -43,7 +43,7 @@ def test_splitting_keeps_every_pair() -> None:
     parts = split(batch(), 5)
     assert [key for part in parts for key in part.keys] == batch().keys
     assert [caption for part in parts for caption in unpack(part.captions)] == CAPTIONS
-    assert torch.cat([part.patches for part in parts]).equal(batch().patches)
+    assert torch.cat([part.inputs()[3] for part in parts]).equal(batch().inputs()[3])
 
 
 @pytest.mark.usefixtures("process_group")

@@ -20,6 +20,7 @@ from train.loop import Job, TrainConfig, train
 from train.model import VisionConfig
 from train.optim import OptimConfig
 from train.parallel import ParallelConfig
+from train.shuffle import ShuffleConfig
 
 
 def job(paths: dict[str, Path], out: Path) -> Job:
@@ -70,6 +71,21 @@ def test_stopped_training_goes_on_bitwise_equal(
         [(row["step"], row["loss"]) for row in read_jsonl(out / "metrics.jsonl")] for out in (undisturbed, tmp_path)
     ]
     assert lines[0] == lines[1]
+
+
+@pytest.mark.usefixtures("process_group")
+def test_stopped_training_on_blocks_and_all_captions_goes_on_bitwise_equal(
+    pooled_pairs: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    config = replace(TINY, captions="all", shuffle=ShuffleConfig("blocks", block_rows=10, window_blocks=4))
+    assert train(config, job(pooled_pairs, tmp_path / "whole"))
+    steps = iter(range(1, 100))
+    assert not train(config, job(pooled_pairs, tmp_path / "cut"), lambda: "stop" if next(steps) == 10 else "")
+    assert train(config, job(pooled_pairs, tmp_path / "cut"))
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
 
 
 @pytest.mark.usefixtures("process_group")
