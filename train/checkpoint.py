@@ -2,10 +2,11 @@
 
 A save may run behind the training steps, on a process group of its own (on the default group gloo aborts the
 process). The marker is written by rank 0 when every rank has written its part; directories without it are never read.
-A checkpoint can be loaded on another number of ranks.
+A checkpoint can be loaded on another number of ranks. The best one, by the score in its marker, outlives the others.
 """
 
 import json
+import math
 import shutil
 import time
 import warnings
@@ -33,7 +34,7 @@ class CheckpointConfig:
     every_minutes: float = 15.0
     """Longest time between checkpoints, minutes."""
     keep: int = 2
-    """Complete checkpoints kept."""
+    """Complete checkpoints kept, beside the best one."""
     asynchronous: bool = True
     """Write behind the next steps instead of stopping for it."""
 
@@ -47,8 +48,10 @@ class Checkpoints:
         self.folder, self.config = folder, config
         self.tensors = checkpoint_tensors(model, optimizer)
         self.group = dist.new_group(backend="gloo")
-        self.pending: tuple[int, Future] | None = None
+        self.pending: tuple[int, float, Future] | None = None
         self.last_save_s = time.monotonic()
+        best = best_checkpoint(folder)
+        self.best_score = score_of(best) if best else -math.inf
 
     def is_due(self, step: int) -> bool:
         """Whether this rank would save after so many finished steps."""
@@ -60,14 +63,23 @@ class Checkpoints:
         found = complete_checkpoints(self.folder)
         if not found:
             return 0
-        with _quiet():
-            dcp.load(self.tensors, checkpoint_id=found[-1], process_group=self.group)
+        self._read(found[-1])
         return step_of(found[-1])
 
-    def save(self, step: int) -> None:
-        """Save the state after so many finished steps; an earlier save is completed first."""
+    def load_best(self) -> None:
+        """Read the checkpoint of the best score into the model and optimizer."""
+        best = best_checkpoint(self.folder)
+        assert best is not None
+        self._read(best)
+
+    def _read(self, path: Path) -> None:
+        with _quiet():
+            dcp.load(self.tensors, checkpoint_id=path, process_group=self.group)
+
+    def save(self, step: int, score: float = -math.inf) -> None:
+        """Save the state after so many finished steps, and how good it is; an earlier save is completed first."""
         self.wait()
-        self.last_save_s = time.monotonic()
+        self.last_save_s, self.best_score = time.monotonic(), max(score, self.best_score)
         path = self.folder / f"step-{step:08d}"
         if dist.get_rank() == 0 and path.exists():
             shutil.rmtree(path)  # left by an interrupted save, maybe of more ranks
@@ -76,32 +88,34 @@ class Checkpoints:
             if self.config.asynchronous:
                 future = dcp.async_save(self.tensors, checkpoint_id=path, process_group=self.group)
                 assert isinstance(future, Future)
-                self.pending = (step, future)
+                self.pending = (step, score, future)
             else:
                 dcp.save(self.tensors, checkpoint_id=path, process_group=self.group)
-                self._complete(step)
+                self._complete(step, score)
 
     def poll(self) -> None:
         """Mark a save that has ended in the meantime."""
-        if self.pending and self.pending[1].done():
+        if self.pending and self.pending[2].done():
             self.wait()
 
     def wait(self) -> None:
         """Return when no save is under way; an error in one is raised here."""
         if self.pending:
-            step, future = self.pending
+            step, score, future = self.pending
             future.result()
             self.pending = None
-            self._complete(step)
+            self._complete(step, score)
 
-    def _complete(self, step: int) -> None:
+    def _complete(self, step: int, score: float) -> None:
         """DCP has collected every rank's part before it returns on rank 0: mark the directory and drop old ones."""
         if dist.get_rank() != 0:
             return
         path = self.folder / f"step-{step:08d}"
-        write_atomic(path / MARKER, json.dumps({"step": step, "world_size": dist.get_world_size()}))
+        write_atomic(path / MARKER, json.dumps({"world_size": dist.get_world_size(), "score": score}))
+        best = best_checkpoint(self.folder)
         for old in complete_checkpoints(self.folder)[: -self.config.keep]:
-            shutil.rmtree(old)
+            if old != best:
+                shutil.rmtree(old)
 
 
 def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -117,6 +131,17 @@ def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Directories with a marker, by step."""
     return sorted((marker.parent for marker in folder.glob(f"step-*/{MARKER}")), key=step_of)
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint of the highest score; None when none was scored."""
+    scored = [path for path in complete_checkpoints(folder) if score_of(path) > -math.inf]
+    return max(scored, key=score_of, default=None)
+
+
+def score_of(path: Path) -> float:
+    """The score that a complete checkpoint was saved with; minus infinity without one."""
+    return float(json.loads((path / MARKER).read_text())["score"])
 
 
 def step_of(path: Path) -> int:

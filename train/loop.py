@@ -6,6 +6,7 @@ function of (seed, step, rank), so that a run that was interrupted and went on e
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,12 +33,13 @@ from train.parallel import ParallelConfig, parallelize, plain_name
 from train.shuffle import ShuffleConfig, mix
 from train.speed import Speed
 from train.tokenizer import load_tokenizer
-from train.validation import batch_accuracy, validate
+from train.validation import HeldOutMetric, batch_accuracy, score, validate
 
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 MODEL = "model"
+BEST_MODEL = "best_model"
 CHECKPOINTS = "checkpoints"
 Interruption = Literal["", "save", "stop"]
 
@@ -59,6 +61,8 @@ class TrainConfig:
     """Most pairs used in one validation."""
     val_every: int = 200
     """Steps between validations; the last step always has one."""
+    best: HeldOutMetric = ""
+    """Held-out metric whose best step is kept, and exported as best_model/ beside the last one; empty: none."""
     log_every: int = 10
     """Steps between lines of metrics."""
     micro_batch: int = 0
@@ -148,7 +152,7 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
             flop = TRAINING * (captions_flop(model, batch.captions.groups) + len(batch.keys) * image_flop)
             speed.add(len(batch.keys), len(batch.captions.tokens), batch.num_truncated, flop)
 
-            done, is_last = step + 1, step + 1 == config.num_steps
+            done, is_last, is_best = step + 1, step + 1 == config.num_steps, False
             if done % config.log_every == 0 or is_last or done % config.val_every == 0:
                 numbers = {
                     "loss": float(loss),
@@ -159,21 +163,31 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
                 numbers |= {"batch_accuracy": batch_accuracy(features), **speed.rates(device)}
                 if done % config.val_every == 0 or is_last:
                     numbers |= validate(model, pairs, config.val_rows, config.loss, device)
+                    (is_best,) = agree(score(numbers, config.best) > checkpoints.best_score)
                 if rank == 0:
                     append_jsonl(job.out / METRICS, {"step": done, "time": time.time(), **numbers})
                 speed = Speed()
             checkpoints.poll()
-            if (must_save or must_stop) and not is_last:
-                checkpoints.save(done)
+            if (must_save or must_stop or is_best) and not is_last:
+                checkpoints.save(done, score(numbers, config.best) if is_best else -math.inf)
             if must_stop and not is_last:
                 checkpoints.wait()
                 return False
     checkpoints.wait()
-    weights = full_weights(model)
-    if rank == 0:
-        export_model(job.out / MODEL, config.model, weights, pairs.tokenizer, pairs.spec)
-    dist.barrier()
+    export(job.out / MODEL, config, model, pairs)
+    if config.best:
+        if not is_best:
+            checkpoints.load_best()
+        export(job.out / BEST_MODEL, config, model, pairs)
     return True
+
+
+def export(folder: Path, config: TrainConfig, model: DinoTxt, pairs: Pairs) -> None:
+    """Write the model as it stands; all ranks call it."""
+    weights = full_weights(model)
+    if dist.get_rank() == 0:
+        export_model(folder, config.model, weights, pairs.tokenizer, pairs.spec)
+    dist.barrier()
 
 
 def read_pairs(config: TrainConfig, job: Job) -> Pairs:
@@ -192,6 +206,11 @@ def read_pairs(config: TrainConfig, job: Job) -> Pairs:
 
 def check(config: TrainConfig, pairs: Pairs, world: int) -> None:
     """ValueError when these pairs cannot be trained on with this configuration and so many ranks."""
+    if config.best and min(config.val_rows, len(pairs.val_places)) < 2:
+        raise ValueError(
+            f"train.best is {config.best} and {len(pairs.val_places)} pairs are held out: two are needed to compare "
+            "steps; raise train.holdout, or leave train.best out"
+        )
     if len(pairs.train_places) < config.batch_size:
         raise ValueError(
             f"{len(pairs.train_places)} training pairs, batch_size {config.batch_size}: one whole batch is needed; "

@@ -28,6 +28,7 @@ from cluster.session import session
 from cluster.threads import limit_threads
 from train.checkpoint import complete_checkpoints, step_of
 from train.loop import CHECKPOINTS, METRICS, Interruption, Job, TrainConfig, check, read_pairs, train
+from train.validation import score
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,9 @@ def run(config: TrainConfig, *, out: Path, embeddings: Path, selection: Path, to
     for folder in (CHECKPOINTS, RAY_FOLDER):
         shutil.rmtree(job.out / folder, ignore_errors=True)
     found = summary(rows, config.batch_size)
+    if config.best:
+        best = max((row for row in rows if config.best in row), key=lambda row: score(row, config.best))
+        found |= {"best_step": float(best["step"]), f"best_{config.best}": best[config.best]}
     if found["captions_cut"]:
         log.warning(
             "captions cut to %d tokens: %d (%.1f %% of those seen); raise train.model.text.context to keep them whole",

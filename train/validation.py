@@ -1,5 +1,9 @@
 """Loss and retrieval on held-out pairs, computed by all ranks together: the same number for any count of them."""
 
+import math
+from collections.abc import Mapping
+from typing import Literal
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Float32
@@ -10,6 +14,14 @@ from train.loss import LossConfig, global_loss
 from train.model import DinoTxt, Features
 
 ACCURACY_ROWS = 512
+HeldOutMetric = Literal["", "val_loss", "val_image_to_text_r1", "val_text_to_image_r1"]
+
+
+def score(numbers: Mapping[str, float], metric: HeldOutMetric) -> float:
+    """How good a validation is, the higher the better; minus infinity when there is no such number."""
+    if metric not in numbers:
+        return -math.inf
+    return -numbers[metric] if metric == "val_loss" else numbers[metric]
 
 
 @torch.no_grad()

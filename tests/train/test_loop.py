@@ -16,11 +16,12 @@ from cluster.files import read_jsonl
 from curation.shards import EmbeddingShards
 from train.checkpoint import CheckpointConfig, complete_checkpoints, step_of
 from train.export import load_model
-from train.loop import Job, TrainConfig, train
+from train.loop import Job, TrainConfig, read_pairs, train
 from train.model import VisionConfig
 from train.optim import OptimConfig
 from train.parallel import ParallelConfig
 from train.shuffle import ShuffleConfig
+from train.validation import validate
 
 
 def job(paths: dict[str, Path], out: Path) -> Job:
@@ -96,6 +97,30 @@ def test_a_checkpoint_without_its_marker_is_not_read(pooled_pairs: dict[str, Pat
     (tmp_path / "checkpoints" / "step-00000004" / "complete.json").unlink()
     assert not train(config, job(pooled_pairs, tmp_path), lambda: "stop")
     assert [path.name for path in complete_checkpoints(tmp_path / "checkpoints")] == ["step-00000001"]
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("optim", [OptimConfig(lr=3e-3, warmup_steps=2), OptimConfig(lr=0.03, warmup_steps=40)])
+def test_the_best_step_is_kept_and_exported_beside_the_last(
+    pooled_pairs: dict[str, Path], tmp_path: Path, optim: OptimConfig
+) -> None:
+    """With the larger rate the held-out loss rises again, and the best step is an early one."""
+    config = replace(TINY, best="val_loss", val_every=3, optim=optim, checkpoint=CheckpointConfig(keep=1))
+    steps = iter(range(1, 100))
+    assert not train(config, job(pooled_pairs, tmp_path), lambda: "stop" if next(steps) == 11 else "")
+    saved = {step_of(path) for path in complete_checkpoints(tmp_path / "checkpoints")}
+    rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "val_loss" in row]
+    assert saved == {11, min(rows, key=lambda row: row["val_loss"])["step"]}
+    assert train(config, job(pooled_pairs, tmp_path))
+
+    rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "val_loss" in row]
+    best, last = min(rows, key=lambda row: row["val_loss"]), rows[-1]
+    assert (best is last) == (optim.lr == 3e-3)
+    pairs = read_pairs(config, job(pooled_pairs, tmp_path))
+    for name, row in (("best_model", best), ("model", last)):
+        model = load_model(tmp_path / name).model
+        found = validate(model, pairs, config.val_rows, config.loss, torch.device("cpu"))
+        assert found["val_loss"] == pytest.approx(row["val_loss"], rel=1e-5)
 
 
 @pytest.mark.usefixtures("process_group")
