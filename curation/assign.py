@@ -1,184 +1,187 @@
-"""The nearest centroid of each row, exactly: low-precision products screen, close calls are decided in float64.
+"""The nearest centroid of each row, exactly: products of rounded vectors screen, close calls are decided in float64.
 
-The screen comes with a proven error bound a row: |x.c - x^.c^| <= |x - x^| |c| + |x^| |c - c^|, where x^ and c^ are the
-rounded values. Centroids whose screened score lies within twice the bound of the best are evaluated in float32, what is
-still open in float64, ties going to the lowest index. Labels are therefore those of a float64 brute force, whatever the
-engine, the block size or the machine. FAISS is the independent reference, exact up to float32.
+The screen's error is bounded: |x.c - x^.c^| <= |x - x^| |c| + |x^| |c - c^|, where x^ and c^ are the rounded values.
+All centroids whose screened score lies within twice the bound of the best are evaluated in float64, ties going to the
+lowest index. Labels are therefore those of a float64 brute force, whatever the engine, the tile or the machine. FAISS is
+the independent reference, exact up to float32.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, Protocol
 
 import faiss
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int32, Int64, Shaped
-from torch import Tensor
+from jaxtyping import Float32, Float64, Int32, Int64
 
-Engine = Literal["auto", "int8", "bfloat16", "float32", "faiss"]
+from curation.kernels import INT8_MOST, decide, shift_and_round, shortlist
 
-SMALLEST_TILE, LARGEST_TILE = 64, 4096  # rows
-TILE_SCORES = 1 << 20
-PAIRS_AT_ONCE = 1 << 10
+Engine = Literal["auto", "int8", "float32", "torch", "faiss"]
+Shortlist = tuple[Int64[np.ndarray, " n_plus_1"], Int32[np.ndarray, " pairs"]]
+
+SMALLEST_TILE, LARGEST_TILE = 32, 4096  # rows
+TILE_SCORES = 1 << 18
+TORCH_TILE_SCORES = 1 << 26
 FLOAT32_ROUNDING = 2.0**-24
 BFLOAT16_ROUNDING = 2.0**-8
-INT8_MOST = 127
-DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32, "faiss": torch.float32}
-
-
-class Pairs(NamedTuple):
-    """Rows and centroids that may be their nearest, sorted by row, then centroid."""
-
-    rows: Int64[np.ndarray, " pairs"]
-    centroids: Int64[np.ndarray, " pairs"]
-
-    def where(self, chosen: Bool[np.ndarray, " pairs"]) -> "Pairs":
-        return Pairs(self.rows[chosen], self.centroids[chosen])
+SLACK = 1.02  # for what the bound itself loses to rounding
 
 
 def choose_engine(engine: Engine) -> Engine:
-    """What `auto` means on this machine: bfloat16 where the hardware multiplies it, otherwise float32.
-
-    int8 is faster where clusters are well apart (0.8 times the time on real embeddings), slower where many are close.
-    """
+    """What `auto` means on this machine: torch in bfloat16 on a GPU, int8 where a CPU multiplies it, else float32."""
     if engine != "auto":
         return engine
-    if torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported():
-        return "bfloat16"
-    return "float32"
+    if torch.cuda.is_available():
+        return "torch"
+    return "int8" if torch.cpu._is_vnni_supported() else "float32"
+
+
+class Screen(Protocol):
+    """Finds, cheaply, the few centroids that may be nearest."""
+
+    tile_rows: int
+
+    def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
+        """Candidates of at most `tile_rows` rows: those of row i are found[ends[i] : ends[i + 1]]; never none."""
+        ...
 
 
 class Assigner:
     """Centroids made ready for search: by inner product when vectors are `unit`, otherwise by Euclidean distance."""
 
     def __init__(self, centroids: Float32[np.ndarray, "k d"], unit: bool, engine: Engine = "auto") -> None:
-        self.centroids, self.unit, self.engine = centroids, unit, choose_engine(engine)
+        self.centroids, self.unit, self.engine = np.ascontiguousarray(centroids), unit, choose_engine(engine)
         exact = centroids.astype(np.float64)
         self.bias: Float64[np.ndarray, " k"] = -np.einsum("kd,kd->k", exact, exact) / 2 * (not unit)
-        # x.c = x.(c - m) + a constant of the row: without the mean m less is rounded away
-        offsets = exact - exact.mean(axis=0)
-        self.offsets = offsets.astype(np.float32)
-        self.norm = float(np.linalg.norm(offsets, axis=1).max())
-        self.bias_rounding = 3 * FLOAT32_ROUNDING * float(np.abs(self.bias).max())
-        self.sum_rounding = (centroids.shape[1] + 8) * FLOAT32_ROUNDING
-        self._load(offsets)
-
-    def _load(self, offsets: Float64[np.ndarray, "k d"]) -> None:
-        """What the screen multiplies, and the buffers of one tile: fresh memory would cost as much as the products."""
-        num_clusters, dim = offsets.shape
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.offset_unit = 1.0
-        if self.engine == "int8":
-            self.offset_unit = max(float(np.abs(offsets).max()) / INT8_MOST, 1e-30)
-        dtype = DTYPES[self.engine]
-        rounded = torch.from_numpy(np.rint(offsets / self.offset_unit) if self.engine == "int8" else offsets).to(dtype)
-        self.residual = float(np.linalg.norm(offsets - self.offset_unit * rounded.double().numpy(), axis=1).max())
-        self.device_offsets = rounded.to(self.device)
-        self.device_bias = torch.from_numpy(self.bias).float().to(self.device)
-        self.tile_rows = max(SMALLEST_TILE, min(LARGEST_TILE, TILE_SCORES // num_clusters))
-        self.rounded = torch.empty(self.tile_rows, dim, dtype=dtype, device=self.device)
-        self.lost = torch.empty(self.tile_rows, dim, device=self.device)
-        self.products = torch.empty(self.tile_rows, num_clusters, dtype=dtype, device=self.device)
-        self.scores = torch.empty(self.tile_rows, num_clusters, device=self.device)
+        if self.engine != "faiss":
+            self.screen = SCREENS[self.engine](Centered(exact, unit))
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Int32[np.ndarray, " n"]:
         """The index of the nearest centroid of each row; the lowest one when several are equally near."""
         if self.engine == "faiss":
-            metric = faiss.METRIC_INNER_PRODUCT if self.unit else faiss.METRIC_L2
-            return faiss.knn(x, self.centroids, 1, metric=metric)[1][:, 0].astype(np.int32)
-        starts = range(0, len(x), self.tile_rows)
-        tiles = [self._assign_tile(x[start : start + self.tile_rows]) for start in starts]
-        return np.concatenate(tiles) if tiles else np.empty(0, np.int32)
-
-    def _assign_tile(self, x: Float32[np.ndarray, "n d"]) -> Int32[np.ndarray, " n"]:
-        labels, pairs = self._screen(x)
-        if len(pairs.rows):
-            scores = _scores(x, self.offsets, self.bias.astype(np.float32), pairs)
-            lengths = np.ones(len(x)) if self.unit else np.sqrt(np.einsum("nd,nd->n", x, x))
-            bound = 1.02 * lengths * self.norm * self.sum_rounding + self.bias_rounding
-            pairs = pairs.where(scores >= _best_of_rows(scores, pairs.rows) - 2 * bound[pairs.rows])
-            labels[pairs.rows] = pairs.centroids
-            is_open = np.bincount(pairs.rows, minlength=len(x)) > 1
-            self._decide(x, pairs.where(is_open[pairs.rows]), labels)
+            return self._by_faiss(x)
+        labels = np.empty(len(x), np.int32)
+        for start in range(0, len(x), self.screen.tile_rows):
+            tile = x[start : start + self.screen.tile_rows]
+            decide(tile, self.centroids, self.bias, *self.screen(tile), labels[start : start + len(tile)])
         return labels
 
-    def _screen(self, x: Float32[np.ndarray, "n d"]) -> tuple[Int32[np.ndarray, " n"], Pairs]:
-        """The best by rounded products, and the candidates of those rows where another could be nearer."""
-        exact, scores = torch.from_numpy(x).to(self.device), self.scores[: len(x)]
-        lost, unit_of_scores = self._multiply(exact, scores)
-        if not self.unit:
-            scores.mul_(unit_of_scores).add_(self.device_bias)
-            unit_of_scores = torch.ones_like(unit_of_scores)
-        best = _argmax(scores)[:, None]
-        top = scores.gather(1, best)
-        runner_up = scores.scatter_(1, best, -torch.inf).amax(1, keepdim=True)
-        scores.scatter_(1, best, top)
-        least = top - 2 * self._bound(exact, lost, top * unit_of_scores) / unit_of_scores
-        close = (runner_up >= least).nonzero()[:, 0]
-        near = np.flatnonzero((scores[close] >= least[close]).cpu().numpy())  # on two axes it is ten times slower
-        rows, centroids = np.divmod(near, len(self.centroids))
-        return best[:, 0].int().cpu().numpy(), Pairs(close.cpu().numpy()[rows], centroids)
-
-    def _multiply(
-        self, exact: Float32[Tensor, "n d"], scores: Float32[Tensor, "n k"]
-    ) -> tuple[Float32[Tensor, "n 1"], Float32[Tensor, "n 1"]]:
-        """Fill `scores` with the products of rounded vectors; |x - x^| a row, and the unit that its scores are in."""
-        rounded, lost = self.rounded[: len(exact)], self.lost[: len(exact)]
-        unit = torch.ones(len(exact), 1, device=self.device)
-        if self.engine == "int8":
-            unit = (torch.maximum(exact.amax(1, keepdim=True), -exact.amin(1, keepdim=True)) / INT8_MOST).clamp_(1e-30)
-            rounded.copy_(torch.div(exact, unit, out=lost).round_())
-            products = torch._int_mm(rounded, self.device_offsets.T)
-            lost.mul_(unit)
+    def _by_faiss(self, x: Float32[np.ndarray, "n d"]) -> Int32[np.ndarray, " n"]:
+        metric = faiss.METRIC_INNER_PRODUCT if self.unit else faiss.METRIC_L2
+        if faiss.get_num_gpus():
+            nearest = faiss.knn_gpu(faiss.StandardGpuResources(), x, self.centroids, 1, metric=metric)[1]
         else:
-            lost.copy_(rounded.copy_(exact))
-            products = torch.mm(rounded, self.device_offsets.T, out=self.products[: len(exact)])
-        scores.copy_(products)  # converting and adding in one call is three times slower
-        return torch.linalg.vector_norm(lost.sub_(exact), dim=1, keepdim=True), unit * self.offset_unit
-
-    def _bound(
-        self, exact: Float32[Tensor, "n d"], lost: Float32[Tensor, "n 1"], top: Float32[Tensor, "n 1"]
-    ) -> Float32[Tensor, "n 1"]:
-        """How far the screened score of the best, or of one that could beat it, can be from the true one, a row."""
-        length = torch.ones_like(top) if self.unit else torch.linalg.vector_norm(exact, dim=1, keepdim=True)
-        bound = length * (self.residual + self.sum_rounding * self.norm) + lost * (self.norm + self.residual)
-        if self.engine == "bfloat16":
-            # its products are rounded too: those, without their bias, of centroids whose score is near the top
-            bound += BFLOAT16_ROUNDING * torch.maximum(top - float(self.bias.min()), float(self.bias.max()) - top)
-        return 1.02 * bound + self.bias_rounding
-
-    def _decide(self, x: Float32[np.ndarray, "n d"], pairs: Pairs, labels: Int32[np.ndarray, " n"]) -> None:
-        """Label rows that float32 left open: best in float64, then lowest index."""
-        if len(pairs.rows):
-            scores = _scores(x, self.centroids, self.bias, pairs)
-            winners = pairs.where(scores == _best_of_rows(scores, pairs.rows))
-            rows, lowest = np.unique(winners.rows, return_index=True)
-            labels[rows] = winners.centroids[lowest]
+            nearest = faiss.knn(x, self.centroids, 1, metric=metric)[1]
+        return nearest[:, 0].astype(np.int32)
 
 
-def _scores(
-    x: Float32[np.ndarray, "n d"],
-    centroids: Float32[np.ndarray, "k d"],
-    bias: Shaped[np.ndarray, " k"],
-    pairs: Pairs,
-) -> Shaped[np.ndarray, " pairs"]:
-    """x.c + bias of each pair, in the precision of the bias."""
-    scores = np.empty(len(pairs.rows), bias.dtype)
-    for start in range(0, len(scores), PAIRS_AT_ONCE):
-        part = slice(start, start + PAIRS_AT_ONCE)
-        left = x.take(pairs.rows[part], axis=0).astype(bias.dtype, copy=False)
-        right = centroids.take(pairs.centroids[part], axis=0).astype(bias.dtype, copy=False)
-        scores[part] = np.einsum("nd,nd->n", left, right) + bias[pairs.centroids[part]]
-    return scores
+class Centered:
+    """Centroids less their mean m, which also leaves the rows: the smaller the vectors, the less is rounded away.
+
+    x.c + b = (x - m).(c - m) + b' + a constant of the row, with b' = -|c - m|^2 / 2, or m.c for inner products.
+    """
+
+    def __init__(self, exact: Float64[np.ndarray, "k d"], unit: bool) -> None:
+        self.mean: Float32[np.ndarray, " d"] = exact.mean(axis=0).astype(np.float32)
+        self.offsets = exact - self.mean
+        bias = exact @ self.mean.astype(np.float64) if unit else -np.einsum("kd,kd->k", self.offsets, self.offsets) / 2
+        self.bias: Float32[np.ndarray, " k"] = (bias - bias.mean()).astype(np.float32)
+        self.longest = float(np.linalg.norm(self.offsets, axis=1).max())
+        self.bias_rounding = 4 * FLOAT32_ROUNDING * float(np.abs(self.bias).max() + np.abs(bias).max())
+
+    def residual(self, rounded: Float64[np.ndarray, "k d"]) -> float:
+        """The most that rounding moves an offset."""
+        return float(np.linalg.norm(self.offsets - rounded, axis=1).max())
+
+    def bound(
+        self, length: Float32[np.ndarray, " n"], lost: Float32[np.ndarray, " n"], residual: float
+    ) -> Float32[np.ndarray, " n"]:
+        """How far a score can be from the true one, a row: of this length, of which rounding moved `lost`."""
+        sums = (self.offsets.shape[1] + 8) * FLOAT32_ROUNDING * self.longest
+        bound = length * (residual + sums) + lost * (self.longest + residual)
+        return (SLACK * bound + self.bias_rounding).astype(np.float32)
 
 
-def _best_of_rows(
-    scores: Shaped[np.ndarray, " pairs"], rows: Int64[np.ndarray, " pairs"]
-) -> Shaped[np.ndarray, " pairs"]:
-    """For each pair, the best score of its row."""
-    first = np.flatnonzero(np.diff(rows, prepend=-1))
-    return np.repeat(np.maximum.reduceat(scores, first), np.diff(first, append=len(rows)))
+class Int8Screen:
+    """Integer products of rows and centroids that are each scaled to -127 .. 127; exact sums, one scale a row."""
+
+    def __init__(self, centered: Centered) -> None:
+        offsets, self.centered = centered.offsets, centered
+        self.unit_of_offsets = max(float(np.abs(offsets).max()) / float(INT8_MOST), 1e-30)
+        integers = np.rint(offsets / self.unit_of_offsets)
+        self.residual = centered.residual(integers * self.unit_of_offsets)
+        self.integers = torch.from_numpy(integers).to(torch.int8).T
+        self.tile_rows = rows = tile_rows(len(offsets), TILE_SCORES)
+        self.rounded = np.empty((rows, offsets.shape[1]), np.int8)
+        self.unit, self.lost, self.length = np.empty((3, rows), np.float32)
+        self.products = torch.empty(rows, len(offsets), dtype=torch.int32)
+        self.ends, self.found = np.empty(rows + 1, np.int64), np.empty(rows * len(offsets), np.int32)
+
+    def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
+        rows = len(x)
+        unit, lost, length = self.unit[:rows], self.lost[:rows], self.length[:rows]
+        shift_and_round(x, self.centered.mean, self.rounded, unit, lost, length)
+        products = torch._int_mm(torch.from_numpy(self.rounded[:rows]), self.integers, out=self.products[:rows])
+        margin = 2 * self.centered.bound(length, lost, self.residual)
+        unit *= np.float32(self.unit_of_offsets)
+        shortlist(products.numpy(), unit, self.centered.bias, margin, self.ends, self.found)
+        return self.ends, self.found
 
 
-def _argmax(scores: Float32[Tensor, "n k"]) -> Int64[Tensor, " n"]:
-    """NumPy's is ten times faster than torch's on a CPU."""
-    return torch.from_numpy(scores.numpy().argmax(1)) if scores.device.type == "cpu" else scores.argmax(1)
+class Float32Screen:
+    """Products in float32, for CPUs without integer products."""
+
+    def __init__(self, centered: Centered) -> None:
+        self.centered, num_clusters = centered, len(centered.offsets)
+        self.offsets = torch.from_numpy(centered.offsets.astype(np.float32))
+        self.residual = centered.residual(self.offsets.double().numpy())
+        self.tile_rows = rows = tile_rows(num_clusters, TILE_SCORES)
+        self.products, self.ones = torch.empty(rows, num_clusters), np.ones(rows, np.float32)
+        self.ends, self.found = np.empty(rows + 1, np.int64), np.empty(rows * num_clusters, np.int32)
+
+    def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
+        shifted = torch.from_numpy(x - self.centered.mean)
+        products = torch.mm(shifted, self.offsets.T, out=self.products[: len(x)])
+        length = torch.linalg.vector_norm(shifted, dim=1).numpy()
+        margin = 2 * self.centered.bound(length, np.zeros_like(length), self.residual)
+        shortlist(products.numpy(), self.ones, self.centered.bias, margin, self.ends, self.found)
+        return self.ends, self.found
+
+
+class TorchScreen:
+    """Products in bfloat16 on the GPU, where there is one."""
+
+    def __init__(self, centered: Centered) -> None:
+        self.centered = centered
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.mean = torch.from_numpy(centered.mean).to(self.device)
+        self.bias = torch.from_numpy(centered.bias).to(self.device)
+        rounded = torch.from_numpy(centered.offsets).bfloat16()
+        self.residual = centered.residual(rounded.double().numpy())
+        self.offsets = rounded.to(self.device)
+        self.tile_rows = tile_rows(len(rounded), TORCH_TILE_SCORES)
+
+    def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
+        shifted = torch.from_numpy(x).to(self.device) - self.mean
+        rounded = shifted.bfloat16()
+        scores = (rounded @ self.offsets.T).float() + self.bias
+        top = scores.amax(1)
+        lost, length = (torch.linalg.vector_norm(part, dim=1) for part in (rounded - shifted, shifted))
+        bound = torch.from_numpy(self.centered.bound(length.cpu().numpy(), lost.cpu().numpy(), self.residual))
+        # the products are rounded too: those, without their bias, of centroids whose score is near the top
+        largest = torch.maximum(top - self.bias.min(), self.bias.max() - top)
+        least = top - 2 * (bound.to(self.device) + SLACK * BFLOAT16_ROUNDING * largest)
+        rows, found = (scores >= least[:, None]).nonzero().T.cpu().numpy()
+        return np.searchsorted(rows, np.arange(len(x) + 1)), found.astype(np.int32)
+
+
+SCREENS: dict[Engine, Callable[[Centered], Screen]] = {
+    "int8": Int8Screen,
+    "float32": Float32Screen,
+    "torch": TorchScreen,
+}
+
+
+def tile_rows(num_clusters: int, scores: int) -> int:
+    """Rows whose scores fit."""
+    return max(SMALLEST_TILE, min(LARGEST_TILE, scores // num_clusters))

@@ -4,21 +4,20 @@ Spans depend on the number of rows only and results are handed back in row order
 bits for any number of workers and any shard layout.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
-from scipy import sparse
 
 from curation.assign import Assigner, Engine
+from curation.kernels import add_by_label, squared_distances
 from curation.vectors import ArrayVectors, Vectors
 
 BLOCK_VALUES = 1 << 21  # of one block of vectors: 8 MB, which malloc recycles; more would be mapped anew each time
 TILE_ROWS = 2048
 FAR_STRIDE, FAR_ROWS = 16, 64
-FEW_CLUSTERS = 256
 LARGEST_SPAN = 1 << 17
 SMALLEST_SPAN = 1 << 13
 SPANS = 16
@@ -109,17 +108,16 @@ class Scanner:
     def sums(self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]) -> Sums:
         """Per centroid, the sum and number of the rows nearest to it; far rows among every 16th."""
         assigner = Assigner(centroids, points.unit, points.engine)
-        total, counts, squares = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64), 0.0
+        sums, counts, squares = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64), 0.0
         far, start = [], span[0]
         for x in _blocks(span, points):
             labels = assigner(x)
-            total += _sums_by_label(x, labels, len(centroids))
-            counts += np.bincount(labels, minlength=len(centroids))
+            add_by_label(x, labels, sums, counts)
             squares += float(np.einsum("nd,nd->n", x, x).sum(dtype=np.float64))
             some = np.arange(0, len(x), FAR_STRIDE)
-            far.append(Far(start + some, _squared_distances(x[some], centroids[labels[some]])).farthest(FAR_ROWS))
+            far.append(Far(start + some, _distances(x[some], centroids, labels[some])).farthest(FAR_ROWS))
             start += len(x)
-        return Sums(total, counts, squares, Far(*map(np.concatenate, zip(*far, strict=True))).farthest(FAR_ROWS))
+        return Sums(sums, counts, squares, Far(*map(np.concatenate, zip(*far, strict=True))).farthest(FAR_ROWS))
 
     def labels(
         self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]
@@ -129,7 +127,7 @@ class Scanner:
         labels, distances = [np.empty(0, np.int32)], [np.empty(0, np.float32)]
         for x in _blocks(span, points):
             labels.append(assigner(x))
-            distances.append(_squared_distances(x, centroids[labels[-1]]))
+            distances.append(_distances(x, centroids, labels[-1]))
         return np.concatenate(labels), np.concatenate(distances)
 
     def farthest(self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"], most: int) -> Far:
@@ -145,6 +143,10 @@ class Scanner:
             zero.append(start + np.flatnonzero(~x.any(axis=1)))
             start += len(x)
         return np.concatenate(not_finite), np.concatenate(zero)
+
+    def apply(self, item: Span, points: Points, function: Callable[..., Any], *shared: object) -> Any:
+        """Any function of an item and the points, for passes that are defined where they are used."""
+        return function(item, points, *shared)
 
     def similar(
         self,
@@ -195,18 +197,12 @@ def _blocks(span: Span, points: Points) -> Iterator[Float32[np.ndarray, "n d"]]:
         yield points.gather(np.arange(start, min(start + num_rows, span[1])))
 
 
-def _sums_by_label(
-    x: Float32[np.ndarray, "n d"], labels: Int32[np.ndarray, " n"], num_clusters: int
-) -> Float32[np.ndarray, "k d"] | Float64[np.ndarray, "k d"]:
-    """Sums over one block; float32 holds the few rows a cluster gets of it, unless there are few clusters."""
-    dtype = np.float32 if num_clusters >= FEW_CLUSTERS else np.float64
-    one_hot = (np.ones(len(x), dtype), labels, np.arange(len(x) + 1))
-    return sparse.csc_array(one_hot, (num_clusters, len(x))) @ x
-
-
-def _squared_distances(x: Float32[np.ndarray, "n d"], near: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, " n"]:
-    apart = x - near
-    return np.einsum("nd,nd->n", apart, apart)
+def _distances(
+    x: Float32[np.ndarray, "n d"], centroids: Float32[np.ndarray, "k d"], labels: Int32[np.ndarray, " n"]
+) -> Float32[np.ndarray, " n"]:
+    distances = np.empty(len(x), np.float32)
+    squared_distances(x, centroids, labels, distances)
+    return distances
 
 
 class InProcess:

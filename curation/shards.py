@@ -292,8 +292,10 @@ class EmbeddingShards:
 
 
 def _copy_rows(view: np.ndarray, local: np.ndarray, out: np.ndarray, positions: np.ndarray) -> None:
-    """Large rows one by one (no temporary), small rows by one indexed copy."""
-    if view[:1].nbytes >= LARGE_ROW_BYTES:
+    """Rows that follow each other at once, large rows one by one (no temporary), small ones by one indexed copy."""
+    if (np.diff(local) == 1).all() and (np.diff(positions) == 1).all():
+        out[positions[0] : positions[-1] + 1] = view[local[0] : local[-1] + 1]
+    elif view[:1].nbytes >= LARGE_ROW_BYTES:
         for source, target in zip(local.tolist(), positions.tolist(), strict=True):
             out[target] = view[source]
     else:

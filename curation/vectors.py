@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
+from curation.kernels import scale_to_unit
 from curation.schema import decode_tokens
 from curation.shards import EmbeddingShards
 
@@ -68,5 +69,6 @@ def _open_once(folder: Path, column: str, unit: bool) -> ShardVectors:
 
 def to_unit(x: Float32[np.ndarray, "n dim"]) -> Float32[np.ndarray, "n dim"]:
     """Rows scaled to length one; zero rows stay zero."""
-    norms = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
-    return x / np.where(norms > 0, norms, 1.0).astype(np.float32)[:, None]
+    scaled = np.array(x, np.float32)
+    scale_to_unit(scaled)
+    return scaled

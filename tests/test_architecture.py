@@ -16,6 +16,7 @@ MODULES = {
 DOORS = {
     "faiss": {"curation.assign"},
     "mlflow": {"pipeline.tracking"},
+    "numba": {"curation.kernels"},
     "submitit": {"cluster.allocation", "cluster.slurm"},
     "torch.distributed.fsdp": {"train.parallel"},
     "ray": {
