@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
+from curation.groups import rank_in_groups
+
 Combine = Literal["intersection", "union"]
 
 
@@ -57,18 +59,6 @@ def water_fill(
     rank = rank_in_groups(parents[open_children], order[open_children])
     quotas[open_children] += rank < remainder[parents[open_children]]
     return quotas
-
-
-def rank_in_groups(
-    groups: Int64[np.ndarray, " n"] | Int32[np.ndarray, " n"], order: Float64[np.ndarray, " n"]
-) -> Int64[np.ndarray, " n"]:
-    """Position of each entry within its group, by ascending `order`; ties go to the earlier entry."""
-    permutation = np.lexsort((order, groups))
-    ordered = groups[permutation]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]][: len(ordered)])
-    rank = np.empty(len(groups), np.int64)
-    rank[permutation] = np.arange(len(groups)) - np.repeat(starts, np.diff(np.r_[starts, len(ordered)]))
-    return rank
 
 
 class ImageBalance:

@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float64, Int32, Int64
 
 from curation.balance import Combine, ImageBalance, TextBalance, combine, entropy, gini, tail_threshold
 from curation.decisions import Decisions
-from curation.hierarchy import Level, cluster_of_rows
+from curation.hierarchy import cluster_of_rows
+from curation.levels import Level
 
 Method = Literal["both", "image", "text", "random", "none"]
 

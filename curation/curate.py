@@ -26,9 +26,10 @@ from curation.choose import Coins, Goal, Method, choose, evenness
 from curation.coins import coins
 from curation.decisions import Decisions
 from curation.dedup import DuplicatesConfig
-from curation.hierarchy import ROWS_PER_CLUSTER, Level, LevelsConfig, cluster_levels
+from curation.hierarchy import ROWS_PER_CLUSTER, LevelsConfig, cluster_levels
 from curation.kmeans import KMeansConfig
 from curation.leakage import LeakageConfig
+from curation.levels import Level
 from curation.removal import drop_duplicates, drop_invalid, drop_leakage
 from curation.scan import Points, Scanner, Workers
 from curation.schema import CAPTION_EMBEDDING, CAPTIONS, CLS
@@ -45,6 +46,8 @@ logger = logging.getLogger(__name__)
 class TextConfig:
     clusters: int = 0
     """Clusters of captions; 0: one per 40 rows."""
+    split: int = 0
+    """Parts that each first-stage cluster is split in; 0: one stage."""
     threshold: float = 0.0
     """MetaCLIP's t, in pairs per cluster; 0: found for the target size."""
     tail_share: float = 0.0
@@ -181,7 +184,8 @@ def _text_levels(
 ) -> list[Level]:
     if captions is None:
         return []
-    clusters = LevelsConfig(clusters=(config.text.clusters or max(2, len(valid) // ROWS_PER_CLUSTER),))
+    num_clusters = config.text.clusters or max(2, len(valid) // ROWS_PER_CLUSTER)
+    clusters = LevelsConfig(clusters=(num_clusters,), split=(config.text.split,))
     levels = _levels(config, captions, valid, clusters, out / "text")
     decisions.text_cluster[valid] = levels[0].labels
     return levels

@@ -12,9 +12,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt64
 
+from curation.groups import even_parts, rows_by_cluster
 from curation.scan import Points
 
 HASH_BITS = 64
+PARTS = 16  # that workers share
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class DuplicatesConfig:
     cosine: float = 0.985
     """Drop images whose vector has at least this cosine with another's; above 1: not used."""
     neighbours: int = 4
-    """Clusters next to each cluster in which duplicates are sought."""
+    """Clusters next to each cluster in which duplicates are sought; 0: in the own one only, for millions of them."""
     keep: Literal["central", "caption"] = "central"
     """Which of several duplicates stays: the one nearest its centroid, or the one with the longest captions."""
 
@@ -121,16 +123,18 @@ def semantic_pairs(
     config: DuplicatesConfig,
 ) -> Pairs:
     """Pairs of rows with at least the given cosine, in the same cluster or in clusters next to each other."""
-    members = among[np.argsort(clusters[among], kind="stable")]
-    offsets = np.searchsorted(clusters[members], np.arange(len(centroids) + 1))
+    order, offsets = rows_by_cluster(clusters[among], len(centroids))
+    members = among[order]
     adjoining = _adjoining(centroids, config.neighbours)
-    found = points.scan_items("similar", _even_parts(offsets), members, offsets, adjoining, config.cosine)
+    found = points.scan_items("similar", even_parts(offsets, PARTS), members, offsets, adjoining, config.cosine)
     return Pairs(*(np.concatenate(columns) for columns in zip(*(pairs for _, pairs in found), strict=True)))
 
 
 def _adjoining(centroids: Float32[np.ndarray, "k d"], neighbours: int) -> list[Int64[np.ndarray, " _"]]:
     """For each cluster, the clusters after it that are among its nearest, or it among theirs."""
     count = min(neighbours, len(centroids) - 1)
+    if not count:
+        return [np.empty(0, np.int64)] * len(centroids)
     norms = np.einsum("kd,kd->k", centroids, centroids)
     edges = [np.empty((2, 0), np.int64)]
     for start in range(0, len(centroids), 1024):
@@ -141,13 +145,6 @@ def _adjoining(centroids: Float32[np.ndarray, "k d"], neighbours: int) -> list[I
         edges.append(np.stack([np.repeat(own, count), nearest.reshape(-1)]))
     low, high = np.unique(np.sort(np.concatenate(edges, axis=1), axis=0), axis=1)
     return np.split(high, np.searchsorted(low, np.arange(1, len(centroids))))
-
-
-def _even_parts(offsets: Int64[np.ndarray, " clusters_plus_1"], num_parts: int = 16) -> list[tuple[int, int]]:
-    """Ranges of clusters that hold about as many rows each."""
-    cuts = np.searchsorted(offsets, np.linspace(0, offsets[-1], num_parts + 1)[1:-1])
-    bounds = np.unique(np.r_[0, cuts, len(offsets) - 1])
-    return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
 
 
 def resolve(pairs: Pairs, preference: Float64[np.ndarray, " rows"]) -> Pairs:

@@ -13,9 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from cluster.files import replacing
+from curation.groups import rank_in_groups
 from curation.kmeans import KMeansConfig, assign, kmeans
+from curation.levels import Level, StoredCentroids, centroids_path, read_level, write_level
 from curation.scan import Points, points_in_memory
+from curation.split import VALUES_IN_MEMORY, cluster_in_two_stages
 
 ROWS_PER_CLUSTER = 40
 CLUSTERS_PER_CLUSTER = 10
@@ -30,14 +32,23 @@ class LevelsConfig:
     """Resampling rounds per level; empty: none on the first level, two on the others."""
     nearest: tuple[int, ...] = ()
     """Points per cluster that a resampling round clusters anew; empty: 4 on each level."""
+    split: tuple[int, ...] = ()
+    """Parts per level that each first-stage cluster is split in: 100 makes 10 M clusters as 100 k x 100; 0: none."""
 
     def __post_init__(self) -> None:
-        for name in ("resampling", "nearest"):
+        for name in ("resampling", "nearest", "split"):
             values = getattr(self, name)
             if values and len(values) != len(self.clusters):
                 raise ValueError(
                     f"levels.{name} has {len(values)} values for {len(self.clusters)} levels: one per level of "
                     "levels.clusters is needed; leave it empty for the default"
+                )
+        rounds_of_level = self.resampling or (0,) * len(self.clusters)
+        for clusters, split, rounds in zip(self.clusters, self.split, rounds_of_level, strict=False):
+            if split > 1 and (clusters % split or rounds):
+                raise ValueError(
+                    f"levels.split is {split} on a level of {clusters} clusters with {rounds} resampling rounds: split "
+                    "must divide the clusters, and a level that is split is not resampled; choose other numbers"
                 )
         if any(upper >= lower for lower, upper in zip(self.clusters, self.clusters[1:], strict=False)):
             raise ValueError(
@@ -49,9 +60,10 @@ class LevelsConfig:
         """The plan of every level for a number of rows."""
         first = max(2, num_rows // ROWS_PER_CLUSTER)
         clusters = self.clusters or (first, max(2, first // CLUSTERS_PER_CLUSTER))[: 2 if first > 2 else 1]
-        rounds = self.resampling or (0, *([2] * (len(clusters) - 1)))
+        split = self.split or (0,) * len(clusters)
+        rounds = self.resampling or tuple(2 * (level > 0 and parts < 2) for level, parts in enumerate(split))
         nearest = self.nearest or (4,) * len(clusters)
-        return [LevelPlan(*values) for values in zip(clusters, rounds, nearest, strict=True)]
+        return [LevelPlan(*values) for values in zip(clusters, rounds, nearest, split, strict=True)]
 
 
 class LevelPlan(NamedTuple):
@@ -60,57 +72,48 @@ class LevelPlan(NamedTuple):
     num_clusters: int
     rounds: int
     nearest: int
+    split: int = 0
 
 
-class Level(NamedTuple):
-    """One finished level: centroids, and for each point of the level below its cluster and squared distance."""
-
-    centroids: Float32[np.ndarray, "k d"]
-    labels: Int32[np.ndarray, " n"]
-    distances: Float32[np.ndarray, " n"]
-
-
-def cluster_levels(
-    points: Points, plan: list[LevelPlan], config: KMeansConfig, seed: int, folder: Path | None = None
-) -> list[Level]:
-    """All levels, finest first; with a folder each is kept there as level-N.npz and found again."""
+def cluster_levels(points: Points, plan: list[LevelPlan], config: KMeansConfig, seed: int, folder: Path) -> list[Level]:
+    """All levels, finest first, kept in the folder as level-N.npz with level-N.centroids.npy and found again there."""
     levels: list[Level] = []
     for number, level_plan in enumerate(plan, start=1):
-        path = folder / f"level-{number}.npz" if folder else None
-        level = read_level(path) if path and path.exists() else None
-        if level is None:
-            level = _cluster_level(points, level_plan, config, seed + number, path)
-            if path:
-                _write_level(path, level)
+        path = folder / f"level-{number}.npz"
+        if not path.exists():
+            _cluster_level(points, level_plan, config, seed + number, path)
+        level = read_level(path)
         logger.info("level=%d clusters=%d points=%d", number, len(level.centroids), points.num_rows)
         levels.append(level)
-        points = points_in_memory(level.centroids, points.unit, points.engine)
+        points = _points_above(path, points)
     return levels
 
 
-def _cluster_level(points: Points, plan: LevelPlan, config: KMeansConfig, seed: int, path: Path | None) -> Level:
-    state = _state_path(path, 0)
-    centroids = kmeans(points, plan.num_clusters, config, seed, state)
+def _cluster_level(points: Points, plan: LevelPlan, config: KMeansConfig, seed: int, path: Path) -> None:
+    if plan.split > 1:
+        cluster_in_two_stages(points, plan.num_clusters // plan.split, plan.split, config, seed, path)
+        return
+    centroids = kmeans(points, plan.num_clusters, config, seed, _state_path(path, 0))
     for step in range(1, plan.rounds + 1):
         labels, distances = assign(points, centroids)
         resampled = points.subset(nearest_rows(labels, distances, plan.nearest))
         centroids = kmeans(resampled, plan.num_clusters, config, seed + 1000 * step, _state_path(path, step))
-    return Level(centroids, *assign(points, centroids))
+    write_level(path, [centroids], *assign(points, centroids))
+
+
+def _points_above(path: Path, points: Points) -> Points:
+    """The centroids of a level as points: scanned by this process where they are few, otherwise by the workers."""
+    centroids = StoredCentroids(centroids_path(path), points.unit)
+    if centroids.num_rows * centroids.dim <= VALUES_IN_MEMORY:
+        return points_in_memory(np.asarray(read_level(path).centroids), points.unit, points.engine)
+    return Points(centroids, points.workers, points.unit, engine=points.engine)
 
 
 def nearest_rows(
     labels: Int32[np.ndarray, " n"], distances: Float32[np.ndarray, " n"], count: int
 ) -> Int64[np.ndarray, " m"]:
     """The rows among the `count` nearest to their centroid, ascending; ties go to the lower row."""
-    order = np.lexsort((distances, labels))
-    return np.sort(order[rank_in_group(labels[order]) < count])
-
-
-def rank_in_group(sorted_labels: Int32[np.ndarray, " n"] | Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Position of each entry within its run of equal labels."""
-    positions = np.arange(len(sorted_labels))
-    starts = np.r_[True, sorted_labels[1:] != sorted_labels[:-1]][: len(sorted_labels)]
-    return positions - np.maximum.accumulate(np.where(starts, positions, 0))
+    return np.flatnonzero(rank_in_groups(labels, distances) < count)
 
 
 def cluster_of_rows(levels: list[Level]) -> list[Int32[np.ndarray, " n"]]:
@@ -121,18 +124,5 @@ def cluster_of_rows(levels: list[Level]) -> list[Int32[np.ndarray, " n"]]:
     return labels
 
 
-def read_level(path: Path) -> Level:
-    """A level that `cluster_levels` wrote."""
-    with np.load(path) as stored:
-        return Level(stored["centroids"], stored["labels"], stored["distances"])
-
-
-def _write_level(path: Path, level: Level) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **level._asdict())
-    for state in path.parent.glob(f"{path.stem}.round-*.npz"):
-        state.unlink()
-
-
-def _state_path(path: Path | None, step: int) -> Path | None:
-    return path.with_name(f"{path.stem}.round-{step}.npz") if path else None
+def _state_path(path: Path, step: int) -> Path:
+    return path.with_name(f"{path.stem}.round-{step}.npz")

@@ -76,9 +76,9 @@ def cluster_map(
 ) -> str:
     """Clusters on their first two principal axes: area by size before, colour by the share that was kept."""
     largest = np.argsort(-before, kind="stable")[:MOST_POINTS]
-    centered = centroids - centroids.mean(axis=0)
-    axes_of_variation = np.linalg.svd(centered[largest], full_matrices=False)[2][:2]
-    x, y = axes_of_variation @ centered[largest].T
+    shown = centroids[largest]
+    centered = shown - shown.mean(axis=0)
+    x, y = np.linalg.svd(centered, full_matrices=False)[2][:2] @ centered.T
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 4.0), layout="constrained")
         axes = figure.add_subplot()

@@ -5,8 +5,8 @@ from jaxtyping import Float64, Int64
 
 from curation.decisions import Decisions, Reason
 from curation.dedup import DuplicatesConfig, Pairs, equal_pairs, perceptual_pairs, resolve, semantic_pairs
-from curation.hierarchy import Level
 from curation.leakage import How, LeakageConfig, find_leakage
+from curation.levels import Level
 from curation.scan import Points
 from curation.schema import BYTES_HASH, PERCEPTUAL_HASH, PIXEL_HASH
 

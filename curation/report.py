@@ -12,7 +12,8 @@ import pyarrow as pa
 from curation.curate import CURATION
 from curation.decisions import EXAMPLES, read_decisions
 from curation.galleries import CLUSTERS, Clustering, cluster_gallery, pair_gallery, typical_words
-from curation.hierarchy import Level, cluster_of_rows, read_level
+from curation.hierarchy import cluster_of_rows
+from curation.levels import Level, read_level
 from curation.plots import cluster_map, funnel, size_curves, threshold_curve
 from curation.shards import EmbeddingShards
 

@@ -3,9 +3,11 @@
 from curation.backbone import BackboneConfig
 from curation.captions import CaptionConfig
 from curation.curate import CurateConfig, TextConfig
+from curation.dedup import DuplicatesConfig
 from curation.embed import EmbedConfig
 from curation.emoji import EmojiConfig
 from curation.hierarchy import LevelsConfig
+from curation.kmeans import KMeansConfig
 from evaluate.jobs import EvaluateConfig
 from evaluate.report import ReportConfig
 from evaluate.segmentation import SegmentationConfig
@@ -114,8 +116,16 @@ VITL14 = Recipe(
     ),
     curate=CurateConfig(
         target_rows=650_000_000,
-        levels=LevelsConfig(clusters=(100_000, 10_000)),
-        text=TextConfig(tail_share=0.06),
+        metric="euclidean",
+        kmeans=KMeansConfig(iterations=50),
+        levels=LevelsConfig(  # of Vo et al. for 743 M web images; resampling steps 1, 10, 10, 10 count the first pass
+            clusters=(10_000_000, 500_000, 50_000, 10_000),
+            split=(100, 0, 0, 0),
+            resampling=(0, 9, 9, 9),
+            nearest=(1, 10, 5, 3),
+        ),
+        text=TextConfig(clusters=500_000, split=100, tail_share=0.06),
+        duplicates=DuplicatesConfig(neighbours=0),
     ),
     tokenizer=TokenizerConfig(kind="clip", vocab_size=49_408),
     train=TrainConfig(

@@ -19,8 +19,13 @@ from curation.selection import read_selection
 from curation.shards import EmbeddingShards
 
 SIZES = (400, 150, 80, 40, 20, 10)  # rows per true concept
+SUFFIXES = (".npz", ".centroids.npy")
 NO_HASHES = DuplicatesConfig(perceptual_bits=-1, cosine=2.0)
-OUTPUTS = ("selection.arrow", "decisions.arrow", "image/level-1.npz", "image/level-2.npz", "text/level-1.npz")
+OUTPUTS = (
+    "selection.arrow",
+    "decisions.arrow",
+    *(f"{level}{suffix}" for level in ("image/level-1", "image/level-2", "text/level-1") for suffix in SUFFIXES),
+)
 LEVELS = LevelsConfig(clusters=(24, 6))
 
 

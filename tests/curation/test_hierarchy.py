@@ -16,26 +16,30 @@ def points():
 PLAN = LevelsConfig(clusters=(60, 12, 3), resampling=(1, 2, 2), nearest=(5, 3, 2)).resolve(900)
 
 
-def test_every_level_clusters_the_centroids_below(points):
-    levels = cluster_levels(points, PLAN, KMeansConfig(), 0)
+def test_every_level_clusters_the_centroids_below(points, tmp_path):
+    levels = cluster_levels(points, PLAN, KMeansConfig(), 0, tmp_path)
     below = points
     for level, plan in zip(levels, PLAN, strict=True):
         assert level.centroids.shape == (plan.num_clusters, 8)
         labels, distances = assign(below, level.centroids)
         np.testing.assert_array_equal(level.labels, labels)
         np.testing.assert_array_equal(level.distances, distances)
-        below = points_in_memory(level.centroids, False)
+        below = points_in_memory(np.asarray(level.centroids), False)
     rows = cluster_of_rows(levels)
     np.testing.assert_array_equal(rows[2], levels[2].labels[levels[1].labels[levels[0].labels]])
 
 
 def test_levels_are_kept_and_found_again(points, tmp_path):
-    whole = cluster_levels(points, PLAN, KMeansConfig(), 0)
-    cluster_levels(points, PLAN[:2], KMeansConfig(), 0, tmp_path)
-    before = (tmp_path / "level-1.npz").stat().st_mtime_ns
-    resumed = cluster_levels(points, PLAN, KMeansConfig(), 0, tmp_path)
-    assert (tmp_path / "level-1.npz").stat().st_mtime_ns == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["level-1.npz", "level-2.npz", "level-3.npz"]
+    (tmp_path / "whole").mkdir()
+    folder = tmp_path / "resumed"
+    folder.mkdir()
+    whole = cluster_levels(points, PLAN, KMeansConfig(), 0, tmp_path / "whole")
+    cluster_levels(points, PLAN[:2], KMeansConfig(), 0, folder)
+    before = (folder / "level-1.npz").stat().st_mtime_ns
+    resumed = cluster_levels(points, PLAN, KMeansConfig(), 0, folder)
+    assert (folder / "level-1.npz").stat().st_mtime_ns == before
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [f"level-{level}{suffix}" for level in (1, 2, 3) for suffix in (".centroids.npy", ".npz")]
     for level, expected in zip(resumed, whole, strict=True):
         for stored, wanted in zip(level, expected, strict=True):
             np.testing.assert_array_equal(stored, wanted)
@@ -57,3 +61,5 @@ def test_levels_must_shrink_and_match():
         LevelsConfig(clusters=(10, 10))
     with pytest.raises(ValueError, match="1 values for 2 levels"):
         LevelsConfig(clusters=(10, 5), nearest=(3,))
+    with pytest.raises(ValueError, match="split must divide the clusters"):
+        LevelsConfig(clusters=(10, 5), split=(3, 0))
