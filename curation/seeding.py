@@ -7,14 +7,17 @@ when a sample would miss too much; random rows. All depends on the seed and on t
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
+from curation.assign import Assigner
+from curation.kernels import squared_distances
 from curation.scan import Points
 
 Seeding = Literal["k-means++", "k-means||", "random"]
 
 SAME_POINT = 1e-6  # squared distance, relative to the squared length, below which float32 cannot tell points apart
 ROUNDS = 4
+SEEDS_PER_DRAW = 8
 
 
 def choose_seeds(
@@ -57,21 +60,34 @@ def _oversample(
 def spread_out(
     sample: Float32[np.ndarray, "n d"], weights: Int64[np.ndarray, " n"], num_clusters: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, "k d"]:
-    """k-means++: each next seed drawn by weight and squared distance to the seeds so far."""
-    norms = np.einsum("nd,nd->n", sample, sample)
-    seeds = [_draw(np.cumsum(weights, dtype=np.float64), rng.random())]
-    nearest = np.full(len(sample), np.inf, np.float32)
-    for draw in rng.random(num_clusters - 1):
-        products = np.einsum("nd,d->n", sample, sample[seeds[-1]])
-        nearest = np.minimum(nearest, norms - 2 * products + norms[seeds[-1]])
-        mass = np.cumsum(np.where(nearest > SAME_POINT * norms, nearest, 0) * weights, dtype=np.float64)
+    """k-means++: seeds drawn by weight and squared distance to the seeds so far, in rounds.
+
+    A round draws one seed for every eight that there are, so that distances cost matrix products, not k passes.
+    """
+    lengths = np.einsum("nd,nd->n", sample, sample)
+    new = _draw(np.cumsum(weights, dtype=np.float64), rng.random(1))
+    seeds, nearest = new, np.full(len(sample), np.inf, np.float32)
+    while len(seeds) < num_clusters:
+        nearest = np.minimum(nearest, _distances_to_nearest(sample, sample[new]))
+        mass = np.cumsum(np.where(nearest > SAME_POINT * lengths, nearest, 0) * weights, dtype=np.float64)
         if mass[-1] == 0:
-            seeds += [seeds[-1]] * (num_clusters - len(seeds))
-            break
-        seeds.append(_draw(mass, draw))
+            new = np.full(num_clusters - len(seeds), seeds[-1])
+        else:
+            count = min(max(1, len(seeds) // SEEDS_PER_DRAW), num_clusters - len(seeds))
+            new = np.unique(_draw(mass, rng.random(count)))
+        seeds = np.concatenate([seeds, new])
     return sample[seeds]
 
 
-def _draw(cumulated: np.ndarray, draw: float) -> int:
-    """The index whose share of the mass contains `draw`; never one without mass, whatever the rounding."""
-    return int(np.searchsorted(cumulated, min(draw * cumulated[-1], np.nextafter(cumulated[-1], 0)), side="right"))
+def _distances_to_nearest(
+    x: Float32[np.ndarray, "n d"], centroids: Float32[np.ndarray, "k d"]
+) -> Float32[np.ndarray, " n"]:
+    distances = np.empty(len(x), np.float32)
+    squared_distances(x, centroids, Assigner(centroids, False)(x), distances)
+    return distances
+
+
+def _draw(cumulated: Float64[np.ndarray, " n"], draws: Float64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
+    """The indices whose share of the mass contains each draw; never one without mass, whatever the rounding."""
+    places = np.minimum(draws * cumulated[-1], np.nextafter(cumulated[-1], 0))
+    return np.searchsorted(cumulated, places, side="right")
