@@ -8,7 +8,7 @@ from typing import no_type_check
 
 import numba
 import numpy as np
-from jaxtyping import Float32, Float64, Int8, Int32, Int64
+from jaxtyping import Float32, Float64, Int8, Int32, Int64, UInt8
 
 LANES = 64
 INT8_MOST = np.float32(127)
@@ -174,3 +174,18 @@ def scale_to_unit(x: Float32[np.ndarray, "n d"]) -> None:
         if length > 0:
             for i in range(len(values)):
                 values[i] /= length
+
+
+@compiled
+@no_type_check
+def copy_rows(
+    source: UInt8[np.ndarray, "n bytes"],
+    rows: Int64[np.ndarray, " m"],
+    target: UInt8[np.ndarray, "t bytes"],
+    places: Int64[np.ndarray, " m"],
+) -> None:
+    """Copy some rows to places of another array, each byte once: NumPy needs a temporary, or a call for every row."""
+    for index in range(len(rows)):
+        row, place = source[rows[index]], target[places[index]]
+        for i in range(len(row)):
+            place[i] = row[i]

@@ -18,6 +18,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Int64, Shaped, UInt64
 
 from cluster.files import replacing, sha256_file, write_atomic
+from curation.kernels import copy_rows
 from curation.mapped import REMEDY, MappedShard, ShardError
 from curation.schema import (
     CAPTIONS,
@@ -37,7 +38,6 @@ from curation.schema import (
 MANIFEST = "manifest.json"
 BATCH_BYTES = 12_000_000
 BATCH_ROWS = 8192
-LARGE_ROW_BYTES = 8192
 
 
 @dataclass(frozen=True)
@@ -292,11 +292,12 @@ class EmbeddingShards:
 
 
 def _copy_rows(view: np.ndarray, local: np.ndarray, out: np.ndarray, positions: np.ndarray) -> None:
-    """Rows that follow each other at once, large rows one by one (no temporary), small ones by one indexed copy."""
+    """Rows that follow each other at once, others each by its bytes."""
+    assert out.flags.c_contiguous
+    assert out.dtype == view.dtype
     if (np.diff(local) == 1).all() and (np.diff(positions) == 1).all():
         out[positions[0] : positions[-1] + 1] = view[local[0] : local[-1] + 1]
-    elif view[:1].nbytes >= LARGE_ROW_BYTES:
-        for source, target in zip(local.tolist(), positions.tolist(), strict=True):
-            out[target] = view[source]
-    else:
-        out[positions] = view.take(local, axis=0)
+    elif out.size:
+        copy_rows(
+            view.reshape(len(view), -1).view(np.uint8), local, out.reshape(len(out), -1).view(np.uint8), positions
+        )

@@ -61,12 +61,13 @@ def permute(index: Int64[np.ndarray, " n"], size: int, key: int) -> Int64[np.nda
     """Where a keyed pseudorandom permutation of range(size) sends each index: a Feistel network with cycle walking."""
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
+    turns = [np.uint64(mix(key, turn)) for turn in range(ROUNDS)]
     value = index.astype(np.uint64)
     outside = np.ones(len(value), bool)
     while outside.any():
         left, right = value[outside] >> half, value[outside] & mask
-        for turn in range(ROUNDS):
-            left, right = right, left ^ (mix_array(right ^ np.uint64(mix(key, turn))) & mask)
+        for turn in turns:
+            left, right = right, left ^ (mix_array(right ^ turn) & mask)
         value[outside] = (left << half) | right
         outside = value >= np.uint64(size)
     return value.astype(np.int64)

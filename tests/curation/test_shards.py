@@ -71,11 +71,10 @@ def test_gather_equals_indexing_in_the_order_asked(pool: Pool) -> None:
         np.testing.assert_array_equal(shards.gather(rows, column), expected[rows])
 
 
-def test_gather_of_large_rows_equals_indexing(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curation.shards, "LARGE_ROW_BYTES", 1)
+def test_gather_of_neighbours_and_of_one_row_equals_indexing(pool: Pool) -> None:
     shards, values = pool
-    rows = np.random.default_rng(2).permutation(shards.num_rows)
-    np.testing.assert_array_equal(shards.gather(rows, PATCHES), values[PATCHES][rows])
+    for rows in (np.arange(5, 60), np.arange(60, 5, -1), np.array([7])):
+        np.testing.assert_array_equal(shards.gather(rows, PATCHES), values[PATCHES][rows])
 
 
 def test_gather_of_no_rows_is_empty(pool: Pool) -> None:
