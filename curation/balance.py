@@ -1,4 +1,5 @@
-"""Which rows a balanced sample keeps: water filling down the image clusters, probabilities over the text clusters.
+"""Which rows a balanced sample keeps: water filling down the image clusters, probabilities over clusters or entries of
+captions.
 
 Both selections are nested: a larger budget keeps all that a smaller one kept. So the budgets that give an intersection
 or a union of exactly the asked size are found by bisection. Pure NumPy over arrays, no loop over clusters. Balanced
@@ -11,17 +12,18 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
-from curation.groups import rank_in_groups
+from curation.groups import Entries, rank_in_groups
 
 Combine = Literal["intersection", "union"]
+HALVINGS = 52  # of an interval: float64 holds no more
 
 
 class Balance(NamedTuple):
-    """A solved pair of budgets: both selections, and the rows that the combination keeps."""
+    """A solved pair of budgets: both selections, and how often the combination takes each row."""
 
     image: Bool[np.ndarray, " rows"]
     text: Bool[np.ndarray, " rows"]
-    kept: Bool[np.ndarray, " rows"]
+    copies: Int64[np.ndarray, " rows"]
     image_budget: int
     text_budget: int
 
@@ -62,7 +64,7 @@ def water_fill(
 
 
 class ImageBalance:
-    """Balanced sampling of rows that lie in a tree of clusters."""
+    """Balanced sampling of rows that lie in a tree of clusters; small clusters may be repeated."""
 
     def __init__(
         self,
@@ -71,10 +73,15 @@ class ImageBalance:
         num_leaves: int,
         priority: Float64[np.ndarray, " rows"],
         seed: int,
+        repeats: int = 1,
     ) -> None:
-        """`parents` gives each cluster's parent, level by level from the leaves; rows of low `priority` go first."""
+        """`parents` gives each cluster's parent, level by level from the leaves; rows of low `priority` go first.
+
+        A row is taken up to `repeats` times, again only when the whole leaf has been taken as often.
+        """
         self.leaves = leaves
-        sizes = [np.bincount(leaves, minlength=num_leaves)]
+        self.leaf_sizes = np.bincount(leaves, minlength=num_leaves)
+        sizes = [repeats * self.leaf_sizes]
         self.parents: list[Int64[np.ndarray, " _"]] = [labels.astype(np.int64) for labels in parents]
         for labels in self.parents:
             sizes.append(np.bincount(labels, sizes[-1], labels.max() + 1).astype(np.int64))
@@ -82,9 +89,10 @@ class ImageBalance:
         self.parents.append(np.zeros(len(sizes[-1]), np.int64))
         self.order = [np.random.default_rng([seed, level]).random(len(size)) for level, size in enumerate(sizes)]
         self.rank = rank_in_groups(leaves, priority)
+        self.most = repeats * len(leaves)
 
     def quotas(self, budget: int) -> Int64[np.ndarray, " leaves"]:
-        """Rows to keep in each leaf, water-filled from the top level down."""
+        """Rows to take from each leaf, water-filled from the top level down."""
         quotas = np.array([budget])
         for sizes, parents, order in zip(
             reversed(self.sizes), reversed(self.parents), reversed(self.order), strict=True
@@ -92,25 +100,52 @@ class ImageBalance:
             quotas = water_fill(sizes, parents, quotas, order)
         return quotas
 
-    def keep(self, budget: int) -> Bool[np.ndarray, " rows"]:
-        """Exactly `budget` rows."""
-        return self.rank < self.quotas(budget)[self.leaves]
+    def copies(self, budget: int) -> Int64[np.ndarray, " rows"]:
+        """How often each row is taken: `budget` in all, in a leaf once more or once less than its neighbour at most."""
+        rest = self.quotas(budget)[self.leaves] - self.rank
+        return np.maximum(0, -(-rest // self.leaf_sizes[self.leaves]))
 
-    def keep_probability(self, budget: int) -> Float64[np.ndarray, " rows"]:
-        """The share of its leaf that is kept, a row."""
-        return (self.quotas(budget) / np.maximum(self.sizes[0], 1))[self.leaves]
+    def expected_copies(self, budget: int) -> Float64[np.ndarray, " rows"]:
+        """The share of its leaf that is taken, a row: its keep probability, above 1 where rows repeat."""
+        return (self.quotas(budget) / np.maximum(self.leaf_sizes, 1))[self.leaves]
 
 
 class TextBalance:
-    """Keep a pair with probability min(1, t / c), c the size of its text cluster: when t is above coin times c."""
+    """Keep a pair with probability 1 - prod over its entries of (1 - t / max(c, t)), c an entry's rows: when its coin
+    is below, that is when t is above the row's critical value. Rows without entries come first."""
 
-    def __init__(self, clusters: Int32[np.ndarray, " rows"], coins: Float64[np.ndarray, " rows"]) -> None:
-        self.counts = np.bincount(clusters)
-        self.count_of_row = self.counts[clusters]
-        self.critical = coins * self.count_of_row
+    def __init__(self, entries: Entries, coins: Float64[np.ndarray, " rows"]) -> None:
+        self.entries = entries
+        self.counts = np.bincount(entries.values)
+        self.critical = self._critical(coins)
         self.order = np.argsort(self.critical, kind="stable")
-        self.rank = np.empty(len(clusters), np.int64)
-        self.rank[self.order] = np.arange(len(clusters))
+        self.rank = np.empty(len(coins), np.int64)
+        self.rank[self.order] = np.arange(len(coins))
+
+    def _critical(self, coins: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
+        """The largest t that does not keep a row: coin times c; for several entries by bisection below the rarest."""
+        numbers = self.entries.numbers()
+        critical = np.zeros(len(coins))
+        single = np.flatnonzero(numbers == 1)
+        critical[single] = coins[single] * self.counts[self.entries.values[self.entries.offsets[single]]]
+        several = np.flatnonzero(numbers > 1)
+        own = self.entries.take(several)
+        low = np.zeros(len(several))
+        high = np.full(len(several), np.inf)
+        np.minimum.at(high, own.rows(), self.counts[own.values].astype(np.float64))
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            is_kept = coins[several] < self._probability(own, middle)
+            low, high = np.where(is_kept, low, middle), np.where(is_kept, middle, high)
+        critical[several] = low
+        return critical
+
+    def _probability(self, entries: Entries, thresholds: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
+        rows, counts = entries.rows(), self.counts[entries.values]
+        with np.errstate(divide="ignore"):
+            lost = np.log1p(-np.minimum(1.0, thresholds[rows] / counts))
+        kept = -np.expm1(np.bincount(rows, lost, len(thresholds)))
+        return np.where(entries.numbers() > 0, kept, 1.0)
 
     def keep(self, budget: int) -> Bool[np.ndarray, " rows"]:
         """Exactly `budget` rows: the threshold is the order statistic of what each row needs."""
@@ -119,7 +154,7 @@ class TextBalance:
     def threshold(self, budget: int) -> float:
         """The t that keeps `budget` rows."""
         if budget >= len(self.order):
-            return float(self.counts.max())
+            return float(self.counts.max(initial=0))
         return float(self.critical[self.order[budget]])
 
     def budget(self, threshold: float) -> int:
@@ -127,7 +162,8 @@ class TextBalance:
         return int((self.critical < threshold).sum())
 
     def keep_probability(self, threshold: float) -> Float64[np.ndarray, " rows"]:
-        return np.minimum(1.0, threshold / self.count_of_row)
+        """The published probability of each row; 1 without entries."""
+        return self._probability(self.entries, np.full(len(self.rank), threshold))
 
 
 def tail_threshold(counts: Int64[np.ndarray, " entries"], share: float) -> float:
@@ -141,31 +177,44 @@ def tail_threshold(counts: Int64[np.ndarray, " entries"], share: float) -> float
 def combine(
     image: ImageBalance, text: TextBalance, target: int, how: Combine, text_budget: int | None = None
 ) -> Balance:
-    """Both selections with budgets such that exactly `target` rows are kept.
+    """Both selections with budgets such that exactly `target` rows are kept, each counted as often as it is taken.
 
     Equal budgets for both are sought first, then the text budget takes up the slack; with `text_budget` given, only the
     image budget moves. ValueError when no budget reaches the target.
     """
-    num_rows = len(text.rank)
-    joined: Callable = np.logical_and if how == "intersection" else np.logical_or
+    joined = np.multiply if how == "intersection" else np.maximum
 
-    def size(budget: int) -> int:
-        chosen = text.keep(budget if text_budget is None else text_budget)
-        return int(np.count_nonzero(joined(image.keep(budget), chosen)))
+    def taken(budget: int) -> Int64[np.ndarray, " rows"]:
+        return joined(image.copies(budget), text.keep(budget if text_budget is None else text_budget).astype(np.int64))
 
-    if size(num_rows) < target:
+    if taken(image.most).sum() < target:
         raise ValueError(
-            f"a text threshold that keeps {text_budget} of {num_rows} rows cannot give {target}: raise text.threshold "
-            "or text.tail_share, or lower target_rows"
+            f"a text threshold that keeps {text_budget} of {len(text.rank)} rows cannot give {target}: raise "
+            "text.threshold, text.tail_share or repeats, or lower target_rows"
         )
-    budget = _smallest(num_rows, lambda value: size(value) >= target)
-    by_image = image.keep(budget)
+    if how == "union" and (text_budget or 0) > target:
+        raise ValueError(
+            f"a text threshold that keeps {text_budget} rows gives a union above {target}: lower text.threshold or "
+            "text.tail_share, or raise target_rows"
+        )
+    budget = _smallest(image.most, lambda value: int(taken(value).sum()) >= target)
+    by_image = image.copies(budget)
     if text_budget is None:
-        ranks = np.sort(text.rank[by_image if how == "intersection" else ~by_image])
-        wanted = target if how == "intersection" else target - budget
-        text_budget = int(ranks[wanted - 1]) + 1 if wanted else 0
+        text_budget = _text_budget(by_image, text, target, how)
     by_text = text.keep(text_budget)
-    return Balance(by_image, by_text, joined(by_image, by_text), budget, text_budget)
+    copies = joined(by_image, by_text.astype(np.int64))
+    if text_budget:
+        copies[text.order[text_budget - 1]] -= copies.sum() - target
+    return Balance(by_image > 0, by_text, copies, budget, text_budget)
+
+
+def _text_budget(by_image: Int64[np.ndarray, " rows"], text: TextBalance, target: int, how: Combine) -> int:
+    """The least that reaches the target; where the last row is repeated, it may pass it by some copies."""
+    ordered = by_image[text.order]
+    reached = np.cumsum(ordered) if how == "intersection" else by_image.sum() + np.cumsum(ordered == 0)
+    if how == "union" and by_image.sum() >= target:
+        return 0
+    return int(np.searchsorted(reached, target)) + 1
 
 
 def _smallest(high: int, is_enough: Callable[[int], bool]) -> int:

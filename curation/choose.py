@@ -3,7 +3,7 @@
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32, Int64
+from jaxtyping import Float64, Int32, Int64
 
 from curation.balance import Combine, ImageBalance, TextBalance, combine, entropy, gini, tail_threshold
 from curation.decisions import Decisions
@@ -21,6 +21,7 @@ class Goal(NamedTuple):
     num_rows: int
     threshold: float
     tail_share: float
+    repeats: int
 
 
 class Coins(NamedTuple):
@@ -39,53 +40,58 @@ def choose(decisions: Decisions, goal: Goal, image_levels: list[Level], coins: C
     rows = decisions.surviving()
     if goal.method == "none":
         return {}
-    if goal.num_rows > len(rows):
+    if goal.num_rows > goal.repeats * len(rows):
         raise ValueError(
-            f"{goal.num_rows} pairs asked of {len(rows)} left after leakage and duplicates: at most those can be kept; "
-            " lower target_rows, or loosen duplicates"
+            f"{goal.num_rows} pairs asked of {len(rows)} left after leakage and duplicates: at most those can be kept, "
+            f"{goal.repeats} times each; lower target_rows, loosen duplicates, or raise repeats"
         )
     if goal.method == "random":
         order = rows[np.argsort(coins.random[rows], kind="stable")]
         decisions.drop(order[goal.num_rows :], "random: not drawn")
         return {}
     if goal.method == "image":
-        return _by_image(decisions, rows, goal, _image_balance(decisions, rows, image_levels, coins, seed))
-    text = TextBalance(decisions.text_cluster[rows], coins.text[rows])
+        return _by_image(decisions, rows, goal, _image_balance(decisions, rows, image_levels, coins, seed, goal))
+    text = TextBalance(decisions.text_entries().take(rows), coins.text[rows])
     if goal.method == "text":
         return _by_text(decisions, rows, goal, text)
-    return _by_both(decisions, rows, goal, _image_balance(decisions, rows, image_levels, coins, seed), text)
+    return _by_both(decisions, rows, goal, _image_balance(decisions, rows, image_levels, coins, seed, goal), text)
 
 
 def _image_balance(
-    decisions: Decisions, rows: Int64[np.ndarray, " n"], levels: list[Level], coins: Coins, seed: int
+    decisions: Decisions, rows: Int64[np.ndarray, " n"], levels: list[Level], coins: Coins, seed: int, goal: Goal
 ) -> ImageBalance:
     parents = [level.labels for level in levels[1:]]
     num_leaves = len(levels[0].centroids)
-    return ImageBalance(decisions.image_cluster[rows], parents, num_leaves, coins.leaf[rows], seed)
+    return ImageBalance(decisions.image_cluster[rows], parents, num_leaves, coins.leaf[rows], seed, goal.repeats)
 
 
 def _by_image(decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, image: ImageBalance) -> dict[str, float]:
-    decisions.image_keep[rows] = image.keep_probability(goal.num_rows)
-    decisions.drop(rows[~image.keep(goal.num_rows)], "balance: image")
+    copies = image.copies(goal.num_rows)
+    decisions.image_keep[rows] = image.expected_copies(goal.num_rows)
+    decisions.copies[rows] = copies
+    decisions.drop(rows[copies == 0], "balance: image")
     return {"image_budget": float(goal.num_rows)}
 
 
 def _by_text(decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, text: TextBalance) -> dict[str, float]:
-    given = _given_budget(goal, text)
-    budget = goal.num_rows if given is None else given
-    decisions.text_keep[rows] = text.keep_probability(text.threshold(budget))
+    given = _given_threshold(goal, text)
+    budget = goal.num_rows if given is None else text.budget(given)
+    threshold = text.threshold(budget) if given is None else given
+    decisions.text_keep[rows] = text.keep_probability(threshold)
     decisions.drop(rows[~text.keep(budget)], "balance: text")
-    return {"text_budget": float(budget), "text_threshold": text.threshold(budget)}
+    return {"text_budget": float(budget), "text_threshold": threshold}
 
 
 def _by_both(
     decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, image: ImageBalance, text: TextBalance
 ) -> dict[str, float]:
-    solved = combine(image, text, goal.num_rows, goal.combine, _given_budget(goal, text))
-    threshold = text.threshold(solved.text_budget)
-    decisions.image_keep[rows] = image.keep_probability(solved.image_budget)
+    given = _given_threshold(goal, text)
+    solved = combine(image, text, goal.num_rows, goal.combine, None if given is None else text.budget(given))
+    threshold = text.threshold(solved.text_budget) if given is None else given
+    decisions.image_keep[rows] = image.expected_copies(solved.image_budget)
     decisions.text_keep[rows] = text.keep_probability(threshold)
-    out = ~solved.kept
+    decisions.copies[rows] = solved.copies
+    out = solved.copies == 0
     decisions.drop(rows[out & ~solved.image & ~solved.text], "balance: image and text")
     decisions.drop(rows[out & ~solved.image], "balance: image")
     decisions.drop(rows[out], "balance: text")
@@ -93,38 +99,43 @@ def _by_both(
         "image_budget": float(solved.image_budget),
         "text_budget": float(solved.text_budget),
         "text_threshold": threshold,
+        "in_both": float((solved.image & solved.text).sum()),
+        "in_image_only": float((solved.image & ~solved.text).sum()),
+        "in_text_only": float((~solved.image & solved.text).sum()),
+        "in_neither": float((~solved.image & ~solved.text).sum()),
     }
 
 
-def _given_budget(goal: Goal, text: TextBalance) -> int | None:
-    """The rows that a given threshold keeps; none when the threshold is to be found."""
+def _given_threshold(goal: Goal, text: TextBalance) -> float | None:
+    """The t that the config names, itself or by the tail share; none when it is to be found for the size."""
     if goal.threshold:
-        return text.budget(goal.threshold)
-    if goal.tail_share:
-        return text.budget(tail_threshold(text.counts, goal.tail_share))
-    return None
+        return goal.threshold
+    return tail_threshold(text.counts, goal.tail_share) if goal.tail_share else None
 
 
 def evenness(decisions: Decisions, image_levels: list[Level], text_levels: list[Level]) -> dict[str, float]:
-    """Entropy (bits) and Gini coefficient of every level, over all rows and over the kept ones."""
-    figures = {}
+    """Entropy (bits) and Gini coefficient of every level and of the metadata entries, over all rows and over the kept
+    ones, each as often as it is taken."""
+    figures, copies = dict[str, float](), decisions.taken()
     for side, levels, bottom in (
         ("image", image_levels, decisions.image_cluster),
         ("text", text_levels, decisions.text_cluster),
     ):
-        clustered = bottom >= 0
-        kept = (decisions.reason == 0)[clustered]
+        taken = copies[bottom >= 0]
         for number, labels in enumerate(cluster_of_rows(levels) if levels else [], start=1):
-            for when, sizes in _sizes(labels, kept, len(levels[number - 1].centroids)).items():
-                figures[f"{side}_level{number}_entropy_{when}"] = entropy(sizes)
-                figures[f"{side}_level{number}_gini_{when}"] = gini(sizes)
+            num_clusters = len(levels[number - 1].centroids)
+            figures |= _evenness(f"{side}_level{number}", labels, taken, num_clusters)
+    if decisions.entries is not None:
+        values = decisions.entries.values
+        figures |= _evenness("text_entries", values, copies[decisions.entries.rows()], len(decisions.entry_names))
     return figures
 
 
-def _sizes(
-    labels: Int32[np.ndarray, " n"], kept: Bool[np.ndarray, " n"], num_clusters: int
-) -> dict[str, Int64[np.ndarray, " k"]]:
-    return {
-        "before": np.bincount(labels, minlength=num_clusters),
-        "after": np.bincount(labels[kept], minlength=num_clusters),
-    }
+def _evenness(
+    name: str, labels: Int32[np.ndarray, " n"], taken: Int64[np.ndarray, " n"], num_clusters: int
+) -> dict[str, float]:
+    figures = dict[str, float]()
+    for when, weights in (("before", None), ("after", taken)):
+        sizes = np.bincount(labels, weights, num_clusters).astype(np.int64)
+        figures |= {f"{name}_entropy_{when}": entropy(sizes), f"{name}_gini_{when}": gini(sizes)}
+    return figures

@@ -30,6 +30,7 @@ from curation.hierarchy import ROWS_PER_CLUSTER, LevelsConfig, cluster_levels
 from curation.kmeans import KMeansConfig
 from curation.leakage import LeakageConfig
 from curation.levels import Level
+from curation.metadata import match_captions, read_entries
 from curation.removal import drop_duplicates, drop_invalid, drop_leakage
 from curation.scan import Points, Scanner, Workers
 from curation.schema import CAPTION_EMBEDDING, CAPTIONS, CLS
@@ -49,9 +50,11 @@ class TextConfig:
     split: int = 0
     """Parts that each first-stage cluster is split in; 0: one stage."""
     threshold: float = 0.0
-    """MetaCLIP's t, in pairs per cluster; 0: found for the target size."""
+    """MetaCLIP's t, in pairs per cluster or entry; 0: found for the target size."""
     tail_share: float = 0.0
-    """Find t such that clusters smaller than t hold this share of the pairs (0.06 as published); 0: not used."""
+    """Find t such that clusters or entries below t hold this share of the pairs (0.06 as published); 0: not used."""
+    unmatched: Literal["drop", "keep"] = "drop"
+    """Pairs in whose captions no metadata entry occurs: dropped as published, or never dropped by text."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,11 @@ class CurateConfig:
     levels: LevelsConfig = LevelsConfig()
     """Hierarchy of image clusters."""
     text: TextConfig = TextConfig()
-    """Balance over caption clusters."""
+    """Balance over caption clusters, or over metadata entries where the step is given some."""
     kmeans: KMeansConfig = KMeansConfig()
     """Every clustering."""
+    repeats: int = 1
+    """How often a pair may be taken to fill the share of a small image cluster; the selection lists it as often."""
     leaf: Literal["random", "central"] = "random"
     """Which rows of a bottom cluster are kept first: any, or those nearest its centroid."""
     duplicates: DuplicatesConfig = DuplicatesConfig()
@@ -93,30 +98,43 @@ class CurateConfig:
                 f"target_rows is {self.target_rows} and share {self.share}: target_rows must be 0 or more, share "
                 "above 0 and at most 1; set one of them"
             )
+        if self.repeats < 1 or (self.repeats > 1 and self.method not in ("both", "image")):
+            raise ValueError(
+                f"repeats is {self.repeats} with method {self.method}: 1 or more is possible with methods both and "
+                "image; lower it to 1"
+            )
 
 
-def run(config: CurateConfig, *, out: Path, embeddings: Path, **evaluation: Path) -> dict[str, float]:
+def run(
+    config: CurateConfig, *, out: Path, embeddings: Path, metadata: Path | None = None, **evaluation: Path
+) -> dict[str, float]:
     """Write selection, decisions and clusters to `out`; inputs named leakage_* are embeddings of evaluation images.
 
-    Continues from the levels and iterations that an interrupted run left in `out`.
+    With `metadata`, a file of one entry a line, captions are balanced over those entries and not clustered. Continues
+    from the levels and iterations that an interrupted run left in `out`.
     """
     with Pool(Scanner, resources=config.resources) as workers:
-        return curate(config, workers, out, embeddings, evaluation)
+        return curate(config, workers, out, embeddings, evaluation, metadata)
 
 
 def curate(
-    config: CurateConfig, workers: Workers, out: Path, embeddings: Path, evaluation: Mapping[str, Path]
+    config: CurateConfig,
+    workers: Workers,
+    out: Path,
+    embeddings: Path,
+    evaluation: Mapping[str, Path],
+    metadata: Path | None = None,
 ) -> dict[str, float]:
     """The step, with given workers: `run` gives it a pool of processes."""
     shards = EmbeddingShards(embeddings)
-    _check(config, shards, evaluation)
+    _check(config, shards, evaluation, metadata)
     known = {name.removeprefix(LEAKAGE_INPUT): EmbeddingShards(path) for name, path in sorted(evaluation.items())}
     decisions, seconds, figures = Decisions(shards, known), dict[str, float](), dict[str, float]()
     with _timed(seconds, "check"):
         points = Points(ShardVectors(embeddings, CLS, unit=True), workers, True, engine=config.engine)
         drop_invalid(decisions, points, config.error_budget)
         captions = None
-        if config.method in ("both", "text"):
+        if config.method in ("both", "text") and metadata is None:
             vectors = ShardVectors(embeddings, CAPTION_EMBEDDING, unit=True)
             captions = Points(vectors, workers, True, engine=config.engine)
             drop_invalid(decisions, captions, config.error_budget)
@@ -128,13 +146,16 @@ def curate(
         image = _image_levels(config, points, valid, out, decisions)
     with _timed(seconds, "text_clusters"):
         text = _text_levels(config, captions, valid, out, decisions)
+        _match_entries(config, points, metadata, decisions)
     with _timed(seconds, "duplicates"):
         drop_duplicates(decisions, points, _preference(config, decisions, image), image, config.duplicates)
     with _timed(seconds, "balance"):
+        if decisions.entries is not None and config.text.unmatched == "drop":
+            decisions.drop(np.flatnonzero(decisions.entries.numbers() == 0), "text: no metadata entry")
         figures |= choose(decisions, _goal(config, decisions), image, _coins(config, decisions, image), config.seed)
     figures |= evenness(decisions, image, text)
     decisions.write(out)
-    write_selection(out, shards, decisions.surviving())
+    write_selection(out, shards, np.repeat(np.arange(shards.num_rows), decisions.taken()))
     return _write_summary(config, out, decisions, figures, seconds)
 
 
@@ -145,16 +166,18 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     seconds[phase] = time.monotonic() - start
 
 
-def _check(config: CurateConfig, shards: EmbeddingShards, evaluation: Mapping[str, Path]) -> None:
+def _check(
+    config: CurateConfig, shards: EmbeddingShards, evaluation: Mapping[str, Path], metadata: Path | None
+) -> None:
     strange = [name for name in evaluation if not name.startswith(LEAKAGE_INPUT)]
     if strange:
         raise ValueError(
-            f"inputs {strange} of curate: only embeddings and {LEAKAGE_INPUT}* are known; rename or drop them"
+            f"inputs {strange} of curate: only embeddings, metadata and {LEAKAGE_INPUT}* are known; rename or drop them"
         )
-    if config.method in ("both", "text") and not shards.spec.caption_dim:
+    if config.method in ("both", "text") and metadata is None and not shards.spec.caption_dim:
         raise ValueError(
             f"method {config.method} on {shards.folder}, which has no caption vectors: embed with a caption encoder, "
-            "or use method image"
+            "give metadata entries, or use method image"
         )
     counts = pc.value_counts(shards.keys())
     repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
@@ -189,6 +212,13 @@ def _text_levels(
     levels = _levels(config, captions, valid, clusters, out / "text")
     decisions.text_cluster[valid] = levels[0].labels
     return levels
+
+
+def _match_entries(config: CurateConfig, points: Points, metadata: Path | None, decisions: Decisions) -> None:
+    """Look for metadata entries in all captions, when captions are balanced over them."""
+    if metadata is not None and config.method in ("both", "text"):
+        decisions.entry_names = read_entries(metadata)
+        decisions.entries = match_captions(points, decisions.shards, metadata)
 
 
 def _levels(
@@ -226,7 +256,7 @@ def _distances(decisions: Decisions, image: list[Level]) -> Float64[np.ndarray, 
 def _goal(config: CurateConfig, decisions: Decisions) -> Goal:
     surviving = len(decisions.surviving())
     num_rows = config.target_rows or min(surviving, max(1, round(config.share * surviving)))
-    return Goal(config.method, config.combine, num_rows, config.text.threshold, config.text.tail_share)
+    return Goal(config.method, config.combine, num_rows, config.text.threshold, config.text.tail_share, config.repeats)
 
 
 def _coins(config: CurateConfig, decisions: Decisions, image: list[Level]) -> Coins:

@@ -12,9 +12,10 @@ from typing import Literal, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int16, Int32, Int64
 
 from curation.dedup import Pairs
+from curation.groups import Entries, one_entry_each
 from curation.selection import write_table
 from curation.shards import EmbeddingShards
 
@@ -34,6 +35,7 @@ Reason = Literal[
     "duplicate: same pixels",
     "duplicate: perceptual hash",
     "duplicate: cosine",
+    "text: no metadata entry",
     "balance: image",
     "balance: text",
     "balance: image and text",
@@ -53,15 +55,27 @@ class Decisions:
         self.reason = np.zeros(num_rows, np.int8)
         self.other_row: Int64[np.ndarray, " rows"] = np.full(num_rows, -1, np.int64)
         self.other_set = np.full(num_rows, -1, np.int16)
+        self.caption_set = np.full(num_rows, -1, np.int16)
         self.cosine: Float32[np.ndarray, " rows"] = np.full(num_rows, np.nan, np.float32)
         self.image_cluster: Int32[np.ndarray, " rows"] = np.full(num_rows, -1, np.int32)
         self.text_cluster: Int32[np.ndarray, " rows"] = np.full(num_rows, -1, np.int32)
         self.image_keep: Float32[np.ndarray, " rows"] = np.full(num_rows, np.nan, np.float32)
         self.text_keep: Float32[np.ndarray, " rows"] = np.full(num_rows, np.nan, np.float32)
+        self.copies: Int64[np.ndarray, " rows"] = np.ones(num_rows, np.int64)
+        self.entries: Entries | None = None
+        self.entry_names: list[str] = []
 
     def surviving(self) -> Int64[np.ndarray, " n"]:
         """Rows not dropped so far, ascending."""
         return np.flatnonzero(self.reason == 0)
+
+    def taken(self) -> Int64[np.ndarray, " rows"]:
+        """How often each row is selected, 0 for those dropped."""
+        return np.where(self.reason == 0, self.copies, 0)
+
+    def text_entries(self) -> Entries:
+        """What balances captions: metadata entries where there are some, otherwise clusters."""
+        return one_entry_each(self.text_cluster) if self.entries is None else self.entries
 
     def drop(self, rows: Int64[np.ndarray, " n"], reason: Reason) -> None:
         """Drop those of the rows that are still kept."""
@@ -95,12 +109,20 @@ class Decisions:
             "image_keep": self.image_keep,
             "text_keep": self.text_keep,
             "kept": self.reason == 0,
+            "copies": self.taken(),
             "reason": dictionary,
             "other": self._other_keys(),
-            "other_set": self._other_names(),
+            "other_set": self._names_of(self.other_set),
+            "caption_in": self._names_of(self.caption_set),
             "cosine": self.cosine,
         }
+        if self.entries is not None:
+            columns["entries"] = self._entry_lists(self.entries)
         return pa.table(columns)
+
+    def _entry_lists(self, entries: Entries) -> pa.LargeListArray:
+        names = pa.DictionaryArray.from_arrays(pa.array(entries.values), pa.array(self.entry_names, pa.string()))
+        return pa.LargeListArray.from_arrays(pa.array(entries.offsets), names)
 
     def _other_keys(self) -> pa.Array:
         """The key of the row or evaluation image because of which a row was dropped; null where there is none."""
@@ -111,8 +133,9 @@ class Decisions:
             keys[rows] = taken.to_numpy(zero_copy_only=False)
         return pa.array(keys, pa.string())
 
-    def _other_names(self) -> pa.Array:
-        return pa.array(self.names, pa.string()).take(pa.array(self.other_set, mask=self.other_set < 0))
+    def _names_of(self, sets: Int16[np.ndarray, " rows"]) -> pa.Array:
+        """Names of evaluation sets, null for -1."""
+        return pa.array(self.names, pa.string()).take(pa.array(sets, mask=sets < 0))
 
     def _examples(self) -> pa.Table:
         """Both thumbnails of evenly spaced removals of each kind: evaluation images cannot be looked up later."""

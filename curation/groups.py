@@ -1,7 +1,37 @@
-"""Rows by cluster: which rows each cluster has, ranges of clusters of even weight, ranks within clusters."""
+"""Rows by cluster: which rows each cluster has, even ranges of clusters, ranks within them; rows of several entries."""
+
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
+
+
+class Entries(NamedTuple):
+    """The entries of each row (its caption cluster, or the metadata strings in its captions): row i has
+    values[offsets[i] : offsets[i + 1]]."""
+
+    offsets: Int64[np.ndarray, " rows_plus_1"]
+    values: Int32[np.ndarray, " pairs"]
+
+    def numbers(self) -> Int64[np.ndarray, " rows"]:
+        """How many entries each row has."""
+        return np.diff(self.offsets)
+
+    def rows(self) -> Int64[np.ndarray, " pairs"]:
+        """The row of each value."""
+        return np.repeat(np.arange(len(self.offsets) - 1), self.numbers())
+
+    def take(self, rows: Int64[np.ndarray, " n"]) -> "Entries":
+        """Those of some rows, in the order asked."""
+        numbers = self.numbers()[rows]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(numbers)])
+        places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], numbers)
+        return Entries(offsets, self.values[places])
+
+
+def one_entry_each(labels: Int32[np.ndarray, " rows"]) -> Entries:
+    """Clusters as entries."""
+    return Entries(np.arange(len(labels) + 1), labels)
 
 
 def rows_by_cluster(

@@ -33,8 +33,8 @@ class LeakageConfig:
     """... when the cosine of their vectors is also at least this."""
     cosine: float = 0.985
     """Find pool images whose vector has at least this cosine with an evaluation image's; above 1: not used."""
-    captions: Literal["ignore", "list", "remove"] = "list"
-    """What to do with pool pairs one of whose captions equals an evaluation caption."""
+    captions: Literal["list", "remove"] = "list"
+    """Pool pairs one of whose captions equals an evaluation caption: listed in the decisions, or removed too."""
 
 
 class Finding(NamedTuple):
@@ -70,9 +70,8 @@ def find_leakage(
         nearest, squared = assign(points.subset(among), targets)
         close = 1 - squared / 2 >= config.cosine
         yield Finding("cosine", among[close], nearest[close].astype(np.int64), 1 - squared[close] / 2)
-    if config.captions != "ignore":
-        rows, found = _equal_captions(pool, other)
-        yield Finding("caption", rows, found, np.full(len(rows), np.nan, np.float32))
+    rows, found = _equal_captions(pool, other)
+    yield Finding("caption", rows, found, np.full(len(rows), np.nan, np.float32))
 
 
 def _check_same_model(pool: EmbeddingShards, other: EmbeddingShards) -> None:

@@ -43,6 +43,7 @@ def drop_leakage(
     for finding in find_leakage(decisions.shards, points, valid, evaluation, config):
         if finding.how == "caption":
             num_captions = len(finding.rows)
+            decisions.caption_set[finding.rows] = decisions.names.index(name)
             if config.captions != "remove":
                 continue
         pairs = Pairs(finding.evaluation_rows, finding.rows, finding.cosine)

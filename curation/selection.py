@@ -23,7 +23,7 @@ class SelectionError(ValueError):
 
 
 class Selection(NamedTuple):
-    """The selected rows of a folder of embeddings, ascending, and their keys."""
+    """The selected rows of a folder of embeddings, ascending, and their keys; a row may stand there repeatedly."""
 
     keys: pa.ChunkedArray
     rows: Int64[np.ndarray, " rows"]
@@ -31,7 +31,7 @@ class Selection(NamedTuple):
 
 def write_selection(folder: Path, shards: EmbeddingShards, rows: Int64[np.ndarray, " rows"]) -> None:
     """Write the selection of some rows, ascending, atomically."""
-    assert (np.diff(rows) > 0).all()
+    assert (np.diff(rows) >= 0).all()
     metadata = {"rows": str(len(rows)), "embedding_rows": str(shards.num_rows), "digest": shards.spec.digest}
     keys = shards.keys().combine_chunks().take(pa.array(rows))
     table = pa.table({"key": keys, "row": pa.array(rows)}).replace_schema_metadata(metadata)

@@ -71,7 +71,8 @@ def _arm(
 ) -> list[Step]:
     """Selection, tokenizer, model and scores of one arm."""
     rows = Output(embeddings)
-    select = Step("curate", f"curate{suffix}", curate.run, recipe.curate, {"embeddings": rows, **leakage})
+    entries = {"metadata": user_data(recipe, recipe.data.metadata)} if recipe.data.metadata else {}
+    select = Step("curate", f"curate{suffix}", curate.run, recipe.curate, {"embeddings": rows, **leakage, **entries})
     pair = {"embeddings": rows, "selection": Output(select)}
     words = Step("tokenizer", f"tokenizer{suffix}", tokenizer.run, recipe.tokenizer, pair)
     model = Step("train", f"train{suffix}", trainer.run, recipe.train, {**pair, "tokenizer": Output(words)})

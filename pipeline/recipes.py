@@ -26,6 +26,8 @@ class DataConfig:
     """Images with captions, Karpathy JSON; a bare name is looked for beside `pairs`."""
     segmentation: tuple[str, ...] = ()
     """images/, masks/ and labels.json in a tar or folder; a bare name is looked for beside `pairs`."""
+    metadata: str = ""
+    """Metadata entries, a text file with one a line: captions are balanced over those instead of caption clusters."""
     leakage: tuple[str, ...] = ()
     """Image-caption sets whose images must not be trained on; near-duplicates of them are removed from the pool."""
 

@@ -14,6 +14,7 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path for room in ROOMS for path in ROOT.glob(f"{room}/*.py")
 }
 DOORS = {
+    "ahocorasick": {"curation.metadata"},
     "faiss": {"curation.assign"},
     "mlflow": {"pipeline.tracking"},
     "numba": {"curation.kernels"},

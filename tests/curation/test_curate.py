@@ -63,6 +63,20 @@ def _run(tmp_path, folder, name="out", evaluation=None, **changes):
     return out, curate(_config(**changes), InProcess(), out, folder, evaluation or {})
 
 
+@pytest.mark.parametrize("combine", ["intersection", "union"])
+def test_repeats_fill_small_clusters(tmp_path, pool, combine):
+    folder, concepts = pool()
+    out, summary = _run(tmp_path, folder, method="both", combine=combine, target_rows=300, repeats=4)
+    rows = read_selection(out, EmbeddingShards(folder)).rows
+    assert len(rows) == 300
+    assert len(np.unique(rows)) == summary["kept"] < 300
+    assert np.bincount(rows).max() <= 4
+    np.testing.assert_array_equal(np.bincount(rows, minlength=700), read_decisions(out)["copies"].to_numpy())
+    sides = [summary[f"in_{name}"] for name in ("both", "image_only", "text_only", "neither")]
+    assert sum(sides) == len(concepts)
+    assert summary["kept"] == (sides[0] if combine == "intersection" else sum(sides[:3]))
+
+
 @pytest.mark.parametrize("method", ["both", "image", "text", "random"])
 def test_curate_keeps_exactly_the_target(tmp_path, pool, method):
     folder, concepts = pool()
@@ -127,6 +141,7 @@ def test_duplicates_and_leakage_are_removed_with_reasons(tmp_path, pool):
     found = why(out, "key-600")
     assert (found["reason"], found["other"], found["other_set"]) == ("leakage: cosine", "key-7", "test")
     assert summary["captions_in_evaluation"] == 700
+    assert {row["caption_in"] for row in read_decisions(out).to_pylist()} == {"test"}
     examples = pa.ipc.open_file(out / "examples.arrow").read_all().to_pylist()
     assert {row["key"]: row["other_thumbnail"] for row in examples}["key-600"] == b"jpeg 7"
     assert json.loads((out / "curation.json").read_text())["counts"]["kept"] == summary["kept"]
@@ -185,5 +200,5 @@ def test_curation_of_a_long_tail_is_more_even_than_chance(tmp_path, embedding_sp
         out, _ = _run(tmp_path, tmp_path / "pool", name, method=name, **shape)
         found[name] = entropy(np.bincount(concepts[read_selection(out).rows], minlength=30))
     best = entropy(water_fill(sizes, np.zeros(30, np.int64), np.array([400]), np.arange(30.0)))
-    assert found[method] > best - 0.4
+    assert found[method] > best - 0.5
     assert found["random"] < best - 1.0

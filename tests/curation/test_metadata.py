@@ -1,0 +1,117 @@
+"""Entries in captions against a plain search, and the step balanced over them."""
+
+import re
+
+import numpy as np
+import pytest
+
+from curation.curate import CurateConfig, TextConfig, curate
+from curation.decisions import why
+from curation.dedup import DuplicatesConfig
+from curation.hierarchy import LevelsConfig
+from curation.metadata import match_captions, read_entries
+from curation.scan import InProcess, Points
+from curation.schema import CLS
+from curation.selection import read_selection
+from curation.shards import EmbeddingShards
+from curation.vectors import ShardVectors
+
+CAPTIONS = [
+    ["A red car, parked.", "it rains"],
+    ["redcar"],
+    ["red\tcar", "Red Car"],
+    ["a carpet"],
+    ["car:red"],
+    ["?"],
+    ["the New York skyline at night!"],
+    ["a 'night' in new york"],
+]
+ENTRIES = ("red", "car", "red car", "New York", "new york", "night", "?", "never there")
+
+
+@pytest.fixture
+def pool(tmp_path, embedding_spec, write_pool):
+    """pool(captions): a folder of embeddings without caption vectors, and a file of the entries."""
+
+    def write(captions, entries=ENTRIES):
+        spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), caption_dim=0, caption_encoder="")
+        write_pool(tmp_path / "pool", spec, (len(captions) - 3, 3), captions=captions)
+        path = tmp_path / "entries.txt"
+        path.write_text("\n".join(entries) + "\n\n")
+        return tmp_path / "pool", path
+
+    return write
+
+
+def _slowly(captions, entries):
+    """The published rule, one entry after another."""
+    texts = [re.sub(r"[\t\n\r]", " ", re.sub(r"([,.;:?!`])", r" \1 ", f" {caption} ")) for caption in captions]
+    return {entry for entry in entries if any(f" {entry} " in text for text in texts)}
+
+
+def test_entries_are_found_by_the_published_rule(pool):
+    folder, path = pool(CAPTIONS)
+    shards, points = EmbeddingShards(folder), Points(ShardVectors(folder, CLS), InProcess(), False)
+    found = match_captions(points, shards, path)
+    names = np.array(read_entries(path))
+    for row, captions in enumerate(CAPTIONS):
+        own = found.take(np.array([row])).values
+        assert set(names[own]) == _slowly(captions, ENTRIES)
+        assert (np.diff(own) > 0).all()
+    assert [set(names[found.take(np.array([row])).values]) for row in (0, 1)] == [{"red", "car", "red car"}, set()]
+
+
+def _curate(tmp_path, folder, path, name="out", **changes):
+    fields = {"levels": LevelsConfig(clusters=(12, 3)), "duplicates": DuplicatesConfig(False, -1, cosine=2.0)}
+    out = tmp_path / name
+    out.mkdir()
+    return out, curate(CurateConfig(**{**fields, **changes}), InProcess(), out, folder, {}, path)
+
+
+def _long_tail():
+    """Three hundred pairs of a frequent entry, thirty of a rare one, ten of both, twenty of none."""
+    return [["a dog"]] * 300 + [["one axolotl"]] * 30 + [["a dog and an axolotl"]] * 10 + [["nothing known"]] * 20
+
+
+@pytest.mark.parametrize("method", ["text", "both"])
+def test_the_step_balances_over_entries(tmp_path, pool, method):
+    folder, path = pool(_long_tail(), ("dog", "axolotl", "yeti"))
+    out, summary = _curate(tmp_path, folder, path, method=method, target_rows=90)
+    rows = read_selection(out, EmbeddingShards(folder)).rows
+    assert len(rows) == 90 == summary["kept"]
+    assert summary["removed_text_no_metadata_entry"] == 20
+    if method == "text":
+        assert np.isin(np.arange(300, 340), rows).all()  # an entry rarer than t loses none
+    assert summary["text_entries_entropy_after"] > summary["text_entries_entropy_before"]
+    answer = why(out, "key-335")
+    assert answer["entries"] == ["dog", "axolotl"]
+    assert why(out, "key-345")["reason"] == "text: no metadata entry"
+
+
+def test_pairs_without_an_entry_can_be_kept(tmp_path, pool):
+    folder, path = pool(_long_tail(), ("dog", "axolotl"))
+    out, summary = _curate(tmp_path, folder, path, method="text", text=TextConfig(threshold=40.0, unmatched="keep"))
+    rows = read_selection(out, EmbeddingShards(folder)).rows
+    assert np.isin(np.arange(300, 360), rows).all()
+    assert 20 < (rows < 300).sum() < 65
+    assert summary["text_threshold"] == 40.0
+
+
+def test_the_selection_does_not_depend_on_order(tmp_path, pool, write_pool, embedding_spec):
+    folder, path = pool(_long_tail(), ("dog", "axolotl"))
+    config = {
+        "method": "text",
+        "text": TextConfig(threshold=25.0),
+        "duplicates": DuplicatesConfig(False, -1, cosine=2.0),
+    }
+    one, _ = _curate(tmp_path, folder, path, "one", **config)
+    path.write_text("axolotl\ndog\ndog\n")
+    two, _ = _curate(tmp_path, folder, path, "two", **config)
+    assert (one / "selection.arrow").read_bytes() == (two / "selection.arrow").read_bytes()
+
+
+def test_an_empty_list_is_refused(tmp_path):
+    path = tmp_path / "entries.txt"
+    path.write_text("\n \n")
+    with pytest.raises(ValueError, match="no entries"):
+        read_entries(path)
