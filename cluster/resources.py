@@ -22,6 +22,8 @@ BYTES_PER_GB = 1024**3
 class Resources:
     workers: int = 0
     """Processes that share the work; 0: as many as the cluster has room for."""
+    min_workers: int = 0
+    """Fewest that training goes on with when a node is lost, `workers` being the most; 0: always `workers`."""
     cpus: float = 1.0
     """CPU cores per worker; also the number of its BLAS threads."""
     gpus: float | None = None
@@ -40,12 +42,25 @@ class Resources:
     """SLURM quality of service; unset: the site's default."""
 
     def __post_init__(self) -> None:
-        for field, least in (("workers", 0), ("cpus", 0), ("gpus", 0), ("memory_gb", 0), ("nodes", 1), ("time_min", 1)):
+        for field, least in (
+            ("workers", 0),
+            ("min_workers", 0),
+            ("cpus", 0),
+            ("gpus", 0),
+            ("memory_gb", 0),
+            ("nodes", 1),
+            ("time_min", 1),
+        ):
             value = getattr(self, field)
             if value is not None and not value >= least:
                 raise ValueError(
                     f"resources.{field} is {value}: must be at least {least}; leave it out for the default"
                 )
+        if self.workers and self.min_workers > self.workers:
+            raise ValueError(
+                f"resources.min_workers is {self.min_workers}: must be at most resources.workers, {self.workers}; "
+                "change one of them"
+            )
 
     @property
     def threads(self) -> int:
@@ -64,16 +79,18 @@ class Resources:
     def resolve(self, max_workers: int | None = None) -> "Resources":
         """Concrete workers and gpus for the Ray cluster of this session; at most `max_workers`, at least one.
 
-        Raises ValueError when the cluster, even idle, has no room for them.
+        With `min_workers`, as many of the workers as there is room for now. Raises ValueError when the cluster, even
+        idle, has no room for them.
         """
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU", 0) >= 1 for node in nodes))
         one = dataclasses.replace(self, gpus=gpus)
         room = _room(one, nodes)
-        if room < max(1, self.workers):
-            raise ValueError(_too_large(one, max(1, self.workers), room, nodes))
+        least = max(1, self.min_workers or self.workers)
+        if room < least:
+            raise ValueError(_too_large(one, least, room, nodes))
         cores = max(1, round(sum(node.get("CPU", 0) for node in nodes)))
-        workers = self.workers or min(room, cores)
+        workers = min(self.workers, room) or min(room, cores)
         return dataclasses.replace(one, workers=workers if max_workers is None else max(1, min(workers, max_workers)))
 
 

@@ -160,7 +160,7 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
                     "grad_norm": float(grad_norm),
                     "logit_scale": float(features.scale),
                 }
-                numbers |= {"batch_accuracy": batch_accuracy(features), **speed.rates(device)}
+                numbers |= {"batch_accuracy": batch_accuracy(features), **speed.rates(device), "workers": float(world)}
                 if done % config.val_every == 0 or is_last:
                     numbers |= validate(model, pairs, config.val_rows, config.loss, device)
                     (is_best,) = agree(score(numbers, config.best) > checkpoints.best_score)
@@ -216,7 +216,7 @@ def check(config: TrainConfig, pairs: Pairs, world: int) -> None:
             f"{len(pairs.train_places)} training pairs, batch_size {config.batch_size}: one whole batch is needed; "
             "lower the batch size or select more pairs"
         )
-    if config.batch_size % (world * config.parallel.replicas):
+    if not world or config.batch_size % world:
         raise ValueError(
             f"train.batch_size {config.batch_size} on {world} workers: must be a multiple; change one of them"
         )

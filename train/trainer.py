@@ -1,7 +1,8 @@
 """The train step: the loop on Ray Train workers, which are started again when one dies.
 
 What survives is in `out/checkpoints`, our own: a worker that starts looks there for the last complete one, whatever
-Ray remembers. The driver follows `out/metrics.jsonl` to show progress. A file named `stop` in `out`, SIGTERM or
+Ray remembers. With `resources.min_workers` it goes on with fewer workers when a node is lost, and with more when one
+comes. The driver follows `out/metrics.jsonl` to show progress. A file named `stop` in `out`, SIGTERM or
 SIGUSR2 makes all ranks save and end.
 """
 
@@ -9,6 +10,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from pathlib import Path
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -61,7 +64,9 @@ def run(config: TrainConfig, *, out: Path, embeddings: Path, selection: Path, to
         (job.out / name).unlink(missing_ok=True)
     with session():
         resources = placement(config)
-        check(config, read_pairs(config, job), resources.workers)
+        is_elastic = bool(resources.min_workers)
+        world = largest_group(config, resources.workers) if is_elastic else resources.workers
+        check(config, read_pairs(config, job), world)
         with _stop_on_signal(job.out), _followed(job.out / METRICS, config.num_steps):
             _fit(config, job, resources)
     if (job.out / FAILED).exists():
@@ -113,6 +118,7 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a dead worker is noticed
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    most = max(resources.workers, config.resources.workers)
     options = resources.actor_options()
     per_worker = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
     if "memory" in options:
@@ -120,11 +126,13 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
     TorchTrainer(
         _worker,
         train_loop_config={"config": config, "job": job, "threads": resources.threads},
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers, use_gpu=bool(resources.gpus), resources_per_worker=per_worker
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees those of Train v1
+            num_workers=(resources.min_workers, most) if resources.min_workers else resources.workers,  # type: ignore[arg-type]
+            use_gpu=bool(resources.gpus),
+            resources_per_worker=per_worker,
         ),
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
-        run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the one of Train v1
+        run_config=RunConfig(  # type: ignore[call-arg]
             name="run",
             storage_path=str(job.out / RAY_FOLDER),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
@@ -151,11 +159,39 @@ def _worker(arguments: dict) -> None:
     if (job.out / FAILED).exists():
         return  # another try would fail alike; the driver raises what the file says
     try:
-        train(arguments["config"], job, interruption)
+        if is_needed(largest_group(arguments["config"], dist.get_world_size())):
+            train(arguments["config"], job, interruption)
     except OUR_ERRORS as error:
         if not isinstance(error, ConnectionError):
             write_atomic(job.out / FAILED, f"{type(error).__name__}: {error}")
         raise
+
+
+def largest_group(config: TrainConfig, most: int) -> int:
+    """The largest number of workers up to `most` among which a batch can be split; 0 when there is none."""
+    sizes = range(most, 0, -1)
+    return next((size for size in sizes if not config.batch_size % size and not size % config.parallel.replicas), 0)
+
+
+def is_needed(size: int) -> bool:
+    """Make the default process group one of the first `size` ranks; False on a rank that has nothing to do."""
+    rank, world, backend = dist.get_rank(), dist.get_world_size(), dist.get_backend()
+    if size in (0, world):
+        return True
+    address: list[str | None] = [f"tcp://{ray.util.get_node_ip_address()}:{free_port()}" if rank == 0 else None]
+    dist.broadcast_object_list(address)
+    dist.destroy_process_group()
+    if rank >= size:
+        return False
+    dist.init_process_group(backend, init_method=address[0], rank=rank, world_size=size)
+    return True
+
+
+def free_port() -> int:
+    """A TCP port of this node that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]
 
 
 @contextmanager

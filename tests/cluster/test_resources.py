@@ -13,6 +13,11 @@ def test_resources_refuse_values_without_a_meaning(field: str, value: float) -> 
         Resources(**{field: value})  # type: ignore[arg-type]
 
 
+def test_fewest_workers_are_at_most_all() -> None:
+    with pytest.raises(ValueError, match=r"resources\.min_workers is 3: must be at most"):
+        Resources(workers=2, min_workers=3)
+
+
 @pytest.mark.parametrize(("cpus", "threads"), [(0.0, 1), (0.5, 1), (1.0, 1), (2.9, 2), (16.0, 16)])
 def test_threads_are_the_whole_cores_and_at_least_one(cpus: float, threads: int) -> None:
     assert Resources(cpus=cpus).threads == threads
@@ -43,6 +48,7 @@ def test_actor_options_need_a_resolved_number_of_gpus() -> None:
         (Resources(cpus=0.0), None, 3),
         (Resources(cpus=0.0, workers=7), None, 7),
         (Resources(cpus=0.1), None, 3),
+        (Resources(workers=8, min_workers=2), None, 3),
     ],
 )
 def test_resolve_fills_the_cluster_and_no_more(asked: Resources, max_workers: int | None, workers: int) -> None:
@@ -54,7 +60,14 @@ def test_resolve_fills_the_cluster_and_no_more(asked: Resources, max_workers: in
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
-    "asked", [Resources(cpus=4.0), Resources(workers=4), Resources(gpus=1.0), Resources(memory_gb=1e6)]
+    "asked",
+    [
+        Resources(cpus=4.0),
+        Resources(workers=4),
+        Resources(workers=9, min_workers=4),
+        Resources(gpus=1.0),
+        Resources(memory_gb=1e6),
+    ],
 )
 def test_resolve_refuses_what_ray_would_leave_pending_for_ever(asked: Resources) -> None:
     with pytest.raises(ValueError, match=r"do not fit: the Ray cluster has room for \d"):

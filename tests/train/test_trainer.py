@@ -1,23 +1,42 @@
 """The train step through Ray Train: a worker killed with SIGKILL, two workers stopped and started again, refusals."""
 
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from tiny import TINY
 
 from cluster.files import read_jsonl
 from cluster.resources import Resources
-from train.checkpoint import complete_checkpoints
+from cluster.session import ROOT
+from train.checkpoint import complete_checkpoints, step_of
 from train.model import ModelConfig, VisionConfig
 from train.optim import OptimConfig
-from train.trainer import TrainingFailed, TrainingStopped, placement, request_stop, run
+from train.parallel import ParallelConfig
+from train.trainer import (
+    TrainingFailed,
+    TrainingStopped,
+    is_needed,
+    largest_group,
+    placement,
+    request_stop,
+    run,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 ONE_WORKER = Resources(workers=1, cpus=1.0)
@@ -42,6 +61,13 @@ def once(is_ready: Callable[[], bool], act: Callable[[], None]) -> Iterator[list
     finally:
         ended.set()
         thread.join()
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A temporary folder whose name is short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 def losses(out: Path) -> list[tuple[int, float]]:
@@ -80,6 +106,51 @@ def test_two_workers_stop_on_request_and_go_on(pooled_pairs: dict[str, Path], tm
         run(config, out=tmp_path, **pooled_pairs)
     assert run(config, out=tmp_path, **pooled_pairs)["step"] == 60
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == list(range(1, 61))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_lost_node_shrinks_training_and_a_new_one_grows_it_and_no_step_is_missing(
+    pooled_pairs: dict[str, Path], short_folder: Path
+) -> None:
+    for name, path in pooled_pairs.items():
+        shutil.copytree(path, short_folder / name)
+    (short_folder / "out").mkdir()
+    of_a_session = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "PYTHONPATH")
+    environment = {name: value for name, value in os.environ.items() if name not in of_a_session} | {
+        "PYTHONPATH": str(ROOT),
+        "RAY_TMPDIR": str(short_folder),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+    }
+    program = Path(__file__).with_name("losing_a_node.py")
+    subprocess.run([sys.executable, str(program), str(short_folder)], env=environment, check=True, capture_output=True)
+    rows = read_jsonl(short_folder / "out" / "metrics.jsonl")
+    assert [count for count, _ in groupby(row["workers"] for row in rows)] == [2, 1, 2]
+    steps = [row["step"] for row in rows]
+    assert steps == list(range(10, 10 * len(steps) + 1, 10))
+    assert (
+        f"saved step {step_of(complete_checkpoints(short_folder / 'out' / 'checkpoints')[-1])} of"
+        in (short_folder / "stopped.txt").read_text()
+    )
+
+
+def split_among_three(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=3)
+    if is_needed(largest_group(replace(TINY, batch_size=26), 3)):
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        (folder / f"rank-{rank}").write_text(f"{dist.get_rank()} of {dist.get_world_size()}, {total.item():.0f}")
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_workers_that_do_not_divide_the_batch_make_a_smaller_group(tmp_path: Path) -> None:
+    mp.spawn(split_among_three, (tmp_path,), nprocs=3)
+    assert {path.name: path.read_text() for path in tmp_path.glob("rank-*")} == {
+        f"rank-{rank}": f"{rank} of 2, 2" for rank in range(2)
+    }
+    assert largest_group(TINY, 5) == 4
+    assert largest_group(replace(TINY, parallel=ParallelConfig(replicas=3)), 5) == 3
 
 
 @pytest.mark.slow

@@ -1,0 +1,66 @@
+"""Program: a Ray cluster of two nodes, one of which is lost while they train, and then another comes.
+
+`losing_a_node.py FOLDER` is the cluster, which starts `losing_a_node.py FOLDER ADDRESS`, the training. That is told to
+stop when it has grown again.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ray.cluster_utils import Cluster
+from tiny import TINY
+
+from cluster.files import read_jsonl
+from cluster.resources import Resources
+from cluster.session import session
+from train.checkpoint import CheckpointConfig
+from train.trainer import TrainingStopped, request_stop, run
+
+CONFIG = replace(
+    TINY,
+    num_steps=1_000_000,
+    log_every=10,
+    val_every=1_000_000,
+    checkpoint=CheckpointConfig(every_steps=50),
+    resources=Resources(workers=2, min_workers=1),
+)
+
+
+def lose_and_add(folder: Path) -> None:
+    """The cluster; ends when the training has."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    lost = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)][1]
+    with subprocess.Popen([sys.executable, __file__, str(folder), cluster.address]) as training:
+
+        def until(is_ready: Callable[[list[dict]], bool]) -> None:
+            while training.poll() is None and not is_ready(read_jsonl(folder / "out" / "metrics.jsonl")):
+                time.sleep(0.2)
+
+        until(lambda rows: len(rows) > 5)
+        cluster.remove_node(lost, allow_graceful=False)
+        until(lambda rows: rows[-1]["workers"] == 1)
+        cluster.add_node(num_cpus=1)
+        until(lambda rows: rows[-1]["workers"] == 2)
+        request_stop(folder / "out")
+    cluster.shutdown()
+
+
+def train(folder: Path, address: str) -> None:
+    """The training; ends when it is told to."""
+    paths = {name: folder / name for name in ("embeddings", "selection", "tokenizer")}
+    with session(address=address):
+        try:
+            run(CONFIG, out=folder / "out", **paths)
+        except TrainingStopped as stopped:
+            (folder / "stopped.txt").write_text(str(stopped))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        lose_and_add(Path(sys.argv[1]))
+    else:
+        train(Path(sys.argv[1]), sys.argv[2])
