@@ -148,10 +148,6 @@ class Scanner:
         """Any function of an item and the points, for passes that are defined where they are used."""
         return function(item, points, *shared)
 
-    def apply(self, item: Span, points: Points, function: Callable[..., Any], *shared: object) -> Any:
-        """Any function of an item and the points, for passes that are defined where they are used."""
-        return function(item, points, *shared)
-
     def similar(
         self,
         clusters: Span,
