@@ -6,9 +6,7 @@ duplicates, balance. All is a function of the config and of the rows in order: n
 
 import json
 import logging
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,14 +23,15 @@ from curation.balance import Combine
 from curation.choose import Coins, Goal, Method, choose, evenness
 from curation.coins import coins
 from curation.decisions import Decisions
-from curation.dedup import DuplicatesConfig
+from curation.dedup import PARTS, DuplicatesConfig
 from curation.hierarchy import ROWS_PER_CLUSTER, LevelsConfig, cluster_levels
 from curation.kmeans import KMeansConfig
 from curation.leakage import LeakageConfig
 from curation.levels import Level
 from curation.metadata import match_captions, read_entries
+from curation.phases import MeasuredScanner, MeasuredWorkers, Phase, Phases
 from curation.removal import drop_duplicates, drop_invalid, drop_leakage
-from curation.scan import Points, Scanner, Workers
+from curation.scan import Points, Workers, cut_spans
 from curation.schema import CAPTION_EMBEDDING, CAPTIONS, CLS
 from curation.selection import write_selection
 from curation.shards import EmbeddingShards
@@ -113,8 +112,8 @@ def run(
     With `metadata`, a file of one entry a line, captions are balanced over those entries and not clustered. Continues
     from the levels and iterations that an interrupted run left in `out`.
     """
-    with Pool(Scanner, resources=config.resources) as workers:
-        return curate(config, workers, out, embeddings, evaluation, metadata)
+    with Pool(MeasuredScanner, resources=config.resources) as workers:
+        return curate(config, MeasuredWorkers(workers), out, embeddings, evaluation, metadata)
 
 
 def curate(
@@ -129,41 +128,36 @@ def curate(
     shards = EmbeddingShards(embeddings)
     _check(config, shards, evaluation, metadata)
     known = {name.removeprefix(LEAKAGE_INPUT): EmbeddingShards(path) for name, path in sorted(evaluation.items())}
-    decisions, seconds, figures = Decisions(shards, known), dict[str, float](), dict[str, float]()
-    with _timed(seconds, "check"):
-        points = Points(ShardVectors(embeddings, CLS, unit=True), workers, True, engine=config.engine)
+    decisions, phases, figures = Decisions(shards, known), Phases(workers), dict[str, float]()
+    spans = len(cut_spans(shards.num_rows))
+    clustering = spans * (config.kmeans.iterations + 2)
+    with phases.phase("check", 2 * spans):
+        points = Points(ShardVectors(embeddings, CLS, unit=True), phases, True, engine=config.engine)
         drop_invalid(decisions, points, config.error_budget)
         captions = None
         if config.method in ("both", "text") and metadata is None:
             vectors = ShardVectors(embeddings, CAPTION_EMBEDDING, unit=True)
-            captions = Points(vectors, workers, True, engine=config.engine)
+            captions = Points(vectors, phases, True, engine=config.engine)
             drop_invalid(decisions, captions, config.error_budget)
         valid = decisions.surviving()
-    with _timed(seconds, "leakage"):
+    with phases.phase("leakage", spans * len(known)):
         found = [drop_leakage(decisions, points, valid, name, config.leakage) for name in known]
         figures["captions_in_evaluation"] = float(sum(found))
-    with _timed(seconds, "image_clusters"):
+    with phases.phase("image_clusters", clustering):
         image = _image_levels(config, points, valid, out, decisions)
-    with _timed(seconds, "text_clusters"):
+    with phases.phase("text_clusters", clustering):
         text = _text_levels(config, captions, valid, out, decisions)
         _match_entries(config, points, metadata, decisions)
-    with _timed(seconds, "duplicates"):
+    with phases.phase("duplicates", PARTS):
         drop_duplicates(decisions, points, _preference(config, decisions, image), image, config.duplicates)
-    with _timed(seconds, "balance"):
+    with phases.phase("balance"):
         if decisions.entries is not None and config.text.unmatched == "drop":
             decisions.drop(np.flatnonzero(decisions.entries.numbers() == 0), "text: no metadata entry")
         figures |= choose(decisions, _goal(config, decisions), image, _coins(config, decisions, image), config.seed)
     figures |= evenness(decisions, image, text)
     decisions.write(out)
     write_selection(out, shards, np.repeat(np.arange(shards.num_rows), decisions.taken()))
-    return _write_summary(config, out, decisions, figures, seconds)
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    seconds[phase] = time.monotonic() - start
+    return _write_summary(config, out, decisions, figures, phases.taken)
 
 
 def _check(
@@ -267,7 +261,7 @@ def _coins(config: CurateConfig, decisions: Decisions, image: list[Level]) -> Co
 
 
 def _write_summary(
-    config: CurateConfig, out: Path, decisions: Decisions, figures: dict[str, float], seconds: dict[str, float]
+    config: CurateConfig, out: Path, decisions: Decisions, figures: dict[str, float], taken: Mapping[str, Phase]
 ) -> dict[str, float]:
     """Write curation.json and return the step's summary."""
     counts = decisions.counts()
@@ -276,13 +270,14 @@ def _write_summary(
         "rows": len(decisions.reason),
         "counts": counts,
         "figures": figures,
-        "seconds": seconds,
+        "phases": {name: phase._asdict() for name, phase in taken.items()},
         "evaluation": decisions.names,
     }
     write_atomic(out / CURATION, json.dumps(report, indent=1) + "\n")
     logger.info("method=%s rows=%d kept=%d", config.method, len(decisions.reason), counts["kept"])
     removed = {_name(reason): float(count) for reason, count in counts.items() if reason != "kept"}
-    times = {f"seconds_{phase}": value for phase, value in seconds.items()}
+    times = {f"seconds_{name}": phase.seconds for name, phase in taken.items()}
+    times["peak_mb"] = max(phase.driver_mb + phase.workers_mb for phase in taken.values())
     return {"rows": float(len(decisions.reason)), "kept": float(counts["kept"]), **removed, **figures, **times}
 
 

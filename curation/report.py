@@ -45,7 +45,7 @@ def curation_sections(curate: Path, embeddings: Path) -> list[Section]:
         sections += _image_galleries(shards, *sides["image"])
     if "text" in sides:
         sections.append(Section("Caption clusters", _caption_clusters(shards, sides["text"][1], summary)))
-    return [*sections, *_removed(curate), Section("Seconds per phase", _seconds(summary))]
+    return [*sections, *_removed(curate), Section("Time and memory", _phases(summary))]
 
 
 def _levels(folder: Path) -> list[Level]:
@@ -126,8 +126,14 @@ def _removed(curate: Path) -> Iterator[Section]:
         yield Section(reason[0].upper() + reason[1:], note + pair_gallery(chosen))
 
 
-def _seconds(summary: dict[str, Any]) -> str:
-    return _table(("phase", "seconds"), [[name, f"{value:.2f}"] for name, value in summary["seconds"].items()])
+def _phases(summary: dict[str, Any]) -> str:
+    """Time and peak memory of each phase."""
+    rows = [
+        [name.replace("_", " "), f"{phase['seconds']:.2f}", f"{phase['driver_mb']:,.0f}", f"{phase['workers_mb']:,.0f}"]
+        for name, phase in summary["phases"].items()
+    ]
+    note = "<p>Peak of private memory, sampled every 20 ms; mapped shards are not counted.</p>"
+    return note + _table(("phase", "seconds", "driver, MB", "all workers, MB"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -44,7 +44,7 @@ def test_sections_show_every_stage_and_need_no_network(curated):
         "Tail image clusters",
         "Caption clusters",
         "Duplicate: cosine",
-        "Seconds per phase",
+        "Time and memory",
     ]
     page = "".join(sections.values())
     assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)', page))
@@ -55,5 +55,5 @@ def test_sections_show_every_stage_and_need_no_network(curated):
 def test_sections_of_an_uncurated_arm_are_short(curated):
     folders = curated(method="none", duplicates=DuplicatesConfig(exact=False, perceptual_bits=-1, cosine=2.0))
     sections = curation_sections(*folders)
-    assert [section.title for section in sections] == ["What was kept", "Seconds per phase"]
+    assert [section.title for section in sections] == ["What was kept", "Time and memory"]
     assert "nothing was removed" in sections[0].html
