@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cluster.files import write_atomic
 from cluster.resources import MACHINE_FACT, Resources
+from curation.augment import AugmentConfig, draft_px, random_view
 from curation.backbone import Backbone, BackboneConfig, load_backbone, pool_patches
 from curation.captions import CaptionConfig, CaptionEncoder
 from curation.images import ImageError, bytes_hash, decode, perceptual_hash, pixel_hash, thumbnail
@@ -64,6 +65,10 @@ class EmbedConfig:
     """Number format of the stored vectors."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Arithmetic of the backbone's matmuls; bfloat16 is twice as fast, float32 for processors that lack it."""
+    view: int = 0
+    """0: the centre of each image; any other number: a random crop and flip that is its own for each number."""
+    augment: AugmentConfig = AugmentConfig()
+    """How views other than the centre are cropped."""
     thumbnail_px: int = 48
     """Longest side of the thumbnails kept for reports, in pixels; 0: none."""
     batch_size: int = field(default=64, metadata=MACHINE_FACT)
@@ -134,12 +139,17 @@ class EmbedWorker:
 
     def prepare(self, sample: Sample) -> Prepared | Reject:
         """Decode one image; a bad one is a reject."""
+        side, view = self.config.backbone.image_size, self.config.view
         try:
-            image = decode(sample.image, draft_px=self.config.backbone.image_size)
+            image = decode(sample.image, draft_px=draft_px(side, self.config.augment.least_area if view else 1.0))
         except ImageError as error:
             return Reject(sample.key, sample.source, error.reason, error.detail)
         hashes = bytes_hash(sample.image), pixel_hash(image), perceptual_hash(image)
-        pixels = self.backbone.preprocess(image)
+        if view:
+            draw = bytes_hash(f"{view} {sample.key}".encode())
+            pixels = self.backbone.normalize(random_view(image, side, self.config.augment, draw))
+        else:
+            pixels = self.backbone.preprocess(image)
         return Prepared(sample, pixels, hashes, thumbnail(image, self.config.thumbnail_px))
 
     def columns(self, batch: Sequence[Prepared]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def read_tar_part(part: Part) -> Iterator[Sample | Reject]:
     """The samples of a tar part; the first sample of a key is taken, a cut tar ends in a reject."""
     seen: set[str] = set()
     try:
-        for key, files in _groups(Path(part.path), part.stop):
+        for key, files in tar_groups(Path(part.path), part.stop):
             is_repeated = key in seen
             seen.add(key)
             if min(found.offset for found in files.values()) < part.start:
@@ -49,7 +49,7 @@ def read_tar_part(part: Part) -> Iterator[Sample | Reject]:
         yield Reject(part.key_prefix, part.name, "truncated archive", str(error))
 
 
-def _groups(path: Path, stop: int) -> Iterator[tuple[str, dict[str, ByteRange]]]:
+def tar_groups(path: Path, stop: int) -> Iterator[tuple[str, dict[str, ByteRange]]]:
     """(key, file by extension) of each sample that begins before byte `stop`."""
     key, files = "", dict[str, ByteRange]()
     for name, found in tar_members(path):

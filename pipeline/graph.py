@@ -10,11 +10,13 @@ from pathlib import Path
 
 from curation import curate, embed, emoji
 from curation.backbone import resolve
+from curation.captions import CaptionConfig
 from curation.dedup import DuplicatesConfig
 from evaluate import jobs, report
 from pipeline.recipes import Recipe
 from pipeline.step import Output, Step, in_order
 from train import tokenizer, trainer
+from train.loop import TrainConfig
 
 UNCURATED = "@uncurated"
 
@@ -52,9 +54,10 @@ def draw_steps(recipe: Recipe) -> list[Step]:
     embeddings = Step("embed", "embed", embed.run, recipe.embed, {"source": pairs})
     leakage = _leakage(recipe, pool)
     datasets = _datasets(recipe, pool)
-    arms = [_arm(recipe, "", embeddings, leakage, datasets)]
+    images = _images(recipe, pairs)
+    arms = [_arm(recipe, "", embeddings, leakage, datasets, images)]
     if recipe.compare_uncurated:
-        arms.append(_arm(_uncurated(recipe), UNCURATED, embeddings, leakage, datasets))
+        arms.append(_arm(_uncurated(recipe), UNCURATED, embeddings, leakage, datasets, images))
     shown = {
         step.label.replace("@", "_"): Output(step) for step in (embeddings, *(step for arm in arms for step in arm))
     }
@@ -68,6 +71,7 @@ def _arm(
     embeddings: Step,
     leakage: Mapping[str, Output],
     datasets: Mapping[str, Output | Path],
+    images: Mapping[str, Output | Path],
 ) -> list[Step]:
     """Selection, tokenizer, model and scores of one arm."""
     rows = Output(embeddings)
@@ -75,11 +79,33 @@ def _arm(
     select = Step("curate", f"curate{suffix}", curate.run, recipe.curate, {"embeddings": rows, **leakage, **entries})
     pair = {"embeddings": rows, "selection": Output(select)}
     words = Step("tokenizer", f"tokenizer{suffix}", tokenizer.run, recipe.tokenizer, pair)
-    model = Step("train", f"train{suffix}", trainer.run, recipe.train, {**pair, "tokenizer": Output(words)})
+    seen = {**pair, "tokenizer": Output(words), **images}
+    model = Step("train", f"train{suffix}", trainer.run, _train_config(recipe), seen)
     scores = Step(
         "evaluate", f"evaluate{suffix}", jobs.run, recipe.evaluate, {"model": Output(model, "model"), **datasets}
     )
     return [select, words, model, scores]
+
+
+def _images(recipe: Recipe, pairs: Output | Path) -> dict[str, Output | Path]:
+    """What training sees besides the embeddings: the raw pairs, or embeddings of further views."""
+    if recipe.train.live.enabled:
+        return {"source": pairs}
+    config = replace(recipe.embed, captions=CaptionConfig(), thumbnail_px=0)
+    return {
+        f"view_{view:03d}": Output(
+            Step("embed", f"embed@view{view}", embed.run, replace(config, view=view), {"source": pairs})
+        )
+        for view in range(1, recipe.views + 1)
+    }
+
+
+def _train_config(recipe: Recipe) -> TrainConfig:
+    """Training with a live backbone reads the pairs as the embed step does."""
+    if not recipe.train.live.enabled:
+        return recipe.train
+    live = replace(recipe.train.live, source=recipe.embed.source, weights=recipe.embed.backbone.weights)
+    return replace(recipe.train, live=live)
 
 
 def _uncurated(recipe: Recipe) -> Recipe:

@@ -44,6 +44,8 @@ class Recipe:
     emoji: EmojiConfig | None = None
     """Make pairs and evaluation sets from the emoji wheel; then `data` stays empty."""
     embed: EmbedConfig = EmbedConfig()
+    views: int = 0
+    """Random crops embedded beside the centre of each image; training draws one of all, per pair and epoch."""
     leakage_split: str = "val"
     """Split of the sets in `data.leakage` to compare with."""
     curate: CurateConfig = CurateConfig()

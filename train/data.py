@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -26,6 +27,7 @@ from curation.selection import read_selection
 from curation.shards import EmbeddingShards
 from train.attention import pack
 from train.batch import Batch, Stored
+from train.live import Images
 from train.shuffle import ShuffleConfig, key_hashes, mix, mix_array, shuffled
 from train.tokenizer import Tokenizer
 
@@ -41,6 +43,7 @@ class Share(NamedTuple):
     epoch: int
     turn: int
     places: Int64[np.ndarray, " b"]
+    is_held_out: bool = False
 
 
 class Pairs:
@@ -56,9 +59,12 @@ class Pairs:
         seed: int,
         shuffle: ShuffleConfig,
         captions: CaptionUse,
+        views: Sequence[Path] = (),
     ) -> None:
         self.shards = EmbeddingShards(embeddings)
         self.spec = self.shards.spec
+        self.views = [self.shards, *(_same_rows(EmbeddingShards(folder), self.shards) for folder in views)]
+        self.images: Images | None = None
         self.tokenizer, self.context, self.seed, self.shuffle = tokenizer, context, seed, shuffle
         selected = read_selection(selection, self.shards)
         hashes = key_hashes(selected.keys.to_pylist())
@@ -66,6 +72,10 @@ class Pairs:
         self.selected_keys, self.selected_rows, self.hashes = selected.keys.combine_chunks(), selected.rows, hashes
         self.train_places, self.val_places = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         self.rounds = [self.train_places] if captions == "draw" else self._rounds()
+
+    def show(self, images: Images) -> None:
+        """From now on, batches hold pixels for a live backbone instead of stored vectors."""
+        self.images, self.spec = images, images.spec
 
     def _rounds(self) -> list[Int64[np.ndarray, " n"]]:
         """Places of the training pairs with more than 0, 1, 2, ... captions."""
@@ -90,14 +100,13 @@ class Pairs:
 
     def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
         """One rank's share of the batch of a step."""
-        epoch, turn, places = self.positions(step, batch_size)
-        share = batch_size // world
-        return self._load(Share(epoch, turn, places[rank * share : (rank + 1) * share]))
+        whole, count = self.positions(step, batch_size), batch_size // world
+        return self._load(whole._replace(places=whole.places[rank * count : (rank + 1) * count]))
 
     def val_batch(self, start: int, stop: int) -> Batch:
         """Some validation pairs, always with the same captions; places past the end repeat the last pair."""
         index = np.minimum(np.arange(start, stop), len(self.val_places) - 1)
-        return self._load(Share(0, 0, self.val_places[index]))
+        return self._load(Share(0, 0, self.val_places[index], is_held_out=True))
 
     def _load(self, share: Share) -> Batch:
         rows = self.selected_rows[share.places]
@@ -108,18 +117,31 @@ class Pairs:
         ]
         token_ids, num_truncated = encode(self.tokenizer, captions, self.context)
         keys = self.selected_keys.take(pa.array(share.places)).to_pylist()
-        vision = tuple(self._gather(rows, column) for column in (CLS, REGISTERS, PATCHES))
-        return Batch(keys, pack(token_ids), vision, num_truncated)
+        return Batch(keys, pack(token_ids), self._vision(share), num_truncated)
 
-    def _gather(self, rows: Int64[np.ndarray, " b"], column: str) -> Stored:
-        """Some rows of a column as stored, in page-locked memory where there is a GPU."""
+    def _vision(self, share: Share) -> tuple[Stored, ...]:
+        """Pixels, or vectors of the view that (seed, epoch, round, key) draws; of held-out pairs the centre, always."""
+        draws = mix_array(self.hashes[share.places] ^ np.uint64(mix(self.seed, share.epoch, share.turn, 1)))
+        if self.images:
+            return (Stored(self.images.pixels(share.places, None if share.is_held_out else draws.tolist())),)
+        view = np.zeros(len(draws), np.int64) if share.is_held_out else (draws % len(self.views)).astype(np.int64)
+        rows = self.selected_rows[share.places]
+        return tuple(self._gather(rows, view, column) for column in (CLS, REGISTERS, PATCHES))
+
+    def _gather(self, rows: Int64[np.ndarray, " b"], view: Int64[np.ndarray, " b"], column: str) -> Stored:
+        """Some rows of a column as stored, each of its view, in page-locked memory where there is a GPU."""
         dtype, shape = self.spec.dtype_of(column), (len(rows), self.spec.num_tokens(column), self.spec.dim)
         values = torch.empty(shape, dtype=TORCH_TYPES[dtype], pin_memory=torch.cuda.is_available())
-        scale = None
-        if shape[1]:
-            _, scale = self.shards.gather_stored(rows, column, values.numpy())
-        values = values.view(torch.bfloat16) if dtype == "bfloat16" else values
-        return Stored(values, None if scale is None else torch.from_numpy(scale))
+        scale = torch.empty(shape[:2]) if dtype == "int8" else None
+        for index, shards in enumerate(self.views if shape[1] else ()):
+            chosen = np.flatnonzero(view == index)
+            out = values.numpy() if len(chosen) == len(rows) else None
+            stored, found = shards.gather_stored(rows[chosen], column, out)
+            if out is None:
+                values.numpy()[chosen] = stored
+            if scale is not None:
+                scale.numpy()[chosen] = found
+        return Stored(values.view(torch.bfloat16) if dtype == "bfloat16" else values, scale)
 
     @contextmanager
     def batches(
@@ -132,6 +154,17 @@ class Pairs:
         steps = range(start, stop)
         with closing(_ahead(self, steps, batch_size, rank, world, device)) as iterator:
             yield iterator
+
+
+def _same_rows(view: EmbeddingShards, shards: EmbeddingShards) -> EmbeddingShards:
+    """The view; ValueError unless it holds the same rows in the same format."""
+    specs = [replace(each.spec, caption_encoder="", caption_dim=0) for each in (view, shards)]
+    if specs[0] != specs[1] or not view.keys().combine_chunks().equals(shards.keys().combine_chunks()):
+        raise ValueError(
+            f"{view.folder} is no view of {shards.folder}: both must hold the same keys in the same format; embed both "
+            "with the same settings, but for the view"
+        )
+    return view
 
 
 def _ahead(

@@ -26,6 +26,7 @@ from train.data import CaptionUse, Pairs
 from train.export import export_model
 from train.flop import TRAINING, captions_flop, head_flop
 from train.gradients import backward, clip_gradients
+from train.live import Images, LiveConfig, Sight, as_stored
 from train.loss import LossConfig
 from train.model import DinoTxt, Features, ModelConfig
 from train.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
@@ -70,6 +71,7 @@ class TrainConfig:
     captions: CaptionUse = "draw"
     """draw: one caption a pair and epoch; all: every caption once an epoch, no image twice in a batch."""
     shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
+    live: LiveConfig = field(default_factory=LiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -94,6 +96,10 @@ class Job:
     embeddings: Path
     selection: Path
     tokenizer: Path
+    source: Path | None = None
+    """The raw pairs, for a live backbone."""
+    views: tuple[Path, ...] = ()
+    """Embeddings of further views of the same images."""
 
 
 def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption] = lambda: "") -> bool:
@@ -121,14 +127,17 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
             world,
         )
 
-    image_flop = head_flop(model, 1 + pairs.spec.num_tokens(REGISTERS) + pairs.spec.num_tokens(PATCHES))
+    sight = Sight(config.live, pairs.spec) if config.live.enabled else None
+    see = sight.see if sight else as_stored
+    num_tokens = 1 + pairs.spec.num_tokens(REGISTERS) + pairs.spec.num_tokens(PATCHES)
+    image_flop = TRAINING * head_flop(model, num_tokens) + (sight.flop if sight else 0.0)
     speed = Speed()
     ahead_on = torch.device("cpu") if config.micro_batch else device  # parts go there one by one
     with pairs.batches(start, config.num_steps, config.batch_size, rank, world, ahead_on) as batches:
         for step in range(start, config.num_steps):
             with speed:
                 batch = next(batches)
-            parts = split(batch, config.micro_batch)
+            parts = [see(part) for part in split(batch, config.micro_batch)]
             lr = learning_rate(step, config.num_steps, config.optim)
             set_learning_rate(optimizer, lr)
 
@@ -149,7 +158,7 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
             optimizer.step()
             optimizer.zero_grad()
             model.logit_scale.clamp()
-            flop = TRAINING * (captions_flop(model, batch.captions.groups) + len(batch.keys) * image_flop)
+            flop = TRAINING * captions_flop(model, batch.captions.groups) + len(batch.keys) * image_flop
             speed.add(len(batch.keys), len(batch.captions.tokens), batch.num_truncated, flop)
 
             done, is_last, is_best = step + 1, step + 1 == config.num_steps, False
@@ -162,7 +171,7 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
                 }
                 numbers |= {"batch_accuracy": batch_accuracy(features), **speed.rates(device), "workers": float(world)}
                 if done % config.val_every == 0 or is_last:
-                    numbers |= validate(model, pairs, config.val_rows, config.loss, device)
+                    numbers |= validate(model, pairs, config.val_rows, config.loss, device, see)
                     (is_best,) = agree(score(numbers, config.best) > checkpoints.best_score)
                 if rank == 0:
                     append_jsonl(job.out / METRICS, {"step": done, "time": time.time(), **numbers})
@@ -192,7 +201,7 @@ def export(folder: Path, config: TrainConfig, model: DinoTxt, pairs: Pairs) -> N
 
 def read_pairs(config: TrainConfig, job: Job) -> Pairs:
     """The pairs of a run, as each rank opens them."""
-    return Pairs(
+    pairs = Pairs(
         job.embeddings,
         job.selection,
         load_tokenizer(job.tokenizer),
@@ -201,7 +210,15 @@ def read_pairs(config: TrainConfig, job: Job) -> Pairs:
         config.seed,
         config.shuffle,
         config.captions,
+        job.views,
     )
+    if config.live.enabled:
+        if job.source is None:
+            raise ValueError(
+                "train.live.enabled without images: the train step needs the raw pairs; give them as input source"
+            )
+        pairs.show(Images(config.live, job.source, pairs.shards, pairs.selected_rows))
+    return pairs
 
 
 def check(config: TrainConfig, pairs: Pairs, world: int) -> None:

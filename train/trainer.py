@@ -57,9 +57,28 @@ class TrainingStopped(RuntimeError):
     """Training was told to stop, saved a checkpoint and ended; running the step again goes on from there."""
 
 
-def run(config: TrainConfig, *, out: Path, embeddings: Path, selection: Path, tokenizer: Path) -> dict[str, float]:
-    """Step: train on the selected embeddings, going on from what `out` holds; the last metrics of each name."""
-    job = Job(*(Path(path).resolve() for path in (out, embeddings, selection, tokenizer)))
+def run(
+    config: TrainConfig,
+    *,
+    out: Path,
+    embeddings: Path,
+    selection: Path,
+    tokenizer: Path,
+    source: Path | None = None,
+    **views: Path,
+) -> dict[str, float]:
+    """Step: train on the selected embeddings, going on from what `out` holds; the last metrics of each name.
+
+    `source` is the raw pairs, for a live backbone; `views` are embeddings of further views of the same images.
+    """
+    job = Job(
+        out.resolve(),
+        embeddings.resolve(),
+        selection.resolve(),
+        tokenizer.resolve(),
+        source.resolve() if source else None,
+        tuple(views[name].resolve() for name in sorted(views)),
+    )
     for name in (STOP, FAILED):
         (job.out / name).unlink(missing_ok=True)
     with session():

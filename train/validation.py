@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from train.data import Pairs
+from train.live import See, as_stored
 from train.loss import LossConfig, global_loss
 from train.model import DinoTxt, Features
 
@@ -26,7 +27,7 @@ def score(numbers: Mapping[str, float], metric: HeldOutMetric) -> float:
 
 @torch.no_grad()
 def validate(
-    model: DinoTxt, pairs: Pairs, most_rows: int, config: LossConfig, device: torch.device
+    model: DinoTxt, pairs: Pairs, most_rows: int, config: LossConfig, device: torch.device, see: See = as_stored
 ) -> dict[str, float]:
     """Validation loss, and recall at 1 in both directions among the held-out pairs; empty when there are too few."""
     num_rows = min(most_rows, len(pairs.val_places))
@@ -35,7 +36,7 @@ def validate(
     rank, world = dist.get_rank(), dist.get_world_size()
     share = -(-num_rows // world)
     model.eval()
-    features = model(*pairs.val_batch(rank * share, (rank + 1) * share).to(device).inputs())
+    features = model(*see(pairs.val_batch(rank * share, (rank + 1) * share)).to(device).inputs())
     model.train()
     images, texts = (_gather(x)[:num_rows] for x in (features.images, features.texts))
     loss = global_loss(images, texts, features.scale, config)
