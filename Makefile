@@ -65,10 +65,12 @@ test: $(READY)  ## the tests, without the slow ones
 test-all: $(READY)  ## all tests; those that lack a GPU or SLURM say so and skip
 	@$(PY) -m pytest -q -m "slow or not slow"
 
-bench: $(READY)  ## us and the peers, side by side; CAPTIONS=file adds the text step
+bench: $(READY)  ## us and the peers, side by side; CAPTIONS=file adds the text step and the whole step
 	@$(PY) -m benchmarks.kmeans
 	@$(PY) -m benchmarks.loss
+	@$(PY) -m benchmarks.loader
 	@$(if $(CAPTIONS),$(PY) -m benchmarks.text_step $(CAPTIONS))
+	@$(if $(CAPTIONS),$(PY) -m benchmarks.step $(CAPTIONS))
 
 clean:  ## remove the environment and all caches; WORKSPACE stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
