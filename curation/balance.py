@@ -135,17 +135,10 @@ class TextBalance:
         np.minimum.at(high, own.rows(), self.counts[own.values].astype(np.float64))
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            is_kept = coins[several] < self._probability(own, middle)
+            is_kept = coins[several] < keep_probability(own, self.counts, middle)
             low, high = np.where(is_kept, low, middle), np.where(is_kept, middle, high)
         critical[several] = low
         return critical
-
-    def _probability(self, entries: Entries, thresholds: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
-        rows, counts = entries.rows(), self.counts[entries.values]
-        with np.errstate(divide="ignore"):
-            lost = np.log1p(-np.minimum(1.0, thresholds[rows] / counts))
-        kept = -np.expm1(np.bincount(rows, lost, len(thresholds)))
-        return np.where(entries.numbers() > 0, kept, 1.0)
 
     def keep(self, budget: int) -> Bool[np.ndarray, " rows"]:
         """Exactly `budget` rows: the threshold is the order statistic of what each row needs."""
@@ -163,7 +156,18 @@ class TextBalance:
 
     def keep_probability(self, threshold: float) -> Float64[np.ndarray, " rows"]:
         """The published probability of each row; 1 without entries."""
-        return self._probability(self.entries, np.full(len(self.rank), threshold))
+        return keep_probability(self.entries, self.counts, np.full(len(self.rank), threshold))
+
+
+def keep_probability(
+    entries: Entries, counts: Int64[np.ndarray, " entries"], thresholds: Float64[np.ndarray, " rows"]
+) -> Float64[np.ndarray, " rows"]:
+    """1 - prod over a row's entries of (1 - t / max(c, t)), each row with a t of its own; 1 without entries."""
+    rows = entries.rows()
+    with np.errstate(divide="ignore"):
+        lost = np.log1p(-np.minimum(1.0, thresholds[rows] / counts[entries.values]))
+    kept = -np.expm1(np.bincount(rows, lost, len(thresholds)))
+    return np.where(entries.numbers() > 0, kept, 1.0)
 
 
 def tail_threshold(counts: Int64[np.ndarray, " entries"], share: float) -> float:

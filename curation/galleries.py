@@ -1,6 +1,7 @@
 """Which rows a reader of the report should see, and their thumbnails as HTML."""
 
 import base64
+import functools
 import html
 import re
 from collections import Counter
@@ -44,23 +45,42 @@ class Clustering:
         return filled[np.argsort(before[filled], kind="stable")][:count]
 
 
-def cluster_gallery(shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]) -> str:
-    """One strip of thumbnails per cluster, kept rows first; dropped ones are faint."""
+def before_and_after(shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]) -> str:
+    """Per cluster, some of its members side by side with some of those that were kept."""
+    cells = []
+    for cluster in clusters.tolist():
+        rows = np.flatnonzero(clustering.labels == cluster)
+        kept = rows[clustering.kept[rows]]
+        words = typical_words(shards, clustering, np.array([cluster]))[0]
+        title = f"cluster {cluster}: {len(kept):,} of {len(rows):,} kept; {words}"
+        sides = "".join(
+            f'<div style="flex:1 1 300px;min-width:0">{_note(name)}{strip(shards, _spaced(chosen, MEMBERS))}</div>'
+            for name, chosen in (("before", rows), ("kept", kept))
+        )
+        cells.append(f'{_note(title)}<div style="display:flex;flex-wrap:wrap;gap:0 28px">{sides}</div>')
+    return "".join(cells)
+
+
+def cluster_strips(shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]) -> str:
+    """One strip of members per cluster; those dropped are faint."""
     strips = []
     for cluster in clusters.tolist():
         rows = np.flatnonzero(clustering.labels == cluster)
-        rows = rows[np.argsort(~clustering.kept[rows], kind="stable")]
-        num_kept = int(clustering.kept[rows].sum())
-        half = max(MEMBERS - (len(rows) - num_kept), min(num_kept, MEMBERS // 2))
-        rows = np.concatenate([rows[:num_kept][:half], rows[num_kept:][: MEMBERS - min(half, num_kept)]])
-        title = f"cluster {cluster}: {clustering.before[cluster]:,} pairs, {num_kept:,} kept"
-        strips.append(f"<div>{_note(title)}{strip(shards, rows, clustering.kept[rows])}</div>")
-    return "".join(strips)
+        title = f"cluster {cluster}: {clustering.kept[rows].sum():,} of {len(rows):,} kept"
+        shown = rows[:MEMBERS]
+        strips.append(f'<div style="flex:0 1 auto">{_note(title)}{strip(shards, shown, clustering.kept[shown])}</div>')
+    return f'<div style="display:flex;flex-wrap:wrap;gap:0 28px">{"".join(strips)}</div>'
 
 
-def strip(shards: EmbeddingShards, rows: Int64[np.ndarray, " n"], kept: Bool[np.ndarray, " n"]) -> str:
-    """Thumbnails side by side, with the first caption as a tool tip."""
-    pictures = zip(shards.thumbnails(rows), shards.captions(rows), kept.tolist(), strict=True)
+def _spaced(rows: Int64[np.ndarray, " n"], most: int) -> Int64[np.ndarray, " m"]:
+    """At most so many of the rows, evenly spaced."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))]
+
+
+def strip(shards: EmbeddingShards, rows: Int64[np.ndarray, " n"], kept: Bool[np.ndarray, " n"] | None = None) -> str:
+    """Thumbnails side by side, with the first caption as a tool tip; faint where not kept."""
+    is_clear = np.ones(len(rows), bool) if kept is None else kept
+    pictures = zip(shards.thumbnails(rows), shards.captions(rows), is_clear.tolist(), strict=True)
     images = [image(data, captions[0] if captions else "", shown) for data, captions, shown in pictures]
     return f'<div style="display:flex;flex-wrap:wrap;gap:4px;margin:2px 0 10px">{"".join(images)}</div>'
 
@@ -89,7 +109,7 @@ def pair_gallery(examples: Sequence[dict]) -> str:
 
 def typical_words(shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]) -> list[str]:
     """Per cluster, the words whose share of captions exceeds most what the whole pool would give."""
-    everywhere = _word_shares(shards, np.arange(shards.num_rows))
+    everywhere = _shares_of_pool(shards)
     found = []
     for cluster in clusters.tolist():
         shares = _word_shares(shards, np.flatnonzero(clustering.labels == cluster))
@@ -100,10 +120,15 @@ def typical_words(shards: EmbeddingShards, clustering: Clustering, clusters: Int
     return found
 
 
+@functools.lru_cache(maxsize=1)
+def _shares_of_pool(shards: EmbeddingShards) -> dict[str, float]:
+    return _word_shares(shards, np.arange(shards.num_rows))
+
+
 def _word_shares(shards: EmbeddingShards, rows: Int64[np.ndarray, " n"]) -> dict[str, float]:
     """Share of pairs with each word, from at most some hundred evenly spaced pairs a cluster, more for the pool."""
     most = CAPTIONS_PER_CLUSTER * (20 if len(rows) == shards.num_rows else 1)
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
+    rows = _spaced(rows, most)
     counts: Counter[str] = Counter()
     for captions in shards.captions(rows):
         counts.update({word for caption in captions for word in WORD.findall(caption.lower())})

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -57,16 +57,16 @@ def size_curves(levels: Mapping[str, tuple[Int64[np.ndarray, " _"], Int64[np.nda
         return _data_uri(figure)
 
 
-def threshold_curve(counts: Int64[np.ndarray, " clusters"], threshold: float) -> str:
+def threshold_curve(thresholds: Float64[np.ndarray, " n"], expected: Float64[np.ndarray, " n"], chosen: float) -> str:
     """Pairs that caption balancing keeps, against its threshold t."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 2.8), layout="constrained")
         axes = figure.add_subplot()
-        values = np.geomspace(0.5, max(1, counts.max()), 200)
-        axes.plot(values, [np.minimum(counts, value).sum() for value in values], color=AFTER, lw=1.8)
-        axes.axvline(threshold, color=INK, lw=1, ls="--")
-        axes.annotate(f" t = {threshold:.4g}", (threshold, 0.05), xycoords=("data", "axes fraction"), color=INK)
-        axes.set(xscale="log", xlabel="threshold t, pairs per cluster", ylabel="pairs kept, expected")
+        axes.plot(thresholds, expected, color=AFTER, lw=1.8)
+        axes.axvline(chosen, color=INK, lw=1, ls="--")
+        axes.annotate(f" t = {chosen:.4g}", (chosen, 0.05), xycoords=("data", "axes fraction"), color=INK)
+        axes.set(xscale="log", xlabel="threshold t, pairs per cluster or entry", ylabel="pairs kept, expected")
+        axes.yaxis.set_major_formatter("{x:,.0f}")
         _dress(axes)
         return _data_uri(figure)
 

@@ -9,15 +9,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from curation.balance import keep_probability
 from curation.curate import CURATION
 from curation.decisions import EXAMPLES, read_decisions
-from curation.galleries import CLUSTERS, Clustering, cluster_gallery, pair_gallery, typical_words
+from curation.galleries import CLUSTERS, Clustering, before_and_after, cluster_strips, pair_gallery, typical_words
+from curation.groups import Entries, one_entry_each
 from curation.hierarchy import cluster_of_rows
 from curation.levels import Level, read_level
 from curation.plots import cluster_map, funnel, size_curves, threshold_curve
 from curation.shards import EmbeddingShards
 
 SIDES = {"image": "images", "text": "captions"}
+SHARES = ("both", "image_only", "text_only", "neither")
+SHARED = ("caption_in", "reason")
+CURVE_ROWS = 100_000
 
 
 class Section(NamedTuple):
@@ -45,7 +50,14 @@ def curation_sections(curate: Path, embeddings: Path) -> list[Section]:
         sections += _image_galleries(shards, *sides["image"])
     if "text" in sides:
         sections.append(Section("Caption clusters", _caption_clusters(shards, sides["text"][1], summary)))
-    return [*sections, *_removed(curate), Section("Time and memory", _phases(summary))]
+    if "entries" in decisions.column_names:
+        sections.append(Section("Metadata entries", _metadata(decisions, summary)))
+    return [
+        *sections,
+        *_removed(curate, summary),
+        *_shared_captions(shards, decisions, summary),
+        Section("Time and memory", _phases(summary)),
+    ]
 
 
 def _levels(folder: Path) -> list[Level]:
@@ -63,7 +75,20 @@ def _funnel(summary: dict[str, Any]) -> str:
         text += f", caption threshold t = {summary['figures']['text_threshold']:.4g}"
     if len(stages) == 1:
         return text + ": nothing was removed.</p>"
-    return text + ".</p>" + _picture(funnel(stages), "pairs left after each stage")
+    return text + ".</p>" + _picture(funnel(stages), "pairs left after each stage") + _both_sides(summary["figures"])
+
+
+def _both_sides(figures: dict[str, float]) -> str:
+    """What images and captions chose of the pairs left after leakage and duplicates, where both did."""
+    if "in_both" not in figures:
+        return ""
+    both, image, text, neither = (int(figures[f"in_{name}"]) for name in SHARES)
+    rows = [
+        ["chosen by images", f"{both:,}", f"{image:,}", f"{both + image:,}"],
+        ["not chosen by images", f"{text:,}", f"{neither:,}", f"{text + neither:,}"],
+        ["together", f"{both + text:,}", f"{image + neither:,}", f"{both + image + text + neither:,}"],
+    ]
+    return _table(("", "chosen by captions", "not chosen by captions", "together"), rows)
 
 
 def _sizes(sides: dict[str, tuple[list[Level], Clustering]]) -> str:
@@ -96,9 +121,10 @@ def _evenness(summary: dict[str, Any]) -> str:
 
 
 def _image_galleries(shards: EmbeddingShards, levels: list[Level], clustering: Clustering) -> Iterator[Section]:
-    note = "<p>Faint pictures were dropped; hover for the caption.</p>"
-    yield Section("Largest image clusters", note + cluster_gallery(shards, clustering, clustering.largest(CLUSTERS)))
-    yield Section("Tail image clusters", note + cluster_gallery(shards, clustering, clustering.smallest(CLUSTERS)))
+    note = "<p>Evenly spaced members, and what the sampling kept of them; hover for the caption.</p>"
+    yield Section("Largest image clusters", note + before_and_after(shards, clustering, clustering.largest(CLUSTERS)))
+    note = "<p>The smallest clusters; faint pictures were dropped.</p>"
+    yield Section("Tail image clusters", note + cluster_strips(shards, clustering, clustering.smallest(2 * CLUSTERS)))
 
 
 def _caption_clusters(shards: EmbeddingShards, clustering: Clustering, summary: dict[str, Any]) -> str:
@@ -110,20 +136,75 @@ def _caption_clusters(shards: EmbeddingShards, clustering: Clustering, summary: 
         for cluster, words in zip(clusters.tolist(), words, strict=True)
     ]
     table = _table(("cluster", "pairs before", "after", "most typical words"), rows)
+    return table + _threshold(one_entry_each(clustering.labels[clustering.labels >= 0]), summary)
+
+
+def _threshold(entries: Entries, summary: dict[str, Any]) -> str:
+    """The curve of t against size, on at most 100,000 rows."""
     threshold = summary["figures"].get("text_threshold")
-    curve = _picture(threshold_curve(clustering.before, threshold), "threshold against size") if threshold else ""
-    return table + curve
+    if not threshold:
+        return ""
+    counts, num_rows = np.bincount(entries.values), len(entries.numbers())
+    some = entries.take(np.unique(np.linspace(0, num_rows - 1, min(num_rows, CURVE_ROWS)).astype(int)))
+    shown = len(some.numbers())
+    thresholds = np.geomspace(0.5, max(1, counts.max()), 60)
+    share = np.array([keep_probability(some, counts, np.full(shown, value)).mean() for value in thresholds])
+    return _picture(threshold_curve(thresholds, num_rows * share, threshold), "threshold against size")
 
 
-def _removed(curate: Path) -> Iterator[Section]:
+def _metadata(decisions: pa.Table, summary: dict[str, Any]) -> str:
+    """The most frequent and the rarest entries that were found, before and after."""
+    column = decisions["entries"].combine_chunks()
+    names = column.values.dictionary.to_pylist()
+    entries = Entries(column.offsets.to_numpy(), column.values.indices.to_numpy())
+    before = np.bincount(entries.values, minlength=len(names))
+    taken = decisions["copies"].to_numpy()[entries.rows()]
+    after = np.bincount(entries.values, taken, len(names)).astype(np.int64)
+    found = np.flatnonzero(before)
+    order = found[np.argsort(-before[found], kind="stable")]
+    shown = np.unique(np.r_[np.arange(min(len(order), 2 * CLUSTERS)), np.arange(len(order))[-CLUSTERS:]])
+    rows = [[names[entry], f"{before[entry]:,}", f"{after[entry]:,}"] for entry in order[shown].tolist()]
+    matched = int((entries.numbers() > 0).sum())
+    note = (
+        f"<p>{len(found):,} of {len(names):,} entries occur, {len(entries.values) / max(1, matched):.1f} in each of "
+        f"the {matched:,} pairs that have one; {int((after[found] > 0).sum()):,} occur in what was kept.</p>"
+    )
+    table = _table(("entry", "pairs before", "after"), rows)
+    return note + table + _threshold(entries.take(np.flatnonzero(entries.numbers())), summary)
+
+
+def _removed(curate: Path, summary: dict[str, Any]) -> Iterator[Section]:
     """Examples of each kind of duplicate and leakage: the removed picture beside the one it repeats."""
     with pa.memory_map(str(curate / EXAMPLES)) as source:
         examples = pa.ipc.open_file(source).read_all().to_pylist()
     for reason in dict.fromkeys(row["reason"] for row in examples):
         chosen = [row for row in examples if row["reason"] == reason]
         what = "the evaluation image" if reason.startswith("leakage") else "the kept picture"
-        note = f"<p>Left what was removed, right {what} that it repeats, with their cosine.</p>"
-        yield Section(reason[0].upper() + reason[1:], note + pair_gallery(chosen))
+        note = f"<p>{summary['counts'][reason]:,} pairs: left what was removed, right {what}, with their cosine."
+        if reason.startswith("leakage"):
+            note += " Removed for every model of this page: no score has seen them."
+        yield Section(reason[0].upper() + reason[1:], note + "</p>" + pair_gallery(chosen))
+
+
+def _shared_captions(shards: EmbeddingShards, decisions: pa.Table, summary: dict[str, Any]) -> Iterator[Section]:
+    """Pairs one of whose captions an evaluation set has too: counted, some shown."""
+    rows = np.flatnonzero(decisions["caption_in"].is_valid())
+    if not len(rows):
+        return
+    kept = int(decisions["kept"].to_numpy()[rows].sum())
+    some = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), CLUSTERS)).astype(int))]
+    table = _table(
+        ("key", "captions", "evaluation set", "what became of it"),
+        [
+            [decisions["key"][row].as_py(), "; ".join(captions), *(str(decisions[name][row]) for name in SHARED)]
+            for row, captions in zip(some.tolist(), shards.captions(some), strict=True)
+        ],
+    )
+    note = (
+        f"<p>{len(rows):,} pairs have a caption that an evaluation set has too; {kept:,} of them were kept. Their keys "
+        "are in decisions.arrow, column caption_in; leakage.captions=remove drops them.</p>"
+    )
+    yield Section("Captions that occur in evaluation", note + table)
 
 
 def _phases(summary: dict[str, Any]) -> str:

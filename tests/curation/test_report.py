@@ -8,6 +8,7 @@ import pytest
 from curation.curate import CurateConfig, TextConfig, curate
 from curation.dedup import DuplicatesConfig
 from curation.hierarchy import LevelsConfig
+from curation.leakage import LeakageConfig
 from curation.report import curation_sections
 from curation.scan import InProcess
 from curation.schema import CLS
@@ -17,7 +18,7 @@ from curation.schema import CLS
 def curated(tmp_path, embedding_spec, write_pool):
     """curated(**changes): folders of a curated pool of 300 rows, the last ten of which repeat the first ten."""
 
-    def run(**changes):
+    def run(entries=(), **changes):
         images = np.random.default_rng(0).standard_normal((300, 1, 8)).astype(np.float32)
         images[290:] = images[:10]
         write_pool(tmp_path / "pool", embedding_spec(), (100, 200), vectors={CLS: images})
@@ -28,7 +29,10 @@ def curated(tmp_path, embedding_spec, write_pool):
         }
         out = tmp_path / "out"
         out.mkdir()
-        curate(CurateConfig(**{**fields, **changes}), InProcess(), out, tmp_path / "pool", {})
+        (tmp_path / "entries.txt").write_text("\n".join(entries))
+        metadata = tmp_path / "entries.txt" if entries else None
+        evaluation = {"leakage_self": tmp_path / "pool"} if entries else {}
+        curate(CurateConfig(**{**fields, **changes}), InProcess(), out, tmp_path / "pool", evaluation, metadata)
         return out, tmp_path / "pool"
 
     return run
@@ -50,6 +54,16 @@ def test_sections_show_every_stage_and_need_no_network(curated):
     assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)', page))
     assert sections["Duplicate: cosine"].count("<img") == 20
     assert "caption" in sections["Caption clusters"]
+
+
+def test_metadata_and_captions_of_evaluation_have_sections(curated):
+    leakage = LeakageConfig(exact=False, perceptual_bits=-1, cosine=2.0)
+    folders = curated(entries=("caption", "again", "7", "yeti"), leakage=leakage)
+    sections = {section.title: section.html for section in curation_sections(*folders)}
+    assert "3 of 4 entries occur" in sections["Metadata entries"]
+    assert "yeti" not in sections["Metadata entries"]
+    assert "300 pairs have a caption" in sections["Captions that occur in evaluation"]
+    assert "chosen by captions" in sections["What was kept"]
 
 
 def test_sections_of_an_uncurated_arm_are_short(curated):
