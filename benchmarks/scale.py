@@ -1,19 +1,20 @@
 """K-means over shards larger than the memory allowed: time an iteration and peak memory, and levels end to end.
 
 Memory is the anonymous resident memory (RssAnon of /proc/PID/status: no file pages, which the kernel may drop) of this
-process and all below it, Ray's own included, sampled ten times a second; the part before the first iteration is Ray,
-torch and the imports.
+process and of the workers, sampled ten times a second, imports included; Ray's own processes are counted apart.
 
     python -m benchmarks.scale [--rows 1000000 5000000] [--dim 384] [--clusters 1000] [--iterations 5]
     python -m benchmarks.scale --rows 1000000 --levels 10000 1000 100
 """
 
 import argparse
+import multiprocessing
 import resource
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 import psutil
 
 from benchmarks.kmeans import write_mixture
-from cluster.fanout import Pool
+from cluster.fanout import Pool, PoolWorker
 from cluster.resources import Resources
 from cluster.session import session
 from curation.balance import entropy
@@ -39,12 +40,18 @@ def main() -> None:
     with session(), Pool(Scanner, resources=Resources(workers=options.workers)) as workers:
         for rows in options.rows:
             with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-                points = replace(write_mixture(Path(folder), rows, options.dim, 1000), workers=workers)
+                points = replace(_write_apart(Path(folder), rows, options.dim), workers=workers)
                 list(points.scan("faults"))  # starts the workers
                 if options.levels:
                     make_levels(points, options, Path(folder))
                 else:
                     time_iterations(points, options)
+
+
+def _write_apart(folder: Path, rows: int, dim: int) -> Points:
+    """Made by another process, whose memory is not ours."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as writer:
+        return writer.submit(write_mixture, folder, rows, dim, 1000).result()
 
 
 def time_iterations(points: Points, options: argparse.Namespace) -> None:
@@ -57,8 +64,7 @@ def time_iterations(points: Points, options: argparse.Namespace) -> None:
         seconds, cpu = time.perf_counter() - start, processor_seconds() - cpu
     print(
         f"{points.num_rows:>10,} x {points.vectors.dim} float16, {_size(points):.2f} GB, k={options.clusters}: "
-        f"{seconds / options.iterations:.2f} s an iteration ({cpu / options.iterations:.2f} CPU s), "
-        f"memory before {memory.before / 1e9:.2f} GB, peak {memory.peak / 1e9:.2f} GB"
+        f"{seconds / options.iterations:.2f} s an iteration ({cpu / options.iterations:.2f} CPU s), {memory}"
     )
 
 
@@ -76,28 +82,35 @@ def make_levels(points: Points, options: argparse.Namespace, folder: Path) -> No
             f"level {number}: {len(sizes):,} clusters, {sizes.min():,} to {sizes.max():,} rows each, "
             f"entropy {entropy(sizes):.2f} of {np.log2(len(sizes)):.2f} bits"
         )
-    print(
-        f"{points.num_rows:,} x {points.vectors.dim}: {seconds:.0f} s with {options.workers} workers, "
-        f"memory before {memory.before / 1e9:.2f} GB, peak {memory.peak / 1e9:.2f} GB"
-    )
+    print(f"{points.num_rows:,} x {points.vectors.dim}: {seconds:.0f} s with {options.workers} workers, {memory}")
 
 
 @dataclass
 class Memory:
-    """Bytes."""
+    """Most bytes seen: of this process and its workers, and of Ray itself."""
 
-    before: int
-    peak: int
+    ours: int = 0
+    ray: int = 0
+
+    def look(self) -> None:
+        """Sample once."""
+        this = psutil.Process()
+        sizes = [(_is_ours(process), _anonymous(process.pid)) for process in this.children(recursive=True)]
+        self.ours = max(self.ours, _anonymous(this.pid) + sum(size for ours, size in sizes if ours))
+        self.ray = max(self.ray, sum(size for ours, size in sizes if not ours))
+
+    def __str__(self) -> str:
+        return f"peak memory {self.ours / 1e9:.2f} GB, and Ray itself {self.ray / 1e9:.2f} GB"
 
 
 @contextmanager
 def measured() -> Iterator[Memory]:
     """Samples the memory of all our processes while the body runs."""
-    memory, ended = Memory(anonymous_bytes(), 0), threading.Event()
+    memory, ended = Memory(), threading.Event()
 
     def sample() -> None:
         while not ended.wait(SAMPLE_S):
-            memory.peak = max(memory.peak, anonymous_bytes())
+            memory.look()
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
@@ -108,10 +121,11 @@ def measured() -> Iterator[Memory]:
         thread.join()
 
 
-def anonymous_bytes() -> int:
-    """Of this process and its descendants, now."""
-    this = psutil.Process()
-    return sum(_anonymous(process.pid) for process in (this, *this.children(recursive=True)))
+def _is_ours(process: psutil.Process) -> bool:
+    try:
+        return any(PoolWorker.__name__ in word for word in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _anonymous(pid: int) -> int:

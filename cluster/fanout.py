@@ -140,7 +140,7 @@ class Pool:
         self._seats.append(self._new_seat(attempt=1 if unfinished else seat.attempt + 1))
 
     def _new_seat(self, attempt: int = 1) -> "_Seat":
-        actor: Any = ray.remote(_Host).options(**self._resources.actor_options()).remote(self._resources.threads)
+        actor: Any = ray.remote(PoolWorker).options(**self._resources.actor_options()).remote(self._resources.threads)
         return _Seat(actor, actor.start.remote(self._worker, *self._args), attempt)
 
 
@@ -157,7 +157,7 @@ class _Seat:
         return list(self.calls) if self.starting is None else [self.starting]
 
 
-class _Host:
+class PoolWorker:
     """Lives in the worker process: sets its threads before the worker's class, and with it torch, is imported."""
 
     def __init__(self, threads: int) -> None:
