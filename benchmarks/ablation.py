@@ -5,7 +5,7 @@ Each arm is the flickr8k recipe with a few fields changed, all in one workspace,
 and a second run only prints. Backbone EfficientNet-Lite0 at 160 px, 5 x 5 patches: a stand-in, whose CLS is the maximum
 of its patches (curation/standin.py), so that it carries what their mean does not. One seed, the same steps for all.
 
-    python -m benchmarks.ablation --pairs data/flickr8k.tar [--steps 150] [--workspace ablation]
+    python -m benchmarks.ablation --pairs data/flickr8k.tar [--steps 100] [--workspace ablation]
 """
 
 import argparse
@@ -77,7 +77,7 @@ def base_recipe(options: argparse.Namespace) -> Recipe:
         evaluate=replace(
             FLICKR8K.evaluate,
             backbone=backbone,
-            segmentation=SegmentationConfig(short_side=320, window=160, stride=80),
+            segmentation=SegmentationConfig(short_side=320, window=160, stride=160),
             bootstrap_samples=100,
         ),
         compare_uncurated=True,
@@ -87,11 +87,11 @@ def base_recipe(options: argparse.Namespace) -> Recipe:
 
 def arms(base: Recipe) -> Iterator[tuple[str, Recipe]]:
     """Names and recipes."""
+    single = replace(base, compare_uncurated=False)
     for pooling in ("concat", "cls", "mean"):
         for blocks in (0, 1, 2):
             vision = VisionConfig(blocks=blocks, pooling=pooling)
-            yield f"{pooling}, {blocks} blocks", with_head(base, vision)
-    single = replace(base, compare_uncurated=False)
+            yield f"{pooling}, {blocks} blocks", with_head(base if pooling == "concat" else single, vision)
     for content, dtype, blocks in (("tokens", "int8", 2), ("grid", "float16", 2), ("pooled", "float16", 0)):
         stored = replace(single, embed=replace(base.embed, content=content, dtype=dtype, grid=2))
         yield f"concat, {blocks} blocks, stored as {content} {dtype}", with_head(stored, VisionConfig(blocks=blocks))
@@ -109,7 +109,7 @@ def _cells(results: list[dict]) -> list[str]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True, help="Flickr8k in Karpathy's format, the evaluation tars beside it")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--workspace", type=Path, default=Path("ablation"))
     return parser.parse_args()
