@@ -91,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--only", nargs="+", default=[], metavar="STEP", help="run these steps and what they lack")
     found.add_argument("--force", nargs="+", default=[], metavar="STEP", help="run these steps though they are done")
     found.add_argument("--rows", type=int, default=0, help="with plan: pairs in the pool, when it is not embedded yet")
+    found.add_argument("--measure", action="store_true", help="with plan: time reading and the backbone here")
     found.add_argument("--json", action="store_true", help="with status and show: for machines")
     found.add_argument("--to", type=Path, metavar="FOLDER", help="with export: where the folders of the formats go")
     found.add_argument("--format", nargs="+", default=[], metavar="FORMAT", help="with export: these formats, not all")

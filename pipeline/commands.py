@@ -30,7 +30,7 @@ from train.loop import MODEL
 
 
 def plan(recipe: Recipe, options: Namespace, console: Console) -> int:
-    print_plan(recipe, Store(options.workspace), console, options.rows)
+    print_plan(recipe, Store(options.workspace), console, options.rows, options.measure)
     return 0
 
 

@@ -1,6 +1,7 @@
 """What a run would do, before it does it: steps and what is cached, tensor sizes, FLOP, bytes, GPU-hours.
 
-Every estimate is arithmetic from pipeline/costs.py and says what it assumes; durations are those of earlier runs.
+Every estimate is arithmetic from pipeline/costs.py and says what it assumes; durations are those of earlier runs. Only
+`--measure` times anything: reading and the backbone, in pipeline/measure.py.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pipeline.costs import (
     stored_grid,
 )
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
+from pipeline.measure import print_rates
 from pipeline.recipes import Recipe
 from pipeline.step import Output, Step, in_order
 from pipeline.store import Record, Store
@@ -31,8 +33,11 @@ CAPTION_TOKENS = 20.0  # mean of a web caption with end-of-text
 PADDED_TOKENS = 77.0
 
 
-def print_plan(recipe: Recipe, store: Store, console: Console, rows: int = 0) -> None:
-    """Print the plan; reads records, starts nothing. `rows`: pairs of the pool where no record tells."""
+def print_plan(recipe: Recipe, store: Store, console: Console, rows: int = 0, is_measured: bool = False) -> None:
+    """Print the plan; reads records, starts nothing. `rows`: pairs of the pool where no record tells.
+
+    When it is to be measured, reading and the backbone are timed on this machine, which takes some seconds.
+    """
     console.print(f"[b]{recipe.name}[/b]: {recipe.description}\n")
     pool_rows = rows
     try:
@@ -51,6 +56,8 @@ def print_plan(recipe: Recipe, store: Store, console: Console, rows: int = 0) ->
     console.print(_arithmetic_table(recipe, model, grid))
     if pool_rows:
         console.print(_storage_table(recipe, grid, pool_rows))
+    if is_measured:
+        print_rates(recipe.embed, store.workspace, console)
 
 
 def full_grid(recipe: Recipe) -> TokenGrid:

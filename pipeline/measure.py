@@ -1,0 +1,169 @@
+"""Store tokens or run the backbone again: both rates measured on this machine, in some seconds.
+
+Records are those of the recipe's content, written by the embed step's writer and gathered by the loader's gather, so
+that the figures are those of training. The backbone has random weights, which takes the same time.
+"""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from rich.console import Console
+
+from curation import dinov2, standin
+from curation.backbone import AUTO, PREFERRED, Backbone, describe, geometry_of, load_backbone
+from curation.captions import CaptionConfig, CaptionEncoder
+from curation.embed import EmbedConfig
+from curation.embed_worker import embedding_spec
+from curation.schema import CAPTIONS, CLS, HASHES, KEY, PATCHES, REGISTERS, SOURCE, THUMBNAIL, EmbeddingSpec
+from curation.shards import EmbeddingShards, Manifest, write_manifest, write_shard
+
+SAMPLE_BYTES = 128_000_000
+MOST_ROWS = 32_768
+LEAST_S = 1.0
+READ_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rows a second of one process on this machine."""
+
+    row_bytes: int
+    write: float
+    read_disk: float
+    """Shuffled rows that no memory holds yet."""
+    read_memory: float
+    backbone: float
+    """Images through the backbone."""
+
+    @property
+    def break_even_epochs(self) -> float:
+        """Epochs from which storing costs less time than seeing the images anew in each; infinity: never.
+
+        The backbone runs once in either case, since curation needs its global features.
+        """
+        saved_s = 1 / self.backbone - 1 / self.read_disk
+        return (1 / self.write) / saved_s if saved_s > 0 else math.inf
+
+
+def print_rates(config: EmbedConfig, workspace: Path, console: Console) -> None:
+    """Measure, and show the arithmetic."""
+    workspace.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".measure-", dir=workspace) as folder:
+        rates = measure(config, Path(folder))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    console.print(f"\nMeasured here, one process, {device}: a pair's tokens as {config.content} {config.dtype}")
+    for name, rate in (
+        ("write", rates.write),
+        ("read from disk, shuffled", rates.read_disk),
+        ("read from memory, shuffled", rates.read_memory),
+    ):
+        console.print(f"   {name:<28}{rate:>12,.0f} pairs/s   {rate * rates.row_bytes / 1e9:.3g} GB/s")
+    console.print(f"   {'backbone':<28}{rates.backbone:>12,.1f} images/s, without reading and decoding them")
+    console.print(verdict(rates), soft_wrap=True)
+
+
+def verdict(rates: Rates) -> str:
+    """Which of the two is faster, and from how many epochs on, as arithmetic in milliseconds a pair."""
+    write, read, see = (1000 / rate for rate in (rates.write, rates.read_disk, rates.backbone))
+    costs = f"   a pair: store {write:.3g} ms once + read {read:.3g} ms an epoch, or see {see:.3g} ms an epoch"
+    if math.isinf(rates.break_even_epochs):
+        return f"{costs}\n   seeing is faster than reading: use --train.live.enabled with --embed.content pooled"
+    return (
+        f"{costs}\n   reading is {see / read:.3g} times faster; storing pays after "
+        f"{write:.3g} / ({see:.3g} - {read:.3g}) = {rates.break_even_epochs:.3g} epochs"
+    )
+
+
+def measure(config: EmbedConfig, folder: Path) -> Rates:
+    """The rates of an embed config, with a sample written to a folder on the disk in question."""
+    config = replace(config, captions=CaptionConfig())
+    backbone = random_backbone(config)
+    spec = embedding_spec(config, backbone, CaptionEncoder(config.captions))
+    rows = max(1, min(MOST_ROWS, SAMPLE_BYTES // spec.row_bytes()))
+    write = written(spec, folder, rows)
+    order = np.random.default_rng(0).permutation(rows)
+    forget(folder)
+    cold = gathered(EmbeddingShards(folder), order)
+    shards = EmbeddingShards(folder)
+    warm = rate_of(lambda: gathered(shards, order), rows)
+    return Rates(spec.row_bytes(), write, rows / cold, warm, images_per_s(config, backbone))
+
+
+def random_backbone(config: EmbedConfig) -> Backbone:
+    """The config's backbone, random where it is a DINOv2: its weights need not be there."""
+    named = replace(config.backbone, name=PREFERRED) if config.backbone.name == AUTO else config.backbone
+    if named.name in standin.MODELS:
+        return load_backbone(named)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Backbone(dinov2.load_random(named.name), geometry_of(named), describe(named.name)).to(device)
+
+
+def written(spec: EmbeddingSpec, folder: Path, rows: int) -> float:
+    """Write a shard of so many random rows, to the disk; rows a second, without the time to make them."""
+    values = {
+        name: np.random.default_rng(0).standard_normal((rows, spec.num_tokens(name), spec.width(name)), np.float32)
+        for name in spec.vector_columns()
+    }
+    columns = values | {
+        KEY: [f"{row:09d}" for row in range(rows)],
+        SOURCE: [""] * rows,
+        CAPTIONS: [[""]] * rows,
+        THUMBNAIL: [b""] * rows,
+        **dict.fromkeys(HASHES, np.zeros(rows, np.uint64)),
+    }
+    started_s = time.perf_counter()
+    entry = write_shard(folder / "shard-00000.arrow", spec, [columns])
+    seconds = time.perf_counter() - started_s
+    write_manifest(folder, Manifest(spec, (entry,)))
+    return rows / seconds
+
+
+def forget(folder: Path) -> None:
+    """Drop a folder's files from the page cache, so that the next read comes from the disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def gathered(shards: EmbeddingShards, order: Int64[np.ndarray, " n"]) -> float:
+    """Seconds to gather all rows in some order, a batch at a time, as the loader does."""
+    columns = [name for name in (CLS, REGISTERS, PATCHES) if name in shards.spec.vector_columns()]
+    started_s = time.perf_counter()
+    for start in range(0, len(order), READ_ROWS):
+        for column in columns:
+            shards.gather_stored(order[start : start + READ_ROWS], column)
+    return time.perf_counter() - started_s
+
+
+def images_per_s(config: EmbedConfig, backbone: Backbone) -> float:
+    """Images a second through the backbone, in the embed step's precision."""
+    side = config.backbone.image_size
+    count = config.batch_size if backbone.device.type == "cuda" else 8
+    images = torch.randn(count, 3, side, side, device=backbone.device)
+
+    @torch.inference_mode()
+    def see() -> None:
+        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            features = backbone.encoder(images)
+        float(features[0].sum())  # waits for the device
+
+    see()
+    return rate_of(see, count)
+
+
+def rate_of(work: Callable[[], object], count: int) -> float:
+    """Items a second of some work that does `count` of them, repeated for a few seconds."""
+    started_s, done = time.perf_counter(), 0
+    while not done or time.perf_counter() - started_s < LEAST_S:
+        work()
+        done += count
+    return done / (time.perf_counter() - started_s)
