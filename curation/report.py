@@ -182,7 +182,7 @@ def _removed(curate: Path, summary: dict[str, Any]) -> Iterator[Section]:
         what = "the evaluation image" if reason.startswith("leakage") else "the kept picture"
         note = f"<p>{summary['counts'][reason]:,} pairs: left what was removed, right {what}, with their cosine."
         if reason.startswith("leakage"):
-            note += " Removed for every model of this page: no score has seen them."
+            note += " Removed for every model of this page, curated or not: none was trained on them."
         yield Section(reason[0].upper() + reason[1:], note + "</p>" + pair_gallery(chosen))
 
 

@@ -88,10 +88,11 @@ def embedding_spec() -> Callable[..., EmbeddingSpec]:
 
 @pytest.fixture
 def write_pool() -> Callable[..., dict[str, np.ndarray]]:
-    """write_pool(folder, spec, rows_per_shard, seed=0, vectors=None, captions=None): a finished shard folder.
+    """write_pool(folder, spec, rows_per_shard, seed=0, vectors=None, columns=None): a finished shard folder.
 
     Returns every vector column as the float32 values that were written. Row i has key "key-i", captions
-    ["caption i", "again i"] and hashes i, 2i, 3i. `vectors` replaces the random values of some columns ("n t d").
+    ["caption i", "again i"] and hashes i, 2i, 3i. `vectors` replaces the random values of some columns ("n t d"),
+    `columns` others, such as keys or captions.
     """
 
     def write(
@@ -100,7 +101,7 @@ def write_pool() -> Callable[..., dict[str, np.ndarray]]:
         rows_per_shard: Sequence[int],
         seed: int = 0,
         vectors: dict[str, np.ndarray] | None = None,
-        captions: Sequence[list[str]] | None = None,
+        columns: dict[str, Sequence[Any]] | None = None,
     ) -> dict[str, np.ndarray]:
         folder.mkdir(parents=True, exist_ok=True)
         rng, total = np.random.default_rng(seed), sum(rows_per_shard)
@@ -115,8 +116,7 @@ def write_pool() -> Callable[..., dict[str, np.ndarray]]:
         for index, rows in enumerate(rows_per_shard):
             chosen = np.arange(start, start + rows)
             batch = _columns(chosen) | {name: array[chosen] for name, array in values.items()}
-            if captions:
-                batch[CAPTIONS] = [captions[row] for row in chosen]
+            batch |= {name: [given[row] for row in chosen] for name, given in (columns or {}).items()}
             entries.append(write_shard(folder / f"shard-{index:05d}.arrow", spec, [batch]))
             start += rows
         write_manifest(folder, Manifest(spec, tuple(entries)))

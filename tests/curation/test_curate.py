@@ -1,11 +1,13 @@
 """The whole step on synthetic shards with a known truth."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from cluster.files import sha256_file
 from cluster.resources import Resources
 from curation.balance import entropy, water_fill
 from curation.curate import CurateConfig, TextConfig, curate, run
@@ -13,6 +15,7 @@ from curation.decisions import read_decisions, why
 from curation.dedup import DuplicatesConfig
 from curation.hierarchy import LevelsConfig
 from curation.leakage import LeakageConfig
+from curation.mapped import ShardError
 from curation.scan import InProcess
 from curation.schema import CAPTION_EMBEDDING, CLS
 from curation.selection import read_selection
@@ -27,6 +30,7 @@ OUTPUTS = (
     *(f"{level}{suffix}" for level in ("image/level-1", "image/level-2", "text/level-1") for suffix in SUFFIXES),
 )
 LEVELS = LevelsConfig(clusters=(24, 6))
+SPLIT = LevelsConfig(clusters=(24, 6), split=(4, 0))
 
 
 def _mixture(sizes=SIZES, dim=16, seed=0, noise=0.05):
@@ -166,6 +170,80 @@ def test_unusable_vectors_are_counted_or_named(tmp_path, pool):
     assert why(out, "key-3")["reason"] == "invalid: zero vector"
     with pytest.raises(ValueError, match="key-3"):
         _run(tmp_path, folder, "strict", method="image", error_budget=0.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_damaged_vectors_are_counted_and_named(tmp_path, pool, bad):
+    """Writing refuses such values, so they are put into the file."""
+    _, images = _mixture()
+    images[5] = np.linspace(-7, 7, 16)
+    folder, _ = pool(images=images)
+    shard = folder / "shard-00000.arrow"
+    whole, vector = shard.read_bytes(), images[5].astype(np.float16)
+    assert whole.count(vector.tobytes()) == 1
+    vector_with_fault = np.where(np.arange(16) == 3, bad, vector).astype(np.float16)
+    shard.write_bytes(whole.replace(vector.tobytes(), vector_with_fault.tobytes()))
+    out, summary = _run(tmp_path, folder, target_rows=100)
+    assert summary["removed_invalid_value_not_finite"] == 1
+    assert why(out, "key-5")["reason"] == "invalid: value not finite"
+    with pytest.raises(ValueError, match=r"1 vectors with NaN or infinite values and 0 zero vectors.*key-5"):
+        _run(tmp_path, folder, "strict", error_budget=0.0)
+
+
+def test_a_key_that_occurs_twice_is_refused(tmp_path, embedding_spec, write_pool):
+    keys = [f"key-{row}" for row in range(9)] + ["key-4"]
+    write_pool(tmp_path / "pool", embedding_spec(), (6, 4), columns={"key": keys})
+    with pytest.raises(ValueError, match=r"1 keys occur more than once .* \['key-4'\]"):
+        _run(tmp_path, tmp_path / "pool")
+
+
+@pytest.mark.parametrize("change", [{"digest": "1" * 64}, {"dim": 12}])
+def test_evaluation_embeddings_of_another_model_are_refused(tmp_path, pool, embedding_spec, write_pool, change):
+    folder, _ = pool()
+    spec = embedding_spec(**{"content": "pooled", "num_registers": 0, "grid": (1, 1), "dim": 16, **change})
+    write_pool(tmp_path / "other", spec, (5,))
+    with pytest.raises(ValueError, match="leakage needs one backbone for both"):
+        _run(tmp_path, folder, evaluation={"leakage_other": tmp_path / "other"})
+    assert not list((tmp_path / "out").rglob("level-*"))
+
+
+def test_shards_of_different_widths_are_refused(tmp_path, pool, embedding_spec, write_pool):
+    folder, _ = pool(cut=(300, 400))
+    spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=8, caption_dim=16)
+    write_pool(tmp_path / "narrow", spec, (300, 400))
+    (tmp_path / "narrow" / "shard-00001.arrow").replace(folder / "shard-00001.arrow")
+    with pytest.raises(ShardError, match="shard-00001"):
+        _run(tmp_path, folder)
+
+
+def test_captions_of_evaluation_are_removed_on_request(tmp_path, pool, embedding_spec, write_pool):
+    folder, _ = pool()
+    spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=16, caption_dim=16)
+    captions = [["  Caption 3 "], ["no such caption"], ["again 600", "caption 3"]]
+    write_pool(tmp_path / "held_out", spec, (3,), columns={"captions": captions})
+    hashes_off = {"exact": False, "perceptual_bits": -1, "cosine": 2.0}
+    for mode, num_removed in (("list", 0), ("remove", 2)):
+        config = LeakageConfig(**hashes_off, captions=mode)
+        evaluation = {"leakage_test": tmp_path / "held_out"}
+        out, summary = _run(tmp_path, folder, mode, method="none", leakage=config, evaluation=evaluation)
+        assert summary["captions_in_evaluation"] == 2
+        assert summary["removed_leakage_caption"] == num_removed
+        assert [why(out, f"key-{row}")["caption_in"] for row in (3, 4, 600)] == ["test", None, "test"]
+        assert why(out, "key-3")["kept"] == (mode == "list")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_hash_of_the_selection_is_the_same_for_one_two_and_four_workers(tmp_path, ray_session, pool):
+    folder, _ = pool(cut=(100, 350, 0, 250))
+    hashes = set()
+    for name, workers in (("one", 1), ("again", 1), ("two", 2), ("four", 4)):
+        out = tmp_path / name
+        out.mkdir()
+        resources = Resources(workers=workers, cpus=0.5)
+        run(replace(_config(target_rows=150, levels=SPLIT), resources=resources), out=out, embeddings=folder)
+        hashes.add(sha256_file(out / "selection.arrow"))
+    assert len(hashes) == 1
 
 
 def test_a_target_above_what_is_left_is_refused(tmp_path, pool):

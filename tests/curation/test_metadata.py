@@ -35,7 +35,7 @@ def pool(tmp_path, embedding_spec, write_pool):
 
     def write(captions, entries=ENTRIES):
         spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), caption_dim=0, caption_encoder="")
-        write_pool(tmp_path / "pool", spec, (len(captions) - 3, 3), captions=captions)
+        write_pool(tmp_path / "pool", spec, (len(captions) - 3, 3), columns={"captions": captions})
         path = tmp_path / "entries.txt"
         path.write_text("\n".join(entries) + "\n\n")
         return tmp_path / "pool", path
