@@ -56,10 +56,10 @@ class Resources:
                 raise ValueError(
                     f"resources.{field} is {value}: must be at least {least}; leave it out for the default"
                 )
-        if self.workers and self.min_workers > self.workers:
+        if self.min_workers > self.workers:
             raise ValueError(
                 f"resources.min_workers is {self.min_workers}: must be at most resources.workers, {self.workers}; "
-                "change one of them"
+                "set both"
             )
 
     @property

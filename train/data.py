@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from jaxtyping import Int64
+from torch import Tensor
 
 from curation.schema import CAPTIONS, CLS, PATCHES, REGISTERS
 from curation.selection import read_selection
@@ -98,17 +99,19 @@ class Pairs:
         key = mix(self.seed, epoch, turn) if turn else mix(self.seed, epoch)
         return Share(epoch, turn, places[shuffled(index, len(places), key, self.shuffle)])
 
-    def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
-        """One rank's share of the batch of a step."""
+    def batch(
+        self, step: int, batch_size: int, rank: int = 0, world: int = 1, kept: dict[str, Tensor] | None = None
+    ) -> Batch:
+        """One rank's share of the batch of a step; with `kept`, its vectors lie in those buffers, made at first use."""
         whole, count = self.positions(step, batch_size), batch_size // world
-        return self._load(whole._replace(places=whole.places[rank * count : (rank + 1) * count]))
+        return self._load(whole._replace(places=whole.places[rank * count : (rank + 1) * count]), kept)
 
     def val_batch(self, start: int, stop: int) -> Batch:
         """Some validation pairs, always with the same captions; places past the end repeat the last pair."""
         index = np.minimum(np.arange(start, stop), len(self.val_places) - 1)
         return self._load(Share(0, 0, self.val_places[index], is_held_out=True))
 
-    def _load(self, share: Share) -> Batch:
+    def _load(self, share: Share, kept: dict[str, Tensor] | None = None) -> Batch:
         rows = self.selected_rows[share.places]
         draws = mix_array(self.hashes[share.places] ^ np.uint64(mix(self.seed, share.epoch))).tolist()
         captions = [
@@ -117,21 +120,25 @@ class Pairs:
         ]
         token_ids, num_truncated = encode(self.tokenizer, captions, self.context)
         keys = self.selected_keys.take(pa.array(share.places)).to_pylist()
-        return Batch(keys, pack(token_ids), self._vision(share), num_truncated)
+        return Batch(keys, pack(token_ids), self._vision(share, {} if kept is None else kept), num_truncated)
 
-    def _vision(self, share: Share) -> tuple[Stored, ...]:
+    def _vision(self, share: Share, kept: dict[str, Tensor]) -> tuple[Stored, ...]:
         """Pixels, or vectors of the view that (seed, epoch, round, key) draws; of held-out pairs the centre, always."""
         draws = mix_array(self.hashes[share.places] ^ np.uint64(mix(self.seed, share.epoch, share.turn, 1)))
         if self.images:
             return (Stored(self.images.pixels(share.places, None if share.is_held_out else draws.tolist())),)
         view = np.zeros(len(draws), np.int64) if share.is_held_out else (draws % len(self.views)).astype(np.int64)
         rows = self.selected_rows[share.places]
-        return tuple(self._gather(rows, view, column) for column in (CLS, REGISTERS, PATCHES))
+        return tuple(self._gather(rows, view, column, kept) for column in (CLS, REGISTERS, PATCHES))
 
-    def _gather(self, rows: Int64[np.ndarray, " b"], view: Int64[np.ndarray, " b"], column: str) -> Stored:
+    def _gather(
+        self, rows: Int64[np.ndarray, " b"], view: Int64[np.ndarray, " b"], column: str, kept: dict[str, Tensor]
+    ) -> Stored:
         """Some rows of a column as stored, each of its view, in page-locked memory where there is a GPU."""
         dtype, shape = self.spec.dtype_of(column), (len(rows), self.spec.num_tokens(column), self.spec.dim)
-        values = torch.empty(shape, dtype=TORCH_TYPES[dtype], pin_memory=torch.cuda.is_available())
+        if column not in kept:
+            kept[column] = torch.empty(shape, dtype=TORCH_TYPES[dtype], pin_memory=torch.cuda.is_available())
+        values = kept[column]
         scale = torch.empty(shape[:2]) if dtype == "int8" else None
         for index, shards in enumerate(self.views if shape[1] else ()):
             chosen = np.flatnonzero(view == index)
@@ -149,7 +156,8 @@ class Pairs:
     ) -> Iterator[Iterator[Batch]]:
         """The rank's batches of steps [start, stop), read, tokenised and copied to the device by a thread ahead.
 
-        The thread ends with the context. The caller has computed a batch when it asks for the next but one.
+        The thread ends with the context. A batch is valid until the next but one is asked for: buffers are used again,
+        since touching new memory takes as long as the copy.
         """
         steps = range(start, stop)
         with closing(_ahead(self, steps, batch_size, rank, world, device)) as iterator:
@@ -178,11 +186,12 @@ def _ahead(
     def produce() -> None:
         try:
             copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+            buffers: list[dict[str, Tensor]] = [{} for _ in range(PREFETCH + 2)]  # those ahead, in use, and just used
             for step in steps:
                 free.acquire()
                 if ended.is_set():
                     return
-                batch = pairs.batch(step, batch_size, rank, world)
+                batch = pairs.batch(step, batch_size, rank, world, buffers[step % len(buffers)])
                 with torch.cuda.stream(copies) if copies else nullcontext():
                     batch = batch.to(device)
                 if copies:

@@ -70,8 +70,15 @@ def test_all_captions_are_used_once_an_epoch_and_no_image_meets_itself(
 def test_batches_read_ahead_are_those_of_their_steps(pooled_pairs: dict[str, Path], shuffle: ShuffleConfig) -> None:
     data = pairs(pooled_pairs, shuffle=shuffle)
     with data.batches(5, 30, 24) as batches:
-        seen = [next(batches).keys for _ in range(7)]
-    assert seen == [data.batch(step, 24).keys for step in range(5, 12)]
+        before = next(batches)
+        for step in range(6, 20):
+            batch = next(batches)
+            for given, number in ((before, step - 1), (batch, step)):
+                expected = data.batch(number, 24)
+                assert given.keys == expected.keys
+                pairs_of = zip(given.inputs()[1:], expected.inputs()[1:], strict=True)
+                assert all(left.equal(right) for left, right in pairs_of)
+            before = batch
 
 
 def test_an_error_of_the_reading_thread_reaches_the_loop(pooled_pairs: dict[str, Path]) -> None:
