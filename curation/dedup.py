@@ -16,7 +16,7 @@ from curation.groups import even_parts, rows_by_cluster
 from curation.scan import Points
 
 HASH_BITS = 64
-PARTS = 16  # that workers share
+PARTS, PART_ROWS = 16, 1 << 20  # what workers share: at least so many parts, of about so many rows at most
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def semantic_pairs(
     order, offsets = rows_by_cluster(clusters[among], len(centroids))
     members = among[order]
     adjoining = _adjoining(centroids, config.neighbours)
-    found = points.scan_items("similar", even_parts(offsets, PARTS), members, offsets, adjoining, config.cosine)
+    parts = even_parts(offsets, max(PARTS, len(members) // PART_ROWS))
+    found = points.scan_items("similar", parts, members, offsets, adjoining, config.cosine)
     return Pairs(*(np.concatenate(columns) for columns in zip(*(pairs for _, pairs in found), strict=True)))
 
 
