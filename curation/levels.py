@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from cluster.files import replacing
-from curation.vectors import to_unit
+from curation.kernels import scale_to_unit
 
 
 class Level(NamedTuple):
@@ -35,9 +35,15 @@ class StoredCentroids:
     def __reduce__(self) -> tuple[Callable[..., "StoredCentroids"], tuple[Path, bool]]:
         return _open_once, (self.path, self.unit)
 
-    def gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n dim"]:
-        """Copies of some centroids, in the order asked."""
-        return to_unit(self.array[rows]) if self.unit else np.asarray(self.array[rows])
+    def gather(
+        self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
+    ) -> Float32[np.ndarray, "n dim"]:
+        """Copies of some centroids, in the order asked; written into `out` when one is given."""
+        out = np.empty((len(rows), self.dim), np.float32) if out is None else out
+        np.take(self.array, rows, axis=0, out=out, mode="clip")
+        if self.unit:
+            scale_to_unit(out)
+        return out
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,7 +15,7 @@ from curation.assign import Assigner, Engine
 from curation.kernels import add_by_label, squared_distances
 from curation.vectors import ArrayVectors, Vectors
 
-BLOCK_VALUES = 1 << 19  # of one block of vectors: 2 MB, which stays near the processor and leaves no holes in memory
+BLOCK_VALUES = 1 << 19  # of one block of vectors: 2 MB, which stays near the processor
 TILE_ROWS = 2048
 FAR_STRIDE, FAR_ROWS = 16, 64
 LARGEST_SPAN = 1 << 17
@@ -68,9 +68,11 @@ class Points:
     def num_rows(self) -> int:
         return self.vectors.num_rows if self.rows is None else len(self.rows)
 
-    def gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n dim"]:
-        """Vectors by their number among these points."""
-        return self.vectors.gather(rows if self.rows is None else self.rows[rows])
+    def gather(
+        self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
+    ) -> Float32[np.ndarray, "n dim"]:
+        """Vectors by their number among these points; written into `out` when one is given."""
+        return self.vectors.gather(rows if self.rows is None else self.rows[rows], out)
 
     def subset(self, rows: Int64[np.ndarray, " n"]) -> "Points":
         """Some of these points, in the order given."""
@@ -192,9 +194,12 @@ def _similar_rows(
 
 
 def _blocks(span: Span, points: Points) -> Iterator[Float32[np.ndarray, "n d"]]:
+    """A span's vectors, some at a time; each block is overwritten by the next."""
     num_rows = max(1, BLOCK_VALUES // points.vectors.dim)
+    block = np.empty((min(num_rows, span[1] - span[0]), points.vectors.dim), np.float32)
     for start in range(span[0], span[1], num_rows):
-        yield points.gather(np.arange(start, min(start + num_rows, span[1])))
+        rows = np.arange(start, min(start + num_rows, span[1]))
+        yield points.gather(rows, block[: len(rows)])
 
 
 def _distances(

@@ -11,10 +11,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, Shaped
 
 from curation.kernels import scale_to_unit
-from curation.schema import decode_tokens
+from curation.schema import STORED_TYPES, decode_tokens
 from curation.shards import EmbeddingShards
 
 
@@ -25,8 +25,10 @@ class Vectors(Protocol):
     num_rows: int
     dim: int
 
-    def gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n dim"]:
-        """Copies of some rows, in the order asked."""
+    def gather(
+        self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
+    ) -> Float32[np.ndarray, "n dim"]:
+        """Copies of some rows, in the order asked; written into `out` when one is given."""
         ...
 
 
@@ -37,8 +39,10 @@ class ArrayVectors:
         self.array = to_unit(array) if unit else array
         self.num_rows, self.dim = array.shape
 
-    def gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n dim"]:
-        return self.array[rows]
+    def gather(
+        self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
+    ) -> Float32[np.ndarray, "n dim"]:
+        return np.take(self.array, rows, axis=0, out=out, mode="raise" if out is None else "clip")
 
 
 class ShardVectors:
@@ -48,17 +52,30 @@ class ShardVectors:
         self.folder, self.column, self.unit = folder, column, unit
         self.shards = EmbeddingShards(folder)
         self.num_rows, self.dim = self.shards.num_rows, self.shards.spec.width(column)
+        self._stored: Shaped[np.ndarray, "n 1 d"] = np.empty((0, 1, self.dim), np.float16)
 
     def __reduce__(self) -> tuple[Callable[..., "ShardVectors"], tuple[Path, str, bool]]:
         return _open_once, (self.folder, self.column, self.unit)
 
-    def gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n dim"]:
-        stored, scale = self.shards.gather_stored(rows, self.column)
+    def gather(
+        self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
+    ) -> Float32[np.ndarray, "n dim"]:
+        out = np.empty((len(rows), self.dim), np.float32) if out is None else out
+        stored, scale = self.shards.gather_stored(rows, self.column, self._stored_rows(len(rows)))
         if stored.dtype == np.float16:  # torch converts ten times faster than NumPy
-            vectors = torch.from_numpy(stored).float().numpy()[:, 0]
+            torch.from_numpy(out).copy_(torch.from_numpy(stored)[:, 0])
         else:
-            vectors = decode_tokens(stored, scale, self.shards.spec.dtype_of(self.column))[:, 0]
-        return to_unit(vectors) if self.unit else vectors
+            out[:] = decode_tokens(stored, scale, self.shards.spec.dtype_of(self.column))[:, 0]
+        if self.unit:
+            scale_to_unit(out)
+        return out
+
+    def _stored_rows(self, count: int) -> Shaped[np.ndarray, "n 1 d"]:
+        """Room for rows as stored, the same for every block: what comes and goes leaves holes in a process's memory."""
+        if len(self._stored) < count:
+            dtype = STORED_TYPES[self.shards.spec.dtype_of(self.column)]
+            self._stored = np.empty((count, 1, self.dim), dtype)
+        return self._stored[:count]
 
 
 @functools.lru_cache(maxsize=8)
