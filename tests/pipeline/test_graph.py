@@ -1,30 +1,36 @@
-"""Recipes as steps: what a user names becomes an input of the right step."""
+"""A recipe as steps: what training sees besides the stored embeddings."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from pipeline.fingerprint import fingerprint
 from pipeline.graph import draw_steps
 from pipeline.presets import PRESETS
-from pipeline.step import Step
+from pipeline.recipes import Recipe
+from pipeline.step import Output, Step, in_order
+from train.live import LiveConfig
+
+DEBUG = PRESETS["debug"]
 
 
-def _curate(metadata: str) -> Step:
-    recipe = PRESETS["debug"]
-    steps = draw_steps(replace(recipe, data=replace(recipe.data, metadata=metadata)))
-    return next(step for step in steps if step.label == "curate")
+def steps(recipe: Recipe) -> dict[str, Step]:
+    return {step.label: step for step in in_order(draw_steps(recipe))}
 
 
-def test_the_content_of_metadata_entries_is_part_of_the_selection(tmp_path: Path) -> None:
-    entries, moved = tmp_path / "entries.txt", tmp_path / "moved.txt"
-    entries.write_text("dog\ncat\n")
-    moved.write_text("dog\ncat\n")
-    step = _curate(str(entries))
-    assert step.inputs["metadata"] == entries
-    assert "metadata" not in _curate("").inputs
-    before = fingerprint(step)
-    assert before != fingerprint(_curate(""))
-    assert before == fingerprint(_curate(str(moved)))
-    other = tmp_path / "other.txt"
-    other.write_text("dog\ncats\n")
-    assert before != fingerprint(_curate(str(other)))
+def test_each_view_is_embedded_once_for_all_arms_and_given_to_training() -> None:
+    found = steps(replace(DEBUG, views=2, compare_uncurated=True))
+    assert [found[f"embed@view{view}"].config.view for view in (1, 2)] == [1, 2]
+    for label in ("train", "train@uncurated"):
+        views = {name: source for name, source in found[label].inputs.items() if name.startswith("view_")}
+        assert [source.step for source in views.values()] == [found["embed@view1"], found["embed@view2"]]
+    assert fingerprint(found["embed"]) == fingerprint(steps(DEBUG)["embed"])
+
+
+def test_a_live_backbone_is_given_the_pairs_as_the_embed_step_reads_them() -> None:
+    source = replace(DEBUG.embed.source, part_rows=7)
+    backbone = replace(DEBUG.embed.backbone, weights="w.pth")
+    embed = replace(DEBUG.embed, source=source, backbone=backbone)
+    found = steps(replace(DEBUG, embed=embed, train=replace(DEBUG.train, live=LiveConfig(enabled=True)), views=2))
+    live = found["train"].config.live
+    assert (live.source, live.weights) == (source, "w.pth")
+    assert found["train"].inputs["source"] == Output(found["pool"], "train")
+    assert "embed@view1" not in found
