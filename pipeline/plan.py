@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from curation.backbone import geometry_of
+from pipeline.clustering import curation_table
 from pipeline.costs import (
     ADAMW_BYTES,
     TokenGrid,
@@ -56,6 +57,7 @@ def print_plan(recipe: Recipe, store: Store, console: Console, rows: int = 0, is
     console.print(_arithmetic_table(recipe, model, grid))
     if pool_rows:
         console.print(_storage_table(recipe, grid, pool_rows))
+        console.print(curation_table(recipe.curate, pool_rows, grid.dim, recipe.embed.captions.dim))
     if is_measured:
         print_rates(recipe.embed, store.workspace, console)
 
