@@ -1,6 +1,7 @@
-"""A recipe as steps: what training sees besides the stored embeddings."""
+"""Recipes as steps: what a user names becomes an input of the right step."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from pipeline.fingerprint import fingerprint
 from pipeline.graph import draw_steps
@@ -34,3 +35,22 @@ def test_a_live_backbone_is_given_the_pairs_as_the_embed_step_reads_them() -> No
     assert (live.source, live.weights) == (source, "w.pth")
     assert found["train"].inputs["source"] == Output(found["pool"], "train")
     assert "embed@view1" not in found
+
+
+def _curate(metadata: str) -> Step:
+    return steps(replace(DEBUG, data=replace(DEBUG.data, metadata=metadata)))["curate"]
+
+
+def test_the_content_of_metadata_entries_is_part_of_the_selection(tmp_path: Path) -> None:
+    entries, moved = tmp_path / "entries.txt", tmp_path / "moved.txt"
+    entries.write_text("dog\ncat\n")
+    moved.write_text("dog\ncat\n")
+    step = _curate(str(entries))
+    assert step.inputs["metadata"] == entries
+    assert "metadata" not in _curate("").inputs
+    before = fingerprint(step)
+    assert before != fingerprint(_curate(""))
+    assert before == fingerprint(_curate(str(moved)))
+    other = tmp_path / "other.txt"
+    other.write_text("dog\ncats\n")
+    assert before != fingerprint(_curate(str(other)))
