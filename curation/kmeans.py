@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from cluster.files import replacing
-from curation.scan import Far, Points
+from curation.scan import Far, Points, cut_spans
 from curation.seeding import SAME_POINT, Seeding, choose_seeds
 from curation.vectors import to_unit
 
@@ -93,7 +93,7 @@ def _is_finished(objectives: tuple[float, ...], config: KMeansConfig) -> bool:
 def _iterate(points: Points, state: State) -> State:
     centroids = state.centroids
     vectors, counts, squares, far = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64), 0.0, []
-    for _, part in points.scan("sums", centroids):
+    for _, part in points.scan_items("sums", cut_spans(points.num_rows, len(centroids)), centroids):
         vectors += part.vectors
         counts += part.counts
         squares += part.squares

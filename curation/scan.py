@@ -21,6 +21,7 @@ FAR_STRIDE, FAR_ROWS = 16, 64
 LARGEST_SPAN = 1 << 17
 SMALLEST_SPAN = 1 << 13
 SPANS = 16
+ROWS_PER_SUM = 32
 
 Span = tuple[int, int]
 
@@ -98,9 +99,9 @@ class Points:
         return replace(self, workers=InProcess())
 
 
-def cut_spans(num_rows: int) -> list[Span]:
-    """Row ranges whose length depends on the number of rows only."""
-    length = min(max(-(-num_rows // SPANS), SMALLEST_SPAN), LARGEST_SPAN)
+def cut_spans(num_rows: int, num_clusters: int = 0) -> list[Span]:
+    """Row ranges whose length depends on these numbers only; long where the sums of many clusters travel back."""
+    length = min(max(-(-num_rows // SPANS), SMALLEST_SPAN), max(LARGEST_SPAN, ROWS_PER_SUM * num_clusters))
     return [(start, min(start + length, num_rows)) for start in range(0, num_rows, length)]
 
 
