@@ -58,7 +58,7 @@ def main() -> None:
             for step in in_order(steps):
                 if step.name == "evaluate":
                     results = json.loads((store.folder(step) / "results.json").read_text())
-                    suffix = "uncurated" if "@" in step.label else "curated" if recipe.compare_uncurated else ""
+                    suffix = "uncurated" if "@" in step.label else "curated" if recipe.compare else ""
                     table.add_row(f"{name} {suffix}", *_cells(results))
     console.print(table)
 
@@ -80,14 +80,14 @@ def base_recipe(options: argparse.Namespace) -> Recipe:
             segmentation=SegmentationConfig(short_side=320, window=160, stride=160),
             bootstrap_samples=100,
         ),
-        compare_uncurated=True,
+        compare=("uncurated",),
     )
     return resolve_backbone(recipe)
 
 
 def arms(base: Recipe) -> Iterator[tuple[str, Recipe]]:
     """Names and recipes."""
-    single = replace(base, compare_uncurated=False)
+    single = replace(base, compare=())
     for pooling in ("concat", "cls", "mean"):
         for blocks in (0, 1, 2):
             vision = VisionConfig(blocks=blocks, pooling=pooling)

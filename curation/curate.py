@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int64
 from cluster.fanout import Pool
 from cluster.files import write_atomic
 from cluster.resources import Resources
-from curation.assign import Engine
+from curation.assign import Engine, choose_engine
 from curation.balance import Combine
 from curation.choose import Coins, Goal, Method, choose, evenness
 from curation.coins import coins
@@ -267,6 +267,7 @@ def _write_summary(
     counts = decisions.counts()
     report = {
         "method": config.method,
+        "engine": choose_engine(config.engine),
         "rows": len(decisions.reason),
         "counts": counts,
         "figures": figures,
@@ -274,7 +275,7 @@ def _write_summary(
         "evaluation": decisions.names,
     }
     write_atomic(out / CURATION, json.dumps(report, indent=1) + "\n")
-    logger.info("method=%s rows=%d kept=%d", config.method, len(decisions.reason), counts["kept"])
+    logger.info("method=%s engine=%s kept=%d", config.method, report["engine"], counts["kept"])
     removed = {_name(reason): float(count) for reason, count in counts.items() if reason != "kept"}
     times = {f"seconds_{name}": phase.seconds for name, phase in taken.items()}
     times["peak_mb"] = max(phase.driver_mb + phase.workers_mb for phase in taken.values())

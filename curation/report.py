@@ -70,7 +70,8 @@ def _funnel(summary: dict[str, Any]) -> str:
         if reason != "kept" and count:
             left -= count
             stages.append((f"after {reason}", left))
-    text = f"<p>{summary['counts']['kept']:,} of {summary['rows']:,} pairs, method {html.escape(summary['method'])}"
+    how = f"method {html.escape(summary['method'])}, nearest centroids in {summary['engine']}"
+    text = f"<p>{summary['counts']['kept']:,} of {summary['rows']:,} pairs, {how}"
     if "text_threshold" in summary["figures"]:
         text += f", caption threshold t = {summary['figures']['text_threshold']:.4g}"
     if len(stages) == 1:

@@ -1,24 +1,24 @@
 """A recipe as steps: from pairs to scores, once for every arm.
 
-Arms differ in one thing, the selection: the curated one, and the whole pool for comparison. What they share (pool,
-embeddings, evaluation sets) is built once.
+Arms differ in one thing, the selection: the curated one, and others for comparison. What they share (pool, embeddings,
+evaluation sets) is built once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from curation import curate, embed, emoji
 from curation.backbone import resolve
 from curation.captions import CaptionConfig
+from curation.curate import CurateConfig
 from curation.dedup import DuplicatesConfig
+from curation.leakage import LeakageConfig
 from evaluate import jobs, report
-from pipeline.recipes import Recipe
+from pipeline.recipes import ComparedArm, Recipe
 from pipeline.step import Output, Step, in_order
 from train import tokenizer, trainer
 from train.loop import TrainConfig
-
-UNCURATED = "@uncurated"
 
 
 def resolve_backbone(recipe: Recipe) -> Recipe:
@@ -56,8 +56,10 @@ def draw_steps(recipe: Recipe) -> list[Step]:
     datasets = _datasets(recipe, pool)
     images = _images(recipe, pairs)
     arms = [_arm(recipe, "", embeddings, leakage, datasets, images)]
-    if recipe.compare_uncurated:
-        arms.append(_arm(_uncurated(recipe), UNCURATED, embeddings, leakage, datasets, images))
+    for name in recipe.compare:
+        arms.append(
+            _arm(replace(recipe, curate=ARMS[name](recipe.curate)), f"@{name}", embeddings, leakage, datasets, images)
+        )
     shown = {
         step.label.replace("@", "_"): Output(step) for step in (embeddings, *(step for arm in arms for step in arm))
     }
@@ -108,10 +110,18 @@ def _train_config(recipe: Recipe) -> TrainConfig:
     return replace(recipe.train, live=live)
 
 
-def _uncurated(recipe: Recipe) -> Recipe:
-    """The same recipe on every pair of the pool; only leakage is still removed, so that scores compare."""
+def _uncurated(config: CurateConfig) -> CurateConfig:
+    """Every pair of the pool; only leakage is still removed, so that scores compare."""
     every_pair = DuplicatesConfig(exact=False, perceptual_bits=-1, cosine=2.0)
-    return replace(recipe, curate=replace(recipe.curate, method="none", duplicates=every_pair))
+    return replace(config, method="none", duplicates=every_pair)
+
+
+def _leaky(config: CurateConfig) -> CurateConfig:
+    """The same curation without the removal of leakage: what it would have feigned."""
+    return replace(config, leakage=LeakageConfig(exact=False, perceptual_bits=-1, cosine=2.0))
+
+
+ARMS: dict[ComparedArm, Callable[[CurateConfig], CurateConfig]] = {"uncurated": _uncurated, "leaky": _leaky}
 
 
 def _leakage(recipe: Recipe, pool: Step | None) -> dict[str, Output]:

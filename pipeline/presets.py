@@ -78,7 +78,7 @@ DEBUG = Recipe(
         segmentation=SegmentationConfig(short_side=112, window=56, stride=56),
         bootstrap_samples=100,
     ),
-    compare_uncurated=False,
+    compare=(),
 )
 
 FLICKR8K = Recipe(
@@ -105,7 +105,7 @@ FLICKR8K = Recipe(
     ),
     evaluate=EvaluateConfig(split="val", segmentation=SegmentationConfig(short_side=352, window=224, stride=112)),
     report=ReportConfig(title="dino.txt on Flickr8k"),
-    compare_uncurated=False,
+    compare=(),
 )
 
 VITL14 = Recipe(
@@ -138,7 +138,7 @@ VITL14 = Recipe(
         optim=OptimConfig(lr=7e-4, weight_decay=1e-4, betas=(0.9, 0.99), warmup_steps=2000),
         parallel=ParallelConfig(dtype="bfloat16", recompute_blocks=True, compile=True),
     ),
-    compare_uncurated=False,
+    compare=(),
     report=ReportConfig(title="dino.txt on ViT-L/14"),
 )
 

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from curation.curate import CurateConfig
 from curation.embed import EmbedConfig
@@ -12,6 +13,8 @@ from evaluate.jobs import EvaluateConfig
 from evaluate.report import ReportConfig
 from train.loop import TrainConfig
 from train.tokenizer import TokenizerConfig
+
+ComparedArm = Literal["uncurated", "leaky"]
 
 
 @dataclass(frozen=True)
@@ -53,5 +56,6 @@ class Recipe:
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
-    compare_uncurated: bool = True
-    """Train a second model on the pool without curation, for the same number of steps, and report both."""
+    compare: tuple[ComparedArm, ...] = ("uncurated",)
+    """Further models to train, on other selections, for the same number of steps: uncurated, every pair but leakage;
+    leaky, curated without the removal of leakage."""

@@ -18,7 +18,7 @@ def steps(recipe: Recipe) -> dict[str, Step]:
 
 
 def test_each_view_is_embedded_once_for_all_arms_and_given_to_training() -> None:
-    found = steps(replace(DEBUG, views=2, compare_uncurated=True))
+    found = steps(replace(DEBUG, views=2, compare=("uncurated",)))
     assert [found[f"embed@view{view}"].config.view for view in (1, 2)] == [1, 2]
     for label in ("train", "train@uncurated"):
         views = {name: source for name, source in found[label].inputs.items() if name.startswith("view_")}
@@ -54,3 +54,12 @@ def test_the_content_of_metadata_entries_is_part_of_the_selection(tmp_path: Path
     other = tmp_path / "other.txt"
     other.write_text("dog\ncats\n")
     assert before != fingerprint(_curate(str(other)))
+
+
+def test_compared_arms_differ_in_their_selection_only() -> None:
+    found = steps(replace(DEBUG, compare=("uncurated", "leaky")))
+    curated, uncurated, leaky = (found[label].config for label in ("curate", "curate@uncurated", "curate@leaky"))
+    assert (uncurated.method, uncurated.leakage) == ("none", curated.leakage)
+    assert replace(leaky, leakage=curated.leakage) == curated
+    assert (leaky.leakage.exact, leaky.leakage.perceptual_bits) == (False, -1)
+    assert found["train"].config == found["train@uncurated"].config == found["train@leaky"].config
