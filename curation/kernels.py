@@ -47,14 +47,15 @@ def shift_and_round(
                 tops[lane] = size if size > tops[lane] else tops[lane]
         for i in range(whole, dim):
             tops[0] = max(tops[0], abs(shifted[i]))
-        scale = INT8_MOST / tops.max()
+        most = tops.max()
+        scale = INT8_MOST / most
         for i in range(dim):
             integers[i] = np.int8(np.rint(shifted[i] * scale))
         error = np.float32(0)
         for i in range(dim):
             apart = shifted[i] * scale - np.float32(integers[i])
             error += apart * apart
-        unit[row] = tops.max() / INT8_MOST
+        unit[row] = most / INT8_MOST
         lost[row], length[row] = unit[row] * np.sqrt(error), np.sqrt(square)
 
 
@@ -137,13 +138,16 @@ def add_by_label(
     labels: Int32[np.ndarray, " n"],
     sums: Float64[np.ndarray, "k d"],
     counts: Int64[np.ndarray, " k"],
-) -> None:
-    """Add every row to the sum of its label, in row order."""
+) -> float:
+    """Add every row to the sum of its label, in row order; the sum of all squared lengths."""
+    squares = 0.0
     for row in range(len(x)):
         total, values = sums[labels[row]], x[row]
         counts[labels[row]] += 1
+        squares += dot(values, values)
         for i in range(len(values)):
             total[i] += values[i]
+    return squares
 
 
 @compiled_for_sums

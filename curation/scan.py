@@ -115,8 +115,7 @@ class Scanner:
         far, start = [], span[0]
         for x in _blocks(span, points):
             labels = assigner(x)
-            add_by_label(x, labels, sums, counts)
-            squares += float(np.einsum("nd,nd->n", x, x).sum(dtype=np.float64))
+            squares += add_by_label(x, labels, sums, counts)
             some = np.arange(0, len(x), FAR_STRIDE)
             far.append(Far(start + some, _distances(x[some], centroids, labels[some])).farthest(FAR_ROWS))
             start += len(x)
