@@ -35,26 +35,26 @@ def shift_and_round(
     shifted, tops = np.empty(dim, np.float32), np.empty(LANES, np.float32)
     for row in range(len(x)):
         values, integers = x[row], rounded[row]
-        square = np.float32(0)
-        for i in range(dim):
-            shifted[i] = values[i] - mean[i]
-            square += shifted[i] * shifted[i]
         tops[:] = SMALLEST
         for start in range(0, whole, LANES):
-            part = shifted[start : start + LANES]
+            part, middle = values[start : start + LANES], mean[start : start + LANES]
+            moved = shifted[start : start + LANES]
             for lane in range(LANES):
-                size = abs(part[lane])
+                moved[lane] = part[lane] - middle[lane]
+                size = abs(moved[lane])
                 tops[lane] = size if size > tops[lane] else tops[lane]
         for i in range(whole, dim):
+            shifted[i] = values[i] - mean[i]
             tops[0] = max(tops[0], abs(shifted[i]))
         most = tops.max()
         scale = INT8_MOST / most
         for i in range(dim):
             integers[i] = np.int8(np.rint(shifted[i] * scale))
-        error = np.float32(0)
+        error, square = np.float32(0), np.float32(0)
         for i in range(dim):
             apart = shifted[i] * scale - np.float32(integers[i])
             error += apart * apart
+            square += shifted[i] * shifted[i]
         unit[row] = most / INT8_MOST
         lost[row], length[row] = unit[row] * np.sqrt(error), np.sqrt(square)
 
