@@ -22,10 +22,7 @@ from curation.kernels import copy_rows
 from curation.mapped import REMEDY, MappedShard, ShardError
 from curation.schema import (
     CAPTIONS,
-    CLS,
     KEY,
-    PATCHES,
-    REGISTERS,
     STORED_TYPES,
     THUMBNAIL,
     EmbeddingSpec,
@@ -231,31 +228,10 @@ class EmbeddingShards:
                 taken[position] = value
         return taken
 
-    def blocks(self, shard: int, column: str) -> list[Shaped[np.ndarray, "n t d"]]:
-        """Read-only views of one shard's vectors in stored format, one a record batch, without a copy."""
-        return self.shard(shard).views(column)
-
-    def shard_matrix(self, shard: int, column: str) -> Iterator[Float32[np.ndarray, "n d"]]:
-        """One shard's vectors decoded to float32, a record batch at a time, tokens side by side."""
-        mapped, dtype = self.shard(shard), self.spec.dtype_of(column)
-        for index, view in enumerate(mapped.views(column)):
-            scale = mapped.scales(column)[index] if dtype == "int8" else None
-            yield decode_tokens(view, scale, dtype).reshape(len(view), -1)
-
     def gather(self, rows: Int64[np.ndarray, " n"], column: str) -> Float32[np.ndarray, "n t d"]:
         """Some rows of a vector column decoded to float32, in the order asked; rows may repeat."""
         stored, scale = self.gather_stored(rows, column)
         return decode_tokens(stored, scale, self.spec.dtype_of(column))
-
-    def gather_tokens(
-        self, rows: Int64[np.ndarray, " n"]
-    ) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n r d"], Float32[np.ndarray, "n p d"]]:
-        """CLS, registers and patches of some rows as float32, in the order asked."""
-        if self.spec.num_registers:
-            registers = self.gather(rows, REGISTERS)
-        else:
-            registers = np.empty((len(rows), 0, self.spec.dim), np.float32)
-        return self.gather(rows, CLS)[:, 0], registers, self.gather(rows, PATCHES)
 
     def gather_stored(
         self, rows: Int64[np.ndarray, " n"], column: str, out: Shaped[np.ndarray, "n t d"] | None = None

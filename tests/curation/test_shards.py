@@ -11,10 +11,8 @@ import pytest
 
 import curation.shards
 from curation.schema import (
-    CAPTION_EMBEDDING,
     CLS,
     PATCHES,
-    REGISTERS,
     Dtype,
     EmbeddingSpec,
     decode_tokens,
@@ -92,39 +90,15 @@ def test_gather_outside_the_pool_is_refused(pool: Pool) -> None:
 def test_gather_stored_fills_the_buffer_given(pool: Pool) -> None:
     shards, values = pool
     rows = np.array([69, 3, 3, 40])
-    buffer = np.empty((4, 4, 8), shards.blocks(0, PATCHES)[0].dtype)
+    buffer = np.empty((4, 4, 8), shards.shard(0).views(PATCHES)[0].dtype)
     stored, scale = shards.gather_stored(rows, PATCHES, buffer)
     assert stored is buffer
     np.testing.assert_array_equal(decode_tokens(buffer, scale, shards.spec.dtype), values[PATCHES][rows])
 
 
-def test_gather_tokens_gives_all_three(pool: Pool) -> None:
-    shards, values = pool
-    rows = np.array([5, 60])
-    cls, registers, patches = shards.gather_tokens(rows)
-    np.testing.assert_array_equal(cls, values[CLS][rows, 0])
-    np.testing.assert_array_equal(registers, values[REGISTERS][rows])
-    np.testing.assert_array_equal(patches, values[PATCHES][rows])
-
-
-def test_gather_tokens_without_registers_gives_an_empty_axis(
-    tmp_path: Path, embedding_spec: MakeSpec, write_pool: WritePool
-) -> None:
-    write_pool(tmp_path, embedding_spec(num_registers=0), [5])
-    assert EmbeddingShards(tmp_path).gather_tokens(np.array([1, 2]))[1].shape == (2, 0, 8)
-
-
-def test_shard_matrix_covers_the_shard_in_order(pool: Pool) -> None:
-    shards, values = pool
-    for shard in range(shards.num_shards):
-        rows = slice(shards.offsets[shard], shards.offsets[shard + 1])
-        blocks = [np.empty((0, 4), np.float32), *shards.shard_matrix(shard, CAPTION_EMBEDDING)]
-        np.testing.assert_array_equal(np.concatenate(blocks), values[CAPTION_EMBEDDING][rows, 0])
-
-
-def test_blocks_are_views_of_the_file(pool: Pool) -> None:
+def test_vectors_are_views_of_the_file(pool: Pool) -> None:
     shards, _ = pool
-    blocks = shards.blocks(2, CLS)
+    blocks = shards.shard(2).views(CLS)
     assert [len(block) for block in blocks] == [9, 9, 9, 9, 4]
     assert not any(block.flags.owndata or block.flags.writeable for block in blocks)
 

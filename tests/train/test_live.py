@@ -20,6 +20,7 @@ from curation.embed import EmbedConfig
 from curation.embed_worker import EmbedWorker, Task
 from curation.locate import ImageFiles
 from curation.pairs import SourceConfig
+from curation.schema import PATCHES
 from curation.selection import write_selection
 from curation.shards import EmbeddingShards, Manifest, ShardEntry, spec_from_dict, write_manifest
 from curation.sources import list_parts, read_part
@@ -145,7 +146,7 @@ def test_one_view_of_all_is_drawn_for_each_pair_and_epoch(
     views = [make_view(1), make_view(2)]
     pairs = read_pairs(STORED, job(pool, tmp_path, *views))
     keys = pairs.shards.keys().to_pylist()
-    stored = [EmbeddingShards(folder).gather_tokens(np.arange(ROWS))[2] for folder in (pool / "embeddings", *views)]
+    stored = [EmbeddingShards(folder).gather(np.arange(ROWS), PATCHES) for folder in (pool / "embeddings", *views)]
     assert not np.array_equal(stored[1], stored[2])
     drawn = []
     for step in range(2 * pairs.epoch_steps(12)):
