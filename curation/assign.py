@@ -2,8 +2,8 @@
 
 The screen's error is bounded: |x.c - x^.c^| <= |x - x^| |c| + |x^| |c - c^|, where x^ and c^ are the rounded values.
 All centroids whose screened score lies within twice the bound of the best are evaluated in float64, ties going to the
-lowest index. Labels are therefore those of a float64 brute force, whatever the engine, the tile or the machine. FAISS
-is the independent reference, exact up to float32.
+lowest index. Labels are therefore those of a float64 brute force, up to its own rounding, whatever the engine or the
+tile. FAISS is the independent reference, exact up to float32.
 """
 
 from collections.abc import Callable

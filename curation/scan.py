@@ -1,6 +1,6 @@
 """Passes over rows by worker processes: the rows are cut into spans, workers read a span's vectors block by block.
 
-Spans depend on the number of rows only and results are handed back in row order, so that any sum over them has the same
+Spans depend on the numbers of rows and clusters only, and results come back in row order: any sum over them has the same
 bits for any number of workers and any shard layout.
 """
 
