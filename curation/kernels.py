@@ -1,7 +1,7 @@
 """Loops over rows of vectors that NumPy would make in several passes over memory, compiled by Numba.
 
 Each result depends on its own row alone, or adds rows in order. Maxima are taken over lanes, the way a processor's
-vector unit works: the compiler does not find that by itself. Sums of products take the order of that unit, too: they are
+vector unit works: the compiler does not find that by itself. Sums of products take the order of that unit, too, and are
 the same on processors of one kind. Compiled code cannot call the tests' type checks.
 """
 

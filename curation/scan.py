@@ -1,7 +1,7 @@
 """Passes over rows by worker processes: the rows are cut into spans, workers read a span's vectors block by block.
 
-Spans depend on the numbers of rows and clusters only, and results come back in row order: any sum over them has the same
-bits for any number of workers and any shard layout.
+Spans depend on the numbers of rows and clusters only, and results come back in row order: any sum over them has the
+same bits for any number of workers and any shard layout.
 """
 
 from collections.abc import Callable, Iterator, Sequence
