@@ -87,13 +87,12 @@ def base_recipe(options: argparse.Namespace) -> Recipe:
 
 def arms(base: Recipe) -> Iterator[tuple[str, Recipe]]:
     """Names and recipes."""
-    single = replace(base, compare=())
     for pooling in ("concat", "cls", "mean"):
         for blocks in (0, 1, 2):
             vision = VisionConfig(blocks=blocks, pooling=pooling)
-            yield f"{pooling}, {blocks} blocks", with_head(base if pooling == "concat" else single, vision)
+            yield f"{pooling}, {blocks} blocks", with_head(base, vision)
     for content, dtype, blocks in (("tokens", "int8", 2), ("grid", "float16", 2), ("pooled", "float16", 0)):
-        stored = replace(single, embed=replace(base.embed, content=content, dtype=dtype, grid=2))
+        stored = replace(base, compare=(), embed=replace(base.embed, content=content, dtype=dtype, grid=2))
         yield f"concat, {blocks} blocks, stored as {content} {dtype}", with_head(stored, VisionConfig(blocks=blocks))
 
 

@@ -8,8 +8,6 @@ contender runs in a process of its own, so that its peak memory is its own; the 
 
 import importlib.util
 import multiprocessing
-import resource
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
+from benchmarks.cost import UNITS, Cost, cost_of
 from train.loss import contrastive_loss
 
 LOGIT_SCALE = 14.3
@@ -36,6 +35,8 @@ class LossBenchmarkConfig:
     """Timed passes of each contender; the quickest counts."""
     threads: int = 1
     """Threads of torch."""
+    device: str = "cpu"
+    """cpu or cuda."""
     contenders: tuple[str, ...] = ("reference float32", "reference bfloat16", "ours float32", "ours bfloat16")
     """Which to run."""
 
@@ -43,7 +44,7 @@ class LossBenchmarkConfig:
 def full_logits(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     """open_clip's loss on one process, as its source has it."""
     per_image, per_text = scale * images @ texts.T, scale * texts @ images.T
-    labels = torch.arange(len(images))
+    labels = torch.arange(len(images), device=images.device)
     return (F.cross_entropy(per_image, labels) + F.cross_entropy(per_text, labels)) / 2
 
 
@@ -61,43 +62,43 @@ def reference() -> tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     return "open_clip", module.ClipLoss()
 
 
-def measure(config: LossBenchmarkConfig, contender: str) -> tuple[str, float, float, Tensor]:
-    """Name, CPU seconds of the quickest pass, peak memory beyond the inputs in MB, and some gradients."""
+def measure(config: LossBenchmarkConfig, contender: str) -> tuple[str, Cost, Tensor]:
+    """Name, cost of the quickest pass beyond the inputs, and some gradients."""
     torch.set_num_threads(config.threads)
-    name, dtype = contender.split()[0], getattr(torch, contender.split()[1])
+    name, dtype, device = contender.split()[0], getattr(torch, contender.split()[1]), torch.device(config.device)
     generator = torch.Generator().manual_seed(0)
     images, texts = (
-        F.normalize(torch.randn(config.batch_size, config.dim, generator=generator), dim=1) for _ in range(2)
+        F.normalize(torch.randn(config.batch_size, config.dim, generator=generator), dim=1).to(device) for _ in range(2)
     )
     texts = F.normalize(texts + images, dim=1)
     theirs, formula = reference() if name == "reference" else ("ours", None)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(config.repeats):
-        x, y = images.requires_grad_(), texts.requires_grad_()
-        scale = torch.tensor(LOGIT_SCALE, requires_grad=True)
-        started = time.process_time()
+    x, y = images.requires_grad_(), texts.requires_grad_()
+    scale = torch.tensor(LOGIT_SCALE, requires_grad=True, device=device)
+    found: list[Tensor] = []
+
+    def run() -> None:
         if formula is None:
             loss = contrastive_loss(x, y, scale, dtype=dtype)
         else:
             loss = formula(x.to(dtype), y.to(dtype), scale.to(dtype)).float()
-        gradients = torch.autograd.grad(loss, (x, y, scale))
-        seconds.append(time.process_time() - started)
-    peak_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return f"{theirs} {dtype}".replace("torch.", ""), min(seconds), peak_mb, gradients[0][:256].clone()
+        found[:] = [torch.autograd.grad(loss, (x, y, scale))[0][:256].clone()]
+
+    cost = cost_of(run, config.repeats, device)
+    return f"{theirs} {dtype}".replace("torch.", ""), cost, found[0].cpu()
 
 
 def main(config: LossBenchmarkConfig) -> None:
     """Print one line a contender, with its ratio to the first."""
-    print(f"batch {config.batch_size}, width {config.dim}, {config.threads} threads")
+    print(f"batch {config.batch_size}, width {config.dim}, {config.device}, {config.threads} threads")
     first: tuple[float, Tensor] | None = None
     for contender in config.contenders:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            name, seconds, peak_mb, gradient = pool.apply(measure, (config, contender))
-        first = first or (seconds, gradient)
+            name, cost, gradient = pool.apply(measure, (config, contender))
+        first = first or (cost.seconds, gradient)
         error = float((gradient - first[1]).norm() / first[1].norm())
         print(
-            f"{name:22s} {seconds:8.2f} cpu-s  {first[0] / seconds:5.2f} x as fast  {peak_mb:8.0f} MB  "
+            f"{name:22s} {cost.seconds:10.4f} {UNITS[config.device]}  {first[0] / cost.seconds:5.2f} x as fast"
+            f"{cost.peak_mb:10.0f} MB  "
             f"gradient differs by {error:.1e}",
             flush=True,
         )

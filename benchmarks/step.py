@@ -1,17 +1,19 @@
-"""The whole training step on CPU: stored tokens, packed captions and the tiled loss against the usual step.
+"""The whole training step: stored tokens, packed captions and the tiled loss against the usual step.
 
 The reference has the frozen backbone in the loop, captions padded to 77 and the loss on all logits at once; it is made
-of the same torch modules, so that only the design differs. Sizes keep the paper's proportions of arithmetic (backbone
-162, caption of 77 tokens 73, head 13 GFLOP forward) with ViT-S/14 for ViT-L/14; weights are random. Both see the same
-pairs, and their first losses must agree. Pixels of the reference are in memory: decoding them is not counted.
+of the same torch modules, sharded and compiled alike, so that only the design differs. The sizes without flags are for
+a CPU: they keep the paper's proportions of arithmetic (backbone 162, caption of 77 tokens 73, head 13 GFLOP forward)
+with ViT-S/14 for ViT-L/14. Weights are random. Both see the same pairs, and their first losses must agree. Pixels of
+the reference are in memory: decoding them is not counted.
 
     python -m benchmarks.step dataset_flickr8k.json --batch-size 64
+    python -m benchmarks.step captions.txt --device cuda --backbone dinov2-vitl14-reg --text-width 1280 \\
+        --text-layers 24 --vision-blocks 2 --batch-size 256 --parallel.dtype bfloat16 --parallel.compile
 """
 
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ import torch.distributed as dist
 import tyro
 from torch import Tensor
 
+from benchmarks.cost import UNITS, Cost, cost_of, peak_mb
 from benchmarks.loader import alone
 from benchmarks.loss import full_logits
 from benchmarks.text_step import padded, read_captions
@@ -32,16 +35,18 @@ from curation.shards import EmbeddingShards, Manifest, write_manifest, write_sha
 from train.attention import unpack
 from train.batch import Batch
 from train.data import Pairs
-from train.flop import TRAINING, backbone_flop, captions_flop, head_flop, text_flop
+from train.flop import TRAINING, backbone_flop, captions_flop, head_flop, peak_tflops, text_flop
 from train.gradients import backward, clip_gradients
 from train.loss import LossConfig
 from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
 from train.optim import OptimConfig, make_optimizer
+from train.parallel import ParallelConfig, parallelize
 from train.shuffle import ShuffleConfig
 from train.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 
-BACKBONE = "dinov2-vits14-reg"
-LOSS_TOLERANCE = 1e-3  # stored tokens are float16, the live ones float32
+LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-2}  # stored tokens are float16, the live ones as the backbone runs
+IMAGE_SIZE = 224
+WARM_UP = 3  # steps that are not timed
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,14 @@ class StepConfig:
     """Blocks of the head; one stands to ViT-S/14 as two do to ViT-L/14."""
     context: int = 77
     """What captions are padded to by the reference."""
+    backbone: str = "dinov2-vits14-reg"
+    """The frozen encoder."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Number format, compilation and recomputation, of both."""
+    contenders: tuple[str, ...] = ("ours", "reference")
+    """Which to run."""
     repeats: int = 3
     """Timed steps of each; the quickest counts."""
     threads: int = 1
@@ -72,37 +85,38 @@ class StepConfig:
 
 
 class Timing(NamedTuple):
-    """Of the quickest step in seconds; the first loss; forward and backward FLOP of a step."""
+    """Of the quickest step; the first loss; forward and backward FLOP of a step."""
 
-    cpu_s: float
-    wall_s: float
+    cost: Cost
     loss: float
     flop: float
 
 
-def load_backbone() -> dinov2.Dinov2:
-    """ViT-S/14 with registers, random weights."""
-    architecture = dinov2.MODELS[BACKBONE]
-    return dinov2.build(architecture, dinov2.hub_names(dinov2.random_state(architecture))).eval()
+def load_backbone(config: StepConfig) -> dinov2.Dinov2:
+    """The frozen encoder with random weights, in the number format of the run."""
+    architecture = dinov2.MODELS[config.backbone]
+    encoder = dinov2.build(architecture, dinov2.hub_names(dinov2.random_state(architecture))).eval()
+    return encoder.to(config.device, getattr(torch, config.parallel.dtype))
 
 
 def pixels_of(config: StepConfig) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(config.batch_size, 3, 224, 224, generator=generator)
+    pixels = torch.randn(config.batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+    return pixels.to(config.device, getattr(torch, config.parallel.dtype))
 
 
 @torch.no_grad()
 def prepare(config: StepConfig, folder: Path) -> None:
     """Shards with the backbone's tokens of all images, captions and the vocabulary."""
     torch.set_num_threads(config.threads)
-    texts, backbone = read_captions(config.captions), load_backbone()
+    texts, backbone = read_captions(config.captions), load_backbone(config)
     train_tokenizer(TokenizerConfig(vocab_size=8192), iter(texts[:200_000])).save(folder)
     picks = np.random.default_rng(0).permutation(len(texts))[: config.batch_size]
     parts = [backbone(pixels) for pixels in pixels_of(config).split(16)]
-    cls, registers, patches = (torch.cat(tokens) for tokens in zip(*parts, strict=True))
-    geometry, rows = geometry_of(BackboneConfig(BACKBONE, image_size=224)), config.batch_size
+    cls, registers, patches = (torch.cat(tokens).float().cpu() for tokens in zip(*parts, strict=True))
+    geometry, rows = geometry_of(BackboneConfig(config.backbone, image_size=IMAGE_SIZE)), config.batch_size
     size = geometry.dim, geometry.num_registers, geometry.grid
-    spec = EmbeddingSpec(BACKBONE, "d", "random", 224, *size, "tokens", "float16", "", 0)
+    spec = EmbeddingSpec(config.backbone, "d", "random", IMAGE_SIZE, *size, "tokens", "float16", "", 0)
     columns = {
         "key": [str(row) for row in range(rows)],
         "source": ["random"] * rows,
@@ -120,37 +134,46 @@ def prepare(config: StepConfig, folder: Path) -> None:
 def measure(config: StepConfig, folder: Path, is_ours: bool) -> Timing:
     """Read a batch, forward, loss, backward, clip, AdamW."""
     torch.set_num_threads(config.threads)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    device = torch.device(config.device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     words = load_tokenizer(folder)
     pairs = Pairs(folder, folder, words, config.context, 0.0, 0, ShuffleConfig(), "draw")
     torch.manual_seed(0)
-    model = DinoTxt(config.model(), words.vocab_size, pairs.spec.dim).train()
+    model = DinoTxt(config.model(), words.vocab_size, pairs.spec.dim).to(device)
+    flop = flop_of(config, model, pairs.batch(0, config.batch_size), is_ours)
+    parallelize(model, config.parallel, device)
     optimizer = make_optimizer(model, OptimConfig())
-    step = our_step(model) if is_ours else reference_step(config, model)
-    timed, losses = [], []
-    for index in range(1 + config.repeats):  # the first is not timed
-        wall, cpu = time.perf_counter(), time.process_time()
-        batch = pairs.batch(index, config.batch_size)
-        losses.append(float(step(batch)))
-        clip_gradients(model, 1.0, 1)
-        optimizer.step()
-        optimizer.zero_grad()
-        timed.append((time.process_time() - cpu, time.perf_counter() - wall))
-    return Timing(*min(timed[1:]), losses[0], flop_of(config, model, batch, is_ours))
+    see = our_step(config, model) if is_ours else reference_step(config, model)
+    losses = []
+    with pairs.batches(0, 1_000_000, config.batch_size, device=device) as batches:
+
+        def step() -> None:
+            losses.append(see(next(batches)))
+            clip_gradients(model, 1.0, 1)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        for _ in range(WARM_UP):
+            step()
+        cost = cost_of(step, config.repeats, device)._replace(peak_mb=peak_mb(device))
+    dist.destroy_process_group()
+    return Timing(cost, float(losses[0]), flop)
 
 
-def our_step(model: DinoTxt) -> Callable[[Batch], Tensor]:
-    return lambda batch: backward(model, [batch], LossConfig(), 0)[0]
+def our_step(config: StepConfig, model: DinoTxt) -> Callable[[Batch], Tensor]:
+    loss = LossConfig(dtype=config.parallel.dtype)
+    return lambda batch: backward(model, [batch], loss, 0)[0]
 
 
 def reference_step(config: StepConfig, model: DinoTxt) -> Callable[[Batch], Tensor]:
     """The backbone sees the pixels of the batch's pairs; its captions are padded."""
-    backbone, pixels = load_backbone(), pixels_of(config)
+    backbone, pixels = load_backbone(config), pixels_of(config)
 
     def step(batch: Batch) -> Tensor:
         with torch.no_grad():
             tokens = backbone(pixels[[int(key) for key in batch.keys]])
-        images, texts, scale = model(padded(unpack(batch.captions), config.context), *tokens)
+        captions = padded(unpack(batch.captions), config.context).to(pixels.device)
+        images, texts, scale = model(captions, *tokens)
         loss = full_logits(images, texts, scale)
         loss.backward()
         return loss.detach()
@@ -164,29 +187,42 @@ def flop_of(config: StepConfig, model: DinoTxt, batch: Batch, is_ours: bool) -> 
     head, pairs = head_flop(model, tokens), config.batch_size
     if is_ours:
         return TRAINING * (captions_flop(model, batch.captions.groups) + pairs * head)
-    seen = backbone_flop(BackboneConfig(BACKBONE, image_size=224))
+    seen = backbone_flop(BackboneConfig(config.backbone, image_size=IMAGE_SIZE))
     assert seen is not None
     return pairs * (seen + TRAINING * (text_flop(model, config.context) + head))
 
 
 def main(config: StepConfig) -> None:
     """Print a line for each, and the ratio beside the one that the arithmetic allows."""
+    timings: dict[str, Timing] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        alone(prepare, config, folder)
-        ours, reference = alone(measure, config, folder, True), alone(measure, config, folder, False)
-    for name, timing in (("ours", ours), ("reference", reference)):
-        pairs = config.batch_size
-        print(
-            f"{name:10s} {timing.cpu_s:7.2f} cpu-s {timing.wall_s:7.2f} s a step of {pairs} pairs"
-            f"{pairs / timing.cpu_s:8.2f} pairs/cpu-s {pairs / timing.wall_s:8.2f} pairs/s"
-            f"{timing.flop / pairs / 1e9:7.1f} GFLOP a pair, {timing.flop / timing.cpu_s / 1e9:.0f} GFLOP/cpu-s"
-            f"   loss {timing.loss:.5f}"
-        )
-    assert abs(ours.loss - reference.loss) < LOSS_TOLERANCE * reference.loss, "the two steps do not do the same work"
+        alone(prepare, config, Path(temporary))
+        for name in config.contenders:
+            timings[name] = timing = alone(measure, config, Path(temporary), name == "ours")
+            print(line(config, name, timing), flush=True)
+    if len(timings) < 2:
+        return
+    ours, reference = timings["ours"], timings["reference"]
+    tolerance = LOSS_TOLERANCE[config.parallel.dtype] * reference.loss
+    assert abs(ours.loss - reference.loss) < tolerance, "the two steps do not do the same work"
     print(
-        f"ours: {reference.cpu_s / ours.cpu_s:.2f} times the pairs a CPU second, {reference.wall_s / ours.wall_s:.2f} "
-        f"times a second; the arithmetic allows {reference.flop / ours.flop:.2f}"
+        f"ours: {reference.cost.seconds / ours.cost.seconds:.2f} times the pairs a {UNITS[config.device]}, "
+        f"{reference.cost.wall_s / ours.cost.wall_s:.2f} times a second; the arithmetic allows "
+        f"{reference.flop / ours.flop:.2f}"
+    )
+
+
+def line(config: StepConfig, name: str, timing: Timing) -> str:
+    """What one contender took; on a GPU that is known, with its MFU."""
+    cost, pairs, unit = timing.cost, config.batch_size, UNITS[config.device]
+    rate = timing.flop / cost.seconds / 1e12
+    peak = peak_tflops(torch.cuda.get_device_name()) if config.device == "cuda" else None
+    return (
+        f"{name:10s} {cost.seconds:7.3f} {unit} {cost.wall_s:7.3f} s a step of {pairs} pairs"
+        f"{pairs / cost.seconds:9.2f} pairs/{unit} {pairs / cost.wall_s:9.2f} pairs/s"
+        f"{timing.flop / pairs / 1e9:7.1f} GFLOP a pair, {rate:.3f} TFLOP/{unit}"
+        + (f", {rate / peak:.1%} of the peak" if peak else "")
+        + f"   {cost.peak_mb:.0f} MB   loss {timing.loss:.5f}"
     )
 
 

@@ -8,16 +8,15 @@ own. The captions come from a text file (one a line) or a Karpathy JSON; the voc
 
 import json
 import multiprocessing
-import resource
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
 
+from benchmarks.cost import UNITS, Cost, cost_of
 from train.attention import Packed, pack
 from train.model import TextConfig, TextEncoder
 from train.tokenizer import TokenizerConfig, train_tokenizer
@@ -46,6 +45,8 @@ class TextStepConfig:
     """float32 or bfloat16."""
     threads: int = 1
     """Threads of torch."""
+    device: str = "cpu"
+    """cpu or cuda."""
 
 
 def read_captions(path: Path) -> list[str]:
@@ -60,7 +61,7 @@ def padded(captions: Sequence[list[int]], length: int) -> Packed:
     """The captions all padded to one length, as a pack; their features are still those of their ends."""
     layout = pack([caption + [0] * (length - len(caption)) for caption in captions])
     ends = torch.tensor([row * length + len(caption) - 1 for row, caption in enumerate(captions)])
-    return Packed(layout.tokens, layout.positions, ends, layout.starts, layout.groups)
+    return replace(layout, ends=ends)
 
 
 def buckets(captions: Sequence[list[int]]) -> list[Packed]:
@@ -70,21 +71,21 @@ def buckets(captions: Sequence[list[int]]) -> list[Packed]:
     return [padded(share, max(map(len, share))) for share in shares]
 
 
-def measure(config: TextStepConfig, batches: list[Packed]) -> tuple[float, float]:
-    """CPU seconds of the quickest step, and by how much it raised this process's peak memory, in MB."""
+def measure(config: TextStepConfig, batches: list[Packed]) -> Cost:
+    """What the quickest step costs beyond the encoder and one small step."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(0)
+    device = torch.device(config.device)
     size = TextConfig(config.width, config.layers, max(1, config.width // 64), config.context)
-    encoder = TextEncoder(size, 8192, FEATURE_DIM).to(getattr(torch, config.dtype))
-    encoder(pack([[1, 1]])).sum().backward()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(config.repeats):
-        started = time.process_time()
+    encoder = TextEncoder(size, 8192, FEATURE_DIM).to(device, getattr(torch, config.dtype))
+    batches = [batch.to(device) for batch in batches]
+    encoder(pack([[1, 1]]).to(device)).sum().backward()
+
+    def step() -> None:
         for batch in batches:
             encoder(batch).sum().backward()
-        seconds.append(time.process_time() - started)
-    return min(seconds), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+    return cost_of(step, config.repeats, device)
 
 
 def main(config: TextStepConfig) -> None:
@@ -102,14 +103,15 @@ def main(config: TextStepConfig) -> None:
         f"{NUM_BUCKETS} buckets": lambda: buckets(captions),
     }
     print(f"{len(captions)} captions of {mean:.1f} tokens: {config.context / mean:.2f} times fewer than padded")
-    times = {}
+    times: dict[str, float] = {}
     for name, make in contenders.items():
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            times[name], peak_mb = pool.apply(measure, (config, make()))
-        ratio = times[name] / times["packed"]
-        rate = len(captions) / times[name]
+            cost = pool.apply(measure, (config, make()))
+        times[name], unit = cost.seconds, UNITS[config.device]
+        ratio, rate = cost.seconds / times["packed"], len(captions) / cost.seconds
         line = (
-            f"{name:24s} {times[name]:8.3f} cpu-s {rate:8.0f} captions/cpu-s {peak_mb:8.0f} MB  {ratio:5.2f} x packed"
+            f"{name:24s} {cost.seconds:8.3f} {unit} {rate:8.0f} captions/{unit} {cost.peak_mb:8.0f} MB  "
+            f"{ratio:5.2f} x packed"
         )
         print(line, flush=True)
 

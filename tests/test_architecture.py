@@ -18,6 +18,7 @@ DOORS = {
     "faiss": {"curation.assign"},
     "mlflow": {"pipeline.tracking"},
     "numba": {"curation.kernels"},
+    "triton": {"train.kernels"},
     "submitit": {"cluster.allocation", "cluster.slurm"},
     "torch.distributed.fsdp": {"train.parallel"},
     "ray": {

@@ -1,13 +1,13 @@
 """Packed variable-length causal attention: captions laid end to end, no padding anywhere.
 
 Captions are packed sorted by length, so that those of equal length are one contiguous block: on CPU a block is a view
-and one `scaled_dot_product_attention`; on GPU the whole pack is one block-diagonal causal call of xformers or of
-torch's `varlen_attn`. The text encoder is causal and pools at end-of-text, so that packing changes no feature.
+and one `scaled_dot_product_attention`; on GPU the whole pack is one kernel of ours (train/kernels.py). The text encoder
+is causal and pools at end-of-text, so that packing changes no feature.
 """
 
-import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import groupby
 
 import numpy as np
@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
+
+if find_spec("triton"):  # comes with a torch for GPUs
+    from train import kernels
 
 
 @dataclass(frozen=True)
@@ -31,47 +34,41 @@ class Packed:
     groups: tuple[tuple[int, int], ...]
     """Runs of equal length, as (captions, tokens each), in packed order."""
 
-    @property
-    def max_length(self) -> int:
-        return max(length for _, length in self.groups)
-
     def to(self, device: torch.device | str) -> "Packed":
         """The same pack with its tensors on a device."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        return Packed(move(self.tokens), move(self.positions), move(self.ends), move(self.starts), self.groups)
+        return replace(
+            self,
+            tokens=move(self.tokens),
+            positions=move(self.positions),
+            ends=move(self.ends),
+            starts=move(self.starts),
+        )
 
 
-def pack(captions: Sequence[Sequence[int]], capacity: int = 0) -> Packed:
-    """Lay token lists end to end, sorted by length (stable).
-
-    With a capacity the pack always holds that many tokens: the rest is captions of one token that nothing reads,
-    which gives static shapes to a compiled model.
-    """
+def pack(captions: Sequence[Sequence[int]]) -> Packed:
+    """Lay token lists end to end, sorted by length (stable)."""
     lengths = np.array([len(caption) for caption in captions])
     if not len(lengths) or lengths.min() < 1:
         raise ValueError(
             f"caption {int(lengths.argmin()) if len(lengths) else 0} has no token: each needs its end-of-text"
         )
-    filler = max(0, capacity - int(lengths.sum())) if capacity else 0
-    if capacity and lengths.sum() > capacity:
-        raise ValueError(f"{lengths.sum()} tokens in a pack of capacity {capacity}: raise it or lower the batch size")
     order = np.argsort(lengths, kind="stable")
-    packed_lengths = np.concatenate([np.ones(filler, np.int64), lengths[order]])
+    packed_lengths = lengths[order]
     starts = np.concatenate([[0], np.cumsum(packed_lengths)])
-    tokens = np.fromiter((token for row in order for token in captions[row]), np.int64, int(lengths.sum()))
+    tokens = np.fromiter((token for row in order for token in captions[row]), np.int64, int(starts[-1]))
     ends = np.empty(len(lengths), np.int64)
-    ends[order] = starts[filler + 1 :] - 1
+    ends[order] = starts[1:] - 1
     positions = np.arange(starts[-1]) - np.repeat(starts[:-1], packed_lengths)
-    groups = tuple((len(list(run)), int(length)) for length, run in groupby(packed_lengths))
     return Packed(
-        torch.from_numpy(np.concatenate([np.zeros(filler, np.int64), tokens])),
+        torch.from_numpy(tokens),
         torch.from_numpy(positions),
         torch.from_numpy(ends),
         torch.from_numpy(starts.astype(np.int32)),
-        groups,
+        tuple((len(list(run)), int(length)) for length, run in groupby(packed_lengths)),
     )
 
 
@@ -81,33 +78,29 @@ def unpack(packed: Packed) -> list[list[int]]:
     return [tokens[end + 1 - length : end + 1] for end, length in zip(packed.ends.tolist(), lengths, strict=True)]
 
 
-def packed_attention(
-    query: Float[Tensor, "n h d"], key: Float[Tensor, "n h d"], value: Float[Tensor, "n h d"], layout: Packed
-) -> Float[Tensor, "n h d"]:
+def packed_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "n h d"]:
     """Causal attention within each packed caption."""
-    if query.device.type != "cuda":
-        return grouped_attention(query, key, value, layout.groups)
-    if importlib.util.find_spec("xformers") is not None:
-        return _xformers_attention(query, key, value, layout)
-    return _varlen_attention(query, key, value, layout)
+    if qkv.device.type == "cuda" and qkv.shape[-1] in kernels.WIDTHS:
+        return kernels.attend(qkv, layout.starts)
+    return grouped_attention(*qkv.unbind(1), layout)
 
 
+@torch.compiler.disable  # a compiler would make code for each batch's groups
 def grouped_attention(
-    query: Float[Tensor, "n h d"],
-    key: Float[Tensor, "n h d"],
-    value: Float[Tensor, "n h d"],
-    groups: tuple[tuple[int, int], ...],
+    query: Float[Tensor, "n h d"], key: Float[Tensor, "n h d"], value: Float[Tensor, "n h d"], layout: Packed
 ) -> Float[Tensor, "n h d"]:
     """Causal attention, one call for each run of equal-length captions; works on any device.
 
     In float32 on CPU, also for bfloat16 input: torch's bfloat16 kernel is six times slower on captions of ten tokens.
     """
     if query.device.type == "cpu" and query.dtype != torch.float32:
-        in_full = grouped_attention(query.float(), key.float(), value.float(), groups)
+        in_full = grouped_attention(query.float(), key.float(), value.float(), layout)
         return in_full.to(query.dtype)
-    sizes = [count * length for count, length in groups]
+    sizes = [count * length for count, length in layout.groups]
     outputs = []
-    for (count, length), q, k, v in zip(groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+    for (count, length), q, k, v in zip(
+        layout.groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
+    ):
         if length == 1:
             outputs.append(v)
             continue
@@ -115,27 +108,3 @@ def grouped_attention(
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
-
-
-def _xformers_attention(
-    query: Float[Tensor, "n h d"], key: Float[Tensor, "n h d"], value: Float[Tensor, "n h d"], layout: Packed
-) -> Float[Tensor, "n h d"]:
-    from xformers.ops import memory_efficient_attention
-    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
-
-    lengths = [length for count, length in layout.groups for _ in range(count)]
-    mask = BlockDiagonalCausalMask.from_seqlens(lengths, device=query.device)
-    return memory_efficient_attention(query[None], key[None], value[None], attn_bias=mask)[0]
-
-
-def _varlen_attention(
-    query: Float[Tensor, "n h d"], key: Float[Tensor, "n h d"], value: Float[Tensor, "n h d"], layout: Packed
-) -> Float[Tensor, "n h d"]:
-    from torch.nn.attention.varlen import varlen_attn
-
-    if query.dtype == torch.float32:  # the flash kernels know half precision only
-        return grouped_attention(query, key, value, layout.groups)
-    longest = layout.max_length
-    attended = varlen_attn(query, key, value, layout.starts, layout.starts, longest, longest, window_size=(-1, 0))
-    assert isinstance(attended, Tensor)
-    return attended

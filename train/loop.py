@@ -105,7 +105,7 @@ class Job:
 def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption] = lambda: "") -> bool:
     """Train from the last complete checkpoint or from scratch; False when it was told to stop before the end."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = device_of_rank()
     pairs = read_pairs(config, job)
     check(config, pairs, world)
 
@@ -130,7 +130,8 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
     sight = Sight(config.live, pairs.spec) if config.live.enabled else None
     see = sight.see if sight else as_stored
     num_tokens = 1 + pairs.spec.num_tokens(REGISTERS) + pairs.spec.num_tokens(PATCHES)
-    image_flop = TRAINING * head_flop(model, num_tokens) + (sight.flop if sight else 0.0)
+    computed = 1 - config.model.vision.drop_path  # the rows that drop path leaves out cost nothing
+    image_flop = TRAINING * computed * head_flop(model, num_tokens) + (sight.flop if sight else 0.0)
     speed = Speed()
     ahead_on = torch.device("cpu") if config.micro_batch else device  # parts go there one by one
     with pairs.batches(start, config.num_steps, config.batch_size, rank, world, ahead_on) as batches:
@@ -244,10 +245,14 @@ def check(config: TrainConfig, pairs: Pairs, world: int) -> None:
         )
 
 
+def device_of_rank() -> torch.device:
+    """This rank's GPU when ranks talk over nccl, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
 def agree(*flags: bool | torch.Tensor) -> tuple[bool, ...]:
     """Each flag, raised on all ranks when it is on one: ranks must take the same turn."""
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    votes = torch.tensor([float(flag) for flag in flags], device=device)
+    votes = torch.tensor([float(flag) for flag in flags], device=device_of_rank())
     dist.all_reduce(votes, dist.ReduceOp.MAX)
     return tuple(bool(vote) for vote in votes.tolist())
 

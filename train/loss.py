@@ -7,8 +7,9 @@ every rank, and the gradients are those of that value with respect to the rank's
 the gradient of the global loss.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-TILE = 2048
+if find_spec("triton"):  # comes with a torch for GPUs
+    from train import kernels
+
+TILE = {"cpu": 2048, "cuda": 4096}  # rows and columns: on a CPU few tiles lie in its cache; a GPU wants fewer calls
 SINGLE_EXP_LIMIT = 80.0  # exp(-80) is still a normal float32
 
 
@@ -127,14 +131,18 @@ def _check_even(images: Float32[Tensor, "b d"], group: dist.ProcessGroup | None)
         )
 
 
-def _tiles(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    for top in range(0, rows, TILE):
-        for left in range(0, columns, TILE):
-            yield slice(top, min(top + TILE, rows)), slice(left, min(left + TILE, columns))
+def _tiles(x: Float[Tensor, "m d"], y: Float[Tensor, "n d"]) -> Iterator[tuple[slice, slice]]:
+    tile = TILE[x.device.type]
+    for top in range(0, len(x), tile):
+        for left in range(0, len(y), tile):
+            yield slice(top, min(top + tile, len(x))), slice(left, min(left + tile, len(y)))
 
 
-def _logits(x: Float[Tensor, "m d"], y: Float[Tensor, "n d"], scale: float) -> Float32[Tensor, "m n"]:
-    return torch.mm(x, y.T).float().mul_(scale)
+def _product(a: Float[Tensor, "m k"], b: Float[Tensor, "k n"]) -> Float32[Tensor, "m n"]:
+    """In float32, and on a GPU summed so, also over bfloat16."""
+    if a.dtype == torch.bfloat16 and a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a, b).float()
 
 
 class _Contrastive(torch.autograd.Function):
@@ -144,13 +152,13 @@ class _Contrastive(torch.autograd.Function):
     def forward(
         ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, ring: Ring, dtype: torch.dtype
     ) -> Float32[Tensor, ""]:
-        x, y, factor, batch = images.to(dtype), texts.to(dtype), float(scale), len(images)
+        x, y, factor, batch = images.to(dtype), texts.to(dtype), scale.detach(), len(images)
         by_image = images.new_full((batch,), -torch.inf)
         by_text = images.new_full((ring.size, batch), -torch.inf)
-        narrow = 2 * factor <= SINGLE_EXP_LIMIT
+        is_narrow = 2 * float(factor) <= SINGLE_EXP_LIMIT
         for owner, chunk in ring.chunks(y):
-            for i, j in _tiles(batch, batch):
-                over_rows, over_columns = _log_sums(_logits(x[i], chunk[j], factor), factor if narrow else None)
+            for i, j in _tiles(x, chunk):
+                over_rows, over_columns = _log_sums(x[i], chunk[j], factor, is_narrow)
                 by_image[i] = torch.logaddexp(by_image[i], over_columns)
                 by_text[owner, j] = torch.logaddexp(by_text[owner, j], over_rows)
         top = ring.max(by_text.clone())
@@ -158,55 +166,63 @@ class _Contrastive(torch.autograd.Function):
         positives = factor * (images * texts).sum(1)
         total = (by_image + by_text[ring.rank] - 2 * positives).sum(dtype=torch.float64)
         ctx.save_for_backward(images, texts, scale, by_image, by_text)
-        ctx.ring, ctx.dtype, ctx.narrow = ring, dtype, narrow
+        ctx.ring, ctx.dtype, ctx.is_narrow = ring, dtype, is_narrow
         return (ring.sum(total) / (2 * batch * ring.size)).float()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
         images, texts, scale, by_image, by_text = ctx.saved_tensors
-        factor, offset = float(scale), float(scale) if ctx.narrow else None
 
-        def weights(logits: Tensor, i: slice, owner: int, j: slice) -> Float32[Tensor, "m n"]:
-            return _softmax_sum(logits, by_image[i], by_text[owner, j], offset)
+        def weights(x: Tensor, y: Tensor, i: slice, owner: int, j: slice) -> Float[Tensor, "m n"]:
+            return _softmax_sum(x, y, scale, by_image[i], by_text[owner, j], ctx.is_narrow)
 
-        d_images, d_texts = _ring_backward(images, texts, factor, ctx.ring, ctx.dtype, weights)
+        d_images, d_texts = _ring_backward(images, texts, ctx.ring, ctx.dtype, weights)
         d_images -= 2 * texts
         d_texts -= 2 * images
         share = upstream / (2 * len(images) * ctx.ring.size)
         d_scale = (images * d_images).sum() * share  # sum of g_ij x_i y_j, without another pass over the tiles
-        return d_images.mul_(factor * share), d_texts.mul_(factor * share), d_scale, None, None
+        return d_images.mul_(scale * share), d_texts.mul_(scale * share), d_scale, None, None
 
 
 def _log_sums(
-    logits: Float32[Tensor, "m n"], offset: float | None
+    x: Float[Tensor, "m d"], y: Float[Tensor, "n d"], factor: Float32[Tensor, ""], is_narrow: bool
 ) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " m"]]:
-    """Log-sum-exp over rows and over columns. With an offset that bounds the logits, one exponential serves both."""
-    if offset is None:
+    """Log-sum-exp of factor * x @ y.T over rows and over columns; in a narrow range one exponential serves both."""
+    products = _product(x, y.T)
+    if products.is_cuda:
+        return kernels.log_sums(products, factor)
+    logits = products.mul_(factor)
+    if not is_narrow:
         return logits.logsumexp(0), logits.logsumexp(1)
-    exponentials = logits.sub_(offset).exp_()
-    return exponentials.sum(0).log_().add_(offset), exponentials.sum(1).log_().add_(offset)
+    exponentials = logits.sub_(factor).exp_()  # of unit vectors: no logit is above the factor
+    return exponentials.sum(0).log_().add_(factor), exponentials.sum(1).log_().add_(factor)
 
 
 def _softmax_sum(
-    logits: Float32[Tensor, "m n"],
+    x: Float[Tensor, "m d"],
+    y: Float[Tensor, "n d"],
+    factor: Float32[Tensor, ""],
     by_row: Float32[Tensor, " m"],
     by_column: Float32[Tensor, " n"],
-    offset: float | None,
-) -> Float32[Tensor, "m n"]:
-    """The row-wise plus the column-wise softmax."""
-    if offset is None:
-        return (logits - by_row[:, None]).exp_().add_((logits - by_column).exp_())
-    row_factors, column_factors = (offset - by_row).exp_(), (offset - by_column).exp_()
-    return logits.sub_(offset).exp_().mul_(row_factors[:, None] + column_factors)
+    is_narrow: bool,
+) -> Float[Tensor, "m n"]:
+    """The row-wise plus the column-wise softmax of factor * x @ y.T, in the format of x."""
+    products = _product(x, y.T)
+    if products.is_cuda:
+        return kernels.softmax_sum(products, factor, by_row, by_column, x.dtype)
+    logits = products.mul_(factor)
+    if not is_narrow:
+        return (logits - by_row[:, None]).exp_().add_((logits - by_column).exp_()).to(x.dtype)
+    row_factors, column_factors = (factor - by_row).exp_(), (factor - by_column).exp_()
+    return logits.sub_(factor).exp_().mul_(row_factors[:, None] + column_factors).to(x.dtype)
 
 
 def _ring_backward(
     images: Float32[Tensor, "b d"],
     texts: Float32[Tensor, "b d"],
-    factor: float,
     ring: Ring,
     dtype: torch.dtype,
-    weights: Any,
+    weights: Callable[..., Tensor],
 ) -> tuple[Float32[Tensor, "b d"], Float32[Tensor, "b d"]]:
     """Sums over all pairs of weight_ij * text_j for the local images, and of weight_ij * image_i for the local texts.
 
@@ -217,8 +233,8 @@ def _ring_backward(
     works: list[dist.Work] = []
     for owner, chunk in ring.chunks(y):
         d_chunk = torch.zeros_like(texts)
-        for i, j in _tiles(len(x), len(chunk)):
-            tile = weights(_logits(x[i], chunk[j], factor), i, owner, j).to(dtype)
+        for i, j in _tiles(x, chunk):
+            tile = weights(x[i], chunk[j], i, owner, j)
             _add_product(d_images[i], tile, chunk[j])
             _add_product(d_chunk[j], tile.T, x[i])
         for work in works:
@@ -233,7 +249,7 @@ def _add_product(total: Float32[Tensor, "m d"], a: Float[Tensor, "m n"], b: Floa
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:
-        total.add_(a @ b)
+        total.add_(_product(a, b))
 
 
 class _Sigmoid(torch.autograd.Function):
@@ -243,11 +259,12 @@ class _Sigmoid(torch.autograd.Function):
     def forward(
         ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, bias: float, ring: Ring, dtype: torch.dtype
     ) -> Float32[Tensor, ""]:
-        x, y, factor = images.to(dtype), texts.to(dtype), float(scale)
+        x, y, factor = images.to(dtype), texts.to(dtype), scale.detach()
         total = images.new_zeros((), dtype=torch.float64)
         for _, chunk in ring.chunks(y):
-            for i, j in _tiles(len(x), len(chunk)):
-                total += F.softplus(_logits(x[i], chunk[j], factor).add_(bias)).sum(dtype=torch.float64)
+            for i, j in _tiles(x, chunk):
+                logits = _product(x[i], chunk[j].T).mul_(factor).add_(bias)
+                total += F.softplus(logits).sum(dtype=torch.float64)
         total -= (factor * (images * texts).sum(1) + bias).sum(dtype=torch.float64)  # softplus(z) - z = softplus(-z)
         ctx.save_for_backward(images, texts, scale)
         ctx.bias, ctx.ring, ctx.dtype = bias, ring, dtype
@@ -256,14 +273,13 @@ class _Sigmoid(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:  # type: ignore[override]
         images, texts, scale = ctx.saved_tensors
-        factor = float(scale)
 
-        def weights(logits: Tensor, i: slice, owner: int, j: slice) -> Float32[Tensor, "m n"]:
-            return logits.add_(ctx.bias).sigmoid_()
+        def weights(x: Tensor, y: Tensor, *_: object) -> Float[Tensor, "m n"]:
+            return _product(x, y.T).mul_(scale).add_(ctx.bias).sigmoid_().to(x.dtype)
 
-        d_images, d_texts = _ring_backward(images, texts, factor, ctx.ring, ctx.dtype, weights)
+        d_images, d_texts = _ring_backward(images, texts, ctx.ring, ctx.dtype, weights)
         d_images -= texts
         d_texts -= images
         share = upstream / (len(images) * ctx.ring.size)
         d_scale = (images * d_images).sum() * share
-        return d_images.mul_(factor * share), d_texts.mul_(factor * share), d_scale, None, None, None
+        return d_images.mul_(scale * share), d_texts.mul_(scale * share), d_scale, None, None, None

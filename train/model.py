@@ -81,9 +81,10 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "*b d"], layout: Packed | None = None) -> Float[Tensor, "*b d"]:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # each: *b heads d/heads
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # *b 3 heads d/heads
         if layout is not None:
-            return self.proj(packed_attention(q, k, v, layout).flatten(-2))
+            return self.proj(packed_attention(qkv, layout).flatten(-2))
+        q, k, v = qkv.unbind(-3)
         attended = F.scaled_dot_product_attention(q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2))
         return self.proj(attended.transpose(-3, -2).flatten(-2))
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing, compilation, sharding: in this order, and nowhere else.
+"""Compilation, activation checkpointing, sharding: in this order, and nowhere else.
 
 Blocks are sharded one by one with FSDP2; the logit scale is sharded on its own in float32, since bfloat16 would round
 it. FSDP averages gradients over ranks, so that a loss whose gradients are to be summed is multiplied by the world
@@ -38,17 +38,18 @@ class ParallelConfig:
 
 def parallelize(model: DinoTxt, config: ParallelConfig, device: torch.device) -> DinoTxt:
     """The same model, changed in place to run on all ranks of the default process group."""
-    for stack in (model.text.blocks, model.vision.blocks):
+    for stack, is_dynamic in ((model.text.blocks, True), (model.vision.blocks, None)):  # packs differ in tokens
         for index, block in enumerate(stack):
+            if config.compile:
+                block.compile(dynamic=is_dynamic)
             if config.recompute_blocks:
                 stack[index] = checkpoint_wrapper(block)
-            if config.compile:
-                stack[index].compile()
     mesh = _mesh(config.replicas, device)
     half = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    is_resharded = config.reshard_after_forward and mesh.size() > 1
     for block in (*model.text.blocks, *model.vision.blocks):
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=is_resharded)
     fully_shard(model.logit_scale, mesh=mesh, mp_policy=MixedPrecisionPolicy())
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     return model

@@ -44,13 +44,10 @@ def test_packed_encoder_equals_padded_in_features_and_gradients() -> None:
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-def test_order_and_capacity_of_a_pack_change_no_feature() -> None:
+def test_the_order_of_a_pack_changes_no_feature() -> None:
     encoder = text_encoder()
     features = encoder(pack(CAPTIONS))
     torch.testing.assert_close(encoder(pack(CAPTIONS[::-1])).flip(0), features, rtol=0, atol=1e-5)
-    filled = pack(CAPTIONS, capacity=32)
-    assert len(filled.tokens) == 32
-    torch.testing.assert_close(encoder(filled), features, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -67,14 +64,11 @@ def test_pack_lays_out_captions_by_length() -> None:
     assert layout.positions.tolist() == [0, 0, 1, 0, 1, 0, 1, 2]
     assert layout.ends.tolist() == [7, 0, 2, 4]
     assert layout.groups == ((1, 1), (2, 2), (1, 3))
-    assert layout.max_length == 3
 
 
 def test_pack_refuses_what_has_no_end_of_text() -> None:
     with pytest.raises(ValueError, match="caption 1 has no token"):
         pack([[1], []])
-    with pytest.raises(ValueError, match="capacity 2"):
-        pack([[1, 1, 1]], capacity=2)
 
 
 def test_published_sizes_have_the_published_parameter_counts() -> None:

@@ -1,0 +1,44 @@
+"""What a pass costs where it runs: CPU seconds and resident memory, or a GPU's seconds and allocated memory."""
+
+import resource
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+UNITS = {"cpu": "cpu-s", "cuda": "gpu-s"}
+
+
+class Cost(NamedTuple):
+    """Of the quickest pass; memory of the first."""
+
+    seconds: float
+    """CPU seconds, or seconds until a GPU is done."""
+    wall_s: float
+    peak_mb: float
+    """By how much the passes raised the peak memory of this process, or of the GPU, in MB."""
+
+
+def cost_of(run: Callable[[], object], repeats: int, device: torch.device) -> Cost:
+    """Run it so many times; on a GPU once more before, which is not timed."""
+    is_gpu = device.type == "cuda"
+    before = peak_mb(device)
+    if is_gpu:
+        run()
+    clock = time.perf_counter if is_gpu else time.process_time
+    timed = []
+    for _ in range(repeats):
+        wall, started = time.perf_counter(), clock()
+        run()
+        if is_gpu:
+            torch.cuda.synchronize(device)
+        timed.append((clock() - started, time.perf_counter() - wall))
+    return Cost(*min(timed), peak_mb(device) - before)
+
+
+def peak_mb(device: torch.device) -> float:
+    """The peak so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
