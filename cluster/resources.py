@@ -24,8 +24,8 @@ class Resources:
     """Processes that share the work; 0: as many as the cluster has room for."""
     min_workers: int = 0
     """Fewest that training goes on with when a node is lost, `workers` being the most; 0: always `workers`."""
-    cpus: float = 1.0
-    """CPU cores per worker; also the number of its BLAS threads."""
+    cpus: float | None = None
+    """CPU cores per worker, also the number of its BLAS threads; unset: 1, or with GPUs its share of the node's."""
     gpus: float | None = None
     """GPUs per worker; unset: 1 when the cluster has GPUs, otherwise 0."""
     memory_gb: float | None = None
@@ -65,12 +65,12 @@ class Resources:
     @property
     def threads(self) -> int:
         """BLAS and OpenMP threads of one worker."""
-        return max(1, math.floor(self.cpus))
+        return max(1, math.floor(self.cpus or 1))
 
     def actor_options(self) -> dict[str, float]:
         """Keyword arguments for the `.options()` of a Ray actor or task."""
-        if self.gpus is None:
-            raise ValueError("resources.gpus is unset: Ray needs a number; call resolve() first")
+        if self.gpus is None or self.cpus is None:
+            raise ValueError("resources.gpus or cpus is unset: Ray needs numbers; call resolve() first")
         options: dict[str, float] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         if self.memory_gb is not None:
             options["memory"] = math.ceil(self.memory_gb * BYTES_PER_GB)
@@ -84,7 +84,8 @@ class Resources:
         """
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU", 0) >= 1 for node in nodes))
-        one = dataclasses.replace(self, gpus=gpus)
+        cpus = self.cpus if self.cpus is not None else _share_of_cpus(gpus, nodes)
+        one = dataclasses.replace(self, gpus=gpus, cpus=cpus)
         room = _room(one, nodes)
         least = max(1, self.min_workers or self.workers)
         if room < least:
@@ -94,9 +95,15 @@ class Resources:
         return dataclasses.replace(one, workers=workers if max_workers is None else max(1, min(workers, max_workers)))
 
 
+def _share_of_cpus(gpus: float, nodes: Sequence[Mapping[str, float]]) -> float:
+    """Cores for a worker of so many GPUs: as many on each node as its GPUs leave to it, at least one."""
+    shares = [node.get("CPU", 1.0) * gpus / node["GPU"] for node in nodes if gpus and node.get("GPU", 0) >= gpus]
+    return max(1.0, float(math.floor(min(shares, default=1.0))))
+
+
 def _room(one: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
     """How many workers fit on the idle nodes; no limit when a worker asks for nothing."""
-    asked = [("CPU", one.cpus), ("GPU", one.gpus or 0.0), ("memory", (one.memory_gb or 0.0) * BYTES_PER_GB)]
+    asked = [("CPU", one.cpus or 0.0), ("GPU", one.gpus or 0.0), ("memory", (one.memory_gb or 0.0) * BYTES_PER_GB)]
     asked = [(name, amount) for name, amount in asked if amount > 0]
     if not asked:
         return sys.maxsize

@@ -64,7 +64,7 @@ def _parameters(resources: Resources, name: str) -> Parameters:
     if workers == 0:
         parameters |= {"exclusive": True, "mem": "0"}
     else:
-        parameters["cpus_per_task"] = max(1, math.ceil(workers * resources.cpus))
+        parameters["cpus_per_task"] = max(1, math.ceil(workers * (resources.cpus or 1)))
         if resources.memory_gb is not None:
             parameters["mem"] = f"{math.ceil(workers * resources.memory_gb * 1024)}M"
     if resources.gpus:

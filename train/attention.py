@@ -78,14 +78,15 @@ def unpack(packed: Packed) -> list[list[int]]:
     return [tokens[end + 1 - length : end + 1] for end, length in zip(packed.ends.tolist(), lengths, strict=True)]
 
 
+@torch.compiler.disable  # a compiler would make code for each batch's groups
 def packed_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "n h d"]:
     """Causal attention within each packed caption."""
     if qkv.device.type == "cuda" and qkv.shape[-1] in kernels.WIDTHS:
         return kernels.attend(qkv, layout.starts)
-    return grouped_attention(*qkv.unbind(1), layout)
+    query, key, value = qkv.unbind(1)
+    return grouped_attention(query, key, value, layout)
 
 
-@torch.compiler.disable  # a compiler would make code for each batch's groups
 def grouped_attention(
     query: Float[Tensor, "n h d"], key: Float[Tensor, "n h d"], value: Float[Tensor, "n h d"], layout: Packed
 ) -> Float[Tensor, "n h d"]:

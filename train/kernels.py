@@ -10,9 +10,8 @@ from typing import Any, no_type_check
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int32
 from torch import Tensor
-from torch.library import register_autograd, triton_op, wrap_triton
 
 BLOCK = tl.constexpr(32)
 WIDTHS = (16, 32, 64, 128)
@@ -111,43 +110,29 @@ def _attend_backward(qkv, starts, out, log_sums, d_out, d_qkv, heads, scale, WID
         _store(d_queries, d_q, i, stop, 3 * row, WIDTH)
 
 
-@triton_op("dinotxt::attend", mutates_args=())
-@no_type_check
-def _attend_op(qkv: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    num_tokens, _, heads, width = qkv.shape
-    out = qkv.new_empty(num_tokens, heads, width)
-    log_sums = qkv.new_empty(num_tokens, heads, dtype=torch.float32)
-    grid = (starts.shape[0] - 1, heads)
-    wrap_triton(_attend)[grid](qkv, starts, out, log_sums, heads, width**-0.5, width, num_warps=2)
-    return out, log_sums
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, starts: Tensor) -> Tensor:
+        num_tokens, _, heads, width = qkv.shape
+        out, log_sums = qkv.new_empty(num_tokens, heads, width), qkv.new_empty(num_tokens, heads, dtype=torch.float32)
+        _attend[(len(starts) - 1, heads)](qkv, starts, out, log_sums, heads, width**-0.5, width, num_warps=2)
+        ctx.save_for_backward(qkv, starts, out, log_sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        qkv, starts, out, log_sums = ctx.saved_tensors
+        d_qkv, (heads, width) = torch.empty_like(qkv), qkv.shape[2:]
+        grid = (len(starts) - 1, heads)
+        _attend_backward[grid](
+            qkv, starts, out, log_sums, d_out.contiguous(), d_qkv, heads, width**-0.5, width, num_warps=2
+        )
+        return d_qkv, None
 
 
-@triton_op("dinotxt::attend_backward", mutates_args=())
-@no_type_check
-def _attend_backward_op(qkv: Tensor, starts: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor) -> Tensor:
-    _, _, heads, width = qkv.shape
-    d_qkv, grid = torch.empty_like(qkv), (starts.shape[0] - 1, heads)
-    wrap_triton(_attend_backward)[grid](
-        qkv, starts, out, log_sums, d_out, d_qkv, heads, width**-0.5, width, num_warps=2
-    )
-    return d_qkv
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _backward(ctx: Any, d_out: Tensor, _: Tensor | None) -> tuple[Tensor, None]:
-    return _attend_backward_op(*ctx.saved_tensors, d_out.contiguous()), None
-
-
-register_autograd("dinotxt::attend", _backward, setup_context=_keep)
-
-
-def attend(qkv: Float[Tensor, "n 3 h d"], starts: Tensor) -> Float[Tensor, "n h d"]:
+def attend(qkv: Float[Tensor, "n 3 h d"], starts: Int32[Tensor, " s"]) -> Float[Tensor, "n h d"]:
     """Causal attention within each caption; `starts` has where each begins, and the number of tokens at the end."""
-    return _attend_op(qkv.contiguous(), starts)[0]
+    return _Attend.apply(qkv.contiguous(), starts)
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from torch import Tensor
 if find_spec("triton"):  # comes with a torch for GPUs
     from train import kernels
 
-TILE = {"cpu": 2048, "cuda": 4096}  # rows and columns: on a CPU few tiles lie in its cache; a GPU wants fewer calls
+TILE = {"cpu": (2048, 2048), "cuda": (4096, 8192)}  # rows, columns; a GPU wants few calls
 SINGLE_EXP_LIMIT = 80.0  # exp(-80) is still a normal float32
 
 
@@ -132,10 +132,10 @@ def _check_even(images: Float32[Tensor, "b d"], group: dist.ProcessGroup | None)
 
 
 def _tiles(x: Float[Tensor, "m d"], y: Float[Tensor, "n d"]) -> Iterator[tuple[slice, slice]]:
-    tile = TILE[x.device.type]
-    for top in range(0, len(x), tile):
-        for left in range(0, len(y), tile):
-            yield slice(top, min(top + tile, len(x))), slice(left, min(left + tile, len(y)))
+    rows, columns = TILE[x.device.type]
+    for top in range(0, len(x), rows):
+        for left in range(0, len(y), columns):
+            yield slice(top, min(top + rows, len(x))), slice(left, min(left + columns, len(y)))
 
 
 def _product(a: Float[Tensor, "m k"], b: Float[Tensor, "k n"]) -> Float32[Tensor, "m n"]:

@@ -1,8 +1,8 @@
 """Compilation, activation checkpointing, sharding: in this order, and nowhere else.
 
-Blocks are sharded one by one with FSDP2; the logit scale is sharded on its own in float32, since bfloat16 would round
-it. FSDP averages gradients over ranks, so that a loss whose gradients are to be summed is multiplied by the world
-size.
+Blocks are sharded one by one with FSDP2, on one rank the model as a whole; the logit scale is sharded on its own in
+float32, since bfloat16 would round it. FSDP averages gradients over ranks, so that a loss whose gradients are to be
+summed is multiplied by the world size.
 """
 
 from dataclasses import dataclass, field
@@ -38,18 +38,18 @@ class ParallelConfig:
 
 def parallelize(model: DinoTxt, config: ParallelConfig, device: torch.device) -> DinoTxt:
     """The same model, changed in place to run on all ranks of the default process group."""
-    for stack, is_dynamic in ((model.text.blocks, True), (model.vision.blocks, None)):  # packs differ in tokens
+    for stack in (model.text.blocks, model.vision.blocks):
         for index, block in enumerate(stack):
             if config.compile:
-                block.compile(dynamic=is_dynamic)
+                block.compile()
             if config.recompute_blocks:
                 stack[index] = checkpoint_wrapper(block)
     mesh = _mesh(config.replicas, device)
     half = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    is_resharded = config.reshard_after_forward and mesh.size() > 1
-    for block in (*model.text.blocks, *model.vision.blocks):
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=is_resharded)
+    blocks = (*model.text.blocks, *model.vision.blocks) if mesh.size() > 1 else ()  # one rank shares with nobody
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
     fully_shard(model.logit_scale, mesh=mesh, mp_policy=MixedPrecisionPolicy())
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     return model

@@ -123,8 +123,8 @@ def placement(config: TrainConfig) -> Resources:
     if config.resources.workers:
         return resources
     if not resources.gpus:
-        cpus = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
-        return replace(resources, workers=1, cpus=max(resources.cpus, float(cpus)))
+        cpus = max(float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"])
+        return replace(resources, workers=1, cpus=max(resources.cpus or 0.0, cpus))
     workers = resources.workers
     while config.batch_size % workers:
         workers -= 1

@@ -57,6 +57,16 @@ def test_resolve_fills_the_cluster_and_no_more(asked: Resources, max_workers: in
     assert resolved.resolve(max_workers) == resolved
 
 
+def test_a_worker_with_a_gpu_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": cpus, "GPU": 4.0}} for cpus in (18.0, 64.0)]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    resolved = Resources().resolve()
+    assert (resolved.workers, resolved.gpus, resolved.cpus) == (8, 1.0, 4.0)
+    assert Resources(gpus=0.5).resolve().cpus == 2.0
+    assert Resources(cpus=3.0).resolve().cpus == 3.0
+    assert Resources(gpus=0.0).resolve().cpus == 1.0
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(

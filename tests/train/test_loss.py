@@ -64,13 +64,13 @@ def assert_close(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> No
 def test_loss_equals_naive_in_value_and_gradients(
     kind: str, log_scale: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(loss_module.TILE, "cpu", 16)
+    monkeypatch.setitem(loss_module.TILE, "cpu", (16, 24))
     assert_close(ours(kind, *features(rows), log_scale), reference(kind, rows, log_scale))
 
 
 def test_loss_is_exact_where_a_row_lies_far_below_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """One image opposite to all texts at scale 100: its logits are 200 below the largest."""
-    monkeypatch.setitem(loss_module.TILE, "cpu", 4)
+    monkeypatch.setitem(loss_module.TILE, "cpu", (4, 4))
     images = F.normalize(torch.ones(8, 4) + 0.01 * torch.arange(32).reshape(8, 4), dim=1)
     texts = images.clone()
     images[3] *= -1
@@ -98,7 +98,7 @@ def test_sigmoid_loss_is_zero_for_certain_answers() -> None:
 
 
 def rank_main(rank: int, world: int, store: str, rows: int) -> None:
-    loss_module.TILE["cpu"] = 8
+    loss_module.TILE["cpu"] = (8, 8)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     try:
         images, texts = features(rows)

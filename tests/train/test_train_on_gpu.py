@@ -91,7 +91,8 @@ def train_alone(rank: int, config: TrainConfig, job: Job) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.timeout(400)
 def test_blocks_in_bfloat16_recomputed_and_compiled_train(
     make_pairs: Callable[..., dict[str, Path]], tmp_path: Path, compiled: bool
 ) -> None:
