@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from curation.backbone import Backbone, BackboneConfig, Features, load_backbone, pool_patches, resolve
+from curation.backbone import Backbone, BackboneConfig, Features, geometry_of, load_backbone, pool_patches, resolve
 from curation.schema import EmbeddingSpec
-from train.export import LoadedModel, load_model
+from train.export import LoadedModel
+from train.formats import read_model
 
 IMAGES_AT_ONCE = {"cpu": 16, "cuda": 128}  # small batches stay in a CPU's cache: 1.4 times the images/s of 64
 TEXTS_AT_ONCE = 512
@@ -99,13 +100,19 @@ def reduce_to(features: Features, spec: EmbeddingSpec, grid: tuple[int, int]) ->
 
 
 def load_encoder(model_folder: Path, backbone: BackboneConfig, precision: Precision = "float32") -> DinoTxtEncoder:
-    """The exported model of a training run on the backbone that it was trained with; ValueError if it was another."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_model(model_folder, device)
-    resolved, spec = resolve(backbone), loaded.spec
-    if (resolved.name, resolved.digest) != (spec.backbone, spec.digest):
+    """A model of ours on the backbone that it was trained with, ValueError if it was another; or published weights,
+    which do not name theirs, on one of their size."""
+    loaded, resolved = read_model(model_folder), resolve(backbone)
+    spec, has = loaded.spec, geometry_of(resolved)
+    if spec.backbone and (resolved.name, resolved.digest) != (spec.backbone, spec.digest):
         raise ValueError(
             f"the model in {model_folder} was trained on {spec.backbone} ({spec.digest[:12]}), evaluation has "
             f"{resolved.name} ({resolved.digest[:12]}): they must be the same; set the evaluation's backbone"
         )
-    return DinoTxtEncoder(load_backbone(resolved), loaded, precision)
+    if not spec.backbone and (has.dim, has.num_registers) != (spec.dim, spec.num_registers):
+        raise ValueError(
+            f"the weights in {model_folder} are for {spec.dim} channels and {spec.num_registers} registers, "
+            f"{resolved.name} has {has.dim} and {has.num_registers}: name the backbone that they were made for"
+        )
+    frozen = load_backbone(resolved)
+    return DinoTxtEncoder(frozen, loaded._replace(model=loaded.model.to(frozen.device)), precision)

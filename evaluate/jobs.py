@@ -24,6 +24,7 @@ from evaluate.classification import classify
 from evaluate.dinotxt import Precision, load_encoder
 from evaluate.encoder import Encoder
 from evaluate.metrics import Tally, chance_of_hit, estimate
+from evaluate.openclip import OpenClipEncoder
 from evaluate.prompts import TEMPLATES, TemplateSet
 from evaluate.results import RESULTS, Result, as_measure, examples_folder, result_file, write_result
 from evaluate.retrieval import chance_recalls, retrieve
@@ -38,6 +39,8 @@ class EvaluateConfig:
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The frozen backbone of the model."""
+    open_clip: str = ""
+    """ARCHITECTURE:WEIGHTS of open_clip, measured instead of a model from here; a recipe's `others` sets it."""
     benchmarks: tuple[str, ...] = ()
     """Which of the given evaluation sets to run, by input name; empty: all."""
     templates: TemplateSet = "imagenet"
@@ -69,12 +72,15 @@ class Measured:
     protocol: dict[str, object]
 
 
-def run(config: EvaluateConfig, *, out: Path, model: Path, **datasets: Path) -> dict[str, float]:
-    """Evaluate `model` on every data set named classification, retrieval or segmentation (with any _suffix).
+def run(config: EvaluateConfig, *, out: Path, model: Path | None = None, **datasets: Path) -> dict[str, float]:
+    """Evaluate `model`, or open_clip's, on every set named classification, retrieval or segmentation (any _suffix).
 
     Returns every metric as "<benchmark>/<metric>". Results that `out` holds already are kept.
     """
-    return evaluate_sets(config, out, datasets, partial(load_encoder, model, config.backbone, config.precision))
+    if model:
+        return evaluate_sets(config, out, datasets, partial(load_encoder, model, config.backbone, config.precision))
+    architecture, _, weights = config.open_clip.partition(":")
+    return evaluate_sets(config, out, datasets, partial(OpenClipEncoder, architecture, weights))
 
 
 def evaluate_sets(

@@ -18,23 +18,26 @@ IMAGES_AT_ONCE = 64
 
 
 class OpenClipEncoder:
-    """A model of open_clip by architecture and weights (a tag it knows, or a file)."""
+    """A model of open_clip by architecture and weights: a tag it knows, a file, or "" for random ones."""
 
-    def __init__(self, architecture: str, pretrained: str | None) -> None:
+    def __init__(self, architecture: str, weights: str) -> None:
         open_clip = _open_clip()
-        self.description = f"open_clip {architecture} {pretrained or 'random weights'}"
-        self._model, _, self._preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
-        self._model.eval()
+        self.description = f"open_clip {architecture} {weights or 'random weights'}"
+        self._model, _, self._preprocess = open_clip.create_model_and_transforms(
+            architecture, pretrained=weights or None
+        )
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model.to(self._device).eval()
         self._tokenize = open_clip.get_tokenizer(architecture)
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
         """The same vectors serve images and patches."""
         blocks = [
-            self._model.encode_text(self._tokenize(list(texts[start : start + TEXTS_AT_ONCE])))
+            self._model.encode_text(self._tokenize(list(texts[start : start + TEXTS_AT_ONCE])).to(self._device))
             for start in range(0, len(texts), TEXTS_AT_ONCE)
         ]
-        return normalize(torch.cat(blocks).float(), dim=-1)
+        return normalize(torch.cat(blocks).float(), dim=-1).cpu()
 
     @torch.inference_mode()
     def encode_image(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
@@ -42,8 +45,8 @@ class OpenClipEncoder:
         blocks = []
         for start in range(0, len(images), IMAGES_AT_ONCE):
             batch = [self._preprocess(image) for image in images[start : start + IMAGES_AT_ONCE]]
-            blocks.append(self._model.encode_image(torch.stack(batch)))
-        return normalize(torch.cat(blocks).float(), dim=-1)
+            blocks.append(self._model.encode_image(torch.stack(batch).to(self._device)))
+        return normalize(torch.cat(blocks).float(), dim=-1).cpu()
 
     @torch.inference_mode()
     def encode_patches(self, images: Sequence[Image.Image]) -> Float[Tensor, "n h w p"]:
@@ -54,7 +57,7 @@ class OpenClipEncoder:
                 f"{self.description} gives no patch tokens: dense use needs a vision transformer of open_clip"
             )
         side = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
-        pixels = torch.stack([self._preprocess(image.resize((side, side))) for image in images])
+        pixels = torch.stack([self._preprocess(image.resize((side, side))) for image in images]).to(self._device)
         visual.output_tokens = True
         try:
             _, tokens = visual(pixels)
@@ -62,7 +65,7 @@ class OpenClipEncoder:
             visual.output_tokens = False
         if visual.proj is not None:
             tokens = tokens @ visual.proj
-        return normalize(tokens.float(), dim=-1).unflatten(1, (math.isqrt(tokens.shape[1]), -1))
+        return normalize(tokens.float(), dim=-1).cpu().unflatten(1, (math.isqrt(tokens.shape[1]), -1))
 
 
 def _open_clip() -> Any:

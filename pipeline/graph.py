@@ -1,7 +1,7 @@
 """A recipe as steps: from pairs to scores, once for every arm.
 
 Arms differ in one thing, the selection: the curated one, and others for comparison. What they share (pool, embeddings,
-evaluation sets) is built once.
+evaluation sets) is built once. Models from elsewhere are scored only.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,6 +19,8 @@ from pipeline.recipes import ComparedArm, Recipe
 from pipeline.step import Output, Step, in_order
 from train import tokenizer, trainer
 from train.loop import TrainConfig
+
+OPEN_CLIP = "open_clip:"
 
 
 def resolve_backbone(recipe: Recipe) -> Recipe:
@@ -60,6 +62,7 @@ def draw_steps(recipe: Recipe) -> list[Step]:
         arms.append(
             _arm(replace(recipe, curate=ARMS[name](recipe.curate)), f"@{name}", embeddings, leakage, datasets, images)
         )
+    arms += [[_other(recipe, name, datasets)] for name in recipe.others]
     shown = {
         step.label.replace("@", "_"): Output(step) for step in (embeddings, *(step for arm in arms for step in arm))
     }
@@ -87,6 +90,15 @@ def _arm(
         "evaluate", f"evaluate{suffix}", jobs.run, recipe.evaluate, {"model": Output(model, "model"), **datasets}
     )
     return [select, words, model, scores]
+
+
+def _other(recipe: Recipe, name: str, datasets: Mapping[str, Output | Path]) -> Step:
+    """Scores of a model that is not made here."""
+    if name.startswith(OPEN_CLIP):
+        config = replace(recipe.evaluate, open_clip=name.removeprefix(OPEN_CLIP))
+        return Step("evaluate", f"evaluate@{name.split(':')[1]}", jobs.run, config, datasets)
+    folder = user_data(recipe, name)
+    return Step("evaluate", f"evaluate@{folder.name}", jobs.run, recipe.evaluate, {"model": folder, **datasets})
 
 
 def _images(recipe: Recipe, pairs: Output | Path) -> dict[str, Output | Path]:

@@ -59,3 +59,6 @@ class Recipe:
     compare: tuple[ComparedArm, ...] = ("uncurated",)
     """Further models to train, on other selections, for the same number of steps: uncurated, every pair but leakage;
     leaky, curated without the removal of leakage."""
+    others: tuple[str, ...] = ()
+    """Models from elsewhere to score on the same sets: a model folder of ours, a folder of published dino.txt weights
+    with their tokenizer, or open_clip:ARCHITECTURE:WEIGHTS."""

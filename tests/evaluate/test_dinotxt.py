@@ -15,6 +15,7 @@ from evaluate.dinotxt import DinoTxtEncoder, load_encoder
 from evaluate.encoder import Encoder
 from train.export import LoadedModel, export_model
 from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
+from train.published import write_published_folder
 from train.tokenizer import SentencePieceTokenizer, TokenizerConfig, train_tokenizer
 
 BACKBONE = resolve(BackboneConfig(name="random-vit", image_size=56))
@@ -117,3 +118,18 @@ def test_exported_model_comes_back_and_refuses_another_backbone(
     torch.testing.assert_close(close, expected, rtol=0, atol=0.05)
     with pytest.raises(ValueError, match="they must be the same"):
         load_encoder(tmp_path, replace(BACKBONE, digest="0" * 64))
+
+
+def test_published_weights_are_scored_on_a_backbone_of_their_size(
+    tokenizer: SentencePieceTokenizer, tmp_path: Path
+) -> None:
+    geometry = load_backbone(BACKBONE).geometry
+    config = ModelConfig(TextConfig(64, 1, 1, 16), VisionConfig(blocks=0))
+    spec = load(tokenizer, "tokens").spec
+    loaded = LoadedModel(DinoTxt(config, tokenizer.vocab_size, geometry.dim).eval(), tokenizer, spec)
+    write_published_folder(tmp_path, loaded)
+    found, expected = load_encoder(tmp_path, BACKBONE), DinoTxtEncoder(load_backbone(BACKBONE), loaded)
+    torch.testing.assert_close(found.encode_text(CAPTIONS), expected.encode_text(CAPTIONS))
+    torch.testing.assert_close(found.encode_image(pictures(2)), expected.encode_image(pictures(2)))
+    with pytest.raises(ValueError, match="name the backbone that they were made for"):
+        load_encoder(tmp_path, BackboneConfig(name="efficientnet-lite0"))

@@ -14,13 +14,13 @@ IS_INSTALLED = importlib.util.find_spec("open_clip") is not None
 @pytest.mark.skipif(IS_INSTALLED, reason="open_clip is installed")
 def test_missing_package_is_a_clear_error() -> None:
     with pytest.raises(ImportError, match="pip install open_clip_torch"):
-        OpenClipEncoder("ViT-B-32", None)
+        OpenClipEncoder("ViT-B-32", "")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not IS_INSTALLED, reason="open_clip is not installed")
 def test_vectors_have_unit_norm_and_dense_ones_compare() -> None:
-    encoder = OpenClipEncoder("ViT-B-32", None)
+    encoder = OpenClipEncoder("ViT-B-32", "")
     images = [Image.new("RGB", (80, 60), color) for color in ("red", "blue")]
     texts, dense = encoder.encode_text(["a red thing"]), encoder.encode_text(["a red thing"], dense=True)
     patches = encoder.encode_patches(images)

@@ -63,3 +63,14 @@ def test_compared_arms_differ_in_their_selection_only() -> None:
     assert replace(leaky, leakage=curated.leakage) == curated
     assert (leaky.leakage.exact, leaky.leakage.perceptual_bits) == (False, -1)
     assert found["train"].config == found["train@uncurated"].config == found["train@leaky"].config
+
+
+def test_models_from_elsewhere_are_scored_on_the_same_sets_and_shown(tmp_path: Path) -> None:
+    found = steps(replace(DEBUG, others=(str(tmp_path / "theirs"), "open_clip:ViT-B-32:laion2b_s34b_b79k")))
+    ours, theirs, clip = (found[label] for label in ("evaluate", "evaluate@theirs", "evaluate@ViT-B-32"))
+    assert theirs.inputs == {**ours.inputs, "model": tmp_path / "theirs"}
+    assert theirs.config == ours.config
+    assert clip.config.open_clip == "ViT-B-32:laion2b_s34b_b79k"
+    assert "model" not in clip.inputs
+    assert {"evaluate_theirs", "evaluate_ViT-B-32"} <= found["report"].inputs.keys()
+    assert found.keys() - steps(DEBUG).keys() == {"evaluate@theirs", "evaluate@ViT-B-32"}
