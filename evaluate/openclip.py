@@ -3,6 +3,7 @@
 Dense features are the visual tower's patch tokens after its final norm and projection, for towers that give them.
 """
 
+import difflib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ class OpenClipEncoder:
     """A model of open_clip by architecture and weights: a tag it knows, a file, or "" for random ones."""
 
     def __init__(self, architecture: str, weights: str) -> None:
-        open_clip = _open_clip()
+        open_clip = check_architecture(architecture)
         self.description = f"open_clip {architecture} {weights or 'random weights'}"
         self._model, _, self._preprocess = open_clip.create_model_and_transforms(
             architecture, pretrained=weights or None
@@ -68,12 +69,17 @@ class OpenClipEncoder:
         return normalize(tokens.float(), dim=-1).cpu().unflatten(1, (math.isqrt(tokens.shape[1]), -1))
 
 
-def _open_clip() -> Any:
+def check_architecture(name: str) -> Any:
+    """The package; ValueError when it is not there or does not know the architecture."""
     try:
         import open_clip
     except ImportError as error:
-        raise ImportError(
+        raise ValueError(
             f"open_clip cannot be imported ({error}): this encoder is optional; pip install open_clip_torch, "
             "with the torchvision that matches your torch"
         ) from error
+    known = open_clip.list_models()
+    if name not in known:
+        near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))
+        raise ValueError(f"open_clip has no architecture {name!r}: did you mean one of {near}?")
     return open_clip

@@ -15,9 +15,11 @@ from curation.curate import CurateConfig
 from curation.dedup import DuplicatesConfig
 from curation.leakage import LeakageConfig
 from evaluate import jobs, report
+from evaluate.openclip import check_architecture
 from pipeline.recipes import ComparedArm, Recipe
 from pipeline.step import Output, Step, in_order
 from train import tokenizer, trainer
+from train.formats import is_model
 from train.loop import TrainConfig
 
 OPEN_CLIP = "open_clip:"
@@ -40,6 +42,8 @@ def build_steps(recipe: Recipe) -> list[Step]:
             f"recipe {recipe.name} has no pairs: set --data.pairs to a folder, tar, Parquet folder or caption JSON "
             "(the README's 'Your own data' shows each)"
         )
+    for name in recipe.others:
+        _check_other(recipe, name)
     steps = draw_steps(recipe)
     for step in in_order(steps):
         for path in step.inputs.values():
@@ -99,6 +103,17 @@ def _other(recipe: Recipe, name: str, datasets: Mapping[str, Output | Path]) -> 
         return Step("evaluate", f"evaluate@{name.split(':')[1]}", jobs.run, config, datasets)
     folder = user_data(recipe, name)
     return Step("evaluate", f"evaluate@{folder.name}", jobs.run, recipe.evaluate, {"model": folder, **datasets})
+
+
+def _check_other(recipe: Recipe, name: str) -> None:
+    """Whether it is there, before hours are spent on what comes first."""
+    if name.startswith(OPEN_CLIP):
+        check_architecture(name.split(":")[1])
+    elif not is_model(user_data(recipe, name)):
+        raise ValueError(
+            f"others: {name} is no model: a folder with config.json and model.safetensors, a folder with published "
+            "dino.txt weights (*head*.pth, *text*.pth), or open_clip:ARCHITECTURE:WEIGHTS is needed; correct the path"
+        )
 
 
 def _images(recipe: Recipe, pairs: Output | Path) -> dict[str, Output | Path]:

@@ -117,6 +117,11 @@ def read_model(folder: Path) -> LoadedModel:
     return load_model(folder) if (folder / CONFIG).is_file() else load_published(folder)
 
 
+def is_model(folder: Path) -> bool:
+    """Whether `read_model` would find one there."""
+    return (folder / CONFIG).is_file() or any(folder.glob("*head*.pth"))
+
+
 def _write_own(folder: Path, loaded: LoadedModel) -> None:
     export_model(folder, loaded.model.config, loaded.model.state_dict(), loaded.tokenizer, loaded.spec)
 

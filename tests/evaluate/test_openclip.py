@@ -13,7 +13,7 @@ IS_INSTALLED = importlib.util.find_spec("open_clip") is not None
 
 @pytest.mark.skipif(IS_INSTALLED, reason="open_clip is installed")
 def test_missing_package_is_a_clear_error() -> None:
-    with pytest.raises(ImportError, match="pip install open_clip_torch"):
+    with pytest.raises(ValueError, match="pip install open_clip_torch"):
         OpenClipEncoder("ViT-B-32", "")
 
 

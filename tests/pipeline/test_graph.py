@@ -3,8 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from pipeline.fingerprint import fingerprint
-from pipeline.graph import draw_steps
+from pipeline.graph import build_steps, draw_steps
 from pipeline.presets import PRESETS
 from pipeline.recipes import Recipe
 from pipeline.step import Output, Step, in_order
@@ -74,3 +76,8 @@ def test_models_from_elsewhere_are_scored_on_the_same_sets_and_shown(tmp_path: P
     assert "model" not in clip.inputs
     assert {"evaluate_theirs", "evaluate_ViT-B-32"} <= found["report"].inputs.keys()
     assert found.keys() - steps(DEBUG).keys() == {"evaluate@theirs", "evaluate@ViT-B-32"}
+
+
+def test_a_model_that_is_not_there_is_named_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no model: a folder with"):
+        build_steps(replace(DEBUG, others=(str(tmp_path),)))
