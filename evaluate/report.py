@@ -57,6 +57,10 @@ class Arm:
             return {}
         return {result["benchmark"]: result for result in read_results(folder)}
 
+    def encoder(self) -> str:
+        """What was measured."""
+        return next((result["encoder"] for result in self.results().values()), "")
+
 
 def run(config: ReportConfig, *, out: Path, **inputs: Path) -> dict[str, float]:
     """Write out/report.html from the folders of finished steps, by label; what is not given is left out."""
@@ -73,7 +77,7 @@ def run(config: ReportConfig, *, out: Path, **inputs: Path) -> dict[str, float]:
             config=config,
             arms=arms,
             colors=COLORS,
-            encoder=_encoder(arms[0]),
+            encoder=arms[0].encoder(),
             facts=_facts(records),
             benchmarks=compare(arms, config),
             curves=curves,
@@ -151,10 +155,6 @@ def _row(
     ]
     trivial = trivial_score(results[0][benchmark], metric)
     return Row(METRIC_NAMES.get(metric, metric), values, differences, trivial)
-
-
-def _encoder(arm: Arm) -> str:
-    return next((result["encoder"] for result in arm.results().values()), "")
 
 
 def _facts(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

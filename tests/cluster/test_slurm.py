@@ -16,12 +16,13 @@ from cluster.session import ROOT
 from cluster.slurm import _minutes, submit
 
 CENSUS = """
-import json, os, pathlib, ray
+import json, os, pathlib, time, ray
 from cluster.session import session
 
 @ray.remote(num_cpus=2)
 def where():
     import pipeline
+    time.sleep(5)  # so that one node cannot do both in turn
     return os.environ["SLURMD_NODENAME"]
 
 with session():
