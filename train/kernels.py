@@ -16,7 +16,7 @@ from torch import Tensor
 BLOCK = tl.constexpr(32)
 WIDTHS = (16, 32, 64, 128)
 """Channels of a head that the kernels know."""
-TILE_ROWS, TILE_COLUMNS = 16, 512
+SUM_ROWS, SUM_COLUMNS, SPREAD_COLUMNS = 16, 512, 1024  # of a tile of logits that one program has at once
 
 
 @triton.jit
@@ -170,10 +170,10 @@ def log_sums(
 ) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " m"]]:
     """Log-sum-exp of factor * products over rows and over columns, in one pass."""
     num_rows, num_columns = products.shape
-    num_blocks = triton.cdiv(num_rows, TILE_ROWS)
+    num_blocks = triton.cdiv(num_rows, SUM_ROWS)
     by_row, by_column = products.new_empty(num_rows), products.new_empty(num_blocks, num_columns)
     _log_sums[(num_blocks,)](
-        products, factor, by_row, by_column, num_rows, num_columns, TILE_ROWS, TILE_COLUMNS, num_warps=8
+        products, factor, by_row, by_column, num_rows, num_columns, SUM_ROWS, SUM_COLUMNS, num_warps=8
     )
     return by_column.logsumexp(0), by_row
 
@@ -188,6 +188,6 @@ def softmax_sum(
     """The row-wise plus the column-wise softmax of factor * products, given both log-sum-exps; float32 in place."""
     num_rows, num_columns = products.shape
     out = products if dtype == torch.float32 else torch.empty_like(products, dtype=dtype)
-    grid = (num_rows, triton.cdiv(num_columns, 1024))
-    _softmax_sum[grid](products, factor, by_row, by_column, out, num_columns, 1024)
+    grid = (num_rows, triton.cdiv(num_columns, SPREAD_COLUMNS))
+    _softmax_sum[grid](products, factor, by_row, by_column, out, num_columns, SPREAD_COLUMNS)
     return out

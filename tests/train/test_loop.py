@@ -157,6 +157,27 @@ def test_wrong_sizes_are_refused(pooled_pairs: dict[str, Path], tmp_path: Path) 
         TrainConfig(batch_size=1)
 
 
+def compiled_main(rank: int, config: TrainConfig, job: Job) -> None:
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    with group_of_one():
+        assert train(config, job)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("process_group")
+def test_compiled_blocks_train_as_plain_ones_and_are_not_compiled_for_every_pack(
+    make_pairs: Callable[..., dict[str, Path]], tmp_path: Path
+) -> None:
+    config, paths = replace(TINY, model=replace(TINY.model, vision=VisionConfig(blocks=1))), make_pairs(content="grid")
+    for name in ("plain", "compiled"):
+        (tmp_path / name).mkdir()
+    assert train(config, job(paths, tmp_path / "plain"))
+    compiled = replace(config, parallel=ParallelConfig(compile=True))
+    mp.spawn(compiled_main, (compiled, job(paths, tmp_path / "compiled")))
+    np.testing.assert_allclose(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), rtol=1e-3)
+
+
 def rank_main(rank: int, world: int, folder: Path, paths: dict[str, Path]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / f'store-{world}'}", rank=rank, world_size=world)
