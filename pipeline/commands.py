@@ -30,6 +30,8 @@ from train.loop import MODEL
 
 
 def plan(recipe: Recipe, options: Namespace, console: Console) -> int:
+    if options.rows < 0:
+        raise ValueError(f"--rows {options.rows}: a number of pairs is needed; leave it out to take those embedded")
     print_plan(recipe, Store(options.workspace), console, options.rows, options.measure)
     return 0
 

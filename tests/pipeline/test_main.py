@@ -20,6 +20,7 @@ from pipeline.presets import PRESETS
         (["show", "debug", "curat"], "no step 'curat': did you mean 'curate'"),
         (["run", "flickr8k", "--embed.backbone", "random-vit"], "set --data.pairs"),
         (["run", "missing.yaml"], r"missing\.yaml"),
+        (["plan", "debug", "--rows", "-5"], "--rows -5: a number of pairs is needed"),
     ],
 )
 def test_wrong_words_end_with_code_two_and_the_nearest(
