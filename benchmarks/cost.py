@@ -11,7 +11,7 @@ UNITS = {"cpu": "cpu-s", "cuda": "gpu-s"}
 
 
 class Cost(NamedTuple):
-    """Of the quickest pass; memory of the first."""
+    """Time of the quickest pass, memory of all."""
 
     seconds: float
     """CPU seconds, or seconds until a GPU is done."""

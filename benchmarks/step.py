@@ -1,10 +1,11 @@
 """The whole training step: stored tokens, packed captions and the tiled loss against the usual step.
 
 The reference has the frozen backbone in the loop, captions padded to 77 and the loss on all logits at once; it is made
-of the same torch modules, sharded and compiled alike, so that only the design differs. The sizes without flags are for
-a CPU: they keep the paper's proportions of arithmetic (backbone 162, caption of 77 tokens 73, head 13 GFLOP forward)
-with ViT-S/14 for ViT-L/14. Weights are random. Both see the same pairs, and their first losses must agree. Pixels of
-the reference are in memory: decoding them is not counted.
+of the same torch modules, and what is trained is sharded and compiled alike, so that only the design differs; the
+frozen backbone is never compiled. The sizes without flags are for a CPU: they keep the paper's proportions of
+arithmetic (backbone 162, caption of 77 tokens 73, head 13 GFLOP forward) with ViT-S/14 for ViT-L/14. Weights are
+random. Both see the same pairs, and their first losses must agree. Pixels of the reference are in memory: decoding them
+is not counted.
 
     python -m benchmarks.step dataset_flickr8k.json --batch-size 64
     python -m benchmarks.step captions.txt --device cuda --backbone dinov2-vitl14-reg --text-width 1280 \\
@@ -70,7 +71,7 @@ class StepConfig:
     device: str = "cpu"
     """cpu or cuda."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """Number format, compilation and recomputation, of both."""
+    """Number format of both; compilation and recomputation of what both train."""
     contenders: tuple[str, ...] = ("ours", "reference")
     """Which to run."""
     repeats: int = 3
@@ -143,12 +144,12 @@ def measure(config: StepConfig, folder: Path, is_ours: bool) -> Timing:
     flop = flop_of(config, model, pairs.batch(0, config.batch_size), is_ours)
     parallelize(model, config.parallel, device)
     optimizer = make_optimizer(model, OptimConfig())
-    see = our_step(config, model) if is_ours else reference_step(config, model)
+    gradients = our_step(config, model) if is_ours else reference_step(config, model)
     losses = []
     with pairs.batches(0, 1_000_000, config.batch_size, device=device) as batches:
 
         def step() -> None:
-            losses.append(see(next(batches)))
+            losses.append(gradients(next(batches)))
             clip_gradients(model, 1.0, 1)
             optimizer.step()
             optimizer.zero_grad()

@@ -29,7 +29,8 @@ class DinoTxtEncoder:
     """A frozen backbone with a trained dino.txt on top."""
 
     def __init__(self, backbone: Backbone, loaded: LoadedModel, precision: Precision = "float32") -> None:
-        self.description = backbone.description
+        has_name = bool(loaded.spec.backbone)  # published weights do not say what they were made for
+        self.description = backbone.description if has_name else f"{loaded.spec.description} on {backbone.description}"
         self._backbone = backbone
         self._loaded = loaded
         self._is_bfloat16 = precision == "bfloat16"

@@ -31,7 +31,8 @@ class ParallelConfig:
     compile: bool = False
     """Compile each block with torch.compile."""
     reshard_after_forward: bool = field(default=True, metadata=MACHINE_FACT)
-    """Free a block's gathered parameters after its forward pass and gather them again in the backward pass."""
+    """Free a block's gathered parameters after its forward pass and gather them again in the backward pass; one rank
+    gathers nothing."""
     replicas: int = field(default=1, metadata=MACHINE_FACT)
     """Groups of ranks that each hold a whole model (HSDP); 1: one group."""
 

@@ -131,5 +131,6 @@ def test_published_weights_are_scored_on_a_backbone_of_their_size(
     found, expected = load_encoder(tmp_path, BACKBONE), DinoTxtEncoder(load_backbone(BACKBONE), loaded)
     torch.testing.assert_close(found.encode_text(CAPTIONS), expected.encode_text(CAPTIONS))
     torch.testing.assert_close(found.encode_image(pictures(2)), expected.encode_image(pictures(2)))
+    assert found.description.startswith("published dino.txt weights on random-vit")
     with pytest.raises(ValueError, match="name the backbone that they were made for"):
         load_encoder(tmp_path, BackboneConfig(name="efficientnet-lite0"))
