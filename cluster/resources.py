@@ -94,6 +94,10 @@ class Resources:
         workers = min(self.workers, room) or min(room, cores)
         return dataclasses.replace(one, workers=workers if max_workers is None else max(1, min(workers, max_workers)))
 
+    def room(self) -> int:
+        """How many such workers the nodes of this session have room for when idle; of resources that are resolved."""
+        return _room(self, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
 
 def _share_of_cpus(gpus: float, nodes: Sequence[Mapping[str, float]]) -> float:
     """Cores for a worker of so many GPUs: as many on each node as its GPUs leave to it, at least one."""

@@ -1,17 +1,19 @@
 """The train step: the loop on Ray Train workers, which are started again when one dies.
 
 What survives is in `out/checkpoints`, our own: a worker that starts looks there for the last complete one, whatever
-Ray remembers. With `resources.min_workers` it goes on with fewer workers when a node is lost, and with more when one
-comes. The driver follows `out/metrics.jsonl` to show progress. A file named `stop` in `out`, SIGTERM or
-SIGUSR2 makes all ranks save and end.
+Ray remembers. With `resources.min_workers` it goes on with fewer workers when a node is lost; when one comes, all ranks
+save and end, and more are started: no step is done twice. The driver follows `out/metrics.jsonl` to show progress. A
+file named `stop` in `out`, SIGTERM or SIGUSR2 makes all ranks save and end for good.
 """
 
 import logging
+import math
 import os
 import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,9 +38,11 @@ from train.validation import score
 log = logging.getLogger(__name__)
 
 STOP = "stop"
+GROW = "grow"
 FAILED = "failed.txt"
 RAY_FOLDER = "ray"
 FOLLOW_S = 0.5
+GROWTH_S = 60.0  # between two looks for new nodes, so that those that come together start the workers anew once
 MAX_FAILURES = 8
 # Threads that wait for each other by spinning lose their cores to other processes: with two threads on two busy cores a
 # step took fifteen times as long. It must be set before a worker starts.
@@ -79,7 +83,7 @@ def run(
         source.resolve() if source else None,
         tuple(views[name].resolve() for name in sorted(views)),
     )
-    for name in (STOP, FAILED):
+    for name in (STOP, GROW, FAILED):
         (job.out / name).unlink(missing_ok=True)
     with session():
         resources = placement(config)
@@ -88,6 +92,9 @@ def run(
         check(config, read_pairs(config, job), world)
         with _stop_on_signal(job.out), _followed(job.out / METRICS, config.num_steps):
             _fit(config, job, resources)
+            while (job.out / GROW).exists():
+                (job.out / GROW).unlink()
+                _fit(config, job, placement(config))
     if (job.out / FAILED).exists():
         raise TrainingFailed(f"training failed: {(job.out / FAILED).read_text()}")
     rows = read_jsonl(job.out / METRICS)
@@ -144,11 +151,12 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
         per_worker["memory"] = options["memory"]
     TorchTrainer(
         _worker,
-        train_loop_config={"config": config, "job": job, "threads": resources.threads},
+        train_loop_config={"config": config, "job": job, "resources": resources, "most": most},
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees those of Train v1
             num_workers=(resources.min_workers, most) if resources.min_workers else resources.workers,  # type: ignore[arg-type]
             use_gpu=bool(resources.gpus),
             resources_per_worker=per_worker,
+            elastic_resize_monitor_interval_s=math.inf,  # workers that Ray stops to have more of them lose their steps
         ),
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
         run_config=RunConfig(  # type: ignore[call-arg]
@@ -161,29 +169,48 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
 
 
 def _worker(arguments: dict) -> None:
-    limit_threads(arguments["threads"])
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    config: TrainConfig = arguments["config"]
     job: Job = arguments["job"]
-    was_warned = False
-
-    def interruption() -> Interruption:
-        nonlocal was_warned
-        if (job.out / STOP).exists():
-            return "stop"
-        if not was_warned and ray.train.get_preemption_info() is not None:
-            was_warned = True
-            return "save"
-        return ""
-
+    limit_threads(arguments["resources"].threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
     if (job.out / FAILED).exists():
         return  # another try would fail alike; the driver raises what the file says
+    is_first = dist.get_rank() == 0
+    interruptions = Interruptions(job.out, arguments["resources"], arguments["most"] if is_first else 0)
     try:
-        if is_needed(largest_group(arguments["config"], dist.get_world_size())):
-            train(arguments["config"], job, interruption)
+        if is_needed(largest_group(config, dist.get_world_size())):
+            is_complete = train(config, job, interruptions)
+            if is_first and not is_complete and not (job.out / STOP).exists():
+                (job.out / GROW).touch()
     except OUR_ERRORS as error:
         if not isinstance(error, ConnectionError):
             write_atomic(job.out / FAILED, f"{type(error).__name__}: {error}")
         raise
+
+
+class Interruptions:
+    """What asks a rank to save, or to save and end: the driver, a node that will be preempted, room for more workers."""
+
+    def __init__(self, out: Path, resources: Resources, most: int) -> None:
+        """`most` workers are wanted; a rank with 0 leaves it to another to look for room."""
+        self.out, self.resources, self.most = out, resources, most
+        self.was_warned = False
+        self.room, self.looked_s = min(most, resources.room()), time.monotonic()
+
+    def __call__(self) -> Interruption:
+        if (self.out / STOP).exists() or self._has_grown():
+            return "stop"
+        if not self.was_warned and ray.train.get_preemption_info() is not None:
+            self.was_warned = True
+            return "save"
+        return ""
+
+    def _has_grown(self) -> bool:
+        """Whether nodes have come since the last look."""
+        if not self.resources.min_workers or time.monotonic() - self.looked_s < GROWTH_S:
+            return False
+        before, self.room, self.looked_s = self.room, min(self.most, self.resources.room()), time.monotonic()
+        return self.room > before
 
 
 def largest_group(config: TrainConfig, most: int) -> int:

@@ -1,7 +1,7 @@
 """Program: a Ray cluster of two nodes, one of which is lost while they train, and then another comes.
 
 `losing_a_node.py FOLDER` is the cluster, which starts `losing_a_node.py FOLDER ADDRESS`, the training. That is told to
-stop when it has grown again.
+stop when it has grown again. FOLDER/alone.txt says up to which step one worker was seen to train alone.
 """
 
 import subprocess
@@ -44,7 +44,15 @@ def lose_and_add(folder: Path) -> None:
         cluster.remove_node(lost, allow_graceful=False)
         until(lambda rows: rows[-1]["workers"] == 1)
         cluster.add_node(num_cpus=1)
-        until(lambda rows: rows[-1]["workers"] == 2)
+        alone = 0
+
+        def has_grown(rows: list[dict]) -> bool:
+            nonlocal alone
+            alone = max([alone, *(row["step"] for row in rows if row["workers"] == 1)])
+            return rows[-1]["workers"] == 2
+
+        until(has_grown)
+        (folder / "alone.txt").write_text(str(alone))
         request_stop(folder / "out")
     cluster.shutdown()
 

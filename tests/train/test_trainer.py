@@ -128,6 +128,7 @@ def test_a_lost_node_shrinks_training_and_a_new_one_grows_it_and_no_step_is_miss
     assert [count for count, _ in groupby(row["workers"] for row in rows)] == [2, 1, 2]
     steps = [row["step"] for row in rows]
     assert steps == list(range(10, 10 * len(steps) + 1, 10))
+    assert max(row["step"] for row in rows if row["workers"] == 1) >= int((short_folder / "alone.txt").read_text())
     assert (
         f"saved step {step_of(complete_checkpoints(short_folder / 'out' / 'checkpoints')[-1])} of"
         in (short_folder / "stopped.txt").read_text()
