@@ -189,7 +189,7 @@ def _worker(arguments: dict) -> None:
 
 
 class Interruptions:
-    """What asks a rank to save, or to save and end: the driver, a node that will be preempted, room for more workers."""
+    """What asks a rank to save, or to save and end: the driver, a node about to be preempted, room for more workers."""
 
     def __init__(self, out: Path, resources: Resources, most: int) -> None:
         """`most` workers are wanted; a rank with 0 leaves it to another to look for room."""
