@@ -53,6 +53,11 @@ class Tree:
         best = max(candidates, key=lambda found: _common_tail(PurePosixPath(found).parts, parts), default=None)
         return None if best is None else self.files[best]
 
+    def outermost(self, *basenames: str) -> str | None:
+        """The file of one of these names that is nearest the root."""
+        names = [name for basename in basenames for name in self.by_basename.get(basename, [])]
+        return min(names, key=lambda name: name.count("/"), default=None)
+
     def with_suffix(self, *suffixes: str) -> list[str]:
         """Names that end in one of the suffixes, in any case."""
         return [name for name in self.files if name.lower().endswith(suffixes)]
@@ -68,7 +73,9 @@ def _common_tail(left: tuple[str, ...], right: tuple[str, ...]) -> int:
 
 
 def open_tree(path: Path) -> Tree:
-    """The tree of a folder or of an uncompressed tar."""
+    """The tree of a folder or of an uncompressed tar; ValueError when there is neither."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: a folder or an uncompressed .tar is needed; correct the path")
     found = tar_members(path) if path.is_file() else folder_files(path)
     return Tree(path, dict(sorted(found)))
 
@@ -89,12 +96,13 @@ def folder_files(folder: Path) -> Iterator[tuple[str, ByteRange]]:
 
 
 def tar_members(path: Path) -> Iterator[tuple[str, ByteRange]]:
-    """Every regular file of a tar, in its order; ValueError when it is compressed, cut or no tar."""
+    """Every regular, visible file of a tar, in its order; ValueError when it is compressed, cut or no tar."""
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                if member.isfile():
-                    yield member.name.removeprefix("./"), ByteRange(str(path), member.offset_data, member.size)
+                name = member.name.removeprefix("./")
+                if member.isfile() and not any(part.startswith(".") for part in name.split("/")):
+                    yield name, ByteRange(str(path), member.offset_data, member.size)
                 archive.members = []  # type: ignore[attr-defined]  # the index would grow with the archive
             _check_end(path, archive.offset)
     except tarfile.TarError as error:

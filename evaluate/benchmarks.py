@@ -18,7 +18,8 @@ from jaxtyping import Int32
 from PIL import Image
 
 from curation.images import ImageError, decode
-from evaluate.archive import Archive, BenchmarkError
+from curation.pairs import IMAGE_SUFFIXES
+from curation.tree import Tree, open_tree
 from evaluate.prompts import IMAGENETTE_NAMES
 
 Task = Literal["classification", "retrieval", "segmentation"]
@@ -29,7 +30,7 @@ MAX_PIXELS = 64_000_000
 class ClassificationSet:
     """Images with one class each."""
 
-    archive: Archive
+    tree: Tree
     images: tuple[str, ...]
     targets: tuple[int, ...]
     class_names: tuple[str, ...]
@@ -39,7 +40,7 @@ class ClassificationSet:
 class RetrievalSet:
     """Images with one or more captions each; caption j describes image owners[j]."""
 
-    archive: Archive
+    tree: Tree
     split: str
     images: tuple[str, ...]
     captions: tuple[str, ...]
@@ -50,7 +51,7 @@ class RetrievalSet:
 class SegmentationSet:
     """Images with label maps; `background` is the index of "none of these", `ignore` is never counted."""
 
-    archive: Archive
+    tree: Tree
     images: tuple[str, ...]
     masks: tuple[str, ...]
     labels: tuple[str, ...]
@@ -58,16 +59,20 @@ class SegmentationSet:
     ignore: int | None
 
 
-def load_images(archive: Archive, names: Sequence[str]) -> list[Image.Image]:
+def _images(tree: Tree, folder: str = "") -> list[str]:
+    return [name for name in tree.with_suffix(*IMAGE_SUFFIXES) if name.startswith(folder)]
+
+
+def load_images(tree: Tree, names: Sequence[str]) -> list[Image.Image]:
     """The named images as RGB. An undecodable one is an error: leaving it out would change the score."""
-    return [_load_image(archive, name) for name in names]
+    return [_load_image(tree, name) for name in names]
 
 
-def _load_image(archive: Archive, name: str) -> Image.Image:
+def _load_image(tree: Tree, name: str) -> Image.Image:
     try:
-        return decode(archive.read(name), MAX_PIXELS)
+        return decode(tree.files[name].read(), MAX_PIXELS)
     except ImageError as error:
-        raise BenchmarkError(f"cannot decode {name} of {archive.path} ({error}): replace or remove the file") from error
+        raise ValueError(f"cannot decode {name} of {tree.root} ({error}): replace or remove the file") from error
 
 
 def open_classification(path: Path) -> ClassificationSet:
@@ -76,20 +81,20 @@ def open_classification(path: Path) -> ClassificationSet:
     Names come from classes.json ({folder: name}, or a list in folder order), else from the ImageNet ids that we know,
     else from the file stem when every class has one image, else from the folder.
     """
-    archive = Archive(path)
-    images = tuple(name for name in archive.images() if "/" in name)
+    tree = open_tree(path)
+    images = tuple(name for name in _images(tree) if "/" in name)
     if not images:
-        raise BenchmarkError(f"no <class>/<image> file in {path}: one folder for each class is required")
+        raise ValueError(f"no <class>/<image> file in {path}: one folder for each class is required")
     folders = [PurePosixPath(name).parent.name for name in images]
     classes = sorted(set(folders))
     index = {folder: position for position, folder in enumerate(classes)}
-    names = _class_names(archive, classes, images, folders)
-    return ClassificationSet(archive, images, tuple(index[folder] for folder in folders), names)
+    names = _class_names(tree, classes, images, folders)
+    return ClassificationSet(tree, images, tuple(index[folder] for folder in folders), names)
 
 
-def _class_names(archive: Archive, classes: list[str], images: Sequence[str], folders: list[str]) -> tuple[str, ...]:
-    if listing := archive.find("classes.json"):
-        return _listed_names(archive, classes, _read_json(archive, listing))
+def _class_names(tree: Tree, classes: list[str], images: Sequence[str], folders: list[str]) -> tuple[str, ...]:
+    if listing := tree.outermost("classes.json"):
+        return _listed_names(tree, classes, _read_json(tree, listing))
     if all(folder in IMAGENETTE_NAMES for folder in classes):
         return tuple(IMAGENETTE_NAMES[folder] for folder in classes)
     if max(Counter(folders).values()) == 1:
@@ -98,18 +103,18 @@ def _class_names(archive: Archive, classes: list[str], images: Sequence[str], fo
     return tuple(_readable(folder) for folder in classes)
 
 
-def _listed_names(archive: Archive, classes: list[str], listing: Any) -> tuple[str, ...]:
+def _listed_names(tree: Tree, classes: list[str], listing: Any) -> tuple[str, ...]:
     if isinstance(listing, list) and len(listing) == len(classes):
         return tuple(map(str, listing))
     if not isinstance(listing, dict):
-        raise BenchmarkError(
-            f"classes.json of {archive.path} does not name the {len(classes)} class folders: "
+        raise ValueError(
+            f"classes.json of {tree.root} does not name the {len(classes)} class folders: "
             f"an object {{folder: name}} or a list of as many names is required"
         )
     unknown = [folder for folder in classes if folder not in listing]
     if unknown:
-        raise BenchmarkError(
-            f"unknown class {unknown[0]} ({len(unknown)} in all) in {archive.path}: "
+        raise ValueError(
+            f"unknown class {unknown[0]} ({len(unknown)} in all) in {tree.root}: "
             "each class folder needs its name in classes.json; add it there or remove the folder"
         )
     return tuple(str(listing[folder]) for folder in classes)
@@ -121,39 +126,39 @@ def _readable(name: str) -> str:
 
 def open_retrieval(path: Path, split: str = "auto") -> RetrievalSet:
     """`split` "auto": test if the file has one, else val, else every image; "" is every image."""
-    archive = Archive(path)
-    listings = [name for name in archive.names if name.endswith(".json")]
-    listing = next((name for name in listings if "images" in _read_object(archive, name)), None)
+    tree = open_tree(path)
+    listings = [name for name in tree.files if name.endswith(".json")]
+    listing = next((name for name in listings if "images" in _read_object(tree, name)), None)
     if listing is None:
-        raise BenchmarkError(f'no caption file in {path}: a JSON object with "images" (Karpathy\'s format) is required')
-    entries = _read_object(archive, listing)["images"]
+        raise ValueError(f'no caption file in {path}: a JSON object with "images" (Karpathy\'s format) is required')
+    entries = _read_object(tree, listing)["images"]
     present = {str(entry.get("split", "")) for entry in entries}
     if split == "auto":
         split = next((name for name in ("test", "val") if name in present), "")
     chosen = [entry for entry in entries if not split or entry.get("split") == split]
     if not chosen:
-        raise BenchmarkError(f"no image of split {split!r} in {listing} of {path}: splits there are {sorted(present)}")
+        raise ValueError(f"no image of split {split!r} in {listing} of {path}: splits there are {sorted(present)}")
     root = str(PurePosixPath(listing).parent)
-    images = tuple(_locate(archive, root, entry) for entry in chosen)
+    images = tuple(_locate(tree, root, entry) for entry in chosen)
     captions = [[_caption(text) for text in entry.get("sentences", ())] for entry in chosen]
     bare = [image for image, texts in zip(images, captions, strict=True) if not any(texts) or not all(texts)]
     if bare:
-        raise BenchmarkError(f"{bare[0]} of {path} has no caption or an empty one: each image needs at least one")
+        raise ValueError(f"{bare[0]} of {path} has no caption or an empty one: each image needs at least one")
     owners = tuple(index for index, texts in enumerate(captions) for _ in texts)
-    return RetrievalSet(archive, split or "all", images, tuple(text for texts in captions for text in texts), owners)
+    return RetrievalSet(tree, split or "all", images, tuple(text for texts in captions for text in texts), owners)
 
 
 def _caption(sentence: Any) -> str:
     return str(sentence["raw"] if isinstance(sentence, dict) else sentence).strip()
 
 
-def _locate(archive: Archive, root: str, entry: dict[str, Any]) -> str:
+def _locate(tree: Tree, root: str, entry: dict[str, Any]) -> str:
     """The image file of one entry: under images/, under its own filepath, or beside the JSON."""
     file_name = str(entry["filename"])
     candidates = [PurePosixPath(root, folder, file_name) for folder in ("images", str(entry.get("filepath", "")), "")]
-    found = next((str(name) for name in candidates if str(name) in archive), None)
+    found = next((str(name) for name in candidates if str(name) in tree.files), None)
     if found is None:
-        raise BenchmarkError(f"{archive.path} has no image {file_name}: looked for {candidates[0]}; add or delist it")
+        raise ValueError(f"{tree.root} has no image {file_name}: looked for {candidates[0]}; add or delist it")
     return found
 
 
@@ -163,28 +168,28 @@ def open_segmentation(path: Path) -> SegmentationSet:
     labels.json is a list whose index 0 is the background, or {"labels": [...], "ignore_index": i}, where a label called
     "background" is the background and the index may be missing.
     """
-    archive = Archive(path)
-    listing = archive.find("labels.json")
+    tree = open_tree(path)
+    listing = tree.outermost("labels.json")
     if listing is None:
-        raise BenchmarkError(f"no labels.json in {path}: the list of class names by mask value is required")
+        raise ValueError(f"no labels.json in {path}: the list of class names by mask value is required")
     root = PurePosixPath(listing).parent
-    masks_by_stem = {PurePosixPath(name).stem: name for name in archive.images(_under(root, "masks"))}
-    images = tuple(archive.images(_under(root, "images")))
+    masks_by_stem = {PurePosixPath(name).stem: name for name in _images(tree, _under(root, "masks"))}
+    images = tuple(_images(tree, _under(root, "images")))
     if not images:
-        raise BenchmarkError(f"no image in {path}: files under images/ and masks/ with the same stems are required")
+        raise ValueError(f"no image in {path}: files under images/ and masks/ with the same stems are required")
     missing = [name for name in images if PurePosixPath(name).stem not in masks_by_stem]
     if missing:
-        raise BenchmarkError(
+        raise ValueError(
             f"missing mask for {missing[0]} ({len(missing)} in all) in {path}: "
             "each images/<stem> needs masks/<stem>.png; add it or remove the image"
         )
     masks = tuple(masks_by_stem[PurePosixPath(name).stem] for name in images)
-    labels = _read_json(archive, listing)
+    labels = _read_json(tree, listing)
     if isinstance(labels, list):
-        return SegmentationSet(archive, images, masks, tuple(map(str, labels)), 0, None)
+        return SegmentationSet(tree, images, masks, tuple(map(str, labels)), 0, None)
     names = tuple(map(str, labels["labels"]))
     background = names.index("background") if "background" in names else None
-    return SegmentationSet(archive, images, masks, names, background, labels.get("ignore_index"))
+    return SegmentationSet(tree, images, masks, names, background, labels.get("ignore_index"))
 
 
 def _under(root: PurePosixPath, folder: str) -> str:
@@ -194,32 +199,32 @@ def _under(root: PurePosixPath, folder: str) -> str:
 def load_mask(dataset: SegmentationSet, index: int, size: tuple[int, int]) -> Int32[np.ndarray, "h w"]:
     """The label map of one image, whose (width, height) it must have."""
     name = dataset.masks[index]
-    with Image.open(io.BytesIO(dataset.archive.read(name))) as picture:
+    with Image.open(io.BytesIO(dataset.tree.files[name].read())) as picture:
         mask = np.asarray(picture)
-    where = f"{name} of {dataset.archive.path}"
+    where = f"{name} of {dataset.tree.root}"
     if mask.ndim != 2:
-        raise BenchmarkError(f"{where} has {mask.ndim} axes: one channel of class indices is required; convert it")
+        raise ValueError(f"{where} has {mask.ndim} axes: one channel of class indices is required; convert it")
     if mask.shape != (size[1], size[0]):
-        raise BenchmarkError(
+        raise ValueError(
             f"size mismatch: {where} is {mask.shape[1]} x {mask.shape[0]}, its image {size[0]} x {size[1]}; "
             "both must be the same"
         )
     values = np.unique(mask)
     unknown = [int(value) for value in values if value >= len(dataset.labels) and value != dataset.ignore]
     if unknown:
-        raise BenchmarkError(
+        raise ValueError(
             f"unknown class {unknown[0]} in {where}: labels.json names {len(dataset.labels)} classes; extend it"
         )
     return mask.astype(np.int32)
 
 
-def _read_json(archive: Archive, name: str) -> Any:
+def _read_json(tree: Tree, name: str) -> Any:
     try:
-        return json.loads(archive.read(name))
+        return json.loads(tree.files[name].read())
     except ValueError as error:
-        raise BenchmarkError(f"{name} of {archive.path} is not JSON ({error}): correct the file") from error
+        raise ValueError(f"{name} of {tree.root} is not JSON ({error}): correct the file") from error
 
 
-def _read_object(archive: Archive, name: str) -> dict[str, Any]:
-    content = _read_json(archive, name)
+def _read_object(tree: Tree, name: str) -> dict[str, Any]:
+    content = _read_json(tree, name)
     return content if isinstance(content, dict) else {}

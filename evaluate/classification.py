@@ -48,7 +48,7 @@ def classify(encoder: Encoder, dataset: ClassificationSet, templates: Sequence[s
     first = min(5, len(classes))
     ranked, confidence, places = [], [], []
     for start in range(0, len(dataset.images), batch_size):
-        images = load_images(dataset.archive, dataset.images[start : start + batch_size])
+        images = load_images(dataset.tree, dataset.images[start : start + batch_size])
         scores = encoder.encode_image(images) @ classes.T
         top = scores.topk(first, dim=1)
         ranked.append(top.indices.numpy())

@@ -98,7 +98,7 @@ def write_segmentation(out: Path, dataset: SegmentationSet, result: Segmented) -
     colors = palette(len(dataset.labels), dataset.background)
     examples = []
     for index, predicted in sorted(result.maps.items()):
-        (image,) = load_images(dataset.archive, [dataset.images[index]])
+        (image,) = load_images(dataset.tree, [dataset.images[index]])
         truth = load_mask(dataset, index, image.size)
         counted = np.ones(truth.shape, bool) if dataset.ignore is None else truth != dataset.ignore
         files = {"image": f"{index}-image.jpg", "truth": f"{index}-truth.jpg", "predicted": f"{index}-predicted.jpg"}
@@ -144,7 +144,7 @@ def overlay(
 
 def _thumbnail(out: Path, file_name: str, dataset: ClassificationSet | RetrievalSet, index: int) -> str:
     if not (out / file_name).exists():
-        (image,) = load_images(dataset.archive, [dataset.images[index]])
+        (image,) = load_images(dataset.tree, [dataset.images[index]])
         _save(out / file_name, image, THUMBNAIL_PX)
     return file_name
 

@@ -19,7 +19,7 @@ from cluster.logs import progress
 from cluster.resources import Resources
 from curation.backbone import BackboneConfig
 from evaluate import examples
-from evaluate.benchmarks import BenchmarkError, Task, open_classification, open_retrieval, open_segmentation
+from evaluate.benchmarks import Task, open_classification, open_retrieval, open_segmentation
 from evaluate.classification import classify
 from evaluate.dinotxt import Precision, load_encoder
 from evaluate.encoder import Encoder
@@ -118,7 +118,7 @@ def _chosen(config: EvaluateConfig, datasets: Mapping[str, Path]) -> list[str]:
     for name in chosen:
         task_of(name)
         if not datasets[name].exists():
-            raise BenchmarkError(f"no evaluation set at {datasets[name]} ({name}): a folder or .tar file is required")
+            raise ValueError(f"no evaluation set at {datasets[name]} ({name}): a folder or .tar file is required")
     return chosen
 
 

@@ -33,7 +33,7 @@ def retrieve(encoder: Encoder, dataset: RetrievalSet, batch_size: int) -> Retrie
     """Text to image and image to text over the whole set; ties count with their expected value under random order."""
     images = torch.cat(
         [
-            encoder.encode_image(load_images(dataset.archive, dataset.images[start : start + batch_size]))
+            encoder.encode_image(load_images(dataset.tree, dataset.images[start : start + batch_size]))
             for start in range(0, len(dataset.images), batch_size)
         ]
     )

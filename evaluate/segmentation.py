@@ -78,7 +78,7 @@ def segment(
     num_classes = len(dataset.labels)
     maps, both, either, pixels = {}, [], [], []
     for index, name in enumerate(dataset.images):
-        (image,) = load_images(dataset.archive, [name])
+        (image,) = load_images(dataset.tree, [name])
         truth = load_mask(dataset, index, image.size)
         predicted = label_map(encoder, image, queries, config)
         if index in kept:
