@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.storage import is_remote, kind_of, open_arrow, read_range, size_of
 from curation.pairs import Part, Reject, Sample, SourceConfig, clean_captions
 from curation.tree import Tree
 
@@ -21,7 +22,7 @@ READ_ROWS = 256
 
 def parquet_parts(tree: Tree, config: SourceConfig) -> list[Part]:
     """Parts of every Parquet file of a folder, or of one file given alone; ValueError names a missing column."""
-    if tree.root.is_file():
+    if tree.is_file:
         return list(_split(tree.root.name, tree.root, tree.root.stem, config))
     names = tree.with_suffix(".parquet")
     return [part for name in names for part in _split(name, Path(tree.files[name].path), name[:-8], config)]
@@ -29,7 +30,7 @@ def parquet_parts(tree: Tree, config: SourceConfig) -> list[Part]:
 
 def _split(name: str, path: Path, key_prefix: str, config: SourceConfig) -> Iterator[Part]:
     try:
-        with pq.ParquetFile(path) as file:
+        with open_arrow(path) as opened, pq.ParquetFile(opened) as file:
             schema, metadata = file.schema_arrow, file.metadata
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a readable Parquet file ({error}): fetch it again, or remove it") from error
@@ -69,7 +70,7 @@ def _columns(schema: pa.Schema, config: SourceConfig, name: str) -> tuple[str, s
 def read_parquet_part(config: SourceConfig, part: Part) -> Iterator[Sample | Reject]:
     """The samples of a Parquet part, in row order."""
     seen: set[str] = set()
-    with pq.ParquetFile(part.path) as file:
+    with open_arrow(part.path) as opened, pq.ParquetFile(opened) as file:
         image_column, caption_column = _columns(file.schema_arrow, config, part.name)
         wanted = {image_column, caption_column, config.key_column, SPLIT_COLUMN} & set(file.schema_arrow.names)
         number = sum(file.metadata.row_group(index).num_rows for index in range(part.start))
@@ -91,10 +92,10 @@ def _sample(key: str, part: Part, image: object, captions: object) -> Sample | R
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str):
-        path = Path(part.path).parent / image
-        if not path.is_file():
+        path = Path(image) if is_remote(image) else Path(part.path).parent / image
+        if kind_of(path) != "file":
             return Reject(key, part.name, "missing file", image)
-        image = path.read_bytes()
+        image = read_range(str(path), 0, size_of(path))
     if not isinstance(image, bytes):
         return Reject(key, part.name, "missing file", f"image is {image!r:.60}")
     texts = clean_captions(captions if isinstance(captions, list) else [captions])

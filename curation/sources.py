@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cluster.storage import kind_of, read_range, size_of
 from curation.annotations import (
     CAPTION_FILES,
     captions_file_rows,
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 def list_parts(config: SourceConfig, path: Path) -> list[Part]:
     """Every part of the source, in a fixed order; ValueError says what was looked for when there is none."""
-    if not path.exists():
+    if not kind_of(path):
         raise ValueError(f"source {path} does not exist: give a folder, a .tar, a .parquet or an annotation .json")
     if path.name.lower().endswith(COMPRESSED_SUFFIXES):
         raise ValueError(f"source {path} is compressed: files are read in place; unpack it first")
@@ -71,16 +72,17 @@ def _listed_parts(config: SourceConfig, path: Path) -> list[Part]:
 
 def _tree_and_file(path: Path) -> tuple[Tree, str]:
     """The tree to search and, when an annotation file was given, its name in the tree of its folder."""
-    if path.suffix.lower() == ".parquet":
-        return Tree(path, {path.name: ByteRange(str(path), 0, path.stat().st_size)}), ""
-    if path.is_file() and path.suffix.lower() != ".tar":
-        return open_tree(path.parent), path.name
-    return open_tree(path), ""
+    suffix = path.suffix.lower()
+    if suffix == ".tar" or kind_of(path) != "file":
+        return open_tree(path), ""
+    if suffix == ".parquet":
+        return Tree(path, True, {path.name: ByteRange(str(path), 0, size_of(path))}), ""
+    return open_tree(path.parent), path.name
 
 
 def _holds_webdataset(tree: Tree, is_asked: bool) -> bool:
     """A folder with tars; or one tar, when asked for or when its images have captions beside them and no list."""
-    if not tree.root.is_file():
+    if not tree.is_file:
         return bool(tree.with_suffix(".tar"))
     if is_asked:
         return True
@@ -157,8 +159,8 @@ def source_digest(path: Path) -> str:
     One file below 64 MB: its bytes. Else names and sizes, with the bytes of annotation files below 64 MB.
     """
     digest = hashlib.sha256()
-    if path.is_file() and path.stat().st_size < HASHED_WHOLE_BYTES:
-        digest.update(path.read_bytes())
+    if kind_of(path) == "file" and (size := size_of(path)) < HASHED_WHOLE_BYTES:
+        digest.update(read_range(str(path), 0, size))
         return digest.hexdigest()
     tree, _ = _tree_and_file(path)
     for name, found in tree.files.items():

@@ -4,12 +4,14 @@ Annotated data sets (Karpathy, COCO, folder with captions) are read through a tr
 the same thing: nothing is unpacked.
 """
 
-import os
+import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+from cluster.storage import files_below, kind_of, open_file, read_range
 
 
 class ByteRange(NamedTuple):
@@ -21,9 +23,7 @@ class ByteRange(NamedTuple):
 
     def read(self) -> bytes:
         """All bytes; shorter than `size` when the file has been cut."""
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        return read_range(self.path, self.offset, self.size)
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Tree:
     """Files by POSIX name relative to the root, sorted."""
 
     root: Path
+    is_file: bool
     files: dict[str, ByteRange]
     by_basename: dict[str, list[str]] = field(init=False, repr=False)
 
@@ -74,37 +75,25 @@ def _common_tail(left: tuple[str, ...], right: tuple[str, ...]) -> int:
 
 def open_tree(path: Path) -> Tree:
     """The tree of a folder or of an uncompressed tar; ValueError when there is neither."""
-    if not path.exists():
+    kind = kind_of(path)
+    if not kind:
         raise ValueError(f"{path} does not exist: a folder or an uncompressed .tar is needed; correct the path")
-    found = tar_members(path) if path.is_file() else folder_files(path)
-    return Tree(path, dict(sorted(found)))
-
-
-def folder_files(folder: Path) -> Iterator[tuple[str, ByteRange]]:
-    """Every file below a folder, hidden ones left out."""
-    waiting = [str(folder)]
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    waiting.append(entry.path)
-                elif entry.is_file():
-                    name = Path(entry.path).relative_to(folder).as_posix()
-                    yield name, ByteRange(entry.path, 0, entry.stat().st_size)
+    if kind == "file":
+        return Tree(path, True, dict(sorted(tar_members(path))))
+    files = {name: ByteRange(where, 0, size) for name, where, size in sorted(files_below(path))}
+    return Tree(path, False, files)
 
 
 def tar_members(path: Path) -> Iterator[tuple[str, ByteRange]]:
     """Every regular, visible file of a tar, in its order; ValueError when it is compressed, cut or no tar."""
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 name = member.name.removeprefix("./")
                 if member.isfile() and not any(part.startswith(".") for part in name.split("/")):
                     yield name, ByteRange(str(path), member.offset_data, member.size)
                 archive.members = []  # type: ignore[attr-defined]  # the index would grow with the archive
-            _check_end(path, archive.offset)
+            _check_end(file, archive.offset)
     except tarfile.TarError as error:
         raise ValueError(
             f"{path} cannot be read as a tar ({error}): it must be whole and uncompressed, since files are read in "
@@ -112,10 +101,9 @@ def tar_members(path: Path) -> Iterator[tuple[str, ByteRange]]:
         ) from error
 
 
-def _check_end(path: Path, offset: int) -> None:
+def _check_end(file: io.BufferedReader, offset: int) -> None:
     """What follows the last member is nothing or a block of zeros; tarfile itself is silent about anything else."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        tail = file.read(tarfile.BLOCKSIZE)
+    file.seek(offset)
+    tail = file.read(tarfile.BLOCKSIZE)
     if tail.strip(b"\0") or 0 < len(tail) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"no header at byte {offset}")

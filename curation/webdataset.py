@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from cluster.storage import size_of
 from curation.pairs import IMAGE_SUFFIXES, Part, Reject, Sample, SourceConfig, clean_captions
 from curation.tree import ByteRange, Tree, tar_members
 
@@ -15,8 +16,8 @@ MEGABYTE = 1_000_000
 
 def tar_parts(tree: Tree, config: SourceConfig) -> list[Part]:
     """Parts of every tar of a folder, or of one tar given alone."""
-    if tree.root.is_file():
-        return list(_split(tree.root.name, tree.root, tree.root.stat().st_size, "", config))
+    if tree.is_file:
+        return list(_split(tree.root.name, tree.root, size_of(tree.root), "", config))
     return [
         part
         for name in tree.with_suffix(".tar")

@@ -17,6 +17,7 @@ from cluster.fanout import Pool
 from cluster.files import write_atomic
 from cluster.logs import progress
 from cluster.resources import Resources
+from cluster.storage import kind_of
 from curation.backbone import BackboneConfig
 from evaluate import examples
 from evaluate.benchmarks import Task, open_classification, open_retrieval, open_segmentation
@@ -117,7 +118,7 @@ def _chosen(config: EvaluateConfig, datasets: Mapping[str, Path]) -> list[str]:
         raise ValueError("no evaluation set given: at least one is required; name one in the recipe's data")
     for name in chosen:
         task_of(name)
-        if not datasets[name].exists():
+        if not kind_of(datasets[name]):
             raise ValueError(f"no evaluation set at {datasets[name]} ({name}): a folder or .tar file is required")
     return chosen
 

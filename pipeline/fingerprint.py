@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.resources import MACHINE_FACT, Resources
+from cluster.storage import absolute
 from curation.sources import source_digest
 from pipeline.step import Output, Step
 
@@ -38,7 +39,7 @@ def input_identity(source: Output | Path) -> Json:
     """[fingerprint, path inside] of a step's output; the content digest of user data."""
     if isinstance(source, Output):
         return [fingerprint(source.step), source.path]
-    return ["data", _data_digest(source.resolve())]
+    return ["data", _data_digest(absolute(source))]
 
 
 @cache

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from cluster.storage import kind_of
 from curation import curate, embed, emoji
 from curation.backbone import resolve
 from curation.captions import CaptionConfig
@@ -47,7 +48,7 @@ def build_steps(recipe: Recipe) -> list[Step]:
     steps = draw_steps(recipe)
     for step in in_order(steps):
         for path in step.inputs.values():
-            if isinstance(path, Path) and not path.exists():
+            if isinstance(path, Path) and not kind_of(path):
                 remedy = "give an existing path, or take it out of the recipe"
                 raise FileNotFoundError(f"{path} is not there, and {step.label} needs it: {remedy}")
     return steps
@@ -178,4 +179,4 @@ def _datasets(recipe: Recipe, pool: Step | None) -> dict[str, Output | Path]:
 def user_data(recipe: Recipe, name: str) -> Path:
     """Where a set given by the user is: as named, or beside `pairs`."""
     beside = Path(recipe.data.pairs).parent / name
-    return beside if beside.exists() else Path(name)
+    return beside if kind_of(beside) else Path(name)

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from cluster.files import sync, write_atomic
+from cluster.storage import absolute
 from curation.shards import verify as verify_shards
 from pipeline.fingerprint import Json, fingerprint
 from pipeline.step import Output, Step
@@ -65,7 +66,7 @@ class Store:
 
     def resolve(self, source: Output | Path) -> Path:
         """Path that a step receives for one of its inputs."""
-        return source.resolve() if isinstance(source, Path) else self.folder(source.step) / source.path
+        return absolute(source) if isinstance(source, Path) else self.folder(source.step) / source.path
 
     def record(self, step: Step) -> Record | None:
         return read_record(self.folder(step))

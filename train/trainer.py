@@ -30,6 +30,7 @@ from cluster.files import read_jsonl, write_atomic
 from cluster.logs import progress
 from cluster.resources import Resources
 from cluster.session import session
+from cluster.storage import absolute
 from cluster.threads import limit_threads
 from train.checkpoint import complete_checkpoints, step_of
 from train.loop import CHECKPOINTS, METRICS, Interruption, Job, TrainConfig, check, read_pairs, train
@@ -80,7 +81,7 @@ def run(
         embeddings.resolve(),
         selection.resolve(),
         tokenizer.resolve(),
-        source.resolve() if source else None,
+        absolute(source) if source else None,
         tuple(views[name].resolve() for name in sorted(views)),
     )
     for name in (STOP, GROW, FAILED):

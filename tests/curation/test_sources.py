@@ -128,6 +128,27 @@ def test_annotated_layouts_give_the_same_pairs(images: Path, tmp_path: Path, lay
     assert {row.key: row.image for row in rows} == {name: (images / name).read_bytes() for name in CAPTIONS}
 
 
+@pytest.mark.parametrize("layout", ["json", "tar of json", "webdataset", "parquet"])
+def test_pairs_in_an_object_store_are_those_on_disk(
+    images: Path, tmp_path: Path, object_store: Callable[[Path, str], Path], layout: str
+) -> None:
+    local = tmp_path / "pairs"
+    local.mkdir()
+    if layout == "webdataset":
+        for number, (name, texts) in enumerate(CAPTIONS.items()):
+            write_tar(local / f"{number}.tar", sample_members("key", (images / name).read_bytes(), list(texts)))
+    elif layout == "parquet":
+        encoded = [(images / name).read_bytes() for name in CAPTIONS]
+        pq.write_table(pa.table({"image": encoded, "caption": list(CAPTIONS.values())}), local / "0.parquet")
+    else:
+        write_json(images)
+        local = as_tar(images, local / "pairs.tar") if layout == "tar of json" else images
+    remote = object_store(local, f"{layout}/{local.name}")
+    assert read_all(remote) == read_all(local)
+    assert list(captions_of(read_all(remote)).values()) == list(CAPTIONS.values())
+    assert source_digest(remote) == source_digest(local)
+
+
 def test_text_files_beside_images_are_their_captions(images: Path) -> None:
     write_siblings(images)
     assert captions_of(read_all(images)) == CAPTIONS
