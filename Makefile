@@ -20,7 +20,7 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
 .PHONY: help setup quickstart embed curate train evaluate pipeline plan status verify mlflow lint test test-all bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / {printf "  %-28s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  with RECIPE=quickstart WORKSPACE=workspace ARGS="--train.optim.lr 3e-4"'
 
 $(READY): setup.cfg constraints.txt

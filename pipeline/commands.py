@@ -1,12 +1,15 @@
 """What each word of the command line does with a recipe; every function returns the exit code."""
 
+import hashlib
 import json
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster import slurm
@@ -32,7 +35,7 @@ from train.loop import MODEL
 def plan(recipe: Recipe, options: Namespace, console: Console) -> int:
     if options.rows < 0:
         raise ValueError(f"--rows {options.rows}: a number of pairs is needed; leave it out to take those embedded")
-    print_plan(recipe, Store(options.workspace), console, options.rows, options.measure)
+    print_plan(recipe, Store(options.workspace), console, options.force, options.only, options.rows, options.measure)
     return 0
 
 
@@ -63,16 +66,22 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
 
 
 def submit(recipe: Recipe, options: Namespace, console: Console) -> int:
-    """One SLURM job for the whole recipe, on the nodes and partition of `train.resources`."""
-    folder = options.workspace.resolve() / "jobs"
-    build_steps(recipe)
-    file = folder / f"{recipe.name}.yaml"
+    """One SLURM job for the whole recipe, on the nodes and partition of `train.resources`.
+
+    The recipe lies in a file named by its content: a job that waits, or is requeued, runs what it was submitted with.
+    """
+    folder, steps, text = options.workspace.resolve() / "jobs", build_steps(recipe), dump_recipe(recipe)
+    file = folder / f"{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, dump_recipe(recipe))
+    write_atomic(file, text)
     command = [sys.executable, "-m", "pipeline", "run", str(file), "--workspace", str(options.workspace.resolve())]
+    for flag, labels in (("--only", options.only), ("--force", options.force)):
+        command += [flag, *(find_step(steps, label).label for label in labels)] if labels else []
+    command += ["--verbose"] if options.verbose else []
     job = slurm.submit(command, recipe.train.resources, folder, recipe.name)
     console.print(
-        f"SLURM job {job}: logs in {folder / job}; `status {recipe.name}` shows how far it is", soft_wrap=True
+        f"SLURM job {job}: logs in {folder / job}; `{again(options, 'status')}` shows how far it is",
+        soft_wrap=True,
     )
     return 0
 
@@ -121,11 +130,11 @@ def show(recipe: Recipe, options: Namespace, console: Console) -> int:
     step = find_step(steps, options.words[0])
     record = store.record(step)
     if record is None:
-        raise ValueError(f"step {step.label} has not run: `python -m pipeline run {recipe.name} --only {step.label}`")
+        raise ValueError(f"step {step.label} has not run: `{again(options, 'run', '--only', step.label)}`")
     answer: Mapping[str, object] = asdict(record)
     if len(options.words) > 1:
         if step.name != "curate":
-            raise ValueError(f"{step.label} knows nothing of single pairs: ask `show {recipe.name} curate KEY`")
+            raise ValueError(f"{step.label} knows nothing of single pairs: `{again(options, 'show')} curate KEY` does")
         answer = why(store.folder(step), options.words[1])
     console.print_json(json.dumps(answer))
     return 0
@@ -153,8 +162,8 @@ def verify(recipe: Recipe, options: Namespace, console: Console) -> int:
         state = "[green]good[/green]" if store.record(step) else "[dim]not run[/dim]"
         console.print(f"{step.label:<22} {'[red]damaged[/red]' if problems else state}")
         for problem in problems:
-            remedy = f"python -m pipeline run {recipe.name} --force {step.label}"
-            console.print(f"   {problem}\n   remedy: {remedy}", soft_wrap=True)
+            remedy = again(options, "run", "--force", step.label)
+            console.print(f"   {escape(problem)}\n   remedy: {escape(remedy)}", soft_wrap=True)
         bad += bool(problems)
     return 1 if bad else 0
 
@@ -176,7 +185,7 @@ def export(recipe: Recipe, options: Namespace, console: Console) -> int:
             )
         except ValueError as error:
             failed = True
-            table.add_row(name, "[red]not made[/red]", str(error))
+            table.add_row(name, "[red]not made[/red]", escape(str(error)))
     console.print(table)
     return 1 if failed else 0
 
@@ -189,9 +198,9 @@ def exported_model(recipe: Recipe, options: Namespace) -> tuple[LoadedModel, dic
     steps, store = build_steps(recipe), Store(options.workspace)
     step = find_step(steps, options.words[0] if options.words else "train")
     if step.name != "train":
-        raise ValueError(f"step {step.label} makes no model: name a train step, such as `export {recipe.name} train`")
+        raise ValueError(f"step {step.label} makes no model: name a train step, such as `train`")
     if store.record(step) is None:
-        raise ValueError(f"step {step.label} has not run: `python -m pipeline run {recipe.name} --only {step.label}`")
+        raise ValueError(f"step {step.label} has not run: `{again(options, 'run', '--only', step.label)}`")
     store.check_sizes(step)
     folder = store.folder(step)
     source = {"recipe": recipe.name, "step": step.label, "fingerprint": folder.name}
@@ -213,6 +222,12 @@ COMMANDS: dict[str, Callable[[Recipe, Namespace, Console], int]] = {
     "export": export,
     "config": config,
 }
+
+
+def again(options: Namespace, verb: str, *words: str) -> str:
+    """The command line for another verb on the same recipe, flags and workspace."""
+    where = [] if str(options.workspace) == "workspace" else ["--workspace", str(options.workspace)]
+    return shlex.join(["python", "-m", "pipeline", verb, options.recipe, *words, *where, *options.flags])
 
 
 def find_step(steps: Sequence[Step], label: str) -> Step:

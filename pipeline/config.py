@@ -1,6 +1,7 @@
 """A recipe as YAML and back: every field with its documentation out, strictly in.
 
-Unknown keys, missing sections and values of another type are errors that name the key and the nearest valid one.
+A field that is left out has its default, not the preset's. Unknown or repeated keys and values of another type are
+errors that name the key, and the nearest valid one.
 """
 
 import ast
@@ -30,12 +31,25 @@ def dump_recipe(recipe: Recipe) -> str:
 def load_recipe(text: str, source: str) -> Recipe:
     """The recipe that `dump_recipe` wrote. ConfigError names the line's key; `source` is the file's name."""
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"{source} is not YAML ({error}): write a template with `python -m pipeline config quickstart`"
         ) from error
     return typing.cast(Recipe, _load(Recipe, values, source))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without keys that are given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice: leave one", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def _dump(value: Any, indent: str = "") -> list[str]:
@@ -90,12 +104,20 @@ def _load(kind: object, value: object, where: str) -> object:
         return tuple(
             _load(each, item, f"{where}[{index}]") for index, (each, item) in enumerate(zip(kinds, value, strict=True))
         )
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        return _number(value, where)
     if not isinstance(kind, type) or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         expected = getattr(kind, "__name__", str(kind))
         raise ConfigError(f"{where} is {value!r}: it must be of type {expected}")
     return value
+
+
+def _number(value: int | str, where: str) -> float:
+    """Whole numbers, and what YAML takes for text without a dot: 3e-4."""
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigError(f"{where} is {value!r}: it must be of type float") from None
 
 
 def _load_fields(owner: type, value: object, where: str) -> object:

@@ -48,12 +48,15 @@ def _data_digest(path: Path) -> str:
 
 
 def canonical(value: object, where: str = "config") -> Json:
-    """`value` as JSON that is equal wherever the recipe is equal; TypeError naming `where` for anything unstable."""
+    """`value` as JSON that is equal wherever the recipe is equal; names `where` when it raises.
+
+    TypeError for anything unstable, ValueError for a number that is not finite.
+    """
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise TypeError(f"{where} is {value}: a fingerprint needs finite numbers; use None for 'not set'")
+            raise ValueError(f"{where} is {value}: a fingerprint needs finite numbers; use None for 'not set'")
         return value
     if is_dataclass(value) and not isinstance(value, type):
         identity = {

@@ -4,11 +4,11 @@ Arms differ in one thing, the selection: the curated one, and others for compari
 evaluation sets) is built once. Models from elsewhere are scored only.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.storage import kind_of
+from cluster.storage import absolute, kind_of
 from curation import curate, embed, emoji
 from curation.backbone import resolve
 from curation.captions import CaptionConfig
@@ -27,8 +27,12 @@ OPEN_CLIP = "open_clip:"
 
 
 def resolve_backbone(recipe: Recipe) -> Recipe:
-    """The recipe with its backbone named and its weights' digest known: done once, before anything runs."""
+    """The recipe with its backbone named, its weights' digest and place known: done once, before anything runs."""
     backbone = resolve(recipe.embed.backbone)
+    if backbone.weights:
+        backbone = replace(
+            backbone, weights=str(Path(backbone.weights).expanduser().resolve())
+        )  # workers have folders of their own
     return replace(
         recipe,
         embed=replace(recipe.embed, backbone=backbone),
@@ -67,7 +71,7 @@ def draw_steps(recipe: Recipe) -> list[Step]:
         arms.append(
             _arm(replace(recipe, curate=ARMS[name](recipe.curate)), f"@{name}", embeddings, leakage, datasets, images)
         )
-    arms += [[_other(recipe, name, datasets)] for name in recipe.others]
+    arms += [[_other(recipe, name, label, datasets)] for name, label in _other_labels(recipe).items()]
     shown = {
         step.label.replace("@", "_"): Output(step) for step in (embeddings, *(step for arm in arms for step in arm))
     }
@@ -97,13 +101,23 @@ def _arm(
     return [select, words, model, scores]
 
 
-def _other(recipe: Recipe, name: str, datasets: Mapping[str, Output | Path]) -> Step:
+def _other(recipe: Recipe, name: str, label: str, datasets: Mapping[str, Output | Path]) -> Step:
     """Scores of a model that is not made here."""
     if name.startswith(OPEN_CLIP):
         config = replace(recipe.evaluate, open_clip=name.removeprefix(OPEN_CLIP))
-        return Step("evaluate", f"evaluate@{name.split(':')[1]}", jobs.run, config, datasets)
-    folder = user_data(recipe, name)
-    return Step("evaluate", f"evaluate@{folder.name}", jobs.run, recipe.evaluate, {"model": folder, **datasets})
+        return Step("evaluate", f"evaluate@{label}", jobs.run, config, datasets)
+    model = user_data(recipe, name)
+    return Step("evaluate", f"evaluate@{label}", jobs.run, recipe.evaluate, {"model": model, **datasets})
+
+
+def _other_labels(recipe: Recipe) -> dict[str, str]:
+    """The models from elsewhere with what each is called: its folder, or architecture."""
+    names = list(dict.fromkeys(recipe.others))
+    words = [
+        name.split(":")[1:] if name.startswith(OPEN_CLIP) else absolute(user_data(recipe, name)).parts[:-3:-1]
+        for name in names
+    ]
+    return dict(zip(names, _told_apart([each[0] for each in words], ["-".join(each) for each in words]), strict=True))
 
 
 def _check_other(recipe: Recipe, name: str) -> None:
@@ -159,7 +173,7 @@ def _leakage(recipe: Recipe, pool: Step | None) -> dict[str, Output]:
     if pool:
         sets: dict[str, Output | Path] = {"retrieval": Output(pool, "retrieval.tar")}
     else:
-        sets = {Path(name).stem: user_data(recipe, name) for name in recipe.data.leakage}
+        sets = dict(_by_stem(recipe, recipe.data.leakage))
     return {
         f"leakage_{name}": Output(Step("embed", f"embed@{name}", embed.run, config, {"source": data}))
         for name, data in sets.items()
@@ -172,8 +186,24 @@ def _datasets(recipe: Recipe, pool: Step | None) -> dict[str, Output | Path]:
     if pool:
         return {task: Output(pool, f"{task}.tar") for task in tasks}
     return {
-        f"{task}_{Path(name).stem}": user_data(recipe, name) for task in tasks for name in getattr(recipe.data, task)
+        f"{task}_{stem}": path for task in tasks for stem, path in _by_stem(recipe, getattr(recipe.data, task)).items()
     }
+
+
+def _by_stem(recipe: Recipe, names: Sequence[str]) -> dict[str, Path]:
+    """User data by file stem; where two have the same, by folder and stem."""
+    paths = [user_data(recipe, name) for name in dict.fromkeys(names)]
+    long = [f"{absolute(path).parent.name}-{path.stem}" for path in paths]
+    return dict(zip(_told_apart([path.stem for path in paths], long), paths, strict=True))
+
+
+def _told_apart(short: Sequence[str], long: Sequence[str]) -> list[str]:
+    """The short names, but the long ones where several are alike."""
+    names = [long[index] if short.count(name) > 1 else name for index, name in enumerate(short)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two sets or models would both be called {name!r}: names must be unique; rename a folder")
+    return names
 
 
 def user_data(recipe: Recipe, name: str) -> Path:

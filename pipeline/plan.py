@@ -4,16 +4,19 @@ Every estimate is arithmetic from pipeline/costs.py and says what it assumes; du
 `--measure` times anything: reading and the backbone, in pipeline/measure.py.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from curation.backbone import geometry_of
 from pipeline.clustering import curation_table
 from pipeline.costs import (
     ADAMW_BYTES,
+    STORED_BYTES,
     TokenGrid,
     gpu_hours,
     model_on_paper,
@@ -24,6 +27,7 @@ from pipeline.costs import (
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.measure import print_rates
 from pipeline.recipes import Recipe
+from pipeline.runner import pending
 from pipeline.step import Output, Step, in_order
 from pipeline.store import Record, Store
 from train.flop import TRAINING, backbone_flop, head_flop, text_flop
@@ -34,7 +38,15 @@ CAPTION_TOKENS = 20.0  # mean of a web caption with end-of-text
 PADDED_TOKENS = 77.0
 
 
-def print_plan(recipe: Recipe, store: Store, console: Console, rows: int = 0, is_measured: bool = False) -> None:
+def print_plan(
+    recipe: Recipe,
+    store: Store,
+    console: Console,
+    force: Sequence[str] = (),
+    only: Sequence[str] = (),
+    rows: int = 0,
+    is_measured: bool = False,
+) -> None:
     """Print the plan; reads records, starts nothing. `rows`: pairs of the pool where no record tells.
 
     When it is to be measured, reading and the backbone are timed on this machine, which takes some seconds.
@@ -45,16 +57,16 @@ def print_plan(recipe: Recipe, store: Store, console: Console, rows: int = 0, is
         recipe = resolve_backbone(recipe)
         steps = in_order(build_steps(recipe))
     except (ValueError, OSError) as error:
-        console.print(f"[yellow]cannot run yet:[/yellow] {error}\n", soft_wrap=True)
+        console.print(f"[yellow]cannot run yet:[/yellow] {escape(str(error))}\n", soft_wrap=True)
         console.print(_names_table(in_order(draw_steps(recipe))))
     else:
-        console.print(_steps_table(steps, store))
+        console.print(_steps_table(steps, store, pending(steps, store, force, only)))
         embedded = next((store.record(step) for step in steps if step.label == "embed"), None)
         pool_rows = rows or (int(embedded.summary.get("rows", 0)) if embedded else 0)
     grid = full_grid(recipe)
     model = model_on_paper(recipe.train.model, recipe.tokenizer.vocab_size, grid.dim)
     console.print(_sizes_table(recipe, model, grid))
-    console.print(_arithmetic_table(recipe, model, grid))
+    console.print(_arithmetic_table(recipe, model, grid, pool_rows))
     if pool_rows:
         console.print(_storage_table(recipe, grid, pool_rows))
         console.print(curation_table(recipe.curate, pool_rows, grid.dim, recipe.embed.captions.dim))
@@ -77,12 +89,13 @@ def _names_table(steps: Sequence[Step]) -> Table:
     return table
 
 
-def _steps_table(steps: Sequence[Step], store: Store) -> Table:
+def _steps_table(steps: Sequence[Step], store: Store, todo: Sequence[Step]) -> Table:
     table = Table("step", "output", "state", "took", title="Steps", title_justify="left", box=None)
     latest: dict[str, Record] = {record.label: record for record in store.records()}
     for step in steps:
         done, before = store.record(step), latest.get(step.label)
-        state = "done" if done else "continues" if store.partial(step).exists() else "to run"
+        begun = "continues" if store.partial(step).exists() else "to run"
+        state = begun if step in todo else "done" if done else "left out"
         recorded = done or before
         took = f"{recorded.seconds:.1f} s" if recorded else ""
         table.add_row(step.label, store.folder(step).name, state, took if done else f"{took} last time" if took else "")
@@ -99,16 +112,17 @@ def _sizes_table(recipe: Recipe, model: DinoTxt, full: TokenGrid) -> Table:
     for name, shape, bytes_each in (
         ("image", (batch, 3, side, side), 4),
         ("backbone tokens", (batch, full.num_tokens, full.dim), 2),
-        (f"stored tokens ({embed.content}, {embed.dtype})", (batch, kept.num_tokens, kept.dim), _width(embed.dtype)),
+        (
+            f"stored tokens ({embed.content}, {embed.dtype})",
+            (batch, kept.num_tokens, kept.dim),
+            STORED_BYTES[embed.dtype],
+        ),
         ("packed captions", (int(batch * CAPTION_TOKENS), train.model.text.width), 2),
         ("image and text features", (2, batch, feature), 4),
         ("logits, never held whole", (batch, batch), 4),
         ("trained weights with AdamW state", (trained,), ADAMW_BYTES),
     ):
-        count = 1
-        for length in shape:
-            count *= length
-        table.add_row(name, " x ".join(f"{length:,}" for length in shape), human_bytes(count * bytes_each))
+        table.add_row(name, " x ".join(f"{length:,}" for length in shape), human_bytes(math.prod(shape) * bytes_each))
     table.add_row("text encoder", f"{num_parameters(model.text):,} weights", "")
     table.add_row("vision head", f"{num_parameters(model.vision):,} weights", "")
     return table
@@ -127,13 +141,20 @@ class StepCost:
         return self.backbone + self.text + self.head
 
 
-def _arithmetic_table(recipe: Recipe, model: DinoTxt, full: TokenGrid) -> Table:
-    kept = stored_grid(full, recipe.embed.content, recipe.embed.grid)
-    live = backbone_flop(recipe.embed.backbone)
+def _arithmetic_table(recipe: Recipe, model: DinoTxt, full: TokenGrid, rows: int) -> Table:
+    """Training as it is usually done, as the recipe does it, and, where tokens are stored, embedding `rows` pairs."""
+    is_live = recipe.train.live.enabled
+    kept = full if is_live else stored_grid(full, recipe.embed.content, recipe.embed.grid)
+    seen_once = backbone_flop(recipe.embed.backbone)
+    backbone = seen_once or 0.0
     reference = StepCost(
-        live or 0.0, TRAINING * text_flop(model, PADDED_TOKENS), TRAINING * head_flop(model, full.num_tokens)
+        backbone, TRAINING * text_flop(model, PADDED_TOKENS), TRAINING * head_flop(model, full.num_tokens)
     )
-    ours = StepCost(0.0, TRAINING * text_flop(model, CAPTION_TOKENS), TRAINING * head_flop(model, kept.num_tokens))
+    ours = StepCost(
+        backbone if is_live else 0.0,
+        TRAINING * text_flop(model, CAPTION_TOKENS),
+        TRAINING * head_flop(model, kept.num_tokens),
+    )
     pairs = recipe.train.batch_size * recipe.train.num_steps
     seen = f"{recipe.train.num_steps:,} steps of {recipe.train.batch_size:,}"
     title = (
@@ -142,12 +163,19 @@ def _arithmetic_table(recipe: Recipe, model: DinoTxt, full: TokenGrid) -> Table:
     )
     columns = ("step", "backbone", "text", "head", "GFLOP a pair", "total FLOP", "GPU-hours")
     table = Table(*columns, title=title, title_justify="left", box=None)
-    for name, cost in (("live backbone, padded to 77", reference), ("stored tokens, packed captions", ours)):
+    embedding = StepCost(0.0 if is_live else backbone * (1 + recipe.views), 0.0, 0.0)
+    lines = [
+        ("live backbone, padded to 77", reference, pairs),
+        (f"{'live backbone' if is_live else 'stored tokens'}, packed captions", ours, pairs),
+        (f"embedding {rows:,} pairs, once", embedding, rows),
+    ]
+    for name, cost, times in lines if rows and embedding.total else lines[:2]:
         cells = [f"{part / 1e9:,.3g}" for part in (cost.backbone, cost.text, cost.head, cost.total)]
-        total = cost.total * pairs
+        total = cost.total * times
         table.add_row(name, *cells, f"{total:.3g}", f"{gpu_hours(total, SUSTAINED_TFLOPS):,.3g}")
-    table.add_row("ratio", "", "", "", f"{reference.total / ours.total:.1f}", "", "")
-    if live is None:
+    whole = reference.total * pairs / (ours.total * pairs + embedding.total * rows)
+    table.add_row("ratio", "", "", "", f"{reference.total / ours.total:.1f}", f"{whole:.1f}", "")
+    if seen_once is None:
         table.caption = "the backbone's own FLOP is counted for DINOv2 only"
     return table
 
@@ -173,14 +201,10 @@ def _storage_table(recipe: Recipe, full: TokenGrid, rows: int) -> Table:
     return table
 
 
-def _width(dtype: str) -> int:
-    return 1 if dtype == "int8" else 2
-
-
 def human_bytes(count: float | int) -> str:
     """1234567 -> '1.2 MB'."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.3g} PB"
+    return f"{count:,.3g} PB" if count < 999.5 else f"{count:,.0f} PB"

@@ -14,6 +14,11 @@ def test_recipe_survives_yaml(name: str) -> None:
     assert load_recipe(dump_recipe(PRESETS[name]), "x.yaml") == PRESETS[name]
 
 
+def test_numbers_may_be_written_as_flags_are() -> None:
+    text = dump_recipe(PRESETS["quickstart"])
+    assert load_recipe(text.replace("    lr: 0.001\n", "    lr: 1e-3\n", 1), "x.yaml") == PRESETS["quickstart"]
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_recipe_has_an_identity(name: str) -> None:
     assert canonical(PRESETS[name])
@@ -41,6 +46,8 @@ def test_every_field_is_documented() -> None:
         ("  content: pooled", "  content: all", "content is 'all': it must be one of"),
         ("name: quickstart\n", "", "incomplete"),
         ("train:", "train: [", "is not YAML"),
+        ("    lr: 0.001\n", "    lr: quick\n", "lr is 'quick': it must be of type float"),
+        ("views: 0\n", "views: 1\nviews: 2\n", "the key 'views' is given twice"),
     ],
 )
 def test_wrong_files_are_refused_by_name(old: str, new: str, complaint: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.fingerprint import fingerprint
-from pipeline.graph import build_steps, draw_steps
+from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.presets import PRESETS
 from pipeline.recipes import Recipe
 from pipeline.step import Output, Step, in_order
@@ -81,3 +81,33 @@ def test_models_from_elsewhere_are_scored_on_the_same_sets_and_shown(tmp_path: P
 def test_a_model_that_is_not_there_is_named_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no model: a folder with"):
         build_steps(replace(DEBUG, others=(str(tmp_path),)))
+
+
+def test_sets_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    names = []
+    for folder in ("coco", "flickr"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "val.tar").write_bytes(b"")
+        names.append(str(tmp_path / folder / "val.tar"))
+    data = replace(DEBUG.data, pairs=str(tmp_path), retrieval=(*names, names[0]), leakage=tuple(names))
+    found = steps(replace(DEBUG, emoji=None, data=data))
+    assert set(found["evaluate"].inputs) == {"model", "retrieval_coco-val", "retrieval_flickr-val"}
+    assert {"leakage_coco-val", "leakage_flickr-val"} <= set(found["curate"].inputs)
+    with pytest.raises(ValueError, match="would both be called 'coco-val'"):
+        steps(replace(DEBUG, emoji=None, data=replace(data, leakage=(names[0], str(tmp_path / "coco" / "val.json")))))
+
+
+def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    others = (str(tmp_path / "a" / "model"), str(tmp_path / "b" / "model"), "open_clip:ViT-B-32:openai")
+    found = steps(replace(DEBUG, others=others))
+    assert {"evaluate@model-a", "evaluate@model-b", "evaluate@ViT-B-32"} <= set(found)
+
+
+def test_relative_weights_are_found_from_the_folders_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("w.pth").write_bytes(b"")
+    backbone = replace(DEBUG.embed.backbone, weights="w.pth", digest="known")
+    resolved = resolve_backbone(replace(DEBUG, embed=replace(DEBUG.embed, backbone=backbone)))
+    assert resolved.embed.backbone.weights == resolved.evaluate.backbone.weights == str(tmp_path / "w.pth")

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.config import dump_recipe
+from pipeline.config import dump_recipe, load_recipe
 from pipeline.presets import PRESETS
 
 
@@ -21,6 +21,11 @@ from pipeline.presets import PRESETS
         (["run", "flickr8k", "--embed.backbone", "random-vit"], "set --data.pairs"),
         (["run", "missing.yaml"], r"missing\.yaml"),
         (["plan", "debug", "--rows", "-5"], "--rows -5: a number of pairs is needed"),
+        (["run", "debug", "train"], "run does not take train: show, export do"),
+        (["status", "debug", "--only", "curate"], "status does not take --only: plan, run, submit do"),
+        (["recipes", "--foo", "bar"], "recipes does not take --foo bar"),
+        (["show", "--workspace", "w", "debug", "curate", "KEY"], "has not run: `python -m pipeline run debug --only"),
+        (["run", "flickr8k", "--data.pairs", "/absent/[/old]/x.tar"], "/absent/[/old]/x.tar is not there"),
     ],
 )
 def test_wrong_words_end_with_code_two_and_the_nearest(
@@ -47,12 +52,28 @@ def test_wrong_flags_end_with_code_two_and_the_nearest(
     assert complaint in capsys.readouterr().err
 
 
+def test_every_field_is_a_flag_in_either_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--emoji.scenes", "10", "--embed.backbone=random-vit", "--train.optim.lr=3e-4"]
+    assert main(["config", "--workspace", str(tmp_path), "debug", *flags]) == 0
+    printed = capsys.readouterr().out
+    recipe = load_recipe(printed, "printed")
+    assert recipe.emoji is not None
+    assert (recipe.emoji.scenes, recipe.embed.backbone.name, recipe.train.optim.lr) == (10, "random-vit", 3e-4)
+
+
+def test_plan_says_what_only_and_force_would_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "debug", "--workspace", str(tmp_path), "--only", "curate"]) == 0
+    states = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()[2:3] != []}
+    assert "to run" in states["curate"]
+    assert "left out" in states["train"]
+
+
 def test_plan_of_the_papers_recipe_needs_neither_data_nor_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", "vitl14", "--workspace", str(tmp_path), "--rows", "650000000"]) == 0
     printed = capsys.readouterr().out
-    for figure in ("538,131,200", "25,326,336", "65,536 x 65,536", "347 TB"):
+    for figure in ("538,131,200", "25,326,336", "65,536 x 65,536", "347 TB", "embedding 650,000,000 pairs, once"):
         assert figure in printed
 
 
