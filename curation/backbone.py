@@ -7,7 +7,7 @@ DINOv2 (curation/dinov2.py) when its weights are given, cached or can be fetched
 import difflib
 import logging
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 AUTO = "auto"
 PREFERRED, FALLBACK = "dinov2-vits14-reg", "efficientnet-lite0"
+Precision = Literal["float32", "bfloat16"]
 NAMES = (AUTO, *dinov2.MODELS, *standin.MODELS)
 
 
@@ -93,8 +94,9 @@ class Features(NamedTuple):
 class Backbone(nn.Module):
     """A frozen encoder with its preprocessing; forward takes any sides that are multiples of the patch size."""
 
-    def __init__(self, encoder: nn.Module, geometry: Geometry, description: str) -> None:
+    def __init__(self, encoder: nn.Module, geometry: Geometry, description: str, precision: Precision) -> None:
         super().__init__()
+        self.precision = precision
         self.encoder = encoder
         self.geometry = geometry
         self.description = description
@@ -120,13 +122,13 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
-        """float32 features on the backbone's device, patches row by row; matmuls in bfloat16 on a GPU."""
+        """float32 features on the backbone's device, patches row by row."""
         patch_size = self.geometry.patch_size
         if images.shape[2] % patch_size or images.shape[3] % patch_size:
             raise ValueError(
                 f"images are {tuple(images.shape[2:])}: sides must be multiples of {patch_size}; crop or pad"
             )
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             cls, registers, patches = self.encoder(images.to(self.device))
         return Features(cls.float(), registers.float(), patches.float())
 
@@ -170,8 +172,8 @@ def _choose(weights: str) -> tuple[str, str]:
     return FALLBACK, f"no DINOv2 weights given or cached and the hub does not answer: {standin.DESCRIPTION}"
 
 
-def load_backbone(config: BackboneConfig) -> Backbone:
-    """The frozen backbone of a config, on the GPU when there is one."""
+def load_backbone(config: BackboneConfig, precision: Precision = "float32") -> Backbone:
+    """The frozen backbone of a config, on the GPU when there is one; its matmuls are done in the given precision."""
     config = resolve(config)
     file = find_weights(config.name, config.weights)
     if file is not None and sha256_file(file) != config.digest:
@@ -185,7 +187,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     else:
         encoder = dinov2.load_dinov2(config.name, file)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Backbone(encoder, geometry_of(config), describe(config.name)).to(device)
+    return Backbone(encoder, geometry_of(config), describe(config.name), precision).to(device)
 
 
 def describe(name: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from cluster.files import write_atomic
 from cluster.resources import MACHINE_FACT, Resources
 from curation.augment import AugmentConfig, draft_px, random_view
-from curation.backbone import Backbone, BackboneConfig, load_backbone, pool_patches
+from curation.backbone import Backbone, BackboneConfig, Precision, load_backbone, pool_patches
 from curation.captions import CaptionConfig, CaptionEncoder
 from curation.images import ImageError, bytes_hash, decode, perceptual_hash, pixel_hash, thumbnail
 from curation.schema import (
@@ -63,7 +63,7 @@ class EmbedConfig:
     """Side of the patch grid when content is grid."""
     dtype: Dtype = "float16"
     """Number format of the stored vectors."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Precision = "bfloat16"
     """Arithmetic of the backbone's matmuls; bfloat16 is twice as fast, float32 for processors that lack it."""
     view: int = 0
     """0: the centre of each image; any other number: a random crop and flip that is its own for each number."""
@@ -121,7 +121,7 @@ class EmbedWorker:
     def __init__(self, config: EmbedConfig, out: Path) -> None:
         self.config = config
         self.out = out
-        self.backbone = load_backbone(config.backbone)
+        self.backbone = load_backbone(config.backbone, config.precision)
         self.encoder = CaptionEncoder(config.captions)
         self.spec = embedding_spec(config, self.backbone, self.encoder)
 
@@ -170,10 +170,7 @@ class EmbedWorker:
 
     @torch.inference_mode()
     def _features(self, images: Float[Tensor, "b 3 s s"]) -> dict[str, Float32[np.ndarray, "b t d"]]:
-        is_bfloat16 = self.config.precision == "bfloat16"
-        with torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=is_bfloat16):
-            features = self.backbone.encoder(images.to(self.backbone.device))
-        cls, registers, patches = (tensor.float() for tensor in features)
+        cls, registers, patches = self.backbone(images)
         grid = self.backbone.geometry.grid
         if self.spec.grid != grid:
             patches = pool_patches(patches, grid, self.spec.grid)

@@ -7,6 +7,7 @@ decoded on demand.
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from evaluate.prompts import IMAGENETTE_NAMES
 
 Task = Literal["classification", "retrieval", "segmentation"]
 MAX_PIXELS = 64_000_000
+WORDNET_ID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,17 @@ def open_classification(path: Path) -> ClassificationSet:
 def _class_names(tree: Tree, classes: list[str], images: Sequence[str], folders: list[str]) -> tuple[str, ...]:
     if listing := tree.outermost("classes.json"):
         return _listed_names(tree, classes, _read_json(tree, listing))
+    unnamed = [folder for folder in classes if WORDNET_ID.fullmatch(folder) and folder not in IMAGENETTE_NAMES]
     if all(folder in IMAGENETTE_NAMES for folder in classes):
         return tuple(IMAGENETTE_NAMES[folder] for folder in classes)
     if max(Counter(folders).values()) == 1:
         stems = {folder: PurePosixPath(name).stem for folder, name in zip(folders, images, strict=True)}
         return tuple(_readable(stems[folder]) for folder in classes)
+    if unnamed:
+        raise ValueError(
+            f"class folder {unnamed[0]} ({len(unnamed)} in all) in {tree.root} is a WordNet number: "
+            "prompts need words; add a classes.json that gives each folder its name"
+        )
     return tuple(_readable(folder) for folder in classes)
 
 
@@ -173,23 +181,28 @@ def open_segmentation(path: Path) -> SegmentationSet:
     if listing is None:
         raise ValueError(f"no labels.json in {path}: the list of class names by mask value is required")
     root = PurePosixPath(listing).parent
-    masks_by_stem = {PurePosixPath(name).stem: name for name in _images(tree, _under(root, "masks"))}
+    masks_by_stem = {_stem(name, root / "masks"): name for name in _images(tree, _under(root, "masks"))}
     images = tuple(_images(tree, _under(root, "images")))
     if not images:
         raise ValueError(f"no image in {path}: files under images/ and masks/ with the same stems are required")
-    missing = [name for name in images if PurePosixPath(name).stem not in masks_by_stem]
+    missing = [name for name in images if _stem(name, root / "images") not in masks_by_stem]
     if missing:
         raise ValueError(
             f"missing mask for {missing[0]} ({len(missing)} in all) in {path}: "
             "each images/<stem> needs masks/<stem>.png; add it or remove the image"
         )
-    masks = tuple(masks_by_stem[PurePosixPath(name).stem] for name in images)
+    masks = tuple(masks_by_stem[_stem(name, root / "images")] for name in images)
     labels = _read_json(tree, listing)
     if isinstance(labels, list):
         return SegmentationSet(tree, images, masks, tuple(map(str, labels)), 0, None)
     names = tuple(map(str, labels["labels"]))
     background = names.index("background") if "background" in names else None
     return SegmentationSet(tree, images, masks, names, background, labels.get("ignore_index"))
+
+
+def _stem(name: str, folder: PurePosixPath) -> str:
+    """The file's path in the folder, without its suffix."""
+    return str(PurePosixPath(name).relative_to(folder).with_suffix(""))
 
 
 def _under(root: PurePosixPath, folder: str) -> str:

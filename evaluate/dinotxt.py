@@ -4,9 +4,8 @@ Image tokens are reduced to the content that the model was trained on (pooled, g
 the backbone's own grid at any image size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,7 +13,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from curation.backbone import Backbone, BackboneConfig, Features, geometry_of, load_backbone, pool_patches, resolve
+from curation.backbone import (
+    Backbone,
+    BackboneConfig,
+    Features,
+    Precision,
+    geometry_of,
+    load_backbone,
+    pool_patches,
+    resolve,
+)
 from curation.schema import EmbeddingSpec
 from train.export import LoadedModel
 from train.formats import read_model
@@ -22,20 +30,20 @@ from train.formats import read_model
 IMAGES_AT_ONCE = {"cpu": 16, "cuda": 128}  # small batches stay in a CPU's cache: 1.4 times the images/s of 64
 TEXTS_AT_ONCE = 512
 
-Precision = Literal["float32", "bfloat16"]
-
 
 class DinoTxtEncoder:
     """A frozen backbone with a trained dino.txt on top."""
 
-    def __init__(self, backbone: Backbone, loaded: LoadedModel, precision: Precision = "float32") -> None:
+    def __init__(self, backbone: Backbone, loaded: LoadedModel) -> None:
         has_name = bool(loaded.spec.backbone)  # published weights do not say what they were made for
         self.description = backbone.description if has_name else f"{loaded.spec.description} on {backbone.description}"
         self._backbone = backbone
         self._loaded = loaded
-        self._is_bfloat16 = precision == "bfloat16"
+        self.protocol: Mapping[str, object] = {
+            "image_size": backbone.geometry.image_size,
+            "precision": backbone.precision,
+        }
         self._at_once = IMAGES_AT_ONCE[backbone.device.type]
-        self._last: tuple[Tensor, Features] | None = None
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
@@ -56,7 +64,7 @@ class DinoTxtEncoder:
         blocks = []
         for start in range(0, len(images), self._at_once):
             pixels = torch.stack([self._backbone.preprocess(image) for image in images[start : start + self._at_once]])
-            features = reduce_to(self._features(pixels), self._loaded.spec, self._grid(pixels))
+            features = reduce_to(self._backbone(pixels), self._loaded.spec, self._grid(pixels))
             blocks.append(self._loaded.model.encode_image_features(*features).float().cpu())
         return normalize(torch.cat(blocks), dim=-1)
 
@@ -73,19 +81,11 @@ class DinoTxtEncoder:
             batch = images[start : start + self._at_once]
             fitted = [image.resize((width, height), Image.Resampling.BICUBIC) for image in batch]
             pixels = torch.stack([self._backbone.normalize(image) for image in fitted])
-            features = self._features(pixels)
+            features = self._backbone(pixels)
             registers = features.registers[:, : self._loaded.spec.num_registers]
             _, patches = self._loaded.model.vision(features.cls, registers, features.patches)
             blocks.append(patches.float().cpu())
         return normalize(torch.cat(blocks), dim=-1).unflatten(1, (height // patch, width // patch))
-
-    def _features(self, pixels: Float[Tensor, "b 3 h w"]) -> Features:
-        """Backbone features; the last batch is kept: asking for its image and its patches computes them once."""
-        if self._last is None or not torch.equal(self._last[0], pixels):
-            with torch.autocast(self._backbone.device.type, torch.bfloat16, enabled=self._is_bfloat16):
-                features = self._backbone(pixels)
-            self._last = (pixels, Features(*(tokens.float() for tokens in features)))
-        return self._last[1]
 
     def _grid(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[int, int]:
         patch = self._backbone.geometry.patch_size
@@ -110,10 +110,10 @@ def load_encoder(model_folder: Path, backbone: BackboneConfig, precision: Precis
             f"the model in {model_folder} was trained on {spec.backbone} ({spec.digest[:12]}), evaluation has "
             f"{resolved.name} ({resolved.digest[:12]}): they must be the same; set the evaluation's backbone"
         )
-    if not spec.backbone and (has.dim, has.num_registers) != (spec.dim, spec.num_registers):
+    if not spec.backbone and has.dim != spec.dim:
         raise ValueError(
-            f"the weights in {model_folder} are for {spec.dim} channels and {spec.num_registers} registers, "
-            f"{resolved.name} has {has.dim} and {has.num_registers}: name the backbone that they were made for"
+            f"the weights in {model_folder} are for {spec.dim} channels, {resolved.name} has {has.dim}: name the "
+            "backbone that they were made for"
         )
-    frozen = load_backbone(resolved)
-    return DinoTxtEncoder(frozen, loaded._replace(model=loaded.model.to(frozen.device)), precision)
+    frozen = load_backbone(resolved, precision)
+    return DinoTxtEncoder(frozen, loaded._replace(model=loaded.model.to(frozen.device)))

@@ -3,7 +3,7 @@
 Ours is in evaluate/dinotxt.py, open_clip's in evaluate/openclip.py; the tests have one of fifteen lines.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -13,9 +13,10 @@ from torch import Tensor
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Texts and images into one space; `description` says what the model is and goes into every result."""
+    """Texts and images into one space; what the model is, and what it does to images, goes into every result."""
 
     description: str
+    protocol: Mapping[str, object]
 
     def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
         """One vector for each text; `dense` gives those that compare with `encode_patches`."""

@@ -158,7 +158,7 @@ class Evaluator:
             },
             "baselines": measured.baselines,
             "sizes": measured.sizes,
-            "protocol": {"data": path.name, **measured.protocol, **_intervals(config)},
+            "protocol": {"data": path.name, **measured.protocol, **self._encoder.protocol, **_intervals(config)},
             "encoder": self._encoder.description,
             "seconds": round(time.monotonic() - started, 2),
         }
@@ -169,8 +169,6 @@ def _intervals(config: EvaluateConfig) -> dict[str, object]:
     return {
         "intervals": f"95 %: Wilson for one trial an image, else bootstrap over images ({config.bootstrap_samples})",
         "ties": "expected value under random order",
-        "image_size": config.backbone.image_size,
-        "precision": config.precision,
     }
 
 

@@ -5,7 +5,7 @@ Dense features are the visual tower's patch tokens after its final norm and proj
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class OpenClipEncoder:
         self._model, _, self._preprocess = open_clip.create_model_and_transforms(
             architecture, pretrained=weights or None
         )
+        self.protocol: Mapping[str, object] = {"image_size": self._model.visual.image_size, "precision": "float32"}
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model.to(self._device).eval()
         self._tokenize = open_clip.get_tokenizer(architecture)

@@ -148,7 +148,9 @@ def _train_config(recipe: Recipe) -> TrainConfig:
     """Training with a live backbone reads the pairs as the embed step does."""
     if not recipe.train.live.enabled:
         return recipe.train
-    live = replace(recipe.train.live, source=recipe.embed.source, weights=recipe.embed.backbone.weights)
+    embed = recipe.embed
+    weights = embed.backbone.weights
+    live = replace(recipe.train.live, source=embed.source, precision=embed.precision, weights=weights)
     return replace(recipe.train, live=live)
 
 

@@ -101,9 +101,9 @@ def random_backbone(config: EmbedConfig) -> Backbone:
     """The config's backbone, random where it is a DINOv2: its weights need not be there."""
     named = replace(config.backbone, name=PREFERRED) if config.backbone.name == AUTO else config.backbone
     if named.name in standin.MODELS:
-        return load_backbone(named)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Backbone(dinov2.load_random(named.name), geometry_of(named), describe(named.name)).to(device)
+        return load_backbone(named, config.precision)
+    random = Backbone(dinov2.load_random(named.name), geometry_of(named), describe(named.name), config.precision)
+    return random.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def written(spec: EmbeddingSpec, folder: Path, rows: int) -> float:
@@ -152,9 +152,7 @@ def images_per_s(config: EmbedConfig, backbone: Backbone) -> float:
 
     @torch.inference_mode()
     def see() -> None:
-        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            features = backbone.encoder(images)
-        float(features[0].sum())  # waits for the device
+        float(backbone(images).cls.sum())  # waits for the device
 
     see()
     return rate_of(see, count)

@@ -32,7 +32,7 @@ class Stored:
 
     def decoded(self) -> Float[Tensor, "b ..."]:
         """The values as floating-point numbers, where they are."""
-        return self.values if self.scale is None else self.values.float() * self.scale[..., None]
+        return self.values if self.scale is None else self.values * self.scale[..., None]
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,13 @@ class CheckpointConfig:
     asynchronous: bool = True
     """Write behind the next steps instead of stopping for it."""
 
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"checkpoint.{name} is {getattr(self, name)}: must be at least 1; raise it")
+        if not self.every_minutes > 0:
+            raise ValueError(f"checkpoint.every_minutes is {self.every_minutes}: must be above 0; raise it")
+
 
 class Checkpoints:
     """The checkpoints of one run; every rank makes the same calls."""
@@ -59,8 +66,14 @@ class Checkpoints:
         return step % self.config.every_steps == 0 or minutes >= self.config.every_minutes
 
     def load(self) -> int:
-        """Read the last complete checkpoint into the model and optimizer; the steps it holds, 0 when there is none."""
+        """Read the last complete checkpoint into the model and optimizer; the steps it holds, 0 when there is none.
+
+        What interrupted saves have left is removed.
+        """
         found = complete_checkpoints(self.folder)
+        if dist.get_rank() == 0:
+            for path in {*self.folder.glob("step-*")} - {*found}:
+                shutil.rmtree(path)
         if not found:
             return 0
         self._read(found[-1])

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt64
 from torch import Tensor
 
 from curation.schema import CAPTIONS, CLS, PATCHES, REGISTERS
@@ -68,10 +68,12 @@ class Pairs:
         self.images: Images | None = None
         self.tokenizer, self.context, self.seed, self.shuffle = tokenizer, context, seed, shuffle
         selected = read_selection(selection, self.shards)
-        hashes = key_hashes(selected.keys.to_pylist())
+        hashes, times = key_hashes(selected.keys.to_pylist()), times_before(selected.rows)
         held_out = hashes < np.uint64(int(holdout * 2**64)) if holdout > 0 else np.zeros(len(hashes), bool)
-        self.selected_keys, self.selected_rows, self.hashes = selected.keys.combine_chunks(), selected.rows, hashes
-        self.train_places, self.val_places = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        self.selected_keys, self.selected_rows = selected.keys.combine_chunks(), selected.rows
+        self.hashes = np.where(times > 0, mix_array(hashes ^ times), hashes)  # a repeated pair draws for itself
+        self.train_places, val_places = np.flatnonzero(~held_out), np.flatnonzero(held_out & (times == 0))
+        self.val_places = val_places[np.argsort(hashes[val_places])]  # the first of them are from everywhere
         self.rounds = [self.train_places] if captions == "draw" else self._rounds()
 
     def show(self, images: Images) -> None:
@@ -162,6 +164,15 @@ class Pairs:
         steps = range(start, stop)
         with closing(_ahead(self, steps, batch_size, rank, world, device)) as iterator:
             yield iterator
+
+
+def times_before(rows: Int64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    """How often each row has occurred before."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    times = np.empty(len(rows), np.uint64)
+    times[order] = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
+    return times
 
 
 def _same_rows(view: EmbeddingShards, shards: EmbeddingShards) -> EmbeddingShards:

@@ -73,6 +73,8 @@ def huggingface_config(loaded: LoadedModel) -> dict:
         "backbone_digest": spec.digest,
         "image_size": spec.image_size,
         "embedding_content": spec.content,
+        "num_registers": spec.num_registers,
+        "patch_grid": list(spec.grid),
     }
 
 

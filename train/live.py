@@ -17,7 +17,15 @@ from torch import Tensor
 
 from cluster.resources import MACHINE_FACT
 from curation.augment import AugmentConfig, centre_view, draft_px, random_view
-from curation.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, BackboneConfig, geometry_of, load_backbone
+from curation.backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    BackboneConfig,
+    Precision,
+    geometry_of,
+    load_backbone,
+)
 from curation.images import decode
 from curation.locate import ImageFiles
 from curation.pairs import SourceConfig
@@ -38,6 +46,8 @@ class LiveConfig:
     augment: AugmentConfig = AugmentConfig()
     source: SourceConfig = SourceConfig()
     """How the pairs are stored; a recipe takes the embed step's."""
+    precision: Precision = "bfloat16"
+    """Arithmetic of the backbone's matmuls; a recipe takes the embed step's."""
     weights: str = field(default="", metadata=MACHINE_FACT)
     """Weights of the backbone, as in embed.backbone.weights; a recipe takes the embed step's."""
 
@@ -72,7 +82,7 @@ class Sight:
 
     def __init__(self, config: LiveConfig, spec: EmbeddingSpec) -> None:
         named = backbone_of(config, spec)
-        self.backbone: Backbone = load_backbone(named)
+        self.backbone: Backbone = load_backbone(named, config.precision)
         self.flop = backbone_flop(named) or 0.0
         """FLOP of an image; 0 where it is not known."""
 

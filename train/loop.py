@@ -79,9 +79,15 @@ class TrainConfig:
     resources: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 2), ("num_steps", 1), ("val_every", 1), ("log_every", 1)):
+        at_least = {"batch_size": 2, "num_steps": 1, "val_every": 1, "log_every": 1, "val_rows": 0, "micro_batch": 0}
+        for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: must be at least {least}; raise it")
+        if self.optim.warmup_steps >= self.num_steps:
+            raise ValueError(
+                f"train.optim.warmup_steps is {self.optim.warmup_steps} of {self.num_steps} steps: must be fewer, "
+                "or the rate never falls; lower it, or raise train.num_steps"
+            )
         if not 0 <= self.holdout < 1:
             raise ValueError(
                 f"train.holdout is {self.holdout}: must be a share from 0 to below 1; 0 turns validation off"
@@ -163,7 +169,8 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
             speed.add(len(batch.keys), len(batch.captions.tokens), batch.num_truncated, flop)
 
             done, is_last, is_best = step + 1, step + 1 == config.num_steps, False
-            if done % config.log_every == 0 or is_last or done % config.val_every == 0:
+            is_told = done % config.log_every == 0 or done % config.val_every == 0
+            if is_told or is_last or must_save or must_stop:
                 numbers = {
                     "loss": float(loss),
                     "lr": lr,
@@ -172,7 +179,7 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
                 }
                 numbers |= {"batch_accuracy": batch_accuracy(features), **speed.rates(device), "workers": float(world)}
                 if done % config.val_every == 0 or is_last:
-                    numbers |= validate(model, pairs, config.val_rows, config.loss, device, see)
+                    numbers |= validate(model, pairs, config.val_rows, config.micro_batch, config.loss, device, see)
                     (is_best,) = agree(score(numbers, config.best) > checkpoints.best_score)
                 if rank == 0:
                     append_jsonl(job.out / METRICS, {"step": done, "time": time.time(), **numbers})

@@ -155,7 +155,7 @@ class _Contrastive(torch.autograd.Function):
         x, y, factor, batch = images.to(dtype), texts.to(dtype), scale.detach(), len(images)
         by_image = images.new_full((batch,), -torch.inf)
         by_text = images.new_full((ring.size, batch), -torch.inf)
-        is_narrow = 2 * float(factor) <= SINGLE_EXP_LIMIT
+        is_narrow = not images.is_cuda and 2 * float(factor) <= SINGLE_EXP_LIMIT  # a GPU would have to wait
         for owner, chunk in ring.chunks(y):
             for i, j in _tiles(x, chunk):
                 over_rows, over_columns = _log_sums(x[i], chunk[j], factor, is_narrow)

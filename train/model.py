@@ -67,8 +67,11 @@ class LayerNorm(nn.LayerNorm):
     """LayerNorm computed in float32, returned in the dtype of its weight."""
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        normed = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
-        return normed.to(self.weight.dtype)
+        return self.float32(x).to(self.weight.dtype)
+
+    def float32(self, x: Float[Tensor, "*b d"]) -> Float32[Tensor, "*b d"]:
+        """As it was computed."""
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
 class Attention(nn.Module):
@@ -146,7 +149,9 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def forward(self, captions: Packed) -> Float32[Tensor, "b f"]:
-        x = self.token_embedding(captions.tokens).float() + self.position_embedding[captions.positions]
+        # as float32, since the gradients of a row that occurs often are added up in the row's own format
+        words = F.embedding(captions.tokens, self.token_embedding.weight.float())
+        x = words + F.embedding(captions.positions, self.position_embedding.float())
         for block in self.blocks:
             x = block(x, captions)
         ends = x[captions.ends]  # pick first, then norm and project: a caption has one end-of-text
@@ -192,7 +197,7 @@ class VisionBlock(nn.Module):
             return x + branch(norm(x)) * scale.float()
         kept = max(1, round(len(x) * (1 - self.drop_path)))
         rows = torch.randperm(len(x), device=x.device)[:kept]
-        return x.index_add(0, rows, branch(norm(x[rows])).float() * scale.float(), alpha=len(x) / kept)
+        return x.index_add(0, rows, branch(norm(x[rows])) * scale.float(), alpha=len(x) / kept)
 
 
 def num_heads(dim: int) -> int:
@@ -217,10 +222,10 @@ class VisionHead(nn.Module):
         self, cls: Float[Tensor, "b d"], registers: Float[Tensor, "b r d"], patches: Float[Tensor, "b p d"]
     ) -> tuple[Float32[Tensor, "b d"], Float32[Tensor, "b p d"]]:
         """CLS and patches, aligned with text; the registers take part and are dropped."""
-        tokens = torch.cat([cls[:, None], registers, patches], dim=1).float()  # b 1+r+p d
+        tokens = torch.cat([cls[:, None].float(), registers, patches], dim=1)  # b 1+r+p d, float32 as its first part
         for block in self.blocks:
             tokens = block(tokens)
-        tokens = self.norm(tokens).float()
+        tokens = self.norm.float32(tokens)
         return tokens[:, 0], tokens[:, 1 + registers.shape[1] :]
 
 

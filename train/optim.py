@@ -23,8 +23,8 @@ class OptimConfig:
     """Decay of the two moments."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
-    warmup_steps: int = 2000
-    """Steps of linear warm-up; then a cosine falls to 0 at the last step."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up; then a cosine that would reach 0 one step after the last."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient; 0: no clipping."""
 

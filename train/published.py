@@ -61,6 +61,11 @@ def write_published_folder(folder: Path, loaded: LoadedModel) -> None:
             f"pooling {config.vision.pooling!r} in published files: whoever reads them takes concat(CLS, patch mean); "
             "export another format, or train with pooling=concat"
         )
+    if loaded.spec.content != "tokens":
+        raise ValueError(
+            f"a model of {loaded.spec.content} embeddings in published files: whoever reads them gives all "
+            "patches, which it was not trained on; export another format, or train on content=tokens"
+        )
     for what, width, heads in (("text", config.text.width, config.text.heads), ("vision", dim, num_heads(dim))):
         if width != heads * HEAD_DIM and (what == "text" or config.vision.blocks):
             raise ValueError(

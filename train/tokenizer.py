@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+import pyarrow.compute as pc
 import sentencepiece
 from jaxtyping import Int64
 
 from cluster.files import write_atomic
 from cluster.resources import MACHINE_FACT
+from curation.schema import CAPTIONS
 from curation.selection import read_selection
 from curation.shards import EmbeddingShards
 
@@ -95,17 +97,16 @@ def run(config: TokenizerConfig, *, out: Path, embeddings: Path, selection: Path
 
 
 def selected_captions(shards: EmbeddingShards, rows: Int64[np.ndarray, " rows"], limit: int) -> Iterator[str]:
-    """Captions of the rows in order; of more rows than `limit`, an even spread."""
-    if len(rows) > limit:
-        rows = rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
-    taken = 0
-    for start in range(0, len(rows), ROWS_PER_READ):
-        for captions in shards.captions(rows[start : start + ROWS_PER_READ]):
-            for caption in captions:
-                if taken == limit:
-                    return
-                taken += 1
-                yield caption
+    """Captions of the rows in order; of more captions than `limit`, an even spread."""
+    ends = np.cumsum(pc.list_value_length(shards.strings(CAPTIONS)).to_numpy()[rows])
+    total = int(ends[-1]) if len(rows) else 0
+    wanted = np.linspace(0, total - 1, limit).astype(np.int64) if total > limit else np.arange(total)
+    owners = np.searchsorted(ends, wanted, side="right")
+    places = wanted - np.concatenate([[0], ends])[owners]
+    for start in range(0, len(wanted), ROWS_PER_READ):
+        part = slice(start, start + ROWS_PER_READ)
+        for captions, place in zip(shards.captions(rows[owners[part]]), places[part].tolist(), strict=True):
+            yield captions[place]
 
 
 def train_tokenizer(config: TokenizerConfig, captions: Iterator[str]) -> "SentencePieceTokenizer":

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from torch.distributed.checkpoint.api import CheckpointException
 
 from cluster.files import read_jsonl, write_atomic
 from cluster.logs import progress
@@ -51,7 +52,17 @@ WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 NOISY = ("ray.train", "ray.train.v2", "ray.data")
 
 
-OUR_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, TypeError, ValueError)
+WOULD_FAIL_AGAIN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    TypeError,
+    ValueError,
+    CheckpointException,
+    torch.OutOfMemoryError,
+)
 
 
 class TrainingFailed(RuntimeError):
@@ -174,17 +185,18 @@ def _worker(arguments: dict) -> None:
     job: Job = arguments["job"]
     limit_threads(arguments["resources"].threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing is read before it is written
     if (job.out / FAILED).exists():
         return  # another try would fail alike; the driver raises what the file says
     is_first = dist.get_rank() == 0
-    interruptions = Interruptions(job.out, arguments["resources"], arguments["most"] if is_first else 0)
+    interruptions = Interruptions(config, job.out, arguments["resources"], arguments["most"] if is_first else 0)
     try:
         if is_needed(largest_group(config, dist.get_world_size())):
             is_complete = train(config, job, interruptions)
             if is_first and not is_complete and not (job.out / STOP).exists():
                 (job.out / GROW).touch()
-    except OUR_ERRORS as error:
-        if not isinstance(error, ConnectionError):
+    except WOULD_FAIL_AGAIN as error:
+        if not isinstance(error, ConnectionError):  # another worker has died
             write_atomic(job.out / FAILED, f"{type(error).__name__}: {error}")
         raise
 
@@ -192,11 +204,11 @@ def _worker(arguments: dict) -> None:
 class Interruptions:
     """What asks a rank to save, or to save and end: the driver, a node about to be preempted, room for more workers."""
 
-    def __init__(self, out: Path, resources: Resources, most: int) -> None:
+    def __init__(self, config: TrainConfig, out: Path, resources: Resources, most: int) -> None:
         """`most` workers are wanted; a rank with 0 leaves it to another to look for room."""
-        self.out, self.resources, self.most = out, resources, most
+        self.config, self.out, self.resources, self.most = config, out, resources, most
         self.was_warned = False
-        self.room, self.looked_s = min(most, resources.room()), time.monotonic()
+        self.group, self.looked_s = self._possible(), time.monotonic()
 
     def __call__(self) -> Interruption:
         if (self.out / STOP).exists() or self._has_grown():
@@ -207,11 +219,14 @@ class Interruptions:
         return ""
 
     def _has_grown(self) -> bool:
-        """Whether nodes have come since the last look."""
+        """Whether more workers could train than at the last look."""
         if not self.resources.min_workers or time.monotonic() - self.looked_s < GROWTH_S:
             return False
-        before, self.room, self.looked_s = self.room, min(self.most, self.resources.room()), time.monotonic()
-        return self.room > before
+        before, self.group, self.looked_s = self.group, self._possible(), time.monotonic()
+        return self.group > before
+
+    def _possible(self) -> int:
+        return largest_group(self.config, min(self.most, self.resources.room()))
 
 
 def largest_group(config: TrainConfig, most: int) -> int:
@@ -271,14 +286,14 @@ def _followed(metrics: Path, num_steps: int) -> Iterator[None]:
     def follow() -> None:
         shown = 0
         with progress(num_steps, "train", "steps") as advance:
-            while not ended.wait(FOLLOW_S) or shown >= 0:
+            is_ended = False
+            while not is_ended:
+                is_ended = ended.wait(FOLLOW_S)
                 row = (read_jsonl(metrics) or [{"step": 0}])[-1]
                 if row["step"] > shown:
                     names = ("loss", "pairs_per_s")
                     advance(row["step"] - shown, **{name: row[name] for name in names if name in row})
                     shown = row["step"]
-                if ended.is_set():
-                    return
 
     thread = threading.Thread(target=follow, name="train-progress", daemon=True)
     thread.start()

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from jaxtyping import Float32
 from torch import Tensor
 
+from train.batch import split
 from train.data import Pairs
 from train.live import See, as_stored
 from train.loss import LossConfig, global_loss
@@ -27,7 +28,13 @@ def score(numbers: Mapping[str, float], metric: HeldOutMetric) -> float:
 
 @torch.no_grad()
 def validate(
-    model: DinoTxt, pairs: Pairs, most_rows: int, config: LossConfig, device: torch.device, see: See = as_stored
+    model: DinoTxt,
+    pairs: Pairs,
+    most_rows: int,
+    micro_batch: int,
+    config: LossConfig,
+    device: torch.device,
+    see: See = as_stored,
 ) -> dict[str, float]:
     """Validation loss, and recall at 1 in both directions among the held-out pairs; empty when there are too few."""
     num_rows = min(most_rows, len(pairs.val_places))
@@ -36,10 +43,13 @@ def validate(
     rank, world = dist.get_rank(), dist.get_world_size()
     share = -(-num_rows // world)
     model.eval()
-    features = model(*see(pairs.val_batch(rank * share, (rank + 1) * share)).to(device).inputs())
+    parts = split(pairs.val_batch(rank * share, (rank + 1) * share), micro_batch)
+    encoded = [model(*see(part).to(device).inputs()) for part in parts]
     model.train()
-    images, texts = (_gather(x)[:num_rows] for x in (features.images, features.texts))
-    loss = global_loss(images, texts, features.scale, config)
+    images, texts = (
+        _gather(torch.cat([getattr(part, name) for part in encoded]))[:num_rows] for name in ("images", "texts")
+    )
+    loss = global_loss(images, texts, encoded[0].scale, config)
     return {"val_loss": float(loss), **recall_at_1(images, texts), "val_rows": float(num_rows)}
 
 

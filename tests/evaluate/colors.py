@@ -31,6 +31,7 @@ class ColorEncoder:
     """Knows every colour by its name and by its looks: perfect by construction."""
 
     description = "colours"
+    protocol: Mapping[str, object] = {"image_size": "any"}
 
     def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
         found = [next(COLORS[word] for word in text.strip(".").split() if word in COLORS) for text in texts]

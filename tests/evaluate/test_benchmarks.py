@@ -47,6 +47,21 @@ def test_classification_names_of_imagenette_are_known(write: Callable) -> None:
     assert open_classification(write(files)).class_names == ("tench", "parachute")
 
 
+def test_wordnet_numbers_without_names_are_refused(write: Callable) -> None:
+    files = {f"{wnid}/{index}.jpg": b"" for wnid in ("n01440764", "n01443537") for index in range(2)}
+    with pytest.raises(ValueError, match=r"class folder n01443537 \(1 in all\) .* add a classes\.json"):
+        open_classification(write(files))
+
+
+def test_masks_are_found_by_their_whole_path(write: Callable) -> None:
+    files = segmentation_files(2)
+    renamed = {name.replace("scene-0", "a/1").replace("scene-1", "b/1"): data for name, data in files.items()}
+    dataset = open_segmentation(write(renamed))
+    assert list(zip(dataset.images, dataset.masks, strict=True)) == [
+        (f"images/{folder}/1.png", f"masks/{folder}/1.png") for folder in "ab"
+    ]
+
+
 def test_classification_names_come_from_stems_when_each_class_has_one_image(write: Callable) -> None:
     dataset = open_classification(write({"n01484850/great_white_shark.jpg": b"", "n01440764/tench.jpg": b""}))
     assert dataset.class_names == ("tench", "great white shark")

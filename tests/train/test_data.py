@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from curation.schema import CLS, PATCHES, REGISTERS
+from curation.selection import write_selection
+from curation.shards import EmbeddingShards
 from train.attention import unpack
-from train.data import CaptionUse, Pairs, Share, encode
+from train.data import CaptionUse, Pairs, Share, encode, times_before
 from train.shuffle import ShuffleConfig
 from train.tokenizer import load_tokenizer
 
@@ -96,6 +98,27 @@ def test_held_out_pairs_are_chosen_by_key_and_never_trained_on(pooled_pairs: dic
     trained = {key for step in range(8) for key in one.batch(step, 24).keys}
     assert not trained & set(one.val_batch(0, len(one.val_places)).keys)
     assert len(pairs(pooled_pairs, holdout=0.0).val_places) == 0
+
+
+def test_the_first_held_out_pairs_are_from_everywhere(pooled_pairs: dict[str, Path]) -> None:
+    data = pairs(pooled_pairs, holdout=0.4)
+    few = data.val_places[: len(data.val_places) // 4]
+    assert few.max() > len(data.selected_rows) * 0.8
+
+
+def test_a_repeated_pair_draws_for_itself_and_is_held_out_once(pooled_pairs: dict[str, Path], tmp_path: Path) -> None:
+    shards = EmbeddingShards(pooled_pairs["embeddings"])
+    rows = np.repeat(np.arange(0, 240), 3)
+    write_selection(tmp_path, shards, rows)
+    data = pairs({**pooled_pairs, "selection": tmp_path})
+    assert times_before(np.array([5, 3, 5, 5, 3])).tolist() == [0, 0, 1, 2, 1]
+    assert len(set(data.selected_rows[data.val_places])) == len(data.val_places)
+    trained = set(data.selected_rows[data.train_places])
+    assert not trained & set(data.selected_rows[data.val_places])
+    places = data.train_places[data.selected_rows[data.train_places] < 100]
+    drawn = [tuple(ids) for ids in unpack(data._load(Share(0, 0, places)).captions)]
+    groups = {tuple(drawn[start : start + 3]) for start in range(0, len(drawn), 3)}
+    assert any(len(set(group)) > 1 for group in groups)
 
 
 def test_caption_drawn_depends_on_epoch_and_key_only(pooled_pairs: dict[str, Path]) -> None:

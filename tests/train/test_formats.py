@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from curation.schema import EmbeddingSpec
+from curation.schema import Content, EmbeddingSpec
 from train.export import LoadedModel
 from train.formats import FORMATS, TOLERANCE, export_format, features_of, probe_tokens, read_model
 from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
@@ -33,14 +33,13 @@ def clip_words(folder: Path) -> ClipTokenizer:
     return ClipTokenizer(folder)
 
 
-def make_model(tokenizer: Tokenizer, config: ModelConfig, dim: int = 64) -> LoadedModel:
+def make_model(tokenizer: Tokenizer, config: ModelConfig, dim: int = 64, content: Content = "tokens") -> LoadedModel:
     torch.manual_seed(0)
     model = DinoTxt(config, tokenizer.vocab_size, dim)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
-    pooled = config.vision.blocks == 0
-    registers, grid, content = (0, (1, 1), "pooled") if pooled else (2, (3, 3), "tokens")
+    registers, grid = (0, (1, 1)) if content == "pooled" else (2, (3, 3))
     spec = EmbeddingSpec("random-vit", "d", "random", 42, dim, registers, grid, content, "float16", "", 0)
     return LoadedModel(model.eval(), tokenizer, spec)
 
@@ -113,6 +112,15 @@ def test_published_files_refuse_what_they_cannot_say(
     with pytest.raises(ValueError, match=complaint):
         export_format("dinotxt", loaded, tmp_path, SOURCE)
     assert not list(tmp_path.iterdir())
+
+
+def test_published_files_refuse_a_model_of_pooled_patches(tmp_path: Path) -> None:
+    """Whoever reads them takes the mean of the normed patches, not the norm of their mean."""
+    config = ModelConfig(TextConfig(64, 1, 1, 16), VisionConfig(blocks=0))
+    loaded = make_model(sentencepiece_words(), config, content="pooled")
+    with pytest.raises(ValueError, match="a model of pooled embeddings"):
+        export_format("dinotxt", loaded, tmp_path, SOURCE)
+    export_format("huggingface", loaded, tmp_path, SOURCE)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

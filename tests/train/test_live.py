@@ -36,7 +36,7 @@ SOURCE = SourceConfig(part_rows=25)
 EMBED = EmbedConfig(SOURCE, BackboneConfig("random-vit", image_size=28), CaptionConfig(dim=16), precision="float32")
 LIVE: TrainConfig = replace(
     TINY,
-    live=LiveConfig(enabled=True, source=SOURCE),
+    live=LiveConfig(enabled=True, source=SOURCE, precision="float32"),
     model=replace(TINY.model, vision=VisionConfig(blocks=1)),
     shuffle=ShuffleConfig("blocks", block_rows=6, window_blocks=3),
     batch_size=12,

@@ -90,17 +90,46 @@ def test_stopped_training_on_blocks_and_all_captions_goes_on_bitwise_equal(
 
 
 @pytest.mark.usefixtures("process_group")
+def test_captions_cut_are_counted_across_a_stop(pooled_pairs: dict[str, Path], tmp_path: Path) -> None:
+    text = replace(TINY.model.text, context=5)
+    config = replace(TINY, log_every=20, model=replace(TINY.model, text=text))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    steps = iter(range(1, 100))
+    assert not train(config, job(pooled_pairs, stopped), lambda: "stop" if next(steps) == 7 else "")
+    assert train(config, job(pooled_pairs, stopped))
+    assert train(config, job(pooled_pairs, whole))
+    cut = [sum(row["captions_cut"] for row in read_jsonl(out / "metrics.jsonl")) for out in (whole, stopped)]
+    assert cut[0] == cut[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        (lambda: replace(TINY, micro_batch=-4), "train.micro_batch is -4: must be at least 0"),
+        (lambda: replace(TINY, num_steps=2), "warmup_steps is 2 of 2 steps: must be fewer"),
+        (lambda: CheckpointConfig(every_steps=0), "checkpoint.every_steps is 0: must be at least 1"),
+        (lambda: CheckpointConfig(keep=0), "checkpoint.keep is 0: must be at least 1"),
+    ],
+)
+def test_sizes_without_meaning_are_refused(wrong: Callable[[], object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        wrong()
+
+
+@pytest.mark.usefixtures("process_group")
 def test_a_checkpoint_without_its_marker_is_not_read(pooled_pairs: dict[str, Path], tmp_path: Path) -> None:
     steps = iter(range(1, 100))
     config = replace(TINY, checkpoint=CheckpointConfig(every_steps=1000))
     assert not train(config, job(pooled_pairs, tmp_path), lambda: "stop" if next(steps) == 4 else "")
     (tmp_path / "checkpoints" / "step-00000004" / "complete.json").unlink()
     assert not train(config, job(pooled_pairs, tmp_path), lambda: "stop")
-    assert [path.name for path in complete_checkpoints(tmp_path / "checkpoints")] == ["step-00000001"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]  # what was left is removed
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("optim", [OptimConfig(lr=3e-3, warmup_steps=2), OptimConfig(lr=0.03, warmup_steps=40)])
+@pytest.mark.parametrize("optim", [OptimConfig(lr=3e-3, warmup_steps=2), OptimConfig(lr=0.03, warmup_steps=19)])
 def test_the_best_step_is_kept_and_exported_beside_the_last(
     pooled_pairs: dict[str, Path], tmp_path: Path, optim: OptimConfig
 ) -> None:
@@ -119,7 +148,7 @@ def test_the_best_step_is_kept_and_exported_beside_the_last(
     pairs = read_pairs(config, job(pooled_pairs, tmp_path))
     for name, row in (("best_model", best), ("model", last)):
         model = load_model(tmp_path / name).model
-        found = validate(model, pairs, config.val_rows, config.loss, torch.device("cpu"))
+        found = validate(model, pairs, config.val_rows, 3, config.loss, torch.device("cpu"))
         assert found["val_loss"] == pytest.approx(row["val_loss"], rel=1e-5)
 
 

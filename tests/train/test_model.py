@@ -1,5 +1,6 @@
 """Model: packing changes no feature, published sizes, shapes by config."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,22 @@ def test_bfloat16_features_are_close_to_float32() -> None:
     exact = F.normalize(encoder(pack(CAPTIONS)), dim=-1)
     half = F.normalize(encoder.bfloat16()(pack(CAPTIONS)), dim=-1)
     assert float((exact * half).sum(-1).min()) > 0.9995
+
+
+def test_gradients_of_frequent_tokens_are_added_up_in_float32() -> None:
+    """In bfloat16, most of what many captions say to the end-of-text token would be rounded away."""
+    exact, rounded = text_encoder(), text_encoder().bfloat16()
+    exact.load_state_dict(rounded.state_dict())
+    random = np.random.default_rng(0)
+    captions = [[*random.integers(1, 16, 9).tolist(), 0] for _ in range(1024)]
+    direction = torch.randn(1024, exact.projection.out_features, generator=torch.Generator().manual_seed(0))
+    for encoder in (exact, rounded):
+        (encoder(pack(captions)) * direction).sum().backward()
+    for name in ("token_embedding.weight", "position_embedding"):
+        right, found = (dict(encoder.named_parameters())[name].grad for encoder in (exact, rounded))
+        assert right is not None
+        assert found is not None
+        assert (found.float() - right).norm() < 0.03 * right.norm()
 
 
 def test_pack_lays_out_captions_by_length() -> None:

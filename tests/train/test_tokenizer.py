@@ -4,9 +4,19 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from train.tokenizer import ClipTokenizer, Tokenizer, TokenizerConfig, load_tokenizer, run, train_tokenizer
+from curation.shards import EmbeddingShards
+from train.tokenizer import (
+    ClipTokenizer,
+    Tokenizer,
+    TokenizerConfig,
+    load_tokenizer,
+    run,
+    selected_captions,
+    train_tokenizer,
+)
 
 CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "green", "blue") for thing in ("apple", "dog", "old boat")]
 STRANGE = ["", "🙂👍🏽", "مرحبا بالعالم", "nul\x00inside", "word " * 10_000, "ＦＵＬＬ Width"]
@@ -40,6 +50,16 @@ def test_any_string_round_trips_through_bytes() -> None:
     tokenizer = small()
     (ids,) = tokenizer.encode(["🙂 مرحبا"], 100)
     assert tokenizer.processor.decode(ids[:-1]) == "🙂 مرحبا"
+
+
+def test_of_many_captions_an_even_spread_is_taken(pooled_pairs: dict[str, Path]) -> None:
+    shards = EmbeddingShards(pooled_pairs["embeddings"])
+    rows = np.arange(10, 230)
+    whole = [caption for texts in shards.captions(rows) for caption in texts]
+    assert list(selected_captions(shards, rows, 10_000)) == whole
+    few = list(selected_captions(shards, rows, 40))
+    assert few == [whole[place] for place in np.linspace(0, len(whole) - 1, 40).astype(int)]
+    assert list(selected_captions(shards, rows[:0], 40)) == []
 
 
 def test_case_is_folded() -> None:

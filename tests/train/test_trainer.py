@@ -126,7 +126,7 @@ def test_a_lost_node_shrinks_training_and_a_new_one_grows_it_and_no_step_is_miss
     subprocess.run([sys.executable, str(program), str(short_folder)], env=environment, check=True, capture_output=True)
     rows = read_jsonl(short_folder / "out" / "metrics.jsonl")
     assert [count for count, _ in groupby(row["workers"] for row in rows)] == [2, 1, 2]
-    steps = [row["step"] for row in rows]
+    steps = [row["step"] for row in rows if row["step"] % 10 == 0]  # between them, those at which it was told to stop
     assert steps == list(range(10, 10 * len(steps) + 1, 10))
     assert max(row["step"] for row in rows if row["workers"] == 1) >= int((short_folder / "alone.txt").read_text())
     assert (
