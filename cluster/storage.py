@@ -140,7 +140,9 @@ def _store(path: str) -> tuple[pafs.FileSystem, str]:
 @lru_cache
 def _connection(scheme: str, bucket: str) -> pafs.FileSystem:
     """One connection a bucket and process."""
-    endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", "")) if scheme == "s3" else urlsplit("")
-    options = f"?endpoint_override={endpoint.netloc}&scheme={endpoint.scheme}" if endpoint.netloc else ""
+    options, endpoint = "", urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
+    if scheme == "s3" and endpoint.netloc:
+        region = os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
+        options = f"?endpoint_override={endpoint.netloc}&scheme={endpoint.scheme}&region={region}"
     store, _ = pafs.FileSystem.from_uri(f"{scheme}://{quote(bucket)}{options}")
     return store
