@@ -5,6 +5,7 @@ the same thing: nothing is unpacked.
 """
 
 import io
+import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -44,15 +45,16 @@ class Tree:
     def find(self, name: str, near: str = "") -> ByteRange | None:
         """A file by its name in an annotation file that lies in folder `near`.
 
-        Looked for as given, beside the annotations, then anywhere by the longest matching tail of its path.
+        Looked for beside the annotations, as given, then anywhere: the one file whose path ends in the whole name, or
+        whose whole path ends the name.
         """
-        for candidate in (str(PurePosixPath(near) / name), name):
+        for candidate in (posixpath.normpath(posixpath.join(near, name)), name):
             if candidate in self.files:
                 return self.files[candidate]
         parts = PurePosixPath(name).parts
-        candidates = self.by_basename.get(parts[-1], []) if parts else []
-        best = max(candidates, key=lambda found: _common_tail(PurePosixPath(found).parts, parts), default=None)
-        return None if best is None else self.files[best]
+        same_name = self.by_basename.get(parts[-1], []) if parts else []
+        fitting = [found for found in same_name if _is_tail(PurePosixPath(found).parts, parts)]
+        return self.files[fitting[0]] if len(fitting) == 1 else None
 
     def outermost(self, *basenames: str) -> str | None:
         """The file of one of these names that is nearest the root."""
@@ -64,13 +66,10 @@ class Tree:
         return [name for name in self.files if name.lower().endswith(suffixes)]
 
 
-def _common_tail(left: tuple[str, ...], right: tuple[str, ...]) -> int:
-    count = 0
-    for a, b in zip(reversed(left), reversed(right), strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+def _is_tail(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
+    """Whether the longer path ends in the whole of the shorter one."""
+    common = min(len(left), len(right))
+    return left[-common:] == right[-common:]
 
 
 def open_tree(path: Path) -> Tree:

@@ -312,6 +312,18 @@ def test_missing_files_blank_captions_and_bad_lines_are_rejects(images: Path) ->
     }
 
 
+def test_a_missing_image_is_not_replaced_by_another_of_its_name(images: Path) -> None:
+    for folder in ("dog", "x/cow", "y/cow"):
+        (images / folder).mkdir(parents=True)
+        (images / folder / "1.jpg").write_bytes((images / "a.jpg").read_bytes())
+    (images / "lists").mkdir()
+    names = ["cat/1.jpg", "cow/1.jpg", "1.jpg", "../dog/1.jpg", "/home/me/data/sub/c.jpg", "c.jpg", "data/a.jpg"]
+    (images / "lists" / "captions.json").write_text(json.dumps(dict.fromkeys(names, "text")))
+    rows = read_all(images)
+    assert reasons_of(rows) == dict.fromkeys(["cat/1.jpg", "cow/1.jpg", "1.jpg"], "missing file")
+    assert [row.key for row in rows if isinstance(row, Sample)] == names[3:]
+
+
 def test_file_that_goes_away_after_listing_is_a_reject(images: Path) -> None:
     write_json(images)
     parts = list_parts(SourceConfig(), images)
