@@ -25,7 +25,7 @@ from curation.annotations import (
 from curation.pairs import IMAGE_SUFFIXES, Format, Part, Reject, Row, Sample, SourceConfig, clean_captions
 from curation.parquet import parquet_parts, read_parquet_part
 from curation.tree import ByteRange, Tree, open_tree
-from curation.webdataset import read_tar_part, tar_parts
+from curation.webdataset import read_tar_part, split_name, tar_parts
 
 HASHED_WHOLE_BYTES = 64_000_000
 ANNOTATION_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
@@ -86,9 +86,9 @@ def _holds_webdataset(tree: Tree, is_asked: bool) -> bool:
         return bool(tree.with_suffix(".tar"))
     if is_asked:
         return True
-    stems = {name.partition(".")[0] for name in tree.with_suffix(*IMAGE_SUFFIXES)}
-    beside = {name.partition(".")[0] for name in tree.with_suffix(".txt", ".json")}
-    return tree.root.suffix == ".tar" and bool(stems & beside)
+    images = {split_name(name)[0] for name in tree.with_suffix(*IMAGE_SUFFIXES)}
+    beside = {split_name(name)[0] for name in tree.with_suffix(".txt", ".json")}
+    return tree.root.suffix == ".tar" and bool(images & beside)
 
 
 def _annotated_rows(kind: Format, tree: Tree, only: str, config: SourceConfig) -> tuple[Sequence[Row], str]:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cluster.storage import files_below, kind_of, open_file, read_range
+import pyarrow as pa
+
+from cluster.storage import files_below, kind_of, open_arrow, open_file, read_range
 
 
 class ByteRange(NamedTuple):
@@ -94,15 +96,28 @@ def tar_members(path: Path) -> Iterator[tuple[str, ByteRange]]:
                 archive.members = []  # type: ignore[attr-defined]  # the index would grow with the archive
             _check_end(file, archive.offset)
     except tarfile.TarError as error:
-        raise ValueError(
-            f"{path} cannot be read as a tar ({error}): it must be whole and uncompressed, since files are read in "
-            "place; unpack compressed archives, fetch cut ones again"
-        ) from error
+        raise _damaged(path, error) from error
 
 
-def _check_end(file: io.BufferedReader, offset: int) -> None:
-    """What follows the last member is nothing or a block of zeros; tarfile itself is silent about anything else."""
+def check_tar_end(path: Path) -> None:
+    """ValueError when a tar has been cut: a whole one ends in zeros. One small read, without its headers."""
+    with open_arrow(path) as file:
+        try:
+            _check_end(file, max(0, file.size() - tarfile.BLOCKSIZE))
+        except tarfile.TarError as error:
+            raise _damaged(path, error) from error
+
+
+def _check_end(file: io.BufferedReader | pa.NativeFile, offset: int) -> None:
+    """What follows the last member is a block of zeros; tarfile itself is silent about anything else."""
     file.seek(offset)
     tail = file.read(tarfile.BLOCKSIZE)
-    if tail.strip(b"\0") or 0 < len(tail) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"no header at byte {offset}")
+    if tail.strip(b"\0") or len(tail) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"neither a header nor the end mark at byte {offset}")
+
+
+def _damaged(path: Path, error: tarfile.TarError) -> ValueError:
+    return ValueError(
+        f"{path} cannot be read as a tar ({error}): it must be whole and uncompressed, since files are read in place; "
+        "unpack compressed archives, fetch cut ones again"
+    )

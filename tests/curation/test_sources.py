@@ -233,15 +233,51 @@ def test_webdataset_bad_samples_are_rejects(tmp_path: Path, picture: Draw, encod
     assert len(rows) == 6
 
 
-def test_cut_tar_ends_in_a_reject(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
+def test_samples_under_one_key_are_rejects_each_and_not_mixed(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
+    image = encoded(picture(0), "PNG")
+    members = [(f"photo.{n}.{suffix}", data) for n in range(3) for suffix, data in (("png", image), ("txt", b"text"))]
+    members += [("seg.png", image), ("seg.txt", b"text"), ("seg.mask.PNG", image), ("two.png", image)]
+    members += [("two.1.json", b"{}"), ("two.json", b"{}"), ("other.en.txt", b"text"), ("other.v1.png", image)]
+    rows = read_all(write_tar(tmp_path / "x.tar", members))
+    assert [row.key for row in rows] == ["photo"] * 3 + ["seg"] * 2 + ["two"] * 2 + ["other"]
+    assert set(reasons_of(rows[:-1]).values()) == {"unreadable record"}
+    assert rows[0].detail.startswith("3 images, .txt or .json have this key")
+    assert rows[-1].captions == ("text",)
+
+
+def test_extensions_in_capitals_repeat_a_key_too(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
+    image = encoded(picture(0), "PNG")
+    rows = read_all(write_tar(tmp_path / "x.tar", [("a.PNG", image), ("a.TXT", b"one")] * 2))
+    assert rows[0].captions == ("one",)
+    assert reasons_of(rows[1:]) == {"a": "duplicate key"}
+
+
+def test_tar_of_a_folder_with_a_dot_is_read_by_its_list(images: Path, tmp_path: Path) -> None:
+    write_json(images)
+    moved = images.rename(tmp_path / "flickr.v1")
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(moved, "flickr.v1")
+    assert captions_of(read_all(tmp_path / "x.tar")) == CAPTIONS
+
+
+@pytest.mark.parametrize("size", [0, 100, 10_240, 20_000])
+def test_cut_tar_is_refused_alone_and_in_a_folder(tmp_path: Path, picture: Draw, encoded: Encode, size: int) -> None:
+    members = [item for n in range(5) for item in sample_members(f"{n}", encoded(picture(n), "PNG"), ["text"])]
+    whole = write_tar(tmp_path / "whole.tar", members)
+    (tmp_path / "x.tar").write_bytes(whole.read_bytes()[:size])
+    for source in (tmp_path, tmp_path / "x.tar"):
+        with pytest.raises(ValueError, match=r"x\.tar cannot be read as a tar"):
+            list_parts(SourceConfig(), source)
+
+
+def test_tar_with_a_damaged_header_is_refused_when_it_is_read(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
     members = [item for n in range(5) for item in sample_members(f"{n}", encoded(picture(n), "PNG"), ["text"])]
     path = write_tar(tmp_path / "x.tar", members)
-    path.write_bytes(path.read_bytes()[:20_000])
-    rows = read_all(tmp_path)
-    assert isinstance(rows[0], Sample)
-    assert list(reasons_of(rows).values()) == ["truncated archive"]
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"3.bmp", b"\xff.bmp"))
+    parts = list_parts(SourceConfig(), tmp_path)
     with pytest.raises(ValueError, match=r"x\.tar cannot be read as a tar"):
-        read_all(path)
+        list(read_part(SourceConfig(), parts[0]))
 
 
 @pytest.mark.parametrize("kind", ["bytes", "struct", "path"])
