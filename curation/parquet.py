@@ -78,7 +78,7 @@ def read_parquet_part(config: SourceConfig, part: Part) -> Iterator[Sample | Rej
         for record in (record for batch in batches for record in batch.to_pylist()):
             name = str(record[config.key_column]) if config.key_column else f"{number:08d}"
             number += 1
-            if not config.wants_split(record.get(SPLIT_COLUMN, config.split)):
+            if not config.wants_split(record.get(SPLIT_COLUMN)):
                 continue
             key = f"{part.key_prefix}/{name}"
             if key in seen:

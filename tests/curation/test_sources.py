@@ -173,6 +173,27 @@ def test_restval_belongs_to_train(images: Path) -> None:
     assert captions_of(read_all(images)) == CAPTIONS
 
 
+@pytest.mark.parametrize("split", [None, ""])
+def test_rows_without_a_split_belong_to_all(images: Path, split: str | None) -> None:
+    records = [{"image": name, "captions": texts, "split": split} for name, texts in CAPTIONS.items()]
+    (images / "captions.json").write_text(json.dumps([*records, {"image": "x.jpg", "caption": "x", "split": "val"}]))
+    assert captions_of(read_all(images)) == CAPTIONS
+    table = pa.table({"image": list(CAPTIONS), "text": list(CAPTIONS.values()), "split": ["train", split, "val"]})
+    pq.write_table(table, images / "pairs.parquet")
+    assert list(captions_of(read_all(images / "pairs.parquet")).values()) == list(CAPTIONS.values())[:2]
+
+
+def test_coco_file_named_after_another_split_is_not_taken(images: Path) -> None:
+    write_coco(images)
+    assert captions_of(read_all(images)) == CAPTIONS
+    with pytest.raises(ValueError, match=r"split 'val' is empty: annotations/captions_train2017\.json"):
+        read_all(images, split="val")
+    given = (images / "annotations" / "captions_train2017.json").rename(images / "captions_train.json")
+    assert captions_of(read_all(given, split="val")) == CAPTIONS
+    given.rename(images / "latest.json")
+    assert captions_of(read_all(images)) == captions_of(read_all(images, split="")) == CAPTIONS
+
+
 def sample_members(key: str, image: bytes, captions: Sequence[str]) -> list[tuple[str, bytes]]:
     return [(f"{key}.bmp", image), (f"{key}.json", json.dumps({"captions": captions}).encode())]
 
@@ -346,6 +367,73 @@ def test_missing_files_blank_captions_and_bad_lines_are_rejects(images: Path) ->
         "b.jpg": "empty caption",
         "captions.jsonl:4": "unreadable record",
     }
+
+
+def test_stray_quote_in_a_comma_separated_file_names_its_line(images: Path) -> None:
+    lines = ["image,caption", 'a.jpg,"she said', 'b.jpg,"a ""big"" dog"', "sub/c.jpg,a cow"]
+    (images / "captions.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"captions\.csv cannot be parsed .*line 3"):
+        read_all(images)
+    (images / "captions.csv").write_text("\n".join([*lines[:1], 'a.jpg,the "A" sign', *lines[2:]]))
+    assert captions_of(read_all(images)) == {
+        "a.jpg": ['the "A" sign'],
+        "b.jpg": ['a "big" dog'],
+        "sub/c.jpg": ["a cow"],
+    }
+
+
+@pytest.mark.parametrize("stray", ['"stop" says the sign', '"she said', 'the "A" sign'])
+def test_quotes_in_tab_separated_captions_are_kept(images: Path, stray: str) -> None:
+    (images / "captions.tsv").write_text(f"image\tcaption\na.jpg\t{stray}\nb.jpg\ta dog\nsub/c.jpg\ta cow\n")
+    assert captions_of(read_all(images)) == {"a.jpg": [stray], "b.jpg": ["a dog"], "sub/c.jpg": ["a cow"]}
+
+
+def test_well_quoted_tab_separated_captions_lose_their_quotes(images: Path) -> None:
+    (images / "captions.tsv").write_text('image\tcaption\na.jpg\t"a ""big""\n dog"\n')
+    assert captions_of(read_all(images)) == {"a.jpg": ['a "big" dog']}
+
+
+ODD_RECORDS = [["a.jpg", "a cat"], 5, None, {"caption": "no image"}, {"image": "", "caption": "no name"}]
+
+
+@pytest.mark.parametrize("name", ["captions.json", "captions.jsonl"])
+def test_each_record_without_an_image_name_is_a_reject(images: Path, name: str) -> None:
+    records = [*ODD_RECORDS, {"image": "a.jpg", "caption": "fine"}]
+    lines = "\n".join(map(json.dumps, records))
+    (images / name).write_text(lines if name.endswith("l") else json.dumps(records))
+    rows = read_all(images)
+    assert reasons_of(rows[1:]) == {f"{name}:{number}": "unreadable record" for number in range(1, 6)}
+    assert rows[0].captions == ("fine",)
+
+
+def test_odd_records_of_karpathy_and_coco_are_rejects(images: Path) -> None:
+    odd = [5, {"split": "train"}, {"filename": 5}, {"filename": "b.jpg", "filepath": None, "sentences": ["bare", None]}]
+    (images / "dataset.json").write_text(json.dumps({"images": [*karpathy()[:1], *odd]}))
+    rows = read_all(images / "dataset.json")
+    assert rows[0].captions == ("a cat", "one cat")
+    odd_numbers = {f"dataset.json:{number}": "unreadable record" for number in (2, 3, 4)}
+    assert reasons_of(rows[1:]) == {"b.jpg": "empty caption"} | odd_numbers
+    table = [{"id": 0, "file_name": "a.jpg"}, {"id": [1], "file_name": "b.jpg"}, {"id": 2}, 5]
+    captions = [{"image_id": 0, "caption": "a cat"}, {"caption": "whose?"}, {"image_id": [0], "caption": "x"}, 5]
+    (images / "coco.json").write_text(json.dumps({"images": table, "annotations": captions}))
+    rows = read_all(images / "coco.json")
+    assert rows[0].captions == ("a cat",)
+    expected = [f"coco.json:{table}:{number}" for table in ("annotations", "images") for number in (2, 3, 4)]
+    assert reasons_of(rows[1:]) == dict.fromkeys(expected, "unreadable record")
+
+
+@pytest.mark.parametrize("content", [5, "text", None, [["a.jpg", "a cat"]]])
+def test_captions_file_without_records_is_a_clear_error(images: Path, content: object) -> None:
+    (images / "captions.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"captions\.json names no image"):
+        read_all(images)
+
+
+def test_byte_order_marks_are_no_part_of_a_caption(images: Path, tmp_path: Path) -> None:
+    (images / "a.txt").write_text("a cat\none cat", "utf-8-sig")
+    assert captions_of(read_all(images)[:1]) == {"a.jpg": ["a cat", "one cat"]}
+    members = [("x.jpg", (images / "a.jpg").read_bytes()), ("x.txt", (images / "a.txt").read_bytes())]
+    assert captions_of(read_all(write_tar(tmp_path / "x.tar", members))) == {"x": ["a cat one cat"]}
 
 
 def test_a_missing_image_is_not_replaced_by_another_of_its_name(images: Path) -> None:
