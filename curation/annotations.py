@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from curation.pairs import IMAGE_SUFFIXES, Row, SourceConfig, clean_captions
-from curation.tree import Tree
+from curation.tree import Tree, as_text
 
 CAPTION_FILES = tuple(
     stem + suffix for stem in ("captions", "metadata") for suffix in (".json", ".jsonl", ".csv", ".tsv", ".txt")
@@ -217,6 +217,7 @@ def _rows(tree: Tree, name: str, pairs: Iterable[tuple[str, tuple[str, ...]]], u
 
 def _marked(tree: Tree, near: str, pairs: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[Row]:
     seen: set[str] = set()
-    for name, captions in pairs:
+    for given, captions in pairs:
+        name = as_text(given)
         yield Row(name, tree.find(name, near), captions, "duplicate key" if name in seen else None)
         seen.add(name)

@@ -21,7 +21,7 @@ from curation.annotations import (
 )
 from curation.pairs import IMAGE_SUFFIXES, Format, Part, Reject, Row, Sample, SourceConfig, clean_captions
 from curation.parquet import parquet_parts, read_parquet_part
-from curation.tree import ByteRange, Tree, open_tree
+from curation.tree import ByteRange, Tree, as_text, open_tree
 from curation.webdataset import read_tar_part, split_name, tar_parts
 
 HASHED_WHOLE_BYTES = 64_000_000
@@ -73,8 +73,8 @@ def _tree_and_file(path: Path) -> tuple[Tree, str]:
     if suffix == ".tar" or kind_of(path) != "file":
         return open_tree(path), ""
     if suffix == ".parquet":
-        return Tree(path, True, {path.name: ByteRange(str(path), 0, size_of(path))}), ""
-    return open_tree(path.parent), path.name
+        return Tree(path, True, {as_text(path.name): ByteRange(str(path), 0, size_of(path))}), ""
+    return open_tree(path.parent), as_text(path.name)
 
 
 def _holds_webdataset(tree: Tree, is_asked: bool) -> bool:
@@ -106,7 +106,7 @@ def _annotated_rows(
     if name:
         return captions_file_rows(tree, name, config), name
     has_siblings = tree.with_suffix(".txt") and tree.with_suffix(*IMAGE_SUFFIXES)
-    return (sibling_rows(tree), tree.root.name) if has_siblings else ([], "")
+    return (sibling_rows(tree), tree.name) if has_siblings else ([], "")
 
 
 def _row_parts(name: str, rows: Sequence[Row], part_rows: int) -> list[Part]:
@@ -156,7 +156,7 @@ def source_digest(path: Path) -> str:
         return digest.hexdigest()
     tree, _ = _tree_and_file(path)
     for name, found in tree.files.items():
-        digest.update(f"{name}\0{found.size}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{name}\0{found.size}\n".encode())
         if name.lower().endswith(ANNOTATION_SUFFIXES) and found.size < HASHED_WHOLE_BYTES:
             digest.update(found.read())
     return digest.hexdigest()

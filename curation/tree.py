@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from cluster.storage import files_below, kind_of, open_arrow, open_file, read_range
+from cluster.storage import files_below, is_remote, kind_of, open_arrow, open_file, read_range
 
 
 class ByteRange(NamedTuple):
@@ -31,7 +31,7 @@ class ByteRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """Files by POSIX name relative to the root, sorted."""
+    """Files by `as_text` of their POSIX name relative to the root, sorted."""
 
     root: Path
     is_file: bool
@@ -43,6 +43,11 @@ class Tree:
         for name in self.files:
             by_basename.setdefault(PurePosixPath(name).name, []).append(name)
         object.__setattr__(self, "by_basename", by_basename)
+
+    @property
+    def name(self) -> str:
+        """The root's own name."""
+        return as_text(self.root.name)
 
     def find(self, name: str, near: str = "") -> ByteRange | None:
         """A file by its name in an annotation file that lies in folder `near`.
@@ -74,6 +79,11 @@ def _is_tail(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
     return left[-common:] == right[-common:]
 
 
+def as_text(name: str) -> str:
+    """A file's name as UTF-8 can hold it: bytes of another encoding are spelled out, as in caf\\udce9.jpg."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def open_tree(path: Path) -> Tree:
     """The tree of a folder or of an uncompressed tar; ValueError when there is neither."""
     kind = kind_of(path)
@@ -81,7 +91,7 @@ def open_tree(path: Path) -> Tree:
         raise ValueError(f"{path} does not exist: a folder or an uncompressed .tar is needed; correct the path")
     if kind == "file":
         return Tree(path, True, dict(sorted(tar_members(path))))
-    files = {name: ByteRange(where, 0, size) for name, where, size in sorted(files_below(path))}
+    files = {as_text(name): ByteRange(where, 0, size) for name, where, size in sorted(files_below(path))}
     return Tree(path, False, files)
 
 
@@ -92,7 +102,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, ByteRange]]:
             for member in archive:
                 name = member.name.removeprefix("./")
                 if member.isfile() and not any(part.startswith(".") for part in name.split("/")):
-                    yield name, ByteRange(str(path), member.offset_data, member.size)
+                    yield as_text(name), ByteRange(str(path), member.offset_data, member.size)
                 archive.members = []  # type: ignore[attr-defined]  # the index would grow with the archive
             _check_end(file, archive.offset)
     except tarfile.TarError as error:
@@ -101,9 +111,9 @@ def tar_members(path: Path) -> Iterator[tuple[str, ByteRange]]:
 
 def check_tar_end(path: Path) -> None:
     """ValueError when a tar has been cut: a whole one ends in zeros. One small read, without its headers."""
-    with open_arrow(path) as file:
+    with open_arrow(path) if is_remote(path) else path.open("rb") as file:
         try:
-            _check_end(file, max(0, file.size() - tarfile.BLOCKSIZE))
+            _check_end(file, max(0, file.seek(0, io.SEEK_END) - tarfile.BLOCKSIZE))
         except tarfile.TarError as error:
             raise _damaged(path, error) from error
 

@@ -21,7 +21,7 @@ CHECKS_AT_ONCE = 32
 def tar_parts(tree: Tree, config: SourceConfig) -> list[Part]:
     """Parts of every tar of a folder, or of one tar given alone; ValueError names a tar that has been cut."""
     if tree.is_file:
-        return list(_split(tree.root.name, tree.root, size_of(tree.root), "", config))
+        return list(_split(tree.name, tree.root, size_of(tree.root), "", config))
     tars = {name: tree.files[name] for name in tree.with_suffix(".tar")}
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as executor:
         list(executor.map(check_tar_end, (Path(tar.path) for tar in tars.values())))

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from curation.locate import image_ranges
 from curation.sources import Reject, Sample, SourceConfig, list_parts, read_part, source_digest
 
 Draw = Callable[..., Image.Image]
@@ -147,6 +149,14 @@ def test_pairs_in_an_object_store_are_those_on_disk(
     assert read_all(remote) == read_all(local)
     assert list(captions_of(read_all(remote)).values()) == list(CAPTIONS.values())
     assert source_digest(remote) == source_digest(local)
+
+
+def test_cut_tar_in_an_object_store_is_refused(tmp_path: Path, object_store: Callable[[Path, str], Path]) -> None:
+    (tmp_path / "pairs").mkdir()
+    path = write_tar(tmp_path / "pairs" / "x.tar", [("a.txt", b"x" * 20_000)])
+    path.write_bytes(path.read_bytes()[:10_240])
+    with pytest.raises(ValueError, match=r"x\.tar cannot be read as a tar"):
+        list_parts(SourceConfig(), object_store(tmp_path / "pairs", "cut/pairs"))
 
 
 def test_text_files_beside_images_are_their_captions(images: Path) -> None:
@@ -434,6 +444,25 @@ def test_byte_order_marks_are_no_part_of_a_caption(images: Path, tmp_path: Path)
     assert captions_of(read_all(images)[:1]) == {"a.jpg": ["a cat", "one cat"]}
     members = [("x.jpg", (images / "a.jpg").read_bytes()), ("x.txt", (images / "a.txt").read_bytes())]
     assert captions_of(read_all(write_tar(tmp_path / "x.tar", members))) == {"x": ["a cat one cat"]}
+
+
+def test_file_names_that_are_not_utf_8_give_keys_that_are(images: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (images / "a.jpg").rename(images / name)
+    (images / "captions.json").write_text(json.dumps({name: "a cat"}))
+    assert captions_of(read_all(images)) == {"caf\\udce9.jpg": ["a cat"]}
+    folder = tmp_path / os.fsdecode(b"d\xe9")
+    folder.mkdir()
+    path = folder / os.fsdecode(b"\xe9.tar")
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as archive:
+        archive.add(images / name, "\xe9.jpg")
+        archive.add(images / "captions.json", "\xe9.txt")
+    for source, key in ((path, "\\udce9"), (folder, "\\udce9/\\udce9")):
+        (sample,) = read_all(source)
+        assert (sample.key, sample.source) == (key, "\\udce9.tar")
+        ((found, _),) = image_ranges(list_parts(SourceConfig(), source)[0])
+        assert found == key
+        assert len(source_digest(source)) == 64
 
 
 def test_a_missing_image_is_not_replaced_by_another_of_its_name(images: Path) -> None:
