@@ -1,55 +1,84 @@
 """Annotated data sets to rows: Karpathy JSON, COCO JSON, a captions file beside images, a text file beside each image.
 
 Each function takes the tree of a folder or tar and gives every row, bad ones included; nothing but annotations is read.
+A record that names no image is a row of its own, "unreadable record", so that it counts.
 """
 
 import csv
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from curation.pairs import IMAGE_SUFFIXES, Row, SourceConfig, clean_captions
-from curation.tree import Tree
+from curation.tree import Tree, as_text
 
 CAPTION_FILES = tuple(
     stem + suffix for stem in ("captions", "metadata") for suffix in (".json", ".jsonl", ".csv", ".tsv", ".txt")
 )
 IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "file", "path", "image_path", "image_name", "key")
 CAPTION_FIELDS = ("captions", "caption", "text", "title", "sentence")
+SPLIT_NAMES = {"train", "val", "valid", "validation", "dev", "test"}
 MOST_JSON_FILES = 64
 
 logger = logging.getLogger(__name__)
 
 
-def find_json(tree: Tree, kind: str, split: str) -> tuple[str, dict] | None:
-    """The annotation file of that kind (name, content): the one named after captions and the split first."""
+def find_json(tree: Tree, only: str, kinds: Sequence[str], split: str) -> tuple[str, str, dict] | None:
+    """(kind, name, content) of the annotation file, `only` when it is given: Karpathy's before COCO's.
+
+    ValueError when the COCO files are named after other splits.
+    """
+    coco = None
+    for name in [only] if only else _json_names(tree, split):
+        content = _parsed(tree, name)
+        if "karpathy" in kinds and _is_karpathy(content):
+            return "karpathy", name, content
+        if coco is None and "coco" in kinds and _is_coco(content):
+            coco = "coco", name, content
+            if "karpathy" not in kinds:
+                break
+    if coco is not None and not only and _is_of_other_split(coco[1], split):
+        raise ValueError(
+            f"split {split!r} is empty: {coco[1]} is named after another and no COCO file after this one; set "
+            "source.split to one that is there, or empty"
+        )
+    return coco
+
+
+def _json_names(tree: Tree, split: str) -> list[str]:
+    """The JSON files, those named after captions and the split first; none of very many, which are something else."""
     names = tree.with_suffix(".json")
-    if len(names) > MOST_JSON_FILES:
+
+    def rank(name: str) -> tuple[bool, bool, bool, str]:
+        base = PurePosixPath(name).name.lower()
+        is_other = _is_of_other_split(name, split)
+        return is_other, "caption" not in base and "dataset" not in base, split not in base, name
+
+    return sorted(names, key=rank) if len(names) <= MOST_JSON_FILES else []
+
+
+def _is_of_other_split(name: str, split: str) -> bool:
+    base = PurePosixPath(name).name.lower()
+    return split not in base and not SPLIT_NAMES.isdisjoint(re.findall("[a-z]+", base))
+
+
+def _parsed(tree: Tree, name: str) -> Any:
+    try:
+        return json.loads(tree.files[name].read())
+    except ValueError as error:
+        logger.warning("annotation_file=%s ignored=%r", name, str(error))
         return None
 
-    def rank(name: str) -> tuple[bool, bool, str]:
-        base = PurePosixPath(name).name.lower()
-        return "caption" not in base and "dataset" not in base, bool(split) and split not in base, name
 
-    for name in sorted(names, key=rank):
-        try:
-            content = json.loads(tree.files[name].read())
-        except ValueError as error:
-            logger.warning("annotation_file=%s ignored=%r", name, str(error))
-            continue
-        if is_karpathy(content) if kind == "karpathy" else is_coco(content):
-            return name, content
-    return None
-
-
-def is_karpathy(content: Any) -> bool:
+def _is_karpathy(content: Any) -> bool:
     return _first(content, "images", "sentences") and "filename" in content["images"][0]
 
 
-def is_coco(content: Any) -> bool:
+def _is_coco(content: Any) -> bool:
     return _first(content, "images", "file_name") and _first(content, "annotations", "caption")
 
 
@@ -60,32 +89,50 @@ def _first(content: Any, table: str, field: str) -> bool:
 
 def karpathy_rows(tree: Tree, name: str, content: dict, config: SourceConfig) -> list[Row]:
     """One row an image of the split."""
-    near = str(PurePosixPath(name).parent)
-    images = [image for image in content["images"] if config.wants_split(image.get("split"))]
+    images = [
+        (number, image) for number, image in _numbered(content["images"]) if config.wants_split(image.get("split"))
+    ]
     if not images:
-        found = sorted({str(image.get("split")) for image in content["images"]})
+        found = sorted({str(image.get("split")) for _, image in _numbered(content["images"])})
         raise ValueError(f"split {config.split!r} is empty: {name} has the splits {found}; set source.split to one")
-    return _rows(
-        tree,
-        near,
-        (
-            (
-                str(PurePosixPath(image.get("filepath", "")) / image["filename"]),
-                clean_captions(sentence.get("raw") for sentence in image.get("sentences", [])),
-            )
-            for image in images
-        ),
-    )
+    pairs, unreadable = [], []
+    for number, image in images:
+        if file_name := _text(image, "filename"):
+            captions = (sentence.get("raw") for _, sentence in _numbered(image.get("sentences")))
+            pairs.append((str(PurePosixPath(_text(image, "filepath")) / file_name), clean_captions(captions)))
+        else:
+            unreadable.append(f"{name}:{number}")
+    return _rows(tree, name, pairs, unreadable)
 
 
 def coco_rows(tree: Tree, name: str, content: dict) -> list[Row]:
     """One row an image, with all its captions in file order."""
-    captions: dict[object, list[object]] = {}
-    for annotation in content["annotations"]:
-        captions.setdefault(annotation["image_id"], []).append(annotation.get("caption"))
-    near = str(PurePosixPath(name).parent)
-    pairs = ((image["file_name"], clean_captions(captions.get(image["id"], []))) for image in content["images"])
-    return _rows(tree, near, pairs)
+    captions: dict[Any, list[object]] = {}
+    pairs, unreadable = [], []
+    for number, annotation in _numbered(content["annotations"]):
+        image_id = annotation.get("image_id")
+        if isinstance(image_id, int | float | str):
+            captions.setdefault(image_id, []).append(annotation.get("caption"))
+        else:
+            unreadable.append(f"{name}:annotations:{number}")
+    for number, image in _numbered(content["images"]):
+        image_id, file_name = image.get("id"), _text(image, "file_name")
+        if isinstance(image_id, int | float | str) and file_name:
+            pairs.append((file_name, clean_captions(captions.get(image_id, []))))
+        else:
+            unreadable.append(f"{name}:images:{number}")
+    return _rows(tree, name, pairs, unreadable)
+
+
+def _numbered(records: object) -> Iterator[tuple[int, dict]]:
+    """(number from 1, record) of what should be a list of objects; what is no object is an empty one."""
+    for number, record in enumerate(records if isinstance(records, list) else [], start=1):
+        yield number, record if isinstance(record, dict) else {}
+
+
+def _text(record: dict, *fields: str) -> str:
+    """The first of these fields that holds text."""
+    return next((record[field] for field in fields if isinstance(record.get(field), str) and record[field]), "")
 
 
 def find_captions_file(tree: Tree) -> str | None:
@@ -101,23 +148,23 @@ def captions_file_rows(tree: Tree, name: str, config: SourceConfig) -> list[Row]
     merged: dict[str, list[object]] = {}
     unreadable = []
     for number, record in _records(name, text):
-        if record is None:
-            unreadable.append(Row(f"{name}:{number}", None, (), "unreadable record"))
-        elif config.wants_split(record.get("split", config.split)):
-            image = next((record[field] for field in IMAGE_FIELDS if isinstance(record.get(field), str)), "")
+        if not config.wants_split(record.get("split")):
+            continue
+        if image := _text(record, *IMAGE_FIELDS):
             captions: Any = next((record[field] for field in CAPTION_FIELDS if record.get(field) is not None), [])
             merged.setdefault(image, []).extend(captions if isinstance(captions, list) else [captions])
-    if merged.keys() <= {""}:
+        else:
+            unreadable.append(f"{name}:{number}")
+    if not merged:
         raise ValueError(
             f"{name} names no image of split {config.split!r}: each record needs one of {IMAGE_FIELDS} and one of "
             f"{CAPTION_FIELDS}; rename its fields, or set source.split"
         )
-    near = str(PurePosixPath(name).parent)
-    return _rows(tree, near, ((image, clean_captions(captions)) for image, captions in merged.items())) + unreadable
+    return _rows(tree, name, ((image, clean_captions(captions)) for image, captions in merged.items()), unreadable)
 
 
-def _records(name: str, text: str) -> Iterable[tuple[int, dict | None]]:
-    """(number, record) of a JSON, JSON-lines, comma- or tab-separated file; None where a line is no record."""
+def _records(name: str, text: str) -> Iterable[tuple[int, dict]]:
+    """(number, record) of a JSON, JSON-lines, comma- or tab-separated file; empty where a line is no record."""
     if name.endswith(".jsonl"):
         lines = enumerate(text.split("\n"), start=1)
         return [(number, _record(line)) for number, line in lines if line.strip()]
@@ -126,20 +173,31 @@ def _records(name: str, text: str) -> Iterable[tuple[int, dict | None]]:
             content = json.loads(text, strict=False)
             if isinstance(content, dict):
                 content = [{"image": image, "captions": captions} for image, captions in content.items()]
-            return enumerate(content, start=1)
-        delimiter = "\t" if name.endswith(".tsv") else ","
-        table = csv.DictReader(io.StringIO(text.replace("\0", " "), newline=""), delimiter=delimiter)
-        return list(enumerate(table, start=1))
+            return _numbered(content)
+        return enumerate(_table(name, text), start=1)
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{name} cannot be parsed ({error}): repair it there, then run again") from error
 
 
-def _record(line: str) -> dict | None:
+def _record(line: str) -> dict:
     try:
         record = json.loads(line, strict=False)
     except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _table(name: str, text: str) -> list[dict]:
+    """Rows under a header. Tabs need no quotes: where these do not pair, those of a .tsv are part of its captions."""
+    lines, is_tsv = io.StringIO(text.replace("\0", " "), newline=""), name.endswith(".tsv")
+    table = csv.DictReader(lines, delimiter="\t" if is_tsv else ",", strict=True)
+    try:
+        return list(table)
+    except csv.Error as error:
+        if not is_tsv:
+            raise csv.Error(f"{error}, line {table.reader.line_num}") from error
+        lines.seek(0)
+        return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def sibling_rows(tree: Tree) -> list[Row]:
@@ -151,13 +209,15 @@ def sibling_rows(tree: Tree) -> list[Row]:
     return rows
 
 
-def _rows(tree: Tree, near: str, pairs: Iterable[tuple[str, tuple[str, ...]]]) -> list[Row]:
-    """Rows in file order; the second row with a key is marked."""
-    return list(_marked(tree, near, pairs))
+def _rows(tree: Tree, name: str, pairs: Iterable[tuple[str, tuple[str, ...]]], unreadable: Iterable[str]) -> list[Row]:
+    """Rows in the order of file `name`, the second with a key marked; then those of its unreadable records."""
+    near = str(PurePosixPath(name).parent)
+    return [*_marked(tree, near, pairs), *(Row(key, None, (), "unreadable record") for key in unreadable)]
 
 
 def _marked(tree: Tree, near: str, pairs: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[Row]:
     seen: set[str] = set()
-    for name, captions in pairs:
+    for given, captions in pairs:
+        name = as_text(given)
         yield Row(name, tree.find(name, near), captions, "duplicate key" if name in seen else None)
         seen.add(name)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cluster.files import sha256_file
 from cluster.resources import MACHINE_FACT
 from curation import dinov2, standin
+from curation.augment import centre_view
 from curation.weights import find_weights, given_file, hub_answers, is_cached
 
 logger = logging.getLogger(__name__)
@@ -108,12 +109,7 @@ class Backbone(nn.Module):
 
     def preprocess(self, image: Image.Image) -> Float[Tensor, "3 s s"]:
         """Short side resized to image_size (bicubic, antialiased), centre crop, ImageNet statistics; on the CPU."""
-        size = self.geometry.image_size
-        width, height = image.size
-        short = min(width, height)
-        left, top = (width - short) / 2, (height - short) / 2
-        box = (left, top, left + short, top + short)
-        return self.normalize(_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
+        return self.normalize(centre_view(_rgb(image), self.geometry.image_size))
 
     def normalize(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         """ImageNet statistics without resizing, for dense use; on the CPU."""

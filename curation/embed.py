@@ -13,13 +13,13 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cluster.fanout import Pool
 from cluster.files import write_atomic
 from cluster.logs import progress
+from cluster.resources import MACHINE_FACT, Resources
 from curation.backbone import resolve
 from curation.embed_worker import EmbedConfig, EmbedWorker, Task
 from curation.schema import PATCHES, REGISTERS, spec_from_dict
@@ -62,14 +62,22 @@ def run(config: EmbedConfig, *, out: Path, source: Path) -> dict[str, float]:
 
 
 def _tasks(config: EmbedConfig, source: Path) -> list[Task]:
-    """One task a part; its digest covers the part's data and every setting that changes bytes."""
-    settings = asdict(config)
-    del settings["resources"], settings["error_budget"]
-    del settings["backbone"]["weights"]
+    """One task a part; its digest covers the part's data and every setting that changes what is stored."""
+    settings = _without_machine_facts(config)
+    del settings["error_budget"]
     identity = json.dumps(settings, sort_keys=True)
     parts = list_parts(config.source, source)
     digests = (hashlib.sha256(f"{identity}\n{part.digest()}".encode()).hexdigest() for part in parts)
     return [Task(index, part, digest) for index, (part, digest) in enumerate(zip(parts, digests, strict=True))]
+
+
+def _without_machine_facts(value: Any) -> Any:
+    """A config as JSON holds it, less what says how or where it is computed."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    kept = (item.name for item in dataclasses.fields(value) if item.metadata != MACHINE_FACT)
+    settings = {name: getattr(value, name) for name in kept}
+    return {name: _without_machine_facts(x) for name, x in settings.items() if not isinstance(x, Resources)}
 
 
 def _finished(out: Path, task: Task) -> dict | None:
@@ -90,11 +98,12 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
     waiting = [task for task in tasks if task.index not in records]
     if not waiting:
         return
+    config = with_resources(config, len(waiting))
     totals = _Totals(records.values())
     sizes = [task.part.num_rows for task in waiting]
     total, unit = (len(waiting), "parts") if None in sizes else (sum(size or 0 for size in sizes), "images")
     with (
-        Pool(EmbedWorker, config, out, resources=config.resources, max_workers=len(waiting)) as pool,
+        Pool(EmbedWorker, config, out, resources=config.resources) as pool,
         progress(total, "embed", unit) as advance,
     ):
         for task, record in pool.map("embed", waiting):
@@ -104,6 +113,11 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
             if record["is_stopped"] or totals.rejects > config.error_budget * totals.expected("read", len(tasks)):
                 raise _budget_error(config, out, [records[index] for index in sorted(records)])
             _check_space(out, len(tasks) - totals.parts, totals.expected("bytes", len(tasks)) - totals.bytes)
+
+
+def with_resources(config: EmbedConfig, num_tasks: int) -> EmbedConfig:
+    """The config for workers of this Ray cluster: they decode in as many threads as they have cores."""
+    return dataclasses.replace(config, resources=config.resources.resolve(num_tasks))
 
 
 class _Totals:

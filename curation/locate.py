@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from curation.pairs import IMAGE_SUFFIXES, Part, SourceConfig
+from curation.pairs import Part, Reject, SourceConfig
 from curation.shards import EmbeddingShards
 from curation.sources import list_parts
 from curation.tree import ByteRange
-from curation.webdataset import tar_groups
+from curation.webdataset import tar_samples
 
 
 class ImageFiles:
@@ -60,10 +60,4 @@ def image_ranges(part: Part) -> Iterator[tuple[str, ByteRange]]:
     if part.kind == "rows":
         yield from ((row.key, row.image) for row in part.rows if row.image is not None and not row.problem)
         return
-    seen: set[str] = set()
-    for key, files in tar_groups(Path(part.path), part.stop):
-        image = next((found for name, found in files.items() if f".{name}".endswith(IMAGE_SUFFIXES)), None)
-        is_first, is_ours = key not in seen, min(found.offset for found in files.values()) >= part.start
-        seen.add(key)
-        if image is not None and is_first and is_ours:
-            yield part.key_prefix + key, image
+    yield from ((key, files["image"]) for key, files in tar_samples(part) if not isinstance(files, Reject))

@@ -41,8 +41,12 @@ class SourceConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1; leave it out for the default")
 
     def wants_split(self, split: object) -> bool:
-        """Whether a row of this split is taken; COCO's restval belongs to train, as its users agree."""
-        return not self.split or split == self.split or (self.split == "train" and split == "restval")
+        """Whether a row of this split, None or "" when it has none, is taken.
+
+        COCO's restval belongs to train, as its users agree.
+        """
+        is_any = not self.split or split is None or split == ""
+        return is_any or split == self.split or (self.split == "train" and split == "restval")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ seen.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +23,7 @@ READ_ROWS = 256
 def parquet_parts(tree: Tree, config: SourceConfig) -> list[Part]:
     """Parts of every Parquet file of a folder, or of one file given alone; ValueError names a missing column."""
     if tree.is_file:
-        return list(_split(tree.root.name, tree.root, tree.root.stem, config))
+        return list(_split(tree.name, tree.root, PurePosixPath(tree.name).stem, config))
     names = tree.with_suffix(".parquet")
     return [part for name in names for part in _split(name, Path(tree.files[name].path), name[:-8], config)]
 
@@ -78,7 +78,7 @@ def read_parquet_part(config: SourceConfig, part: Part) -> Iterator[Sample | Rej
         for record in (record for batch in batches for record in batch.to_pylist()):
             name = str(record[config.key_column]) if config.key_column else f"{number:08d}"
             number += 1
-            if not config.wants_split(record.get(SPLIT_COLUMN, config.split)):
+            if not config.wants_split(record.get(SPLIT_COLUMN)):
                 continue
             key = f"{part.key_prefix}/{name}"
             if key in seen:

@@ -5,7 +5,6 @@ img2dataset writes them; Parquet. Listing reads annotations and file names only;
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,21 +16,23 @@ from curation.annotations import (
     coco_rows,
     find_captions_file,
     find_json,
-    is_coco,
-    is_karpathy,
     karpathy_rows,
     sibling_rows,
 )
 from curation.pairs import IMAGE_SUFFIXES, Format, Part, Reject, Row, Sample, SourceConfig, clean_captions
 from curation.parquet import parquet_parts, read_parquet_part
-from curation.tree import ByteRange, Tree, open_tree
-from curation.webdataset import read_tar_part, tar_parts
+from curation.tree import ByteRange, Tree, as_text, open_tree
+from curation.webdataset import read_tar_part, split_name, tar_parts
 
 HASHED_WHOLE_BYTES = 64_000_000
 ANNOTATION_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 COMPRESSED_SUFFIXES = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
 
-PROBLEM_DETAILS = {"duplicate key": "an earlier row has this key", "unreadable record": "the line is not a JSON object"}
+LAYOUTS: tuple[Format, ...] = ("webdataset", "parquet", "karpathy", "coco", "folder")
+PROBLEM_DETAILS = {
+    "duplicate key": "an earlier row has this key",
+    "unreadable record": "the record is no object, or names no image",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -51,20 +52,16 @@ def list_parts(config: SourceConfig, path: Path) -> list[Part]:
 
 def _listed_parts(config: SourceConfig, path: Path) -> list[Part]:
     tree, only = _tree_and_file(path)
-    looked_for = []
-    for kind in ("webdataset", "parquet", "karpathy", "coco", "folder"):
-        if config.format not in ("auto", kind):
-            continue
-        if kind == "webdataset" and _holds_webdataset(tree, is_asked=config.format == kind):
-            return tar_parts(tree, config)
-        if kind == "parquet" and (path.suffix == ".parquet" or tree.with_suffix(".parquet")):
-            return parquet_parts(tree, config)
-        rows, name = _annotated_rows(kind, tree, only, config)
-        if name:
-            return _row_parts(name, rows, config.part_rows)
-        looked_for.append(kind)
+    layouts = LAYOUTS if config.format == "auto" else (config.format,)
+    if "webdataset" in layouts and _holds_webdataset(tree, is_asked=config.format == "webdataset"):
+        return tar_parts(tree, config)
+    if "parquet" in layouts and (path.suffix == ".parquet" or tree.with_suffix(".parquet")):
+        return parquet_parts(tree, config)
+    rows, name = _annotated_rows(layouts, tree, only, config)
+    if name:
+        return _row_parts(name, rows, config.part_rows)
     raise ValueError(
-        f"source {path} ({len(tree.files)} files) has no pairs in a known layout (looked for {', '.join(looked_for)}): "
+        f"source {path} ({len(tree.files)} files) has no pairs in a known layout (looked for {', '.join(layouts)}): "
         "WebDataset .tar with images and .txt or .json beside them; .parquet; a Karpathy or COCO .json; "
         f"{' or '.join(CAPTION_FILES)}; or a .txt beside each image. Set source.format, or convert to one of these"
     )
@@ -76,8 +73,8 @@ def _tree_and_file(path: Path) -> tuple[Tree, str]:
     if suffix == ".tar" or kind_of(path) != "file":
         return open_tree(path), ""
     if suffix == ".parquet":
-        return Tree(path, True, {path.name: ByteRange(str(path), 0, size_of(path))}), ""
-    return open_tree(path.parent), path.name
+        return Tree(path, True, {as_text(path.name): ByteRange(str(path), 0, size_of(path))}), ""
+    return open_tree(path.parent), as_text(path.name)
 
 
 def _holds_webdataset(tree: Tree, is_asked: bool) -> bool:
@@ -86,35 +83,30 @@ def _holds_webdataset(tree: Tree, is_asked: bool) -> bool:
         return bool(tree.with_suffix(".tar"))
     if is_asked:
         return True
-    stems = {name.partition(".")[0] for name in tree.with_suffix(*IMAGE_SUFFIXES)}
-    beside = {name.partition(".")[0] for name in tree.with_suffix(".txt", ".json")}
-    return tree.root.suffix == ".tar" and bool(stems & beside)
+    images = {split_name(name)[0] for name in tree.with_suffix(*IMAGE_SUFFIXES)}
+    beside = {split_name(name)[0] for name in tree.with_suffix(".txt", ".json")}
+    return tree.root.suffix == ".tar" and bool(images & beside)
 
 
-def _annotated_rows(kind: Format, tree: Tree, only: str, config: SourceConfig) -> tuple[Sequence[Row], str]:
-    """The rows of an annotated layout and the name of its annotation file; ("" when it is not there)."""
-    if kind in ("karpathy", "coco"):
-        found = _given_json(tree, only, kind) if only else find_json(tree, kind, config.split)
-        if found is None:
-            return [], ""
-        json_name, content = found
-        if kind == "coco":
-            return coco_rows(tree, json_name, content), json_name
-        return karpathy_rows(tree, json_name, content, config), json_name
-    if kind != "folder":
+def _annotated_rows(
+    layouts: Sequence[Format], tree: Tree, only: str, config: SourceConfig
+) -> tuple[Sequence[Row], str]:
+    """The rows of an annotated layout and the name of its annotation file; "" when there is none."""
+    is_json = not only or only.endswith(".json")
+    if is_json and not {"karpathy", "coco"}.isdisjoint(layouts):
+        found = find_json(tree, only, layouts, config.split)
+        if found is not None:
+            kind, json_name, content = found
+            is_coco = kind == "coco"
+            rows = coco_rows(tree, json_name, content) if is_coco else karpathy_rows(tree, json_name, content, config)
+            return rows, json_name
+    if "folder" not in layouts:
         return [], ""
     name = only or find_captions_file(tree)
     if name:
         return captions_file_rows(tree, name, config), name
     has_siblings = tree.with_suffix(".txt") and tree.with_suffix(*IMAGE_SUFFIXES)
-    return (sibling_rows(tree), tree.root.name) if has_siblings else ([], "")
-
-
-def _given_json(tree: Tree, name: str, kind: str) -> tuple[str, dict] | None:
-    if not name.endswith(".json"):
-        return None
-    content = json.loads(tree.files[name].read())
-    return (name, content) if (is_karpathy(content) if kind == "karpathy" else is_coco(content)) else None
+    return (sibling_rows(tree), tree.name) if has_siblings else ([], "")
 
 
 def _row_parts(name: str, rows: Sequence[Row], part_rows: int) -> list[Part]:
@@ -147,7 +139,7 @@ def _read_row(row: Row, source: str) -> Sample | Reject:
         return Reject(row.key, source, "truncated archive", f"{len(data)} of {row.image.size} bytes")
     captions = row.captions
     if isinstance(captions, ByteRange):
-        captions = clean_captions(captions.read().decode("utf-8", "replace").split("\n"))
+        captions = clean_captions(captions.read().decode("utf-8-sig", "replace").split("\n"))
     if not captions:
         return Reject(row.key, source, "empty caption", "no text is left after cleaning")
     return Sample(row.key, data, captions, source)
@@ -164,7 +156,7 @@ def source_digest(path: Path) -> str:
         return digest.hexdigest()
     tree, _ = _tree_and_file(path)
     for name, found in tree.files.items():
-        digest.update(f"{name}\0{found.size}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{name}\0{found.size}\n".encode())
         if name.lower().endswith(ANNOTATION_SUFFIXES) and found.size < HASHED_WHOLE_BYTES:
             digest.update(found.read())
     return digest.hexdigest()

@@ -5,13 +5,16 @@ the same thing: nothing is unpacked.
 """
 
 import io
+import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cluster.storage import files_below, kind_of, open_file, read_range
+import pyarrow as pa
+
+from cluster.storage import files_below, is_remote, kind_of, open_arrow, open_file, read_range
 
 
 class ByteRange(NamedTuple):
@@ -28,7 +31,7 @@ class ByteRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """Files by POSIX name relative to the root, sorted."""
+    """Files by `as_text` of their POSIX name relative to the root, sorted."""
 
     root: Path
     is_file: bool
@@ -41,18 +44,24 @@ class Tree:
             by_basename.setdefault(PurePosixPath(name).name, []).append(name)
         object.__setattr__(self, "by_basename", by_basename)
 
+    @property
+    def name(self) -> str:
+        """The root's own name."""
+        return as_text(self.root.name)
+
     def find(self, name: str, near: str = "") -> ByteRange | None:
         """A file by its name in an annotation file that lies in folder `near`.
 
-        Looked for as given, beside the annotations, then anywhere by the longest matching tail of its path.
+        Looked for beside the annotations, as given, then anywhere: the one file whose path ends in the whole name, or
+        whose whole path ends the name.
         """
-        for candidate in (str(PurePosixPath(near) / name), name):
+        for candidate in (posixpath.normpath(posixpath.join(near, name)), name):
             if candidate in self.files:
                 return self.files[candidate]
         parts = PurePosixPath(name).parts
-        candidates = self.by_basename.get(parts[-1], []) if parts else []
-        best = max(candidates, key=lambda found: _common_tail(PurePosixPath(found).parts, parts), default=None)
-        return None if best is None else self.files[best]
+        same_name = self.by_basename.get(parts[-1], []) if parts else []
+        fitting = [found for found in same_name if _is_tail(PurePosixPath(found).parts, parts)]
+        return self.files[fitting[0]] if len(fitting) == 1 else None
 
     def outermost(self, *basenames: str) -> str | None:
         """The file of one of these names that is nearest the root."""
@@ -64,13 +73,15 @@ class Tree:
         return [name for name in self.files if name.lower().endswith(suffixes)]
 
 
-def _common_tail(left: tuple[str, ...], right: tuple[str, ...]) -> int:
-    count = 0
-    for a, b in zip(reversed(left), reversed(right), strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+def _is_tail(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
+    """Whether the longer path ends in the whole of the shorter one."""
+    common = min(len(left), len(right))
+    return left[-common:] == right[-common:]
+
+
+def as_text(name: str) -> str:
+    """A file's name as UTF-8 can hold it: bytes of another encoding are spelled out, as in caf\\udce9.jpg."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def open_tree(path: Path) -> Tree:
@@ -80,7 +91,7 @@ def open_tree(path: Path) -> Tree:
         raise ValueError(f"{path} does not exist: a folder or an uncompressed .tar is needed; correct the path")
     if kind == "file":
         return Tree(path, True, dict(sorted(tar_members(path))))
-    files = {name: ByteRange(where, 0, size) for name, where, size in sorted(files_below(path))}
+    files = {as_text(name): ByteRange(where, 0, size) for name, where, size in sorted(files_below(path))}
     return Tree(path, False, files)
 
 
@@ -91,19 +102,32 @@ def tar_members(path: Path) -> Iterator[tuple[str, ByteRange]]:
             for member in archive:
                 name = member.name.removeprefix("./")
                 if member.isfile() and not any(part.startswith(".") for part in name.split("/")):
-                    yield name, ByteRange(str(path), member.offset_data, member.size)
+                    yield as_text(name), ByteRange(str(path), member.offset_data, member.size)
                 archive.members = []  # type: ignore[attr-defined]  # the index would grow with the archive
             _check_end(file, archive.offset)
     except tarfile.TarError as error:
-        raise ValueError(
-            f"{path} cannot be read as a tar ({error}): it must be whole and uncompressed, since files are read in "
-            "place; unpack compressed archives, fetch cut ones again"
-        ) from error
+        raise _damaged(path, error) from error
 
 
-def _check_end(file: io.BufferedReader, offset: int) -> None:
-    """What follows the last member is nothing or a block of zeros; tarfile itself is silent about anything else."""
+def check_tar_end(path: Path) -> None:
+    """ValueError when a tar has been cut: a whole one ends in zeros. One small read, without its headers."""
+    with open_arrow(path) if is_remote(path) else path.open("rb") as file:
+        try:
+            _check_end(file, max(0, file.seek(0, io.SEEK_END) - tarfile.BLOCKSIZE))
+        except tarfile.TarError as error:
+            raise _damaged(path, error) from error
+
+
+def _check_end(file: io.BufferedReader | pa.NativeFile, offset: int) -> None:
+    """What follows the last member is a block of zeros; tarfile itself is silent about anything else."""
     file.seek(offset)
     tail = file.read(tarfile.BLOCKSIZE)
-    if tail.strip(b"\0") or 0 < len(tail) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"no header at byte {offset}")
+    if tail.strip(b"\0") or len(tail) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"neither a header nor the end mark at byte {offset}")
+
+
+def _damaged(path: Path, error: tarfile.TarError) -> ValueError:
+    return ValueError(
+        f"{path} cannot be read as a tar ({error}): it must be whole and uncompressed, since files are read in place; "
+        "unpack compressed archives, fetch cut ones again"
+    )

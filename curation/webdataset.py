@@ -1,27 +1,32 @@
-"""WebDataset tars, img2dataset's included: consecutive members with one basename are a sample.
+"""WebDataset tars, img2dataset's included: consecutive members with one basename, up to its first dot, are a sample.
 
-A tar is one part; a very long one is read in several, each of the samples whose first byte lies in its range.
+A tar is one part; a very long one is read in several, each of the samples whose first byte lies in its range. A damaged
+tar ends the run: how many rows it has lost nobody can say.
 """
 
 import json
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from cluster.storage import size_of
 from curation.pairs import IMAGE_SUFFIXES, Part, Reject, Sample, SourceConfig, clean_captions
-from curation.tree import ByteRange, Tree, tar_members
+from curation.tree import ByteRange, Tree, check_tar_end, tar_members
 
 MEGABYTE = 1_000_000
+CHECKS_AT_ONCE = 32
 
 
 def tar_parts(tree: Tree, config: SourceConfig) -> list[Part]:
-    """Parts of every tar of a folder, or of one tar given alone."""
+    """Parts of every tar of a folder, or of one tar given alone; ValueError names a tar that has been cut."""
     if tree.is_file:
-        return list(_split(tree.root.name, tree.root, size_of(tree.root), "", config))
+        return list(_split(tree.name, tree.root, size_of(tree.root), "", config))
+    tars = {name: tree.files[name] for name in tree.with_suffix(".tar")}
+    with ThreadPoolExecutor(CHECKS_AT_ONCE) as executor:
+        list(executor.map(check_tar_end, (Path(tar.path) for tar in tars.values())))
     return [
-        part
-        for name in tree.with_suffix(".tar")
-        for part in _split(name, Path(tree.files[name].path), tree.files[name].size, f"{name[:-4]}/", config)
+        part for name, tar in tars.items() for part in _split(name, Path(tar.path), tar.size, f"{name[:-4]}/", config)
     ]
 
 
@@ -34,50 +39,75 @@ def _split(name: str, path: Path, size: int, key_prefix: str, config: SourceConf
 
 
 def read_tar_part(part: Part) -> Iterator[Sample | Reject]:
-    """The samples of a tar part; the first sample of a key is taken, a cut tar ends in a reject."""
+    """The samples of a tar part; the first sample of a key is taken. ValueError when the tar is damaged."""
+    for key, files in tar_samples(part):
+        yield files if isinstance(files, Reject) else _sample(key, files, part.name)
+
+
+def tar_samples(part: Part) -> Iterator[tuple[str, dict[str, ByteRange] | Reject]]:
+    """(key, files by kind: "image", "txt", "json") of each sample that begins in the part, or why it is none."""
     seen: set[str] = set()
-    try:
-        for key, files in tar_groups(Path(part.path), part.stop):
-            is_repeated = key in seen
-            seen.add(key)
-            if min(found.offset for found in files.values()) < part.start:
-                continue
-            if is_repeated:
-                yield Reject(part.key_prefix + key, part.name, "duplicate key", "the key occurs twice in this tar")
-            else:
-                yield _sample(part.key_prefix + key, files, part.name)
-    except ValueError as error:
-        yield Reject(part.key_prefix, part.name, "truncated archive", str(error))
-
-
-def tar_groups(path: Path, stop: int) -> Iterator[tuple[str, dict[str, ByteRange]]]:
-    """(key, file by extension) of each sample that begins before byte `stop`."""
-    key, files = "", dict[str, ByteRange]()
-    for name, found in tar_members(path):
-        folder, _, base = name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        member_key = f"{folder}/{stem}" if folder else stem
-        if not stem:
+    for name, files in _groups(Path(part.path), part.stop):
+        key, is_repeated = part.key_prefix + name, name in seen
+        seen.add(name)
+        if min(found.offset for found in files.values()) < part.start:
             continue
-        if member_key != key or extension in files:
+        kinds = {_kind(extension): found for extension, found in files.items()}
+        num_samples = _num_samples(files)
+        if num_samples > 1:
+            detail = (
+                f"{num_samples} images, .txt or .json have this key, the file name up to its first dot: one of each is "
+                "needed; pack them again under names without other dots"
+            )
+            yield from [(key, Reject(key, part.name, "unreadable record", detail))] * num_samples
+        elif is_repeated:
+            yield key, Reject(key, part.name, "duplicate key", "the key occurs twice in this tar")
+        elif "image" not in kinds:
+            yield key, Reject(key, part.name, "missing file", f"no image among {sorted(files)}")
+        else:
+            yield key, kinds
+
+
+def _groups(path: Path, stop: int) -> Iterator[tuple[str, dict[str, ByteRange]]]:
+    """(name, file by extension) of consecutive members of one name, where the first begins before byte `stop`."""
+    name, files = "", dict[str, ByteRange]()
+    for member, found in tar_members(path):
+        member_name, extension = split_name(member)
+        if member_name != name or extension in files:
             if files:
-                yield key, files
-            key, files = member_key, {}
+                yield name, files
+            name, files = member_name, {}
             if found.offset >= stop:
                 return
-        files[extension.lower()] = found
+        files[extension] = found
     if files:
-        yield key, files
+        yield name, files
+
+
+def split_name(member: str) -> tuple[str, str]:
+    """A member's sample and, in lower case, its extension: the basename is cut at its first dot, as WebDataset does."""
+    folder, slash, base = member.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def _kind(extension: str) -> str:
+    last = extension.rpartition(".")[2]
+    return "image" if f".{last}" in IMAGE_SUFFIXES else last
+
+
+def _num_samples(files: Iterable[str]) -> int:
+    """How many pairs must have been packed under one key: by their most frequent kind of file."""
+    counts = Counter(_kind(extension) for extension in files)
+    return max(counts[kind] for kind in ("image", "txt", "json"))
 
 
 def _sample(key: str, files: dict[str, ByteRange], source: str) -> Sample | Reject:
-    image = next((found for name, found in files.items() if f".{name}".endswith(IMAGE_SUFFIXES)), None)
-    if image is None:
-        return Reject(key, source, "missing file", f"no image among {sorted(files)}")
     try:
-        captions = _captions({PurePosixPath(f"x.{name}").suffix: found for name, found in files.items()})
+        captions = _captions(files)
     except ValueError as error:
         return Reject(key, source, "unreadable record", str(error))
+    image = files["image"]
     data = image.read()
     if len(data) < image.size:
         return Reject(key, source, "truncated archive", f"{len(data)} of {image.size} bytes")
@@ -88,10 +118,10 @@ def _sample(key: str, files: dict[str, ByteRange], source: str) -> Sample | Reje
 
 def _captions(files: dict[str, ByteRange]) -> tuple[str, ...]:
     """A list in the JSON first, then the text file, then the JSON's single caption."""
-    record = json.loads(files[".json"].read()) if ".json" in files else {}
+    record = json.loads(files["json"].read()) if "json" in files else {}
     record = record if isinstance(record, dict) else {}
     if isinstance(record.get("captions"), list):
         return clean_captions(record["captions"])
-    if ".txt" in files:
-        return clean_captions([files[".txt"].read().decode("utf-8", "replace")])
+    if "txt" in files:
+        return clean_captions([files["txt"].read().decode("utf-8-sig", "replace")])
     return clean_captions([record.get("caption") or record.get("text")])

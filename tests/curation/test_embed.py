@@ -18,7 +18,7 @@ from PIL import Image
 from cluster.resources import Resources
 from curation.backbone import BackboneConfig, load_backbone, pool_patches, resolve
 from curation.captions import CaptionConfig, CaptionEncoder
-from curation.embed import EmbedConfig, RejectBudgetError, run
+from curation.embed import EmbedConfig, RejectBudgetError, run, with_resources
 from curation.embed_worker import EmbedWorker, Task
 from curation.images import decode
 from curation.schema import CAPTION_EMBEDDING, CLS, PATCHES, REGISTERS, Content
@@ -142,6 +142,20 @@ def test_second_run_keeps_every_shard(embedded: Embedded, source: Path) -> None:
     again = run(CONFIG, out=out, source=source)
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*")} == before
     assert {**again, "images_per_s": 0} == {**first, "images_per_s": 0}
+
+
+def test_machine_facts_and_the_budget_keep_every_shard(embedded: Embedded, source: Path, tmp_path: Path) -> None:
+    for name, data in contents_of(embedded[0]).items():
+        (tmp_path / name).write_bytes(data)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*")}
+    run(replace(CONFIG, batch_size=5, error_budget=0.5, resources=Resources(workers=2)), out=tmp_path, source=source)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*")} == before
+
+
+def test_workers_decode_in_as_many_threads_as_their_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 24.0, "GPU": 2.0}}])
+    resources = with_resources(EmbedConfig(), num_tasks=9).resources
+    assert (resources.workers, resources.threads) == (2, 12)
 
 
 def test_shard_without_sidecar_or_cut_short_is_made_again(embedded: Embedded, source: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from curation.locate import image_ranges
 from curation.sources import Reject, Sample, SourceConfig, list_parts, read_part, source_digest
 
 Draw = Callable[..., Image.Image]
@@ -149,6 +151,14 @@ def test_pairs_in_an_object_store_are_those_on_disk(
     assert source_digest(remote) == source_digest(local)
 
 
+def test_cut_tar_in_an_object_store_is_refused(tmp_path: Path, object_store: Callable[[Path, str], Path]) -> None:
+    (tmp_path / "pairs").mkdir()
+    path = write_tar(tmp_path / "pairs" / "x.tar", [("a.txt", b"x" * 20_000)])
+    path.write_bytes(path.read_bytes()[:10_240])
+    with pytest.raises(ValueError, match=r"x\.tar cannot be read as a tar"):
+        list_parts(SourceConfig(), object_store(tmp_path / "pairs", "cut/pairs"))
+
+
 def test_text_files_beside_images_are_their_captions(images: Path) -> None:
     write_siblings(images)
     assert captions_of(read_all(images)) == CAPTIONS
@@ -171,6 +181,27 @@ def test_split_is_taken_and_an_empty_one_names_the_others(images: Path) -> None:
 def test_restval_belongs_to_train(images: Path) -> None:
     (images / "dataset.json").write_text(json.dumps({"images": karpathy("restval")}))
     assert captions_of(read_all(images)) == CAPTIONS
+
+
+@pytest.mark.parametrize("split", [None, ""])
+def test_rows_without_a_split_belong_to_all(images: Path, split: str | None) -> None:
+    records = [{"image": name, "captions": texts, "split": split} for name, texts in CAPTIONS.items()]
+    (images / "captions.json").write_text(json.dumps([*records, {"image": "x.jpg", "caption": "x", "split": "val"}]))
+    assert captions_of(read_all(images)) == CAPTIONS
+    table = pa.table({"image": list(CAPTIONS), "text": list(CAPTIONS.values()), "split": ["train", split, "val"]})
+    pq.write_table(table, images / "pairs.parquet")
+    assert list(captions_of(read_all(images / "pairs.parquet")).values()) == list(CAPTIONS.values())[:2]
+
+
+def test_coco_file_named_after_another_split_is_not_taken(images: Path) -> None:
+    write_coco(images)
+    assert captions_of(read_all(images)) == CAPTIONS
+    with pytest.raises(ValueError, match=r"split 'val' is empty: annotations/captions_train2017\.json"):
+        read_all(images, split="val")
+    given = (images / "annotations" / "captions_train2017.json").rename(images / "captions_train.json")
+    assert captions_of(read_all(given, split="val")) == CAPTIONS
+    given.rename(images / "latest.json")
+    assert captions_of(read_all(images)) == captions_of(read_all(images, split="")) == CAPTIONS
 
 
 def sample_members(key: str, image: bytes, captions: Sequence[str]) -> list[tuple[str, bytes]]:
@@ -233,15 +264,51 @@ def test_webdataset_bad_samples_are_rejects(tmp_path: Path, picture: Draw, encod
     assert len(rows) == 6
 
 
-def test_cut_tar_ends_in_a_reject(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
+def test_samples_under_one_key_are_rejects_each_and_not_mixed(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
+    image = encoded(picture(0), "PNG")
+    members = [(f"photo.{n}.{suffix}", data) for n in range(3) for suffix, data in (("png", image), ("txt", b"text"))]
+    members += [("seg.png", image), ("seg.txt", b"text"), ("seg.mask.PNG", image), ("two.png", image)]
+    members += [("two.1.json", b"{}"), ("two.json", b"{}"), ("other.en.txt", b"text"), ("other.v1.png", image)]
+    rows = read_all(write_tar(tmp_path / "x.tar", members))
+    assert [row.key for row in rows] == ["photo"] * 3 + ["seg"] * 2 + ["two"] * 2 + ["other"]
+    assert set(reasons_of(rows[:-1]).values()) == {"unreadable record"}
+    assert rows[0].detail.startswith("3 images, .txt or .json have this key")
+    assert rows[-1].captions == ("text",)
+
+
+def test_extensions_in_capitals_repeat_a_key_too(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
+    image = encoded(picture(0), "PNG")
+    rows = read_all(write_tar(tmp_path / "x.tar", [("a.PNG", image), ("a.TXT", b"one")] * 2))
+    assert rows[0].captions == ("one",)
+    assert reasons_of(rows[1:]) == {"a": "duplicate key"}
+
+
+def test_tar_of_a_folder_with_a_dot_is_read_by_its_list(images: Path, tmp_path: Path) -> None:
+    write_json(images)
+    moved = images.rename(tmp_path / "flickr.v1")
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(moved, "flickr.v1")
+    assert captions_of(read_all(tmp_path / "x.tar")) == CAPTIONS
+
+
+@pytest.mark.parametrize("size", [0, 100, 10_240, 20_000])
+def test_cut_tar_is_refused_alone_and_in_a_folder(tmp_path: Path, picture: Draw, encoded: Encode, size: int) -> None:
+    members = [item for n in range(5) for item in sample_members(f"{n}", encoded(picture(n), "PNG"), ["text"])]
+    whole = write_tar(tmp_path / "whole.tar", members)
+    (tmp_path / "x.tar").write_bytes(whole.read_bytes()[:size])
+    for source in (tmp_path, tmp_path / "x.tar"):
+        with pytest.raises(ValueError, match=r"x\.tar cannot be read as a tar"):
+            list_parts(SourceConfig(), source)
+
+
+def test_tar_with_a_damaged_header_is_refused_when_it_is_read(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
     members = [item for n in range(5) for item in sample_members(f"{n}", encoded(picture(n), "PNG"), ["text"])]
     path = write_tar(tmp_path / "x.tar", members)
-    path.write_bytes(path.read_bytes()[:20_000])
-    rows = read_all(tmp_path)
-    assert isinstance(rows[0], Sample)
-    assert list(reasons_of(rows).values()) == ["truncated archive"]
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"3.bmp", b"\xff.bmp"))
+    parts = list_parts(SourceConfig(), tmp_path)
     with pytest.raises(ValueError, match=r"x\.tar cannot be read as a tar"):
-        read_all(path)
+        list(read_part(SourceConfig(), parts[0]))
 
 
 @pytest.mark.parametrize("kind", ["bytes", "struct", "path"])
@@ -310,6 +377,104 @@ def test_missing_files_blank_captions_and_bad_lines_are_rejects(images: Path) ->
         "b.jpg": "empty caption",
         "captions.jsonl:4": "unreadable record",
     }
+
+
+def test_stray_quote_in_a_comma_separated_file_names_its_line(images: Path) -> None:
+    lines = ["image,caption", 'a.jpg,"she said', 'b.jpg,"a ""big"" dog"', "sub/c.jpg,a cow"]
+    (images / "captions.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"captions\.csv cannot be parsed .*line 3"):
+        read_all(images)
+    (images / "captions.csv").write_text("\n".join([*lines[:1], 'a.jpg,the "A" sign', *lines[2:]]))
+    assert captions_of(read_all(images)) == {
+        "a.jpg": ['the "A" sign'],
+        "b.jpg": ['a "big" dog'],
+        "sub/c.jpg": ["a cow"],
+    }
+
+
+@pytest.mark.parametrize("stray", ['"stop" says the sign', '"she said', 'the "A" sign'])
+def test_quotes_in_tab_separated_captions_are_kept(images: Path, stray: str) -> None:
+    (images / "captions.tsv").write_text(f"image\tcaption\na.jpg\t{stray}\nb.jpg\ta dog\nsub/c.jpg\ta cow\n")
+    assert captions_of(read_all(images)) == {"a.jpg": [stray], "b.jpg": ["a dog"], "sub/c.jpg": ["a cow"]}
+
+
+def test_well_quoted_tab_separated_captions_lose_their_quotes(images: Path) -> None:
+    (images / "captions.tsv").write_text('image\tcaption\na.jpg\t"a ""big""\n dog"\n')
+    assert captions_of(read_all(images)) == {"a.jpg": ['a "big" dog']}
+
+
+ODD_RECORDS = [["a.jpg", "a cat"], 5, None, {"caption": "no image"}, {"image": "", "caption": "no name"}]
+
+
+@pytest.mark.parametrize("name", ["captions.json", "captions.jsonl"])
+def test_each_record_without_an_image_name_is_a_reject(images: Path, name: str) -> None:
+    records = [*ODD_RECORDS, {"image": "a.jpg", "caption": "fine"}]
+    lines = "\n".join(map(json.dumps, records))
+    (images / name).write_text(lines if name.endswith("l") else json.dumps(records))
+    rows = read_all(images)
+    assert reasons_of(rows[1:]) == {f"{name}:{number}": "unreadable record" for number in range(1, 6)}
+    assert rows[0].captions == ("fine",)
+
+
+def test_odd_records_of_karpathy_and_coco_are_rejects(images: Path) -> None:
+    odd = [5, {"split": "train"}, {"filename": 5}, {"filename": "b.jpg", "filepath": None, "sentences": ["bare", None]}]
+    (images / "dataset.json").write_text(json.dumps({"images": [*karpathy()[:1], *odd]}))
+    rows = read_all(images / "dataset.json")
+    assert rows[0].captions == ("a cat", "one cat")
+    odd_numbers = {f"dataset.json:{number}": "unreadable record" for number in (2, 3, 4)}
+    assert reasons_of(rows[1:]) == {"b.jpg": "empty caption"} | odd_numbers
+    table = [{"id": 0, "file_name": "a.jpg"}, {"id": [1], "file_name": "b.jpg"}, {"id": 2}, 5]
+    captions = [{"image_id": 0, "caption": "a cat"}, {"caption": "whose?"}, {"image_id": [0], "caption": "x"}, 5]
+    (images / "coco.json").write_text(json.dumps({"images": table, "annotations": captions}))
+    rows = read_all(images / "coco.json")
+    assert rows[0].captions == ("a cat",)
+    expected = [f"coco.json:{table}:{number}" for table in ("annotations", "images") for number in (2, 3, 4)]
+    assert reasons_of(rows[1:]) == dict.fromkeys(expected, "unreadable record")
+
+
+@pytest.mark.parametrize("content", [5, "text", None, [["a.jpg", "a cat"]]])
+def test_captions_file_without_records_is_a_clear_error(images: Path, content: object) -> None:
+    (images / "captions.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"captions\.json names no image"):
+        read_all(images)
+
+
+def test_byte_order_marks_are_no_part_of_a_caption(images: Path, tmp_path: Path) -> None:
+    (images / "a.txt").write_text("a cat\none cat", "utf-8-sig")
+    assert captions_of(read_all(images)[:1]) == {"a.jpg": ["a cat", "one cat"]}
+    members = [("x.jpg", (images / "a.jpg").read_bytes()), ("x.txt", (images / "a.txt").read_bytes())]
+    assert captions_of(read_all(write_tar(tmp_path / "x.tar", members))) == {"x": ["a cat one cat"]}
+
+
+def test_file_names_that_are_not_utf_8_give_keys_that_are(images: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (images / "a.jpg").rename(images / name)
+    (images / "captions.json").write_text(json.dumps({name: "a cat"}))
+    assert captions_of(read_all(images)) == {"caf\\udce9.jpg": ["a cat"]}
+    folder = tmp_path / os.fsdecode(b"d\xe9")
+    folder.mkdir()
+    path = folder / os.fsdecode(b"\xe9.tar")
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as archive:
+        archive.add(images / name, "\xe9.jpg")
+        archive.add(images / "captions.json", "\xe9.txt")
+    for source, key in ((path, "\\udce9"), (folder, "\\udce9/\\udce9")):
+        (sample,) = read_all(source)
+        assert (sample.key, sample.source) == (key, "\\udce9.tar")
+        ((found, _),) = image_ranges(list_parts(SourceConfig(), source)[0])
+        assert found == key
+        assert len(source_digest(source)) == 64
+
+
+def test_a_missing_image_is_not_replaced_by_another_of_its_name(images: Path) -> None:
+    for folder in ("dog", "x/cow", "y/cow"):
+        (images / folder).mkdir(parents=True)
+        (images / folder / "1.jpg").write_bytes((images / "a.jpg").read_bytes())
+    (images / "lists").mkdir()
+    names = ["cat/1.jpg", "cow/1.jpg", "1.jpg", "../dog/1.jpg", "/home/me/data/sub/c.jpg", "c.jpg", "data/a.jpg"]
+    (images / "lists" / "captions.json").write_text(json.dumps(dict.fromkeys(names, "text")))
+    rows = read_all(images)
+    assert reasons_of(rows) == dict.fromkeys(["cat/1.jpg", "cow/1.jpg", "1.jpg"], "missing file")
+    assert [row.key for row in rows if isinstance(row, Sample)] == names[3:]
 
 
 def test_file_that_goes_away_after_listing_is_a_reject(images: Path) -> None:
