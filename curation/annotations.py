@@ -95,11 +95,12 @@ def karpathy_rows(tree: Tree, name: str, content: dict, config: SourceConfig) ->
     if not images:
         found = sorted({str(image.get("split")) for _, image in _numbered(content["images"])})
         raise ValueError(f"split {config.split!r} is empty: {name} has the splits {found}; set source.split to one")
-    pairs, unreadable = [], []
+    pairs, unreadable, near = [], [], str(PurePosixPath(name).parent)
     for number, image in images:
         if file_name := _text(image, "filename"):
             captions = (sentence.get("raw") for _, sentence in _numbered(image.get("sentences")))
-            pairs.append((str(PurePosixPath(_text(image, "filepath")) / file_name), clean_captions(captions)))
+            path = str(PurePosixPath(_text(image, "filepath")) / file_name)
+            pairs.append((path if tree.find(path, near) else file_name, clean_captions(captions)))
         else:
             unreadable.append(f"{name}:{number}")
     return _rows(tree, name, pairs, unreadable)

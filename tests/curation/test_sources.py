@@ -178,6 +178,14 @@ def test_split_is_taken_and_an_empty_one_names_the_others(images: Path) -> None:
         read_all(images)
 
 
+def test_karpathys_folders_need_not_be_there(images: Path) -> None:
+    """Many keep all images in one folder; file names are unique there."""
+    (images / "sub" / "c.jpg").rename(images / "c.jpg")
+    write_karpathy(images)
+    found = {row.image: list(row.captions) for row in read_all(images)}
+    assert found[(images / "c.jpg").read_bytes()] == CAPTIONS["sub/c.jpg"]
+
+
 def test_restval_belongs_to_train(images: Path) -> None:
     (images / "dataset.json").write_text(json.dumps({"images": karpathy("restval")}))
     assert captions_of(read_all(images)) == CAPTIONS
