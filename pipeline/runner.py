@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.session import session
+from cluster.session import ROOT, session
 from pipeline.fingerprint import canonical, fingerprint, input_identity
 from pipeline.step import Step, ancestors, in_order
 from pipeline.store import Record, Store, list_files
@@ -27,7 +27,6 @@ from pipeline.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 VERSIONS_OF = ("torch", "ray", "pyarrow", "numpy", "mlflow", "sentencepiece")
 
 
@@ -170,7 +169,7 @@ def git_state() -> tuple[str, bool]:
     """Commit of the code that runs, and whether it has uncommitted changes; ("", False) outside a checkout."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
     return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
