@@ -142,7 +142,7 @@ def _failure(step: Step, error: Exception, out: Path) -> StepFailed:
     """What the error is and where its traceback lies."""
     with suppress(OSError):  # on a full disk the message has to do
         write_atomic(out / ERROR, "".join(traceback.format_exception(error)))
-    reason = "".join(traceback.format_exception_only(error)).strip()
+    reason = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
     return StepFailed(
         f"step {step.label} failed: {reason}\n"
         f"What it had finished is kept in {out}: run the same command again to continue from there, "
