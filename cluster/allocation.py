@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -27,12 +26,12 @@ from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
 from submitit.helpers import DelayedSubmission
 
 from cluster.logs import setup_logging
+from cluster.session import folder_for_sockets, free_port, object_store_bytes
 
 REQUEUE_CODE = 85
 START_TIMEOUT_S = 300.0
 DRIVER_GRACE_S = 45.0  # of SLURM's 60
 STEP_GRACE_S = 15.0
-OBJECT_STORE_SHARE = 0.2
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ def _ray_nodes() -> Iterator[str]:
     listed = subprocess.run(["scontrol", "show", "hostnames", nodelist], check=True, capture_output=True, text=True)
     hosts = listed.stdout.split()
     cpus = _per_node(os.environ["SLURM_JOB_CPUS_PER_NODE"])
-    address = f"{_address_of_this_node()}:{_free_port()}"
+    address = f"{_address_of_this_node()}:{free_port()}"
     logs = submitit.JobEnvironment().paths.folder
     steps = {hosts[0]: _start(["head", address], logs / f"ray-{hosts[0]}.log")}
     try:
@@ -124,12 +123,6 @@ def _address_of_this_node() -> str:
     return ray.util.get_node_ip_address() if address.startswith("127.") else address
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return free.getsockname()[1]
-
-
 def _start(arguments: list[str], log: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
     with log.open("a") as output:
         command = [*prefix, sys.executable, "-m", "cluster.allocation", *arguments]
@@ -165,7 +158,7 @@ def run_node(role: str, address: str) -> int:
     A signal to `srun` would kill the step; the end of its input, also when the batch process is killed, lets Ray end
     its own processes.
     """
-    folder = Path(tempfile.gettempdir()) / f"ray-{os.environ['SLURM_JOB_ID']}-{os.environ['SLURMD_NODENAME']}"
+    folder = folder_for_sockets(f"ray-{os.environ['SLURM_JOB_ID']}-{os.environ['SLURMD_NODENAME'][-16:]}")
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier run of a requeued job
     folder.mkdir(mode=0o700)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
@@ -197,7 +190,7 @@ def _shares() -> list[str]:
         shares.append(f"--num-gpus={os.environ['SLURM_GPUS_ON_NODE']}")
     megabytes = int(os.environ.get("SLURM_MEM_PER_NODE", 0)) or int(os.environ.get("SLURM_MEM_PER_CPU", 0)) * cpus
     if megabytes:
-        object_store = int(megabytes * OBJECT_STORE_SHARE * 2**20)
+        object_store = object_store_bytes(megabytes * 2**20)
         shares += [f"--object-store-memory={object_store}", f"--memory={megabytes * 2**20 - object_store}"]
     return shares
 

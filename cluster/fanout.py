@@ -8,7 +8,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import (
@@ -60,12 +60,12 @@ class Pool:
         An exception of the method itself propagates at once, with a note that names the item.
         """
         references = [ray.put(value) for value in shared]
-        waiting, deaths, remaining = deque(range(len(items))), Counter[int](), len(items)
+        work = _Work(items, retries)
         while len(self._seats) < min(self._resources.workers, len(items)):
             self._seats.append(self._new_seat())
         try:
-            while remaining:
-                self._hand_out(waiting, items, method, references)
+            while work.remaining:
+                self._hand_out(work, method, references)
                 event = self._next_event()
                 if event is None:
                     continue
@@ -76,28 +76,27 @@ class Pool:
                 except RayTaskError as error:
                     raise _named(error, self._worker, method, None if index is None else items[index]) from error
                 except LOST as error:
-                    self._replace(seat, error, items, waiting, deaths, retries)
+                    self._replace(seat, error, work)
                     continue
                 if index is None:
                     seat.starting = None
                 else:
                     del seat.calls[reference]
-                    remaining -= 1
-                    yield items[index], result
+                    yield work.done(index), result
         finally:
             for seat in self._seats:
                 seat.calls.clear()
 
-    def _hand_out(self, waiting: deque[int], items: Sequence[T], method: str, references: list[ray.ObjectRef]) -> None:
+    def _hand_out(self, work: "_Work[T]", method: str, references: list[ray.ObjectRef]) -> None:
         """Give waiting items to the started workers that have least to do."""
-        while waiting:
+        while work.waiting:
             started = [seat for seat in self._seats if seat.starting is None]
             seat = min(started, key=lambda seat: len(seat.calls), default=None)
-            in_flight = IN_FLIGHT if len(waiting) > len(self._seats) else 1
+            in_flight = IN_FLIGHT if len(work.waiting) > len(self._seats) else 1
             if seat is None or len(seat.calls) >= in_flight:
                 return
-            index = waiting.popleft()
-            seat.calls[seat.actor.call.remote(method, items[index], *references)] = index
+            index, item = work.take()
+            seat.calls[seat.actor.call.remote(method, item, *references)] = index
 
     def _next_event(self) -> "tuple[_Seat, ray.ObjectRef] | None":
         """A worker that has started, finished a call or died; nothing when that takes very long."""
@@ -109,32 +108,21 @@ class Pool:
             logger.warning("workers=%d waiting_for_room=true asked=%s", len(self._seats), self._resources)
         return None
 
-    def _replace(
-        self,
-        seat: "_Seat",
-        error: Exception,
-        items: Sequence[T],
-        waiting: deque[int],
-        deaths: Counter[int],
-        retries: int,
-    ) -> None:
-        """A new worker in the place of a dead one; its items wait again, the oldest is held responsible."""
-        unfinished = list(seat.calls.values())
-        waiting.extendleft(reversed(unfinished))
+    def _replace(self, seat: "_Seat", error: Exception, work: "_Work[T]") -> None:
+        """A new worker in the place of a dead one, whose items wait again."""
+        name, unfinished = self._worker.__name__, list(seat.calls.values())
         self._seats.remove(seat)
         ray.kill(seat.actor)
         cause = " ".join(str(error).split())[:400]
-        logger.warning("worker=%s died=true items_retried=%d cause=%r", self._worker.__name__, len(unfinished), cause)
-        if unfinished:
-            deaths[unfinished[0]] += 1
-            if deaths[unfinished[0]] > retries:
-                raise RuntimeError(
-                    f"{self._worker.__name__} died {retries + 1} times on {items[unfinished[0]]!r}: a worker must "
-                    "survive its items; look for missing memory or a crash in the cause above, or leave the item out"
-                ) from error
-        elif seat.attempt >= START_ATTEMPTS:
+        logger.warning("worker=%s died=true items_retried=%d cause=%r", name, len(unfinished), cause)
+        if unfinished and work.give_back(unfinished) > work.retries:
             raise RuntimeError(
-                f"{self._worker.__name__} died {seat.attempt} times while starting: it must start; "
+                f"{name} died {work.retries + 1} times on {work.items[unfinished[0]]!r}: a worker must survive its "
+                "items; look for missing memory or a crash in the cause above, or leave the item out"
+            ) from error
+        if not unfinished and seat.attempt >= START_ATTEMPTS:
+            raise RuntimeError(
+                f"{name} died {seat.attempt} times while starting: it must start; "
                 "look for missing memory or a crash in the cause above"
             ) from error
         self._seats.append(self._new_seat(attempt=1 if unfinished else seat.attempt + 1))
@@ -142,6 +130,29 @@ class Pool:
     def _new_seat(self, attempt: int = 1) -> "_Seat":
         actor: Any = ray.remote(PoolWorker).options(**self._resources.actor_options()).remote(self._resources.threads)
         return _Seat(actor, actor.start.remote(self._worker, *self._args), attempt)
+
+
+class _Work(Generic[T]):
+    """The items of one map, by index: which of them wait, how many are not done, how often workers died on each."""
+
+    def __init__(self, items: Sequence[T], retries: int) -> None:
+        self.items, self.retries = items, retries
+        self.waiting, self.remaining = deque(range(len(items))), len(items)
+        self.deaths = Counter[int]()
+
+    def take(self) -> tuple[int, T]:
+        index = self.waiting.popleft()
+        return index, self.items[index]
+
+    def give_back(self, unfinished: Sequence[int]) -> int:
+        """Let items of a dead worker wait again; how often workers died on the oldest, held responsible."""
+        self.waiting.extendleft(reversed(unfinished))
+        self.deaths[unfinished[0]] += 1
+        return self.deaths[unfinished[0]]
+
+    def done(self, index: int) -> T:
+        self.remaining -= 1
+        return self.items[index]
 
 
 class _Seat:

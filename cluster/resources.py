@@ -27,7 +27,7 @@ class Resources:
     cpus: float | None = None
     """CPU cores per worker, also the number of its BLAS threads; unset: 1, or with GPUs its share of the node's."""
     gpus: float | None = None
-    """GPUs per worker; unset: 1 when the cluster has GPUs, otherwise 0."""
+    """GPUs per worker; unset: 1 when the cluster has GPUs, otherwise 0. To be set for a SLURM partition with GPUs."""
     memory_gb: float | None = None
     """Memory reserved per worker, GiB; unset: none is reserved."""
     nodes: int = 1

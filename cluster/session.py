@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,10 +24,13 @@ from ray._private.authentication import authentication_token_setup
 from cluster.threads import choose_blas_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_SHIPPED = ["/.git", "/.venv", "/workspace", "/mlruns", "/tests", "**/__pycache__", "*.tar", "*.arrow"]
-LONGEST_TEMP_ROOT = 24  # Ray puts sockets some 80 characters deeper, and a socket's path is limited to 107
+PACKAGES = ("cluster", "curation", "train", "evaluate", "pipeline")
+# A checkout may hold workspaces of any name and size: all but the packages stays. In gitignore's words, "/." is ROOT.
+NOT_SHIPPED = ["/*", "!/.", *(f"!/{name}" for name in PACKAGES), "__pycache__"]
+LONGEST_FOLDER = 41  # bytes; Ray's sockets lie 64 deeper, one may end in ".1", and a socket's path is limited to 107
 OBJECT_STORE_SHARE = 0.1  # of the memory; only what actors exchange goes there, embeddings are memory-mapped
 OBJECT_STORE_MOST = 8 * 1024**3
+OBJECT_STORE_LEAST = 80 * 1024**2  # what Ray accepts
 LOCK = "lock"
 
 logger = logging.getLogger(__name__)
@@ -79,7 +83,7 @@ def _local(num_cpus: int | None) -> Iterator[None]:
             include_dashboard=False,
             log_to_driver=_is_verbose(),
             logging_level=logging.WARNING,
-            object_store_memory=_object_store_bytes(),
+            object_store_memory=object_store_bytes(psutil.virtual_memory().total),
             _temp_dir=str(folder),
         )
         logger.debug("ray=local folder=%s cpus=%g", folder, ray.cluster_resources().get("CPU", 0))
@@ -120,11 +124,11 @@ def _is_verbose() -> bool:
     return logging.getLogger().isEnabledFor(logging.DEBUG)
 
 
-def _object_store_bytes() -> int:
-    least_accepted_by_ray = 80 * 1024**2
+def object_store_bytes(memory: int) -> int:
+    """Bytes for Ray's object store on a node that may use `memory` bytes in all."""
     shared_memory = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else OBJECT_STORE_MOST
-    size = min(OBJECT_STORE_MOST, OBJECT_STORE_SHARE * psutil.virtual_memory().total, 0.8 * shared_memory)
-    return max(least_accepted_by_ray, int(size))
+    size = min(OBJECT_STORE_MOST, OBJECT_STORE_SHARE * memory, 0.8 * shared_memory)
+    return max(OBJECT_STORE_LEAST, int(size))
 
 
 @contextmanager
@@ -145,14 +149,12 @@ def _importable_in_workers() -> Iterator[None]:
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A short folder for sockets and logs, locked while its driver lives."""
-    root = Path(tempfile.gettempdir())
-    if len(str(root)) > LONGEST_TEMP_ROOT:
-        root = Path("/tmp")
+    """A folder for sockets and logs, locked while its driver lives."""
     prefix = f"ray-{os.getuid()}-"
-    for stale in root.glob(prefix + "*"):
+    folder = folder_for_sockets(prefix + secrets.token_hex(4))
+    for stale in folder.parent.glob(prefix + "*"):
         _remove_if_abandoned(stale)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+    folder.mkdir(mode=0o700)
     with (folder / "locking").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         (folder / "locking").rename(folder / LOCK)  # under this name it is never seen unlocked
@@ -169,3 +171,16 @@ def _remove_if_abandoned(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError:  # in use, or not locked yet
         logger.debug("session_folder=%s left=true", folder)
+
+
+def folder_for_sockets(name: str) -> Path:
+    """`name` in the temporary folder, or in /tmp where that lies too deep for the sockets of a Ray in it."""
+    folder = Path(tempfile.gettempdir()) / name
+    return folder if len(os.fsencode(folder)) <= LONGEST_FOLDER else Path("/tmp") / name
+
+
+def free_port() -> int:
+    """A TCP port of this node that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]

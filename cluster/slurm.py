@@ -5,12 +5,14 @@ node is requeued under the same id; the command continues from what it left on d
 """
 
 import math
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import submitit
@@ -37,14 +39,42 @@ def submit(command: Sequence[str], resources: Resources, folder: Path, name: str
     # `exec`: the batch shell becomes the job's Python, so that the signal for the batch shell reaches it
     python = f"exec {shlex.quote(sys.executable)}"
     executor = submitit.SlurmExecutor(folder.absolute() / "%j", max_num_timeout=MOST_REQUEUES, python=python)
-    parameters = _parameters(resources, name)
+    partition = _partition(resources.partition)
+    parameters = _parameters(resources, name, partition.gpus)
     executor.update_parameters(**parameters)
-    _check(executor, resources)
+    _check(executor, resources, partition)
     return executor.submit(RayJob(tuple(command))).job_id
 
 
-def _parameters(resources: Resources, name: str) -> Parameters:
-    """The job in submitit's words."""
+@dataclass(frozen=True)
+class _Partition:
+    """What SLURM lists of a partition."""
+
+    name: str
+    limit: str
+    """Longest job, as SLURM writes it."""
+    gpus: int
+    """Fewest GPUs of a node that has some; 0 when none has."""
+
+
+def _partition(name: str | None) -> _Partition:
+    """The partition asked for, else the site's default; one without limits when SLURM lists no such thing."""
+    listing = subprocess.run(["sinfo", "--noheader", "--format=%P %l %G"], capture_output=True, text=True).stdout
+    rows = [line.split(maxsplit=2) for line in listing.splitlines()]
+    ours = [row for row in rows if (row[0].rstrip("*") == name if name else row[0].endswith("*"))]
+    if not ours:
+        return _Partition("", "infinite", 0)
+    gpus = [count for _, _, generic in ours if (count := _gpus(generic))]
+    return _Partition(ours[0][0].rstrip("*"), ours[0][1], min(gpus, default=0))
+
+
+def _gpus(generic: str) -> int:
+    """GPUs among SLURM's generic resources of a node: "gpu:a100:4(S:0-1),gpu:t4:1,shard:8" has 5."""
+    return sum(int(count) for count in re.findall(r"(?<![^,])gpu(?::[^:,(]+)?:(\d+)", generic))
+
+
+def _parameters(resources: Resources, name: str, node_gpus: int) -> Parameters:
+    """The job in submitit's words; whole nodes have `node_gpus` each, and only those asked for reach every job step."""
     parameters: Parameters = {
         "job_name": name,
         "nodes": resources.nodes,
@@ -68,11 +98,11 @@ def _parameters(resources: Resources, name: str) -> Parameters:
         if resources.memory_gb is not None:
             parameters["mem"] = f"{math.ceil(workers * resources.memory_gb * 1024)}M"
     if resources.gpus:
-        parameters["gpus_per_node"] = math.ceil(max(1, workers) * resources.gpus)
+        parameters["gpus_per_node"] = math.ceil(workers * resources.gpus) or max(node_gpus, math.ceil(resources.gpus))
     return parameters
 
 
-def _check(executor: submitit.SlurmExecutor, resources: Resources) -> None:
+def _check(executor: submitit.SlurmExecutor, resources: Resources, partition: _Partition) -> None:
     """Refuse what no node of the partition could ever run."""
     text = executor._make_submission_file_text("true", "check")
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
@@ -84,15 +114,16 @@ def _check(executor: submitit.SlurmExecutor, resources: Resources) -> None:
             f"SLURM cannot run {resources}: it says {tested.stderr.strip()!r}; "
             "ask for what `sinfo -o '%P %D %c %m %G'` lists"
         )
-    partition = ["--partition", resources.partition] if resources.partition else []
-    limits = subprocess.run(["sinfo", "--noheader", "--format=%P %l", *partition], capture_output=True, text=True)
-    for listed, limit in (line.split() for line in limits.stdout.splitlines()):
-        is_ours = listed.rstrip("*") == resources.partition or (resources.partition is None and listed.endswith("*"))
-        if is_ours and resources.time_min > _minutes(limit):
-            raise ValueError(
-                f"resources.time_min is {resources.time_min}: partition {listed.rstrip('*')} ends jobs after {limit}; "
-                "ask for less, the job is requeued and continues"
-            )
+    if resources.time_min > _minutes(partition.limit):
+        raise ValueError(
+            f"resources.time_min is {resources.time_min}: partition {partition.name} ends jobs after "
+            f"{partition.limit}; ask for less, the job is requeued and continues"
+        )
+    if resources.gpus is None and partition.gpus:
+        raise ValueError(
+            f"resources.gpus is unset, and partition {partition.name} has nodes with {partition.gpus} GPUs: a job has "
+            "only those it asks for; say --train.resources.gpus 1 for one a worker, or 0 to train on CPUs"
+        )
 
 
 def _minutes(limit: str) -> float:

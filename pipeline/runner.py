@@ -6,28 +6,30 @@ commit, environment; the step itself only returns its summary.
 
 import logging
 import platform
-import shutil
 import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 
-from cluster.session import session
+from cluster.files import write_atomic
+from cluster.session import ROOT, session
 from pipeline.fingerprint import canonical, fingerprint, input_identity
 from pipeline.step import Step, ancestors, in_order
-from pipeline.store import Record, Store, list_files
+from pipeline.store import Record, Store, checksums, list_files
 from pipeline.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+ERROR = "error.txt"
 VERSIONS_OF = ("torch", "ray", "pyarrow", "numpy", "mlflow", "sentencepiece")
 
 
@@ -37,11 +39,14 @@ class StepFailed(RuntimeError):
 
 def pending(steps: Sequence[Step], store: Store, force: Sequence[str] = (), only: Sequence[str] = ()) -> list[Step]:
     """Steps to run, in order: without a record or forced; with `only`, those steps and what they lack."""
+    return [step for step in _asked(steps, only) if step.label in force or store.record(step) is None]
+
+
+def _asked(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
+    """All steps, or with `only` those and what they need, in order."""
     ordered = in_order(steps)
-    if only:
-        wanted = {need.label for step in ordered if step.label in only for need in (step, *ancestors(step))}
-        ordered = [step for step in ordered if step.label in wanted]
-    return [step for step in ordered if step.label in force or store.record(step) is None]
+    wanted = {need.label for step in ordered if step.label in only for need in (step, *ancestors(step))}
+    return [step for step in ordered if step.label in wanted] if only else ordered
 
 
 def run_steps(
@@ -54,11 +59,11 @@ def run_steps(
 ) -> None:
     """Bring every step to a record. StepFailed, after the steps already running have ended, when one raises."""
     todo = pending(steps, store, force, only)
+    store.check_sizes(*(step for step in _asked(steps, only) if step not in todo), forced=force)
     ordered = in_order(steps)
     for step in ordered:
         record = store.record(step)
         if record and step not in todo:
-            store.check_sizes(step)
             console.print(_line(ordered, step, "cached", headline(record.summary)), soft_wrap=True)
     if not todo:
         return
@@ -73,54 +78,43 @@ def run_steps(
 
 
 def _run_all(todo: list[Step], run: Callable[[Step], Record], console: Console, ordered: Sequence[Step]) -> None:
-    """Start each step once its inputs are there: a step that may use the whole cluster alone and in this thread (Ray
-    Train and signals want the main one), single-process steps side by side."""
+    """Run each step once its inputs are there, in threads or, for those that run alone, in this one."""
     waiting, running = list(todo), dict[Future[Record], Step]()
-    failures: list[tuple[Step, BaseException]] = []
+    errors: list[BaseException] = []
+
+    def show(step: Step, record: Record) -> None:
+        state = f"done in {record.seconds:.1f} s"
+        console.print(_line(ordered, step, state, headline(record.summary)), soft_wrap=True)
+
     threads = ThreadPoolExecutor(max_workers=len(todo))  # not a context: an interrupt must not wait for the steps
     try:
-        while (waiting and not failures) or running:
-            for step in _ready(waiting, list(running.values())) if not failures else []:
+        while waiting or running:
+            side_by_side, alone = _ready(waiting, list(running.values()))
+            for step in side_by_side:
                 waiting.remove(step)
-                running[_start(step, run, threads)] = step
+                running[threads.submit(run, step)] = step
+            for step in alone:
+                waiting.remove(step)
+                show(step, run(step))
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 step = running.pop(future)
                 if error := future.exception():
-                    failures.append((step, error))
+                    errors.append(error)
+                    waiting.clear()
                 else:
-                    record = future.result()
-                    console.print(
-                        _line(ordered, step, f"done in {record.seconds:.1f} s", headline(record.summary)),
-                        soft_wrap=True,
-                    )
+                    show(step, future.result())
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
-    for step, error in failures[:1]:
-        raise StepFailed(
-            "\n".join([f"step {step.label} failed: {error}", *getattr(error, "__notes__", [])]) + "\n"
-            "What it had finished is kept: run the same command again to continue from there."
-        ) from error
+    if errors:
+        raise errors[0]
 
 
-def _ready(waiting: Sequence[Step], running: Sequence[Step]) -> list[Step]:
-    """The steps to start now."""
+def _ready(waiting: Sequence[Step], running: Sequence[Step]) -> tuple[list[Step], list[Step]]:
+    """The steps to start now: those that run side by side; when there is none and nothing runs, one that runs alone."""
     unfinished = {step.label for step in (*waiting, *running)}
     able = [step for step in waiting if not any(need.label in unfinished for need in ancestors(step))]
-    single = [step for step in able if step.resources.workers == 1]
-    if running and any(step.resources.workers != 1 for step in running):
-        return []
-    return single or ([] if running else able[:1])
-
-
-def _start(step: Step, run: Callable[[Step], Record], threads: ThreadPoolExecutor) -> Future[Record]:
-    if step.resources.workers == 1:
-        return threads.submit(run, step)
-    future: Future[Record] = Future()
-    try:
-        future.set_result(run(step))
-    except Exception as error:
-        future.set_exception(error)
-    return future
+    side_by_side = [step for step in able if step.runs_beside]
+    return side_by_side, [] if side_by_side or running else able[:1]
 
 
 def _run_step(step: Step, store: Store, tracking: Tracking, again: bool) -> Record:
@@ -128,24 +122,36 @@ def _run_step(step: Step, store: Store, tracking: Tracking, again: bool) -> Reco
         done = store.record(step)
         if done and not again:
             return done  # another run on this workspace has built it while this one waited
-        out = store.partial(step)
-        if again:
-            shutil.rmtree(out, ignore_errors=True)
+        out = store.partial(step)  # with what an interrupted run has left there, a forced one too
         out.mkdir(parents=True, exist_ok=True)
-        inputs = {name: store.resolve(source) for name, source in step.inputs.items()}
-        started, clock = datetime.now(UTC), time.perf_counter()
-        with tracking.step(step, out) as track:
-            summary = {name: float(value) for name, value in step.run(step.config, out=out, **inputs).items()}
-            track(summary)
-        record = make_record(step, summary, list_files(out), started, time.perf_counter() - clock)
-        store.commit(step, record)
+        (out / ERROR).unlink(missing_ok=True)
+        try:
+            inputs = {name: store.resolve(source) for name, source in step.inputs.items()}
+            started, clock = datetime.now(UTC), time.perf_counter()
+            with tracking.step(step, out) as track:
+                summary = {name: float(value) for name, value in step.run(step.config, out=out, **inputs).items()}
+                track(summary)
+            record = make_record(step, summary, out, started, time.perf_counter() - clock)
+            store.commit(step, record)
+        except Exception as error:
+            raise _failure(step, error, out) from error
         return record
 
 
-def make_record(
-    step: Step, summary: Mapping[str, float], files: dict[str, int], started: datetime, seconds: float
-) -> Record:
-    """The record of a step that has just ended, on this machine, with this code."""
+def _failure(step: Step, error: Exception, out: Path) -> StepFailed:
+    """What the error is and where its traceback lies."""
+    with suppress(OSError):  # on a full disk the message has to do
+        write_atomic(out / ERROR, "".join(traceback.format_exception(error)))
+    reason = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+    return StepFailed(
+        f"step {step.label} failed: {reason}\n"
+        f"What it had finished is kept in {out}: run the same command again to continue from there, "
+        f"or delete it to start anew. The traceback is in {out / ERROR}"
+    )
+
+
+def make_record(step: Step, summary: Mapping[str, float], out: Path, started: datetime, seconds: float) -> Record:
+    """The record of a step that has just ended with its output in `out`, on this machine, with this code."""
     commit, dirty = git_state()
     return Record(
         step=step.name,
@@ -162,7 +168,8 @@ def make_record(
         started=started.isoformat(timespec="seconds"),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
-        files=files,
+        files=list_files(out),
+        checksums=checksums(out),
     )
 
 
@@ -170,7 +177,7 @@ def git_state() -> tuple[str, bool]:
     """Commit of the code that runs, and whether it has uncommitted changes; ("", False) outside a checkout."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
     return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.resources import Resources
-
 
 @dataclass(frozen=True)
 class Step:
@@ -22,11 +20,8 @@ class Step:
     inputs: "Mapping[str, Output | Path]" = field(default_factory=dict)
     version: int = 1
     """Raised by hand when the code changes what the step puts out."""
-
-    @property
-    def resources(self) -> Resources:
-        """What the step may ask for; a light step that says nothing runs on one CPU."""
-        return getattr(self.config, "resources", Resources(workers=1))
+    runs_beside: bool = False
+    """In a thread beside other steps; otherwise alone, in the main thread, as signals and Ray Train need it."""
 
     def upstream(self) -> "list[Step]":
         return [source.step for source in self.inputs.values() if isinstance(source, Output)]

@@ -11,13 +11,14 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from cluster.files import sync, write_atomic
+from cluster.files import sha256_file, sync, write_atomic
 from cluster.storage import absolute
+from curation.shards import MANIFEST, read_manifest
 from curation.shards import verify as verify_shards
 from pipeline.fingerprint import Json, fingerprint
 from pipeline.step import Output, Step
@@ -51,15 +52,19 @@ class Record:
     seconds: float
     files: dict[str, int]
     """Bytes of every file of the output."""
+    checksums: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every file but shards, whose manifest has theirs; none in records written before there were any."""
 
 
 class Store:
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace.resolve()
 
-    def folder(self, step: Step) -> Path:
-        """Final place of the step's output, there or not."""
-        return self.workspace / step.name / fingerprint(step)
+    def folder(self, output: Step | Record) -> Path:
+        """Final place of what a step puts out, or has put out, there or not."""
+        if isinstance(output, Record):
+            return self.workspace / output.step / output.fingerprint
+        return self.workspace / output.name / fingerprint(output)
 
     def partial(self, step: Step) -> Path:
         return self.folder(step).with_suffix(".partial")
@@ -73,23 +78,38 @@ class Store:
 
     def records(self) -> list[Record]:
         """All finished outputs in the workspace, oldest first."""
-        found = [read_record(path.parent) for path in self.workspace.glob(f"*/*/{RECORD}")]
+        folders = (path.parent for path in self.workspace.glob(f"*/*/{RECORD}"))
+        found = [read_record(folder) for folder in folders if not folder.suffix]
         return sorted((record for record in found if record), key=lambda record: record.finished)
 
-    def check_sizes(self, step: Step) -> None:
-        """DamagedOutput if a file of a finished output is missing or has another size than when it was recorded."""
-        record = self.record(step)
-        problems = damaged_files(self.folder(step), record) if record else []
-        if problems:
-            raise DamagedOutput(f"{problems[0]}: finished outputs must not change; rebuild with --force {step.label}")
+    def check_sizes(self, *steps: Step, forced: Sequence[str] = ()) -> None:
+        """DamagedOutput naming all finished outputs of which a file is missing or has another size than recorded.
 
-    def verify(self, step: Step) -> list[str]:
-        """Every problem of a finished output, one line each; reads all shards against their checksums."""
-        folder, record = self.folder(step), self.record(step)
+        The remedy rebuilds them, and what is `forced` already.
+        """
+        damaged = {}
+        for step in steps:
+            record = self.record(step)
+            if record and (problems := damaged_files(self.folder(step), record)):
+                damaged[step.label] = problems[0]
+        if damaged:
+            remedy = f"rebuild with --force {' '.join([*forced, *damaged])}"
+            raise DamagedOutput(f"{'; '.join(damaged.values())}: finished outputs must not change; {remedy}")
+
+    def verify(self, output: Step | Record) -> list[str]:
+        """Every problem of a finished output, one line each, none if it is not there; reads every byte once."""
+        folder = self.folder(output)
+        record = read_record(folder)
         if record is None:
             return []
-        problems = damaged_files(folder, record)
-        return problems or (verify_shards(folder) if (folder / "manifest.json").exists() else [])
+        if problems := damaged_files(folder, record):
+            return problems
+        problems = [
+            f"{folder / name} has another sha256 than recorded: it was changed"
+            for name, checksum in record.checksums.items()
+            if sha256_file(folder / name) != checksum
+        ]
+        return problems + (verify_shards(folder) if (folder / MANIFEST).exists() else [])
 
     def commit(self, step: Step, record: Record) -> None:
         """Make the partial output final: all of it is on disk before its name says that it is done."""
@@ -128,10 +148,10 @@ def read_record(folder: Path) -> Record | None:
     """The record of a finished output; None where there is none. DamagedOutput if it cannot be read."""
     try:
         found = json.loads((folder / RECORD).read_text())
-        return Record(**{item.name: found[item.name] for item in fields(Record)})
+        return Record(**{item.name: found[item.name] for item in fields(Record) if item.name in found})
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (KeyError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise DamagedOutput(f"{folder / RECORD} cannot be read ({error}): delete {folder} and run again") from error
 
 
@@ -139,6 +159,12 @@ def list_files(folder: Path) -> dict[str, int]:
     """Relative path and bytes of every file below `folder`, sorted, without the record."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / RECORD)
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder` but the record and shards: those are in the folder's manifest."""
+    shards = {entry.file for entry in read_manifest(folder).shards} if (folder / MANIFEST).exists() else set()
+    return {name: sha256_file(folder / name) for name in list_files(folder) if name not in shards}
 
 
 def damaged_files(folder: Path, record: Record) -> list[str]:

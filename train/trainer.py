@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from cluster.files import read_jsonl, write_atomic
 from cluster.logs import progress
 from cluster.resources import Resources
-from cluster.session import session
+from cluster.session import free_port, session
 from cluster.storage import absolute
 from cluster.threads import limit_threads
 from train.checkpoint import complete_checkpoints, step_of
@@ -247,13 +246,6 @@ def is_needed(size: int) -> bool:
         return False
     dist.init_process_group(backend, init_method=address[0], rank=rank, world_size=size)
     return True
-
-
-def free_port() -> int:
-    """A TCP port of this node that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("", 0))
-        return found.getsockname()[1]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ ITEMS = 12
 class Hostage:
     """Its item 0 says where it is and then waits for ever, the first time."""
 
-    def node(self, item: int, folder: Path) -> tuple[str, str]:
+    def node(self, item: int, folder: Path) -> tuple[str, list[str]]:
         import curation
 
         node = ray.get_runtime_context().get_node_id()
@@ -29,7 +29,8 @@ class Hostage:
             (folder / "victim").write_text(node)
             (folder / "pipe").write_text(node)
             (folder / "never").read_text()  # blocks until the node is lost
-        return node, str(Path(curation.__file__).parent.parent)
+        shipped = Path(curation.__file__).parent.parent
+        return node, sorted(str(path.relative_to(shipped)) for path in shipped.rglob("*") if path.is_file())
 
 
 def main(folder: Path) -> None:

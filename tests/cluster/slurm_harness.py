@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine: one controller and two daemons in a process namespace of their own.
+"""A real SLURM of two nodes, and one with feigned GPUs, on this machine: daemons in a process namespace of their own.
 
 Ending the namespace ends every process in it, jobs included. Needs root, `unshare` and the SLURM and munge daemons.
 """
@@ -43,19 +43,22 @@ JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
+GresTypes=gpu
 NodeName=DEFAULT CPUs=2 RealMemory=4000 State=UNKNOWN
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]}
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]}
+NodeName=n3 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} Gres=gpu:fake:2
 PartitionName=DEFAULT Nodes=n1,n2 State=UP MaxTime=60 DefMemPerCPU=1000
 PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PartitionName=high PriorityTier=2 PreemptMode=OFF
+PartitionName=gpu Nodes=n3
 """
 
 INIT = """
 munged --foreground --force --socket=$1/munge.sock --key-file=$1/munge.key --pid-file=$1/munged.pid \
     --seed-file=$1/munge.seed --log-file=$1/munged.log &
 until [ -S $1/munge.sock ]; do sleep 0.05; done
-slurmctld -D & slurmd -D -N n1 & slurmd -D -N n2 & wait
+slurmctld -D & slurmd -D -N n1 & slurmd -D -N n2 & slurmd -D -N n3 & wait
 """
 
 
@@ -74,16 +77,17 @@ def missing() -> str:
 def local_slurm(folder: Path) -> Iterator[dict[str, str]]:
     """Run SLURM with its state in `folder`; yields what the environment needs to reach it."""
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        sockets = [stack.enter_context(socket.socket()) for _ in range(4)]
         for free in sockets:
             free.bind(("127.0.0.1", 0))
         ports = [free.getsockname()[1] for free in sockets]
     folder.chmod(0o755)
-    for name in ("state", "spool-n1", "spool-n2"):
+    for name in ("state", "spool-n1", "spool-n2", "spool-n3"):
         (folder / name).mkdir()
     (folder / "munge.key").touch(0o600)
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "slurm.conf").write_text(CONFIGURATION.format(host=socket.gethostname(), ports=ports, folder=folder))
+    (folder / "gres.conf").write_text("NodeName=n3 Name=gpu Type=fake File=/dev/zero,/dev/full\n")
     (folder / "cgroup.conf").write_text(f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={folder}\n")
     environment = {"SLURM_CONF": str(folder / "slurm.conf")}
     namespace = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
@@ -116,9 +120,9 @@ def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         nodes = subprocess.run(
-            ["sinfo", "-h", "-N", "-p", "low", "-o", "%T"], env=environment, capture_output=True, text=True
+            ["sinfo", "-h", "-N", "-p", "low,gpu", "-o", "%T"], env=environment, capture_output=True, text=True
         )
-        if nodes.stdout.split() == ["idle", "idle"]:
+        if nodes.stdout.split() == ["idle"] * 3:
             return
         time.sleep(POLL_S)
     logs = "\n".join(path.read_text() for path in folder.glob("*.log"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,15 @@ import psutil
 import pytest
 import ray
 
-from cluster.session import ROOT, session
+from cluster.session import (
+    LONGEST_FOLDER,
+    OBJECT_STORE_LEAST,
+    PACKAGES,
+    ROOT,
+    folder_for_sockets,
+    object_store_bytes,
+    session,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -94,11 +103,33 @@ def test_a_killed_driver_leaves_no_process_and_the_next_session_removes_its_fold
 
 @pytest.mark.slow
 def test_a_lost_node_loses_no_item_and_the_code_travels_to_the_cluster(short_folder: Path) -> None:
-    program = Path(__file__).with_name("losing_a_node.py")
-    environment = alone() | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(short_folder)}
+    """Of a checkout in which a workspace lies, too."""
+    program, checkout = Path(__file__).with_name("losing_a_node.py"), short_folder / "checkout"
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = sorted(str(path.relative_to(checkout)) for path in checkout.rglob("*") if path.is_file())
+    for other in ("runs/train/checkpoint.pth", ".git/HEAD", "cluster/__pycache__/session.pyc"):
+        (checkout / other).parent.mkdir(parents=True)
+        (checkout / other).write_bytes(b"large")
+    environment = alone() | {"PYTHONPATH": str(checkout), "RAY_TMPDIR": str(short_folder)}
     subprocess.run([sys.executable, str(program), str(short_folder)], env=environment, check=True, capture_output=True)
     result = json.loads((short_folder / "result.json").read_text())
     assert [item for item, _ in result["answers"]] == list(range(12))
     assert {node for _, (node, _) in result["answers"]} <= set(result["nodes"])
     assert dict(result["answers"])[0][0] != result["victim"]
-    assert str(ROOT) not in {folder for _, (_, folder) in result["answers"]}
+    assert all([name for name in files if not name.endswith(".pyc")] == code for _, (_, files) in result["answers"])
+
+
+@pytest.mark.parametrize("depth", [4, LONGEST_FOLDER - 6, LONGEST_FOLDER - 5, 200])
+def test_the_folder_of_a_ray_is_short_enough_for_its_sockets(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = "/" + "x" * (depth - 1)
+    monkeypatch.setattr(tempfile, "tempdir", root)
+    folder = folder_for_sockets("ray-1")
+    assert folder == Path(root if depth + 6 <= LONGEST_FOLDER else "/tmp", "ray-1")
+    sockets = f"{folder}/session_2026-11-23_05-44-44_123456_4194304/sockets/plasma_store.1"
+    assert len(sockets) <= 107
+
+
+def test_the_object_store_has_its_share_of_what_a_node_may_use() -> None:
+    assert object_store_bytes(2**20) == OBJECT_STORE_LEAST
+    assert OBJECT_STORE_LEAST <= object_store_bytes(2**60) <= 8 * 2**30

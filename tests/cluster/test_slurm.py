@@ -13,7 +13,7 @@ from slurm_harness import local_slurm, missing, wait_for_end
 from cluster.allocation import REQUEUE_CODE, _per_node
 from cluster.resources import Resources
 from cluster.session import ROOT
-from cluster.slurm import _minutes, submit
+from cluster.slurm import _gpus, _minutes, submit
 
 CENSUS = """
 import json, os, pathlib, time, ray
@@ -52,6 +52,14 @@ def test_minutes_reads_slurms_time_limits(limit: str, minutes: float) -> None:
     assert _minutes(limit) == minutes
 
 
+@pytest.mark.parametrize(
+    ("generic", "gpus"),
+    [("(null)", 0), ("gpu:4", 4), ("gpu:a100:8(S:0-1)", 8), ("shard:gpu:6,gpu:a100:2(S:0),gpu:t4:1", 3), ("gpu", 0)],
+)
+def test_gpus_are_counted_among_slurms_generic_resources(generic: str, gpus: int) -> None:
+    assert _gpus(generic) == gpus
+
+
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A running SLURM, and the folder for its jobs."""
@@ -77,25 +85,42 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Resources(workers=2, cpus=2.0),
         Resources(workers=1, memory_gb=100.0),
         Resources(gpus=1.0),
+        Resources(gpus=3.0, workers=1, partition="gpu"),
         Resources(partition="none"),
+        Resources(partition="gpu"),
     ],
     ids=str,
 )
-def test_submit_refuses_what_would_wait_for_ever(slurm: Path, asked: Resources) -> None:
-    with pytest.raises(ValueError, match=r"SLURM cannot run|ends jobs after"):
+def test_submit_refuses_what_would_wait_for_ever_or_leave_gpus_idle(slurm: Path, asked: Resources) -> None:
+    with pytest.raises(ValueError, match=r"SLURM cannot run|ends jobs after|say --train.resources.gpus 1"):
         submit(["true"], asked, slurm, "refused")
     assert subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout == ""
 
 
 @pytest.mark.slurm
 @pytest.mark.timeout(400)
-def test_the_driver_finds_rays_nodes_and_the_job_leaves_nothing(slurm: Path, tmp_path: Path) -> None:
-    out = tmp_path / "census.json"
+def test_the_driver_finds_rays_nodes_and_the_job_leaves_nothing(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, deep = tmp_path / "census.json", tmp_path / "a_folder_that_lies_too_deep_for_the_sockets_of_ray"
+    deep.mkdir()
+    monkeypatch.setenv("TMPDIR", str(deep))
     job = submit([sys.executable, "-c", CENSUS.format(out=str(out))], Resources(nodes=2), slurm, "census")
     assert wait_for_end(job)["JobState"] == "COMPLETED", logs(slurm, job)
     where, cpus = json.loads(out.read_text())
     assert (sorted(where), cpus) == (["n1", "n2"], [2, 2])
-    assert list(Path("/tmp").glob(f"ray-{job}-*")) == []
+    assert [*deep.iterdir(), *Path("/tmp").glob(f"ray-{job}-*")] == []
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("workers", "gpus"), [(0, 2), (1, 1)])
+def test_whole_nodes_come_with_all_their_gpus(slurm: Path, tmp_path: Path, workers: int, gpus: int) -> None:
+    out = tmp_path / "gpus"
+    command = ["sh", "-c", f"for step in '' 'srun --overlap'; do $step printenv SLURM_GPUS_ON_NODE; done > {out}"]
+    job = submit(command, Resources(workers=workers, gpus=1.0, partition="gpu"), slurm, "gpus")
+    assert wait_for_end(job)["JobState"] == "COMPLETED", logs(slurm, job)
+    assert out.read_text().split() == [str(gpus)] * 2  # on the first node, and in the job step of a further one
 
 
 @pytest.mark.slurm

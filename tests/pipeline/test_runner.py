@@ -1,8 +1,10 @@
 """The runner: what is done is skipped, what failed continues, independent steps do not wait for each other."""
 
 import io
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -10,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from cluster.files import append_jsonl
-from cluster.resources import Resources
 from pipeline.runner import StepFailed, pending, run_steps
 from pipeline.step import Output, Step
 from pipeline.store import DamagedOutput, Store
@@ -24,21 +25,39 @@ class Config:
     value: float = 1.0
     fail_before: int = 0
     """The step raises until this many of its pieces are there."""
-    resources: Resources = Resources(workers=1)
 
 
-def add(config: Config, *, out: Path, **inputs: Path) -> Mapping[str, float]:
+def add(config: Config, must_have: int = 0, *, out: Path, **inputs: Path) -> Mapping[str, float]:
     """Sum of the inputs and the config's value, in pieces that survive a failure."""
     pieces = out / "pieces"
     with pieces.open("a") as file:
         file.write("x")
-    if len(pieces.read_text()) < config.fail_before:
+    if len(pieces.read_text()) < max(config.fail_before, must_have):
         raise RuntimeError("not yet")
     total = config.value + sum(float((folder / "sum").read_text()) for folder in inputs.values())
     (out / "sum").write_text(str(total))
     for step in range(3):
         append_jsonl(out / "metrics.jsonl", {"step": step, "loss": 3.0 - step})
     return {"sum": total, "loss": 1.0}
+
+
+meeting = threading.Barrier(2, timeout=60)
+
+
+def meet(config: Config, *, out: Path, **inputs: Path) -> Mapping[str, float]:
+    """Ends when two of these run at once."""
+    meeting.wait()
+    return tell_thread(config, out=out)
+
+
+def tell_thread(config: Config, *, out: Path, **inputs: Path) -> Mapping[str, float]:
+    return {"is_main": float(threading.current_thread() is threading.main_thread())}
+
+
+def fail(config: Config, *, out: Path, **inputs: Path) -> Mapping[str, float]:
+    error = KeyError("step")
+    error.add_note("raised by nobody")
+    raise error
 
 
 ONE = Step("one", "one", add, Config(1.0))
@@ -83,10 +102,42 @@ def test_changed_step_is_made_beside_the_old_one(run: Callable[..., Store]) -> N
 
 def test_failed_step_continues_from_what_it_had(run: Callable[..., Store]) -> None:
     flaky = replace(TWO, config=Config(2.0, fail_before=2))
-    with pytest.raises(StepFailed, match="two failed: not yet"):
+    with pytest.raises(StepFailed, match="two failed: RuntimeError: not yet"):
         run(flaky)
     store = run(flaky)
     assert (store.folder(flaky) / "pieces").read_text() == "xx"
+    assert not (store.folder(flaky) / "error.txt").exists()
+
+
+def test_forced_step_that_failed_continues_when_forced_again(run: Callable[..., Store]) -> None:
+    store = run(TWO)
+    flaky = replace(TWO, run=partial(add, must_have=3))
+    for _ in range(2):
+        with pytest.raises(StepFailed, match="run the same command again"):
+            run(flaky, force=["two"])
+        assert (store.folder(TWO) / "sum").read_text() == "3.0"
+    run(flaky, force=["two"])
+    assert (store.folder(TWO) / "pieces").read_text() == "xxx"
+
+
+@pytest.mark.parametrize("runs_beside", [True, False])
+def test_failure_names_the_error_and_the_file_with_its_traceback(run: Callable[..., Store], runs_beside: bool) -> None:
+    with pytest.raises(StepFailed, match=r"step bad failed: KeyError: 'step'\nraised by nobody\n") as caught:
+        run(Step("bad", "bad", fail, Config(), runs_beside=runs_beside), ONE)
+    file = Path(str(caught.value).split()[-1])
+    assert file.name == "error.txt"
+    assert "in fail" in file.read_text()
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_steps_run_alone_in_the_main_thread_or_beside_each_other(run: Callable[..., Store]) -> None:
+    pair = [
+        Step("meet", f"meet@{name}", meet, Config(value), runs_beside=True) for name, value in (("a", 1.0), ("b", 2.0))
+    ]
+    alone = Step("alone", "alone", tell_thread, Config(), {"a": Output(pair[0])})
+    store = run(alone, *pair)
+    found = [store.record(step) for step in (*pair, alone)]
+    assert [record.summary["is_main"] for record in found if record] == [0.0, 0.0, 1.0]
 
 
 def test_force_builds_anew_and_only_limits(run: Callable[..., Store]) -> None:
@@ -101,8 +152,22 @@ def test_force_builds_anew_and_only_limits(run: Callable[..., Store]) -> None:
 def test_damaged_input_stops_the_run_with_the_remedy(run: Callable[..., Store]) -> None:
     store = run(TWO)
     (store.folder(ONE) / "sum").write_text("")
-    with pytest.raises(DamagedOutput, match="--force one"):
+    with pytest.raises(DamagedOutput, match=r"--force one$"):
         run(ALL)
+
+
+def test_all_damaged_outputs_that_are_needed_are_named_at_once(run: Callable[..., Store]) -> None:
+    store = run(ALL)
+    for step in (ONE, TWO):
+        (store.folder(step) / "sum").write_text("")
+    other = Step("other", "other", add, Config(7.0))
+    run(ALL, other, only=["other"])
+    with pytest.raises(DamagedOutput, match=r"one/.*; .*two/.*--force one two$"):
+        run(ALL)
+    with pytest.raises(DamagedOutput, match=r"--force one two$"):
+        run(ALL, force=["one"])
+    run(ALL, force=["one", "two"])
+    assert (store.folder(TWO) / "sum").read_text() == "3.0"
 
 
 def test_tracking_holds_one_parent_and_a_nested_run_per_step(

@@ -2,15 +2,19 @@
 
 import json
 import multiprocessing
+import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from curation.schema import HASHES, EmbeddingSpec
+from curation.shards import Manifest, write_manifest, write_shard
 from pipeline.runner import make_record
 from pipeline.step import Output, Step
-from pipeline.store import DamagedOutput, Store, list_files
+from pipeline.store import DamagedOutput, Store
 
 
 def nothing(config: object, *, out: Path, **inputs: Path) -> Mapping[str, float]:
@@ -24,7 +28,7 @@ def finish(store: Store, step: Step = STEP, text: str = "four") -> Path:
     out = store.partial(step)
     (out / "deep").mkdir(parents=True)
     (out / "deep" / "file.txt").write_text(text)
-    store.commit(step, make_record(step, {"rows": 4.0}, list_files(out), datetime.now(UTC), 1.5))
+    store.commit(step, make_record(step, {"rows": 4.0}, out, datetime.now(UTC), 1.5))
     return store.folder(step)
 
 
@@ -53,6 +57,50 @@ def test_commit_replaces_an_earlier_output_whole(tmp_path: Path) -> None:
 def test_inputs_resolve_inside_outputs(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.resolve(Output(STEP, "deep/file.txt")) == store.folder(STEP) / "deep" / "file.txt"
+
+
+def test_records_are_of_finished_outputs_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = finish(store)
+    shutil.copytree(folder, store.partial(STEP))  # killed before it was renamed
+    assert [store.folder(record) for record in store.records()] == [folder]
+
+
+def test_a_flipped_byte_is_found_in_any_output_of_the_workspace(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    file = finish(store) / "deep" / "file.txt"
+    [record] = store.records()
+    assert store.verify(record) == store.verify(STEP) == []
+    file.write_text("fouR")
+    assert store.verify(record) == [f"{file} has another sha256 than recorded: it was changed"]
+
+
+def test_shards_are_verified_by_their_manifest(tmp_path: Path) -> None:
+    store, out = Store(tmp_path), Store(tmp_path).partial(STEP)
+    out.mkdir(parents=True)
+    spec = EmbeddingSpec("random-vit", "d", "random", 42, 2, 0, (1, 1), "pooled", "float16", "", 0)
+    rows = {"key": ["a"], "source": ["x"], "captions": [["red"]], "thumbnail": [b""]}
+    rows |= {name: np.ones((1, 1, 2), np.float32) for name in spec.vector_columns()}
+    rows |= {name: np.zeros(1, np.uint64) for name in HASHES}
+    write_manifest(out, Manifest(spec, (write_shard(out / "shard-00000.arrow", spec, [rows]),)))
+    store.commit(STEP, make_record(STEP, {}, out, datetime.now(UTC), 1.5))
+    [record] = store.records()
+    assert list(record.checksums) == ["manifest.json"]
+    shard = store.folder(STEP) / "shard-00000.arrow"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert len(store.verify(record)) == 1
+
+
+def test_a_record_without_checksums_is_verified_by_size(tmp_path: Path) -> None:
+    """As records were written at first."""
+    store = Store(tmp_path)
+    path = finish(store) / "record.json"
+    path.write_text(
+        json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "checksums"})
+    )
+    assert store.verify(STEP) == []
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
