@@ -156,13 +156,15 @@ def show_results(steps: Sequence[Step], store: Store, console: Console, as_json:
 
 
 def verify(recipe: Recipe, options: Namespace, console: Console) -> int:
+    """Every finished output of the workspace, made by this recipe or not."""
     store, bad = Store(options.workspace), 0
-    for step in in_order(build_steps(recipe)):
-        problems = store.verify(step)
-        state = "[green]good[/green]" if store.record(step) else "[dim]not run[/dim]"
-        console.print(f"{step.label:<22} {'[red]damaged[/red]' if problems else state}")
+    current = {store.folder(step) for step in in_order(build_steps(recipe))}
+    for record in store.records():
+        problems, folder = store.verify(record), store.folder(record)
+        state = "[red]damaged[/red]" if problems else "[green]good[/green]"
+        console.print(f"{record.label:<22} {folder.name}  {state}")
+        remedy = again(options, "run", "--force", record.label) if folder in current else f"remove {folder}"
         for problem in problems:
-            remedy = again(options, "run", "--force", step.label)
             console.print(f"   {escape(problem)}\n   remedy: {escape(remedy)}", soft_wrap=True)
         bad += bool(problems)
     return 1 if bad else 0

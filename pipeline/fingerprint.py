@@ -16,7 +16,7 @@ from typing import Any
 from cluster.resources import MACHINE_FACT, Resources
 from cluster.storage import absolute
 from curation.sources import source_digest
-from pipeline.step import Output, Step
+from pipeline.step import VERSIONS, Output, Step
 
 LENGTH = 12  # hexadecimal digits: 48 bits, a collision among 10,000 outputs has odds of 1 in 5 million
 
@@ -27,7 +27,7 @@ def fingerprint(step: Step) -> str:
     """Identity of what the step would put out; equal on every machine."""
     identity = {
         "step": step.name,
-        "version": step.version,
+        "version": VERSIONS.get(step.name, 1),
         "config": canonical(step.config),
         "inputs": {name: input_identity(source) for name, source in sorted(step.inputs.items())},
     }

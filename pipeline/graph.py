@@ -60,7 +60,7 @@ def build_steps(recipe: Recipe) -> list[Step]:
 
 def draw_steps(recipe: Recipe) -> list[Step]:
     """The steps of a recipe, whether or not its data are there."""
-    pool = Step("pool", "pool", emoji.run, recipe.emoji) if recipe.emoji else None
+    pool = Step("pool", "pool", emoji.run, recipe.emoji, runs_beside=True) if recipe.emoji else None
     pairs = Output(pool, "train") if pool else user_data(recipe, recipe.data.pairs)
     embeddings = Step("embed", "embed", embed.run, recipe.embed, {"source": pairs})
     leakage = _leakage(recipe, pool)
@@ -75,7 +75,7 @@ def draw_steps(recipe: Recipe) -> list[Step]:
     shown = {
         step.label.replace("@", "_"): Output(step) for step in (embeddings, *(step for arm in arms for step in arm))
     }
-    page = Step("report", "report", report.run, recipe.report, shown)
+    page = Step("report", "report", report.run, recipe.report, shown, runs_beside=True)
     return [embeddings, *(step for arm in arms for step in arm), page]
 
 
@@ -92,7 +92,7 @@ def _arm(
     entries = {"metadata": user_data(recipe, recipe.data.metadata)} if recipe.data.metadata else {}
     select = Step("curate", f"curate{suffix}", curate.run, recipe.curate, {"embeddings": rows, **leakage, **entries})
     pair = {"embeddings": rows, "selection": Output(select)}
-    words = Step("tokenizer", f"tokenizer{suffix}", tokenizer.run, recipe.tokenizer, pair)
+    words = Step("tokenizer", f"tokenizer{suffix}", tokenizer.run, recipe.tokenizer, pair, runs_beside=True)
     seen = {**pair, "tokenizer": Output(words), **images}
     model = Step("train", f"train{suffix}", trainer.run, _train_config(recipe), seen)
     scores = Step(

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+VERSIONS = {"embed": 2, "curate": 2, "tokenizer": 2, "train": 2, "evaluate": 2, "report": 2}
+"""Of the code of a kind of step, 1 if not named; raised by the change that makes it put out something else."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -18,8 +21,6 @@ class Step:
     run: Callable[..., Mapping[str, float]]
     config: object
     inputs: "Mapping[str, Output | Path]" = field(default_factory=dict)
-    version: int = 1
-    """Raised by hand when the code changes what the step puts out."""
     runs_beside: bool = False
     """In a thread beside other steps; otherwise alone, in the main thread, as signals and Ray Train need it."""
 

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.resources import MACHINE_FACT, Resources
 from pipeline.fingerprint import canonical, fingerprint
-from pipeline.step import Output, Step
+from pipeline.step import VERSIONS, Output, Step
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,17 @@ def test_machine_facts_bear_no_identity(config: Config) -> None:
         replace(FIRST, config=replace(FIRST.config, names=("b", "a"))),
         replace(FIRST, config=replace(FIRST.config, inner=Inner(rate=0.25))),
         replace(FIRST, name="other"),
-        replace(FIRST, version=2),
     ],
 )
 def test_literals_bear_identity_downstream_too(other: Step) -> None:
     assert fingerprint(other) != fingerprint(FIRST)
     assert fingerprint(replace(SECOND, inputs={"rows": Output(other)})) != fingerprint(SECOND)
+
+
+def test_a_new_version_of_the_code_bears_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint(FIRST)
+    monkeypatch.setitem(VERSIONS, FIRST.name, 2)
+    assert fingerprint(FIRST) != before
 
 
 def test_label_bears_no_identity() -> None:

@@ -113,6 +113,8 @@ def test_debug_recipe_from_pairs_to_report(
     assert "shard-00000.arrow" in capsys.readouterr().out
     assert main(["run", "debug", "--only", "train", "--train.optim.lr", "3e-3", *workspace]) == 2
     assert "--force embed" in capsys.readouterr().err
+    assert main(["verify", "quickstart", *workspace]) == 1  # outputs of other recipes are checked, too
+    assert "remedy: remove" in capsys.readouterr().out.replace("\n", " ")
 
 
 def _decided_keys(workspace: Path) -> list[str]:
