@@ -157,7 +157,8 @@ def _adjoining(centroids: Float32[np.ndarray, "k d"], neighbours: int) -> Entrie
         scores[np.arange(len(scores)), own] = np.inf
         nearest = np.argpartition(scores, count - 1, axis=1)[:, :count]
         edges.append(np.stack([np.repeat(own, count), nearest.reshape(-1)]))
-    return _both_ways(*np.concatenate(edges, axis=1), len(centroids))
+    left, right = np.concatenate(edges, axis=1)
+    return _both_ways(left, right, len(centroids))
 
 
 def _both_ways(left: Int64[np.ndarray, " pairs"], right: Int64[np.ndarray, " pairs"], count: int) -> Entries:
@@ -220,7 +221,7 @@ def first_alike(
     least: float,
 ) -> Pairs:
     """The rows asked of a range of clusters, each with the first row like it: what one worker does."""
-    found = []
+    found = list[Pairs]()
     for cluster in (clusters[0] + np.flatnonzero(np.diff(offsets[clusters[0] : clusters[1] + 1]))).tolist():
         near = (cluster, *adjoining.values[adjoining.offsets[cluster] : adjoining.offsets[cluster + 1]].tolist())
         others = np.concatenate([possible[possible_offsets[each] : possible_offsets[each + 1]] for each in near])

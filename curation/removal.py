@@ -37,18 +37,16 @@ def drop_invalid(decisions: Decisions, points: Points, error_budget: float) -> N
 
 def drop_leakage(
     decisions: Decisions, points: Points, valid: Int64[np.ndarray, " n"], name: str, config: LeakageConfig
-) -> int:
-    """Drop what is found in one evaluation set; returns the number of pairs whose captions occur there."""
-    num_captions, evaluation = 0, decisions.evaluation[decisions.names.index(name)]
-    for finding in find_leakage(decisions.shards, points, valid, evaluation, config):
+) -> None:
+    """Drop what is found in one evaluation set, and note whose captions occur there."""
+    number = decisions.names.index(name)
+    for finding in find_leakage(decisions.shards, points, valid, decisions.evaluation[number], config):
         if finding.how == "caption":
-            num_captions = len(finding.rows)
-            decisions.caption_set[finding.rows] = decisions.names.index(name)
+            decisions.caption_set[finding.rows] = number
             if config.captions != "remove":
                 continue
         pairs = Pairs(finding.evaluation_rows, finding.rows, finding.cosine)
         decisions.drop_for(pairs, LEAKAGE[finding.how], name)
-    return num_captions
 
 
 def drop_duplicates(

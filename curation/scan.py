@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from curation.assign import Assigner, Engine
 from curation.kernels import add_by_label, squared_distances
-from curation.vectors import ArrayVectors, Vectors
+from curation.vectors import ArrayVectors, Vectors, to_unit
 
 BLOCK_VALUES = 1 << 19  # of one block of vectors: 2 MB, which stays near the processor
 FAR_STRIDE, FAR_ROWS = 16, 64
@@ -60,9 +60,12 @@ class Points:
 
     vectors: Vectors
     workers: Workers
-    unit: bool
     rows: Int64[np.ndarray, " n"] | None = None
     engine: Engine = "auto"
+
+    @property
+    def unit(self) -> bool:
+        return self.vectors.unit
 
     @property
     def num_rows(self) -> int:
@@ -178,4 +181,4 @@ class InProcess:
 
 def points_in_memory(array: Float32[np.ndarray, "n dim"], unit: bool, engine: Engine = "auto") -> Points:
     """Points that fit in memory, scanned by this process: the centroids of a level below."""
-    return Points(ArrayVectors(array, unit), InProcess(), unit, engine=engine)
+    return Points(ArrayVectors(to_unit(array) if unit else array, unit), InProcess(), engine=engine)

@@ -22,7 +22,7 @@ def opened(tmp_path, embedding_spec, write_pool):
         columns = None if hashes is None else {PERCEPTUAL_HASH: hashes}
         cut = (len(vectors) // 2, len(vectors) - len(vectors) // 2)
         write_pool(tmp_path / name, spec, cut, vectors={CLS: vectors[:, None]}, columns=columns)
-        points = Points(ShardVectors(tmp_path / name, CLS, unit=True), InProcess(), True)
+        points = Points(ShardVectors(tmp_path / name, CLS, unit=True), InProcess())
         return EmbeddingShards(tmp_path / name), points, points.gather(np.arange(len(vectors)))
 
     return write
