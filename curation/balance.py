@@ -112,13 +112,14 @@ class ImageBalance:
 
 class TextBalance:
     """Keep a pair with probability 1 - prod over its entries of (1 - t / max(c, t)), c an entry's rows: when its coin
-    is below, that is when t is above the row's critical value. Rows without entries come first."""
+    is below, that is when t is above the row's critical value. Rows without entries come first and are always kept."""
 
     def __init__(self, entries: Entries, coins: Float64[np.ndarray, " rows"]) -> None:
         self.entries = entries
         self.counts = np.bincount(entries.values)
         self.critical = self._critical(coins)
-        self.order = np.argsort(self.critical, kind="stable")
+        self.num_unmatched = int((entries.numbers() == 0).sum())
+        self.order = np.lexsort((coins, self.critical))
         self.rank = np.empty(len(coins), np.int64)
         self.rank[self.order] = np.arange(len(coins))
 
@@ -183,8 +184,8 @@ def combine(
 ) -> Balance:
     """Both selections with budgets such that exactly `target` rows are kept, each counted as often as it is taken.
 
-    Equal budgets for both are sought first, then the text budget takes up the slack; with `text_budget` given, only the
-    image budget moves. ValueError when no budget reaches the target.
+    Equal budgets for both are sought first, then the text budget takes up the slack; with `text_budget` given, or where
+    it would leave out rows without entries, only the image budget moves. ValueError when no budget reaches the target.
     """
     joined = np.multiply if how == "intersection" else np.maximum
 
@@ -205,6 +206,8 @@ def combine(
     by_image = image.copies(budget)
     if text_budget is None:
         text_budget = _text_budget(by_image, text, target, how)
+        if text_budget < text.num_unmatched:
+            return combine(image, text, target, how, text.num_unmatched)
     by_text = text.keep(text_budget)
     copies = joined(by_image, by_text.astype(np.int64))
     if text_budget:

@@ -9,6 +9,7 @@ from curation.balance import Combine, ImageBalance, TextBalance, combine, entrop
 from curation.decisions import Decisions
 from curation.hierarchy import cluster_of_rows
 from curation.levels import Level
+from curation.metadata import check_matched
 
 Method = Literal["both", "image", "text", "random", "none"]
 
@@ -35,11 +36,16 @@ class Coins(NamedTuple):
 def choose(decisions: Decisions, goal: Goal, image_levels: list[Level], coins: Coins, seed: int) -> dict[str, float]:
     """Drop what the method does not keep; returns the budgets and the threshold that were found.
 
-    Raises ValueError when fewer rows survive than are asked for.
+    Raises ValueError when fewer rows survive than are asked for, or none.
     """
     rows = decisions.surviving()
     if goal.method == "none":
         return {}
+    if not len(rows):
+        found = {reason: count for reason, count in decisions.counts().items() if count}
+        raise ValueError(
+            f"no pair is left to choose from, by reason {found}: one at least is needed; loosen the largest"
+        )
     if goal.num_rows > goal.repeats * len(rows):
         raise ValueError(
             f"{goal.num_rows} pairs asked of {len(rows)} left after leakage and duplicates: at most those can be kept, "
@@ -51,7 +57,7 @@ def choose(decisions: Decisions, goal: Goal, image_levels: list[Level], coins: C
         return {}
     if goal.method == "image":
         return _by_image(decisions, rows, goal, _image_balance(decisions, rows, image_levels, coins, seed, goal))
-    text = TextBalance(decisions.text_entries().take(rows), coins.text[rows])
+    text = _text_balance(decisions, rows, coins)
     if goal.method == "text":
         return _by_text(decisions, rows, goal, text)
     return _by_both(decisions, rows, goal, _image_balance(decisions, rows, image_levels, coins, seed, goal), text)
@@ -65,6 +71,13 @@ def _image_balance(
     return ImageBalance(decisions.image_cluster[rows], parents, num_leaves, coins.leaf[rows], seed, goal.repeats)
 
 
+def _text_balance(decisions: Decisions, rows: Int64[np.ndarray, " n"], coins: Coins) -> TextBalance:
+    entries = decisions.text_entries().take(rows)
+    if decisions.entries is not None:
+        check_matched(entries, decisions.entry_names)
+    return TextBalance(entries, coins.text[rows])
+
+
 def _by_image(decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, image: ImageBalance) -> dict[str, float]:
     copies = image.copies(goal.num_rows)
     decisions.image_keep[rows] = image.expected_copies(goal.num_rows)
@@ -75,6 +88,8 @@ def _by_image(decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, i
 
 def _by_text(decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, text: TextBalance) -> dict[str, float]:
     given = _given_threshold(goal, text)
+    if given is None:
+        _check_unmatched(goal, text)
     budget = goal.num_rows if given is None else text.budget(given)
     threshold = text.threshold(budget) if given is None else given
     decisions.text_keep[rows] = text.keep_probability(threshold)
@@ -86,6 +101,8 @@ def _by_both(
     decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, image: ImageBalance, text: TextBalance
 ) -> dict[str, float]:
     given = _given_threshold(goal, text)
+    if given is None and goal.combine == "union":
+        _check_unmatched(goal, text)
     solved = combine(image, text, goal.num_rows, goal.combine, None if given is None else text.budget(given))
     threshold = text.threshold(solved.text_budget) if given is None else given
     decisions.image_keep[rows] = image.expected_copies(solved.image_budget)
@@ -104,6 +121,14 @@ def _by_both(
         "in_text_only": float((~solved.image & solved.text).sum()),
         "in_neither": float((~solved.image & ~solved.text).sum()),
     }
+
+
+def _check_unmatched(goal: Goal, text: TextBalance) -> None:
+    if goal.num_rows < text.num_unmatched:
+        raise ValueError(
+            f"{goal.num_rows} pairs asked, {text.num_unmatched} hold no metadata entry, and text.unmatched=keep keeps "
+            "them all: at least those must be asked for; raise target_rows or share, or set text.unmatched=drop"
+        )
 
 
 def _given_threshold(goal: Goal, text: TextBalance) -> float | None:

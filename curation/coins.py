@@ -14,12 +14,12 @@ FNV_PRIME = np.uint64(0x100000001B3)
 def coins(keys: pa.ChunkedArray, seed: int, purpose: str) -> Float64[np.ndarray, " rows"]:
     """A uniform number per key; coins of different seeds or purposes are independent."""
     salt = _mix(np.uint64(seed % 2**64) ^ _mix(np.uint64(zlib.crc32(purpose.encode()))))
-    hashed = [_mix(_fnv(chunk) ^ salt) for chunk in keys.chunks]
+    hashed = [_mix(_fnv(chunk) ^ salt) for chunk in keys.cast(pa.large_string()).chunks]
     together = np.concatenate(hashed) if hashed else np.empty(0, np.uint64)
     return (together >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _fnv(keys: pa.StringArray) -> UInt64[np.ndarray, " n"]:
+def _fnv(keys: pa.LargeStringArray) -> UInt64[np.ndarray, " n"]:
     """FNV-1a of the UTF-8 bytes, all keys at once, one byte position after another."""
     lengths = pc.binary_length(keys).to_numpy(zero_copy_only=False).astype(np.int64)
     starts = np.cumsum(lengths) - lengths
@@ -34,12 +34,12 @@ def _fnv(keys: pa.StringArray) -> UInt64[np.ndarray, " n"]:
     return hashed
 
 
-def _utf8(keys: pa.StringArray) -> UInt8[np.ndarray, " bytes"]:
+def _utf8(keys: pa.LargeStringArray) -> UInt8[np.ndarray, " bytes"]:
     """The bytes of all strings of a chunk, one after another; respects the offset of a slice."""
     if not len(keys):
         return np.empty(0, np.uint8)
     _, offsets, data = keys.buffers()
-    bounds = np.frombuffer(offsets, np.int32)[keys.offset : keys.offset + len(keys) + 1]
+    bounds = np.frombuffer(offsets, np.int64)[keys.offset : keys.offset + len(keys) + 1]
     empty = np.empty(0, np.uint8)
     return np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]] if data is not None else empty
 

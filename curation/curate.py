@@ -7,7 +7,7 @@ duplicates, balance. All is a function of the config and of the rows in order: n
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,8 @@ from curation.choose import Coins, Goal, Method, choose, evenness
 from curation.coins import coins
 from curation.decisions import Decisions
 from curation.dedup import PARTS, DuplicatesConfig
-from curation.hierarchy import ROWS_PER_CLUSTER, LevelsConfig, cluster_levels
+from curation.hierarchy import ROWS_PER_CLUSTER as ROWS_PER_CLUSTER
+from curation.hierarchy import LevelsConfig, automatic_clusters, automatic_levels, cluster_levels
 from curation.kmeans import KMeansConfig
 from curation.leakage import LeakageConfig
 from curation.levels import Level
@@ -33,6 +34,7 @@ from curation.phases import MeasuredScanner, MeasuredWorkers, Phase, Phases
 from curation.removal import drop_duplicates, drop_invalid, drop_leakage
 from curation.scan import Points, Workers, cut_spans
 from curation.schema import CAPTION_EMBEDDING, CAPTIONS, CLS
+from curation.seeding import count_distinct
 from curation.selection import write_selection
 from curation.shards import EmbeddingShards
 from curation.vectors import ShardVectors
@@ -45,7 +47,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class TextConfig:
     clusters: int = 0
-    """Clusters of captions; 0: one per 40 rows."""
+    """Clusters of captions; 0: one per 40 rows, as far as these are distinct, a multiple of `split`."""
     split: int = 0
     """Parts that each first-stage cluster is split in; 0: one stage."""
     threshold: float = 0.0
@@ -54,6 +56,13 @@ class TextConfig:
     """Find t such that clusters or entries below t hold this share of the pairs (0.06 as published); 0: not used."""
     unmatched: Literal["drop", "keep"] = "drop"
     """Pairs in whose captions no metadata entry occurs: dropped as published, or never dropped by text."""
+
+    def __post_init__(self) -> None:
+        if self.clusters and self.clusters % max(1, self.split):
+            raise ValueError(
+                f"text.split is {self.split} on {self.clusters} text.clusters: it must divide them; choose other "
+                "numbers, or leave text.clusters out"
+            )
 
 
 @dataclass(frozen=True)
@@ -132,22 +141,23 @@ def curate(
     spans = len(cut_spans(shards.num_rows))
     clustering = spans * (config.kmeans.iterations + 2)
     with phases.phase("check", 2 * spans):
-        points = Points(ShardVectors(embeddings, CLS, unit=True), phases, True, engine=config.engine)
+        points = Points(ShardVectors(embeddings, CLS, unit=True), phases, engine=config.engine)
         drop_invalid(decisions, points, config.error_budget)
         captions = None
         if config.method in ("both", "text") and metadata is None:
             vectors = ShardVectors(embeddings, CAPTION_EMBEDDING, unit=True)
-            captions = Points(vectors, phases, True, engine=config.engine)
+            captions = Points(vectors, phases, engine=config.engine)
             drop_invalid(decisions, captions, config.error_budget)
         valid = decisions.surviving()
     with phases.phase("leakage", spans * len(known)):
-        found = [drop_leakage(decisions, points, valid, name, config.leakage) for name in known]
-        figures["captions_in_evaluation"] = float(sum(found))
+        for name in known:
+            drop_leakage(decisions, points, valid, name, config.leakage)
+        figures["captions_in_evaluation"] = float((decisions.caption_set >= 0).sum())
+    with phases.phase("text_clusters", clustering):
+        _match_entries(config, points, metadata, decisions)
+        text = _text_levels(config, captions, valid, out, decisions)
     with phases.phase("image_clusters", clustering):
         image = _image_levels(config, points, valid, out, decisions)
-    with phases.phase("text_clusters", clustering):
-        text = _text_levels(config, captions, valid, out, decisions)
-        _match_entries(config, points, metadata, decisions)
     with phases.phase("duplicates", PARTS):
         drop_duplicates(decisions, points, _preference(config, decisions, image), image, config.duplicates)
     with phases.phase("balance"):
@@ -173,6 +183,12 @@ def _check(
             f"method {config.method} on {shards.folder}, which has no caption vectors: embed with a caption encoder, "
             "give metadata entries, or use method image"
         )
+    most = config.repeats * shards.num_rows
+    if config.target_rows > most and config.method != "none":
+        raise ValueError(
+            f"{config.target_rows} pairs asked of {shards.num_rows} in {shards.folder}: at most {most} can be kept, "
+            f"{config.repeats} times each; lower target_rows, or raise repeats"
+        )
     counts = pc.value_counts(shards.keys())
     repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if len(repeated):
@@ -189,9 +205,11 @@ def _image_levels(
     if config.method not in ("both", "image") and config.duplicates.cosine > 1:
         return []
     if config.metric == "euclidean":
-        vectors = ShardVectors(decisions.shards.folder, CLS)
-        points = Points(vectors, points.workers, False, engine=points.engine)
-    levels = _levels(config, points, valid, config.levels, out / "image")
+        points = replace(points, vectors=ShardVectors(decisions.shards.folder, CLS))
+    points, shape = _subset(points, valid), config.levels
+    if not shape.clusters:
+        shape = replace(shape, clusters=automatic_levels(_automatic_clusters(points)))
+    levels = _levels(config, points, shape, out / "image")
     decisions.image_cluster[valid] = levels[0].labels
     return levels
 
@@ -201,9 +219,9 @@ def _text_levels(
 ) -> list[Level]:
     if captions is None:
         return []
-    num_clusters = config.text.clusters or max(2, len(valid) // ROWS_PER_CLUSTER)
-    clusters = LevelsConfig(clusters=(num_clusters,), split=(config.text.split,))
-    levels = _levels(config, captions, valid, clusters, out / "text")
+    captions, split = _subset(captions, valid), config.text.split
+    num_clusters = config.text.clusters or _automatic_clusters(captions, split)
+    levels = _levels(config, captions, LevelsConfig(clusters=(num_clusters,), split=(split,)), out / "text")
     decisions.text_cluster[valid] = levels[0].labels
     return levels
 
@@ -212,16 +230,22 @@ def _match_entries(config: CurateConfig, points: Points, metadata: Path | None, 
     """Look for metadata entries in all captions, when captions are balanced over them."""
     if metadata is not None and config.method in ("both", "text"):
         decisions.entry_names = read_entries(metadata)
-        decisions.entries = match_captions(points, decisions.shards, metadata)
+        decisions.entries = match_captions(points, metadata)
 
 
-def _levels(
-    config: CurateConfig, points: Points, valid: Int64[np.ndarray, " n"], levels: LevelsConfig, folder: Path
-) -> list[Level]:
+def _subset(points: Points, valid: Int64[np.ndarray, " n"]) -> Points:
+    return points.subset(valid) if len(valid) < points.num_rows else points
+
+
+def _automatic_clusters(points: Points, split: int = 0) -> int:
+    """The default number of clusters of these points, which may be fewer than it takes to be distinct."""
+    num_distinct = count_distinct(points, automatic_clusters(points.num_rows, split))
+    return automatic_clusters(points.num_rows, split, num_distinct)
+
+
+def _levels(config: CurateConfig, points: Points, levels: LevelsConfig, folder: Path) -> list[Level]:
     folder.mkdir(parents=True, exist_ok=True)
-    if len(valid) < points.num_rows:
-        points = points.subset(valid)
-    return cluster_levels(points, levels.resolve(len(valid)), config.kmeans, config.seed, folder)
+    return cluster_levels(points, levels.resolve(points.num_rows), config.kmeans, config.seed, folder)
 
 
 def _preference(config: CurateConfig, decisions: Decisions, image: list[Level]) -> Float64[np.ndarray, " rows"]:

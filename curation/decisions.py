@@ -131,7 +131,7 @@ class Decisions:
             rows = np.flatnonzero((self.other_row >= 0) & (self.other_set == index))
             taken = shards.keys().combine_chunks().take(pa.array(self.other_row[rows]))
             keys[rows] = taken.to_numpy(zero_copy_only=False)
-        return pa.array(keys, pa.string())
+        return pa.array(keys, pa.large_string())
 
     def _names_of(self, sets: Int16[np.ndarray, " rows"]) -> pa.Array:
         """Names of evaluation sets, null for -1."""
@@ -166,7 +166,7 @@ def why(folder: Path, key: str) -> dict[str, object]:
     Raises KeyError when no row of the pool has that key.
     """
     table = read_decisions(folder)
-    row = pc.index(table["key"], pa.scalar(key)).as_py()
+    row = pc.index(table["key"], pa.scalar(key, table["key"].type)).as_py()
     if row < 0:
         raise KeyError(f"no pair {key!r} in {folder / DECISIONS}: keys are those of the embeddings; see its key column")
     answer: dict[str, object] = {"row": row}

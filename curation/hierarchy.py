@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class LevelsConfig:
     clusters: tuple[int, ...] = ()
-    """Clusters per level, finest first; empty: one per 40 rows, then one per 10 clusters."""
+    """Clusters per level, finest first; empty: one per 40 rows (fewer if they are not distinct), then one per 10."""
     resampling: tuple[int, ...] = ()
     """Resampling rounds per level; empty: none on the first level, two on the others."""
     nearest: tuple[int, ...] = ()
@@ -58,12 +58,23 @@ class LevelsConfig:
 
     def resolve(self, num_rows: int) -> list["LevelPlan"]:
         """The plan of every level for a number of rows."""
-        first = max(2, num_rows // ROWS_PER_CLUSTER)
-        clusters = self.clusters or (first, max(2, first // CLUSTERS_PER_CLUSTER))[: 2 if first > 2 else 1]
+        clusters = self.clusters or automatic_levels(automatic_clusters(num_rows))
         split = self.split or (0,) * len(clusters)
         rounds = self.resampling or tuple(2 * (level > 0 and parts < 2) for level, parts in enumerate(split))
         nearest = self.nearest or (4,) * len(clusters)
         return [LevelPlan(*values) for values in zip(clusters, rounds, nearest, split, strict=True)]
+
+
+def automatic_clusters(num_points: int, split: int = 0, num_distinct: int | None = None) -> int:
+    """One cluster per 40 points, and at most one a distinct point; a multiple of `split`."""
+    wanted, parts = max(2, num_points // ROWS_PER_CLUSTER), max(1, split)
+    possible = wanted if num_distinct is None else min(wanted, num_distinct)
+    return max(1, possible // parts) * parts
+
+
+def automatic_levels(num_clusters: int) -> tuple[int, ...]:
+    """A second level of one cluster per 10 of the first, where that makes fewer."""
+    return (num_clusters, max(2, num_clusters // CLUSTERS_PER_CLUSTER))[: 2 if num_clusters > 2 else 1]
 
 
 class LevelPlan(NamedTuple):
@@ -106,7 +117,7 @@ def _points_above(path: Path, points: Points) -> Points:
     centroids = StoredCentroids(centroids_path(path), points.unit)
     if centroids.num_rows * centroids.dim <= VALUES_IN_MEMORY:
         return points_in_memory(np.asarray(read_level(path).centroids), points.unit, points.engine)
-    return Points(centroids, points.workers, points.unit, engine=points.engine)
+    return Points(centroids, points.workers, engine=points.engine)
 
 
 def nearest_rows(

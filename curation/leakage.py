@@ -13,12 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int64
 
-from curation.dedup import close_hash_pairs
+from curation.dedup import close_hashes_between
+from curation.groups import Entries
 from curation.kmeans import assign
 from curation.scan import Points
 from curation.schema import BYTES_HASH, CAPTIONS, CLS, PERCEPTUAL_HASH, PIXEL_HASH
 from curation.shards import EmbeddingShards
 from curation.vectors import ShardVectors
+
+COMPARED_PAIRS = 1 << 14  # at a time
 
 How = Literal["same image", "perceptual hash", "cosine", "caption"]
 
@@ -57,15 +60,15 @@ def find_leakage(
     if not other.num_rows:
         return
     targets = ShardVectors(other.folder, CLS, unit=True).gather(np.arange(other.num_rows))
+    _check_finite(other, targets)
     if config.exact:
         for column in (PIXEL_HASH, BYTES_HASH):
             rows, found = _equal_hashes(pool, other, column)
             yield Finding("same image", rows, found, np.ones(len(rows), np.float32))
     if config.perceptual_bits >= 0:
-        rows, found = _close_hashes(pool, other, among, config.perceptual_bits)
-        cosine = np.einsum("nd,nd->n", points.gather(rows), targets[found])
-        sure = cosine >= config.perceptual_cosine
-        yield Finding("perceptual hash", rows[sure], found[sure], cosine[sure])
+        for rows, found, cosine in _close_hashes(pool, points, among, other, targets, config.perceptual_bits):
+            sure = cosine >= config.perceptual_cosine
+            yield Finding("perceptual hash", rows[sure], found[sure], cosine[sure])
     if config.cosine <= 1:
         nearest, squared = assign(points.subset(among), targets)
         close = 1 - squared / 2 >= config.cosine
@@ -83,6 +86,16 @@ def _check_same_model(pool: EmbeddingShards, other: EmbeddingShards) -> None:
         )
 
 
+def _check_finite(other: EmbeddingShards, targets: Float32[np.ndarray, "n d"]) -> None:
+    bad = np.flatnonzero(~np.isfinite(targets).all(axis=1))
+    if len(bad):
+        keys = other.keys().take(pa.array(bad[:5])).to_pylist()
+        raise ValueError(
+            f"{len(bad)} vectors of {other.folder} hold NaN or infinite values (keys {keys}): no image can be compared "
+            "with them; look at these images, take them out, and embed the evaluation set again"
+        )
+
+
 def _equal_hashes(
     pool: EmbeddingShards, other: EmbeddingShards, column: str
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
@@ -94,18 +107,24 @@ def _equal_hashes(
 
 
 def _close_hashes(
-    pool: EmbeddingShards, other: EmbeddingShards, among: Int64[np.ndarray, " n"], bits: int
-) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
-    """All rows of the pool with a close evaluation hash; distinct hashes are compared, then spread to their rows."""
-    hashes, known = pool.hashes(PERCEPTUAL_HASH)[among], other.hashes(PERCEPTUAL_HASH)
-    ours, inverse = np.unique(hashes, return_inverse=True)
-    theirs, first = np.unique(known, return_index=True)
-    left, right = close_hash_pairs(np.concatenate([ours, theirs]), bits)
-    crossing = (left < len(ours)) & (right >= len(ours))
-    near = np.full(len(ours), -1, np.int64)
-    near[left[crossing][::-1]] = first[right[crossing][::-1] - len(ours)]
-    close = near[inverse] >= 0
-    return among[close], near[inverse[close]]
+    pool: EmbeddingShards,
+    points: Points,
+    among: Int64[np.ndarray, " n"],
+    other: EmbeddingShards,
+    targets: Float32[np.ndarray, "m d"],
+    bits: int,
+) -> Iterator[tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " rows"], Float32[np.ndarray, " rows"]]]:
+    """Rows of the pool with close evaluation hashes, and which of these evaluation rows has the largest cosine."""
+    hashes, inverse = np.unique(pool.hashes(PERCEPTUAL_HASH)[among], return_inverse=True)
+    place, found = close_hashes_between(hashes, other.hashes(PERCEPTUAL_HASH), bits)
+    near = Entries(np.searchsorted(place, np.arange(len(hashes) + 1)), found.astype(np.int32))
+    numbers = near.numbers()[inverse]
+    rows = np.flatnonzero(numbers)
+    for part in np.split(rows, np.flatnonzero(np.diff(np.cumsum(numbers[rows]) // COMPARED_PAIRS)) + 1):
+        pairs = near.take(inverse[part])
+        cosine = np.einsum("nd,nd->n", points.gather(among[part])[pairs.rows()], targets[pairs.values])
+        best = np.lexsort((-cosine, pairs.rows()))[pairs.offsets[:-1]]
+        yield among[part], pairs.values[best].astype(np.int64), cosine[best]
 
 
 def _equal_captions(

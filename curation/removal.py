@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from curation.decisions import Decisions, Reason
-from curation.dedup import DuplicatesConfig, Pairs, equal_pairs, perceptual_pairs, resolve, semantic_pairs
+from curation.dedup import DuplicatesConfig, Pairs, equal_pairs, perceptual_pairs, semantic_pairs
 from curation.leakage import How, LeakageConfig, find_leakage
 from curation.levels import Level
 from curation.scan import Points
@@ -37,18 +37,16 @@ def drop_invalid(decisions: Decisions, points: Points, error_budget: float) -> N
 
 def drop_leakage(
     decisions: Decisions, points: Points, valid: Int64[np.ndarray, " n"], name: str, config: LeakageConfig
-) -> int:
-    """Drop what is found in one evaluation set; returns the number of pairs whose captions occur there."""
-    num_captions, evaluation = 0, decisions.evaluation[decisions.names.index(name)]
-    for finding in find_leakage(decisions.shards, points, valid, evaluation, config):
+) -> None:
+    """Drop what is found in one evaluation set, and note whose captions occur there."""
+    number = decisions.names.index(name)
+    for finding in find_leakage(decisions.shards, points, valid, decisions.evaluation[number], config):
         if finding.how == "caption":
-            num_captions = len(finding.rows)
-            decisions.caption_set[finding.rows] = decisions.names.index(name)
+            decisions.caption_set[finding.rows] = number
             if config.captions != "remove":
                 continue
         pairs = Pairs(finding.evaluation_rows, finding.rows, finding.cosine)
         decisions.drop_for(pairs, LEAKAGE[finding.how], name)
-    return num_captions
 
 
 def drop_duplicates(
@@ -60,15 +58,17 @@ def drop_duplicates(
 ) -> None:
     """Drop all but one of each group of duplicates among the surviving rows, the surest kind first."""
     shards = decisions.shards
+
+    def in_order() -> Int64[np.ndarray, " n"]:
+        rows = decisions.surviving()
+        return rows[np.argsort(preference[rows], kind="stable")]
+
     if config.exact:
-        same_bytes = equal_pairs(shards.hashes(BYTES_HASH), preference, decisions.surviving())
-        decisions.drop_for(same_bytes, "duplicate: same bytes")
-        same_pixels = equal_pairs(shards.hashes(PIXEL_HASH), preference, decisions.surviving())
-        decisions.drop_for(same_pixels, "duplicate: same pixels")
+        decisions.drop_for(equal_pairs(shards.hashes(BYTES_HASH), in_order()), "duplicate: same bytes")
+        decisions.drop_for(equal_pairs(shards.hashes(PIXEL_HASH), in_order()), "duplicate: same pixels")
     if config.perceptual_bits >= 0:
-        hashes, among = shards.hashes(PERCEPTUAL_HASH), decisions.surviving()
-        pairs = perceptual_pairs(hashes, preference, among, config, points)
-        decisions.drop_for(resolve(pairs, preference), "duplicate: perceptual hash")
+        pairs = perceptual_pairs(points, shards.hashes(PERCEPTUAL_HASH), in_order(), config)
+        decisions.drop_for(pairs, "duplicate: perceptual hash")
     if config.cosine <= 1:
-        pairs = semantic_pairs(points, decisions.image_cluster, levels[0].centroids, decisions.surviving(), config)
-        decisions.drop_for(resolve(pairs, preference), "duplicate: cosine")
+        pairs = semantic_pairs(points, decisions.image_cluster, levels[0].centroids, in_order(), config)
+        decisions.drop_for(pairs, "duplicate: cosine")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int64
 
 from curation.balance import keep_probability
 from curation.curate import CURATION
@@ -45,7 +46,8 @@ def curation_sections(curate: Path, embeddings: Path) -> list[Section]:
             sides[side] = levels, Clustering(labels, kept, len(levels[0].centroids))
     sections = [Section("What was kept", _funnel(summary))]
     if sides:
-        sections += [Section("Cluster sizes before and after", _sizes(sides)), Section("Evenness", _evenness(summary))]
+        sizes = _sizes(sides, decisions["copies"].to_numpy())
+        sections += [Section("Cluster sizes before and after", sizes), Section("Evenness", _evenness(summary))]
     if "image" in sides:
         sections += _image_galleries(shards, *sides["image"])
     if "text" in sides:
@@ -92,17 +94,17 @@ def _both_sides(figures: dict[str, float]) -> str:
     return _table(("", "chosen by captions", "not chosen by captions", "together"), rows)
 
 
-def _sizes(sides: dict[str, tuple[list[Level], Clustering]]) -> str:
+def _sizes(sides: dict[str, tuple[list[Level], Clustering]], copies: Int64[np.ndarray, " rows"]) -> str:
+    """Curves count a pair as often as it is taken; a map needs three clusters."""
     curves = {}
     for side, (levels, clustering) in sides.items():
-        clustered = clustering.labels >= 0
-        kept = clustering.kept[clustered]
+        taken = copies[clustering.labels >= 0]
         for number, (level, labels) in enumerate(zip(levels, cluster_of_rows(levels), strict=True), start=1):
             most = len(level.centroids)
-            sizes = np.bincount(labels, minlength=most), np.bincount(labels[kept], minlength=most)
+            sizes = np.bincount(labels, minlength=most), np.bincount(labels, taken, most).astype(np.int64)
             curves[f"{SIDES[side]}, level {number} ({most:,} clusters)"] = sizes
     maps = ""
-    if "image" in sides:
+    if "image" in sides and len(sides["image"][0][0].centroids) > 2:
         levels, clustering = sides["image"]
         picture = _picture(cluster_map(levels[0].centroids, clustering.before, clustering.after), "map of clusters")
         maps = f"<p>Image clusters on two principal axes; area is the size before, colour the share kept.</p>{picture}"
@@ -181,10 +183,8 @@ def _removed(curate: Path, summary: dict[str, Any]) -> Iterator[Section]:
     for reason in dict.fromkeys(row["reason"] for row in examples):
         chosen = [row for row in examples if row["reason"] == reason]
         what = "the evaluation image" if reason.startswith("leakage") else "the kept picture"
-        note = f"<p>{summary['counts'][reason]:,} pairs: left what was removed, right {what}, with their cosine."
-        if reason.startswith("leakage"):
-            note += " Removed for every model of this page, curated or not: none was trained on them."
-        yield Section(reason[0].upper() + reason[1:], note + "</p>" + pair_gallery(chosen))
+        note = f"<p>{summary['counts'][reason]:,} pairs: left what was removed, right {what}, with their cosine.</p>"
+        yield Section(reason[0].upper() + reason[1:], note + pair_gallery(chosen))
 
 
 def _shared_captions(shards: EmbeddingShards, decisions: pa.Table, summary: dict[str, Any]) -> Iterator[Section]:

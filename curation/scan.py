@@ -13,10 +13,9 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from curation.assign import Assigner, Engine
 from curation.kernels import add_by_label, squared_distances
-from curation.vectors import ArrayVectors, Vectors
+from curation.vectors import ArrayVectors, Vectors, to_unit
 
 BLOCK_VALUES = 1 << 19  # of one block of vectors: 2 MB, which stays near the processor
-TILE_ROWS = 2048
 FAR_STRIDE, FAR_ROWS = 16, 64
 LARGEST_SPAN = 1 << 17
 SMALLEST_SPAN = 1 << 13
@@ -61,9 +60,12 @@ class Points:
 
     vectors: Vectors
     workers: Workers
-    unit: bool
     rows: Int64[np.ndarray, " n"] | None = None
     engine: Engine = "auto"
+
+    @property
+    def unit(self) -> bool:
+        return self.vectors.unit
 
     @property
     def num_rows(self) -> int:
@@ -150,48 +152,6 @@ class Scanner:
         """Any function of an item and the points, for passes that are defined where they are used."""
         return function(item, points, *shared)
 
-    def similar(
-        self,
-        clusters: Span,
-        points: Points,
-        members: Int64[np.ndarray, " n"],
-        offsets: Int64[np.ndarray, " k_plus_1"],
-        adjoining: list[Int64[np.ndarray, " _"]],
-        least: float,
-    ) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"], Float32[np.ndarray, " pairs"]]:
-        """Pairs of rows with at least that cosine, in each cluster of a range and between it and those adjoining."""
-        found = [_no_pairs()]
-        for cluster in range(*clusters):
-            own = members[offsets[cluster] : offsets[cluster + 1]]
-            for other in (cluster, *adjoining[cluster].tolist()):
-                found += _similar_rows(
-                    points, own, members[offsets[other] : offsets[other + 1]], least, other == cluster
-                )
-        left, right, cosine = zip(*found, strict=True)
-        return np.concatenate(left), np.concatenate(right), np.concatenate(cosine)
-
-
-def _no_pairs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
-
-
-def _similar_rows(
-    points: Points, own: Int64[np.ndarray, " n"], others: Int64[np.ndarray, " m"], least: float, same: bool
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Products screen in tiles, the cosines of the pairs found decide: independent of how the tiles were cut."""
-    for start in range(0, len(own), TILE_ROWS):
-        rows = own[start : start + TILE_ROWS]
-        x = points.gather(rows)
-        for begin in range(start if same else 0, len(others), TILE_ROWS):
-            columns = others[begin : begin + TILE_ROWS]
-            y = x if same and begin == start else points.gather(columns)
-            left, right = np.nonzero(x @ y.T >= least - 1e-5)
-            if same and begin == start:
-                left, right = left[left < right], right[left < right]
-            cosine = np.einsum("nd,nd->n", x[left], y[right])
-            close = cosine >= least
-            yield rows[left[close]], columns[right[close]], cosine[close]
-
 
 def _blocks(span: Span, points: Points) -> Iterator[Float32[np.ndarray, "n d"]]:
     """A span's vectors, some at a time; each block is overwritten by the next."""
@@ -221,4 +181,4 @@ class InProcess:
 
 def points_in_memory(array: Float32[np.ndarray, "n dim"], unit: bool, engine: Engine = "auto") -> Points:
     """Points that fit in memory, scanned by this process: the centroids of a level below."""
-    return Points(ArrayVectors(array, unit), InProcess(), unit, engine=engine)
+    return Points(ArrayVectors(to_unit(array) if unit else array, unit), InProcess(), engine=engine)

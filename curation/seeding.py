@@ -11,13 +11,14 @@ from jaxtyping import Float32, Float64, Int64
 
 from curation.assign import Assigner
 from curation.kernels import squared_distances
-from curation.scan import Points
+from curation.scan import Far, Points
 
 Seeding = Literal["k-means++", "k-means||", "random"]
 
 SAME_POINT = 1e-6  # squared distance, relative to the squared length, below which float32 cannot tell points apart
 ROUNDS = 4
 SEEDS_PER_DRAW = 8
+BLOCK_ROWS = 1024
 
 
 def choose_seeds(
@@ -77,6 +78,34 @@ def spread_out(
             new = np.unique(_draw(mass, rng.random(count)))
         seeds = np.concatenate([seeds, new])
     return sample[seeds]
+
+
+def count_distinct(points: Points, most: int) -> int:
+    """How many points float32 tells apart, counted as far as `most`: among a sample, then in passes over all rows."""
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.choice(points.num_rows, min(points.num_rows, 2 * most), replace=False))
+    found, new = np.empty((0, points.vectors.dim), np.float32), points.gather(rows)
+    while len(new):
+        spread = spread_out(new, np.ones(len(new), np.int64), min(most - len(found), len(new)), rng)
+        found = np.concatenate([found, _without_repeats(spread)])
+        if len(found) == most:
+            break
+        parts = (part for _, part in points.scan("farthest", found, most))
+        far = Far(*map(np.concatenate, zip(*parts, strict=True))).farthest(most)
+        new = points.gather(far.rows)
+        new = new[far.distances > SAME_POINT * np.einsum("nd,nd->n", new, new)]
+    return len(found)
+
+
+def _without_repeats(x: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "_ d"]:
+    """Vectors without those that are the same point as one before."""
+    exact, is_repeat = x.astype(np.float64), np.zeros(len(x), bool)
+    lengths = np.einsum("nd,nd->n", exact, exact)
+    for start in range(0, len(x), BLOCK_ROWS):
+        rows = np.arange(start, min(start + BLOCK_ROWS, len(x)))
+        squared = lengths[rows, None] + lengths - 2 * exact[rows] @ exact.T
+        is_repeat[rows] = ((squared <= SAME_POINT * lengths) & (np.arange(len(x)) < rows[:, None])).any(axis=1)
+    return x[~is_repeat]
 
 
 def _distances_to_nearest(

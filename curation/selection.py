@@ -1,7 +1,7 @@
 """The selection file: which rows of a folder of embeddings are trained on, as keys and row numbers.
 
-Nothing is copied: a selection points into the shards. It says which embeddings it was made for, and is refused for
-others, key by key.
+Nothing is copied: a selection points into the shards. It is refused for embeddings of other pairs, row by row and key
+by key; another backbone may have made them.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ class Selection(NamedTuple):
 def write_selection(folder: Path, shards: EmbeddingShards, rows: Int64[np.ndarray, " rows"]) -> None:
     """Write the selection of some rows, ascending, atomically."""
     assert (np.diff(rows) >= 0).all()
-    metadata = {"rows": str(len(rows)), "embedding_rows": str(shards.num_rows), "digest": shards.spec.digest}
+    metadata = {"rows": str(len(rows)), "embedding_rows": str(shards.num_rows)}
     keys = shards.keys().combine_chunks().take(pa.array(rows))
     table = pa.table({"key": keys, "row": pa.array(rows)}).replace_schema_metadata(metadata)
     write_table(folder / SELECTION, table)
@@ -50,24 +50,23 @@ def read_selection(folder: Path, shards: EmbeddingShards | None = None) -> Selec
     if not path.is_file():
         raise SelectionError(f"no {SELECTION} in {folder}: the curate step writes it; run the curate step")
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    rows = table["row"].to_numpy()
+    selection = Selection(table["key"].cast(pa.large_string()), table["row"].to_numpy())
     if shards is not None:
-        _check(path, table, rows, shards)
-    return Selection(table["key"], rows)
+        _check(path, selection, int(table.schema.metadata[b"embedding_rows"]), shards)
+    return selection
 
 
-def _check(path: Path, table: pa.Table, rows: Int64[np.ndarray, " rows"], shards: EmbeddingShards) -> None:
-    expected = int(table.schema.metadata[b"embedding_rows"])
+def _check(path: Path, selection: Selection, expected: int, shards: EmbeddingShards) -> None:
     if expected != shards.num_rows:
         raise SelectionError(
             f"{path} was made for {expected} embeddings, {shards.folder} has {shards.num_rows}: they must be the same; "
             f"{REMEDY}"
         )
-    there = shards.keys().combine_chunks().take(pa.array(rows))
-    selected = table["key"].combine_chunks()
+    there = shards.keys().combine_chunks().take(pa.array(selection.rows))
+    selected = selection.keys.combine_chunks()
     if not there.equals(selected):
-        wrong = next(index for index in range(len(rows)) if there[index] != selected[index])
+        wrong = next(index for index in range(len(there)) if there[index] != selected[index])
         raise SelectionError(
-            f"{path} has key {selected[wrong]} at row {rows[wrong]}, {shards.folder} has {there[wrong]}: they must be "
-            f"the same; {REMEDY}"
+            f"{path} has key {selected[wrong]} at row {selection.rows[wrong]}, {shards.folder} has {there[wrong]}: "
+            f"they must be the same; {REMEDY}"
         )

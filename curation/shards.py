@@ -35,6 +35,9 @@ from curation.schema import (
 MANIFEST = "manifest.json"
 BATCH_BYTES = 12_000_000
 BATCH_ROWS = 8192
+LARGE = {pa.string(): pa.large_string(), pa.list_(pa.string()): pa.large_list(pa.large_string())}
+MOST_MAPS = Path("/proc/sys/vm/max_map_count")
+MAPS = Path("/proc/self/maps")
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,7 @@ class EmbeddingShards:
         self.offsets: Int64[np.ndarray, "shards_plus_1"] = np.cumsum(
             [0, *(entry.rows for entry in self.manifest.shards)], dtype=np.int64
         )
+        _check_maps(self.folder, self.num_shards)
         for entry in self.manifest.shards:
             check_size(self.folder, entry)
         self._mapped: dict[int, MappedShard] = {}
@@ -203,10 +207,10 @@ class EmbeddingShards:
         return self.strings(KEY)
 
     def strings(self, column: str) -> pa.ChunkedArray:
-        """A whole column of any kind in row order, one chunk a record batch, without a copy."""
+        """A whole column in row order, one chunk a record batch; strings of more than 2 GiB can be combined."""
         kind = arrow_schema(self.spec).field(column).type
         batches = (batch for index in range(self.num_shards) for batch in self.shard(index).batches)
-        return pa.chunked_array([batch.column(column) for batch in batches], kind)
+        return pa.chunked_array([batch.column(column) for batch in batches], kind).cast(LARGE.get(kind, kind))
 
     def hashes(self, column: str) -> UInt64[np.ndarray, " rows"]:
         """A whole hash column in row order."""
@@ -265,6 +269,15 @@ class EmbeddingShards:
             for batch in np.flatnonzero(np.diff(ends)).tolist():
                 part = slice(ends[batch], ends[batch + 1])
                 yield shard, batch, local[part] - offsets[batch], positions[part]
+
+
+def _check_maps(folder: Path, num_shards: int) -> None:
+    most, used = int(MOST_MAPS.read_text()), MAPS.read_bytes().count(b"\n")
+    if used + num_shards > most:
+        raise ShardError(
+            f"{folder} has {num_shards} shards, each a memory map, and this process {used} maps: the kernel allows "
+            f"{most} (vm.max_map_count); embed again with larger source.part_rows, or raise that limit"
+        )
 
 
 def _copy_rows(view: np.ndarray, local: np.ndarray, out: np.ndarray, positions: np.ndarray) -> None:

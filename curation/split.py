@@ -85,7 +85,7 @@ def _points_of(points: Points, rows: Int64[np.ndarray, " n"]) -> Points:
     """The points of one cluster, in memory where they are few."""
     if len(rows) * points.vectors.dim > VALUES_IN_MEMORY:
         return points.subset(rows)
-    return Points(ArrayVectors(points.gather(rows)), InProcess(), points.unit, engine=points.engine)
+    return Points(ArrayVectors(points.gather(rows), points.unit), InProcess(), engine=points.engine)
 
 
 def _split(points: Points, split: int, config: KMeansConfig, seed: int) -> Part:

@@ -24,6 +24,8 @@ class Vectors(Protocol):
 
     num_rows: int
     dim: int
+    unit: bool
+    """Whether all rows but zeros have length one."""
 
     def gather(
         self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
@@ -33,10 +35,10 @@ class Vectors(Protocol):
 
 
 class ArrayVectors:
-    """The rows of an array in memory: centroids of a lower level, tests."""
+    """The rows of an array in memory, which have length one if they are said to."""
 
     def __init__(self, array: Float32[np.ndarray, "n dim"], unit: bool = False) -> None:
-        self.array = to_unit(array) if unit else array
+        self.array, self.unit = array, unit
         self.num_rows, self.dim = array.shape
 
     def gather(

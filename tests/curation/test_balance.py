@@ -135,6 +135,26 @@ def test_rows_of_several_entries_have_the_published_probability() -> None:
         np.testing.assert_array_equal(text.keep(budget), coins < text.keep_probability(text.threshold(budget)))
 
 
+@pytest.mark.parametrize("how", ["intersection", "union"])
+@pytest.mark.parametrize("repeats", [1, 4])
+@pytest.mark.parametrize("target", [60, 200, 499])
+def test_rows_without_entries_are_never_left_out_by_text(how: str, repeats: int, target: int) -> None:
+    image, _ = _tree(repeats=repeats)
+    rng = np.random.default_rng(3)
+    is_unmatched = rng.random(500) < (0.5 if how == "intersection" else 0.1)
+    offsets = np.cumsum(np.r_[0, ~is_unmatched])
+    entries = Entries(offsets, rng.integers(0, 9, offsets[-1]).astype(np.int32))
+    solved = combine(image, TextBalance(entries, rng.random(500)), target, how)
+    assert solved.copies.sum() == target
+    assert solved.text[is_unmatched].all()
+
+
+def test_rows_without_entries_are_ordered_by_coin() -> None:
+    coins = np.random.default_rng(0).random(50)
+    text = TextBalance(Entries(np.zeros(51, np.int64), np.empty(0, np.int32)), coins)
+    np.testing.assert_array_equal(text.order, np.argsort(coins))
+
+
 def test_tail_threshold_leaves_the_share_below() -> None:
     counts = np.array([1, 1, 2, 4, 8, 84])
     assert tail_threshold(counts, 0.06) == 4  # entries below 4 hold 4 %, below 8 hold 8 %

@@ -252,6 +252,55 @@ def test_a_target_above_what_is_left_is_refused(tmp_path, pool):
         _run(tmp_path, folder, method="random", target_rows=701)
 
 
+@pytest.mark.parametrize(("num_distinct", "split"), [(1, 0), (8, 0), (8, 3), (8, 100), (25, 4), (700, 100)])
+def test_automatic_clusters_are_no_more_than_distinct_points(tmp_path, embedding_spec, write_pool, num_distinct, split):
+    """Class names as captions; copies of a picture, of which float16 leaves no two alike."""
+    rng = np.random.default_rng(0)
+    distinct = rng.standard_normal((num_distinct, 1, 32)).astype(np.float32)
+    distinct = distinct[rng.permutation(np.arange(1400) % num_distinct)]
+    images = distinct * (1 + 1e-4 * rng.random(distinct.shape))
+    spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=32, caption_dim=32)
+    write_pool(tmp_path / "pool", spec, (700, 700), vectors={CLS: images, CAPTION_EMBEDDING: distinct})
+    changes = {"levels": LevelsConfig(), "text": TextConfig(split=split), "duplicates": NO_HASHES, "share": 0.1}
+    out, summary = _run(tmp_path, tmp_path / "pool", **changes)
+    assert summary["kept"] == 140
+    levels = [len(np.load(path)) for path in sorted(out.glob("image/*.npy"))]
+    assert levels == {1: [1], 8: [8, 2], 25: [25, 2], 700: [35, 3]}[num_distinct]
+    num_clusters = len(np.load(out / "text" / "level-1.centroids.npy"))
+    assert num_clusters <= num_distinct
+    assert num_clusters == 8 or num_distinct != 8 or split == 3
+
+
+def test_a_pool_of_one_row(tmp_path, embedding_spec, write_pool):
+    write_pool(tmp_path / "pool", embedding_spec(), (1,))
+    assert _run(tmp_path, tmp_path / "pool", levels=LevelsConfig(), text=TextConfig())[1]["kept"] == 1
+
+
+def test_a_split_that_does_not_divide_the_clusters_is_refused():
+    with pytest.raises(ValueError, match=r"text.split is 4 on 6 text.clusters"):
+        TextConfig(clusters=6, split=4)
+
+
+def test_a_target_above_the_pool_is_refused_before_anything_is_clustered(tmp_path, pool):
+    folder, _ = pool()
+    with pytest.raises(ValueError, match=r"1401 pairs asked of 700 in .*at most 1400"):
+        _run(tmp_path, folder, target_rows=1401, repeats=2)
+    assert not list((tmp_path / "out").rglob("level-*"))
+
+
+def test_nothing_left_to_choose_from_is_refused(tmp_path, pool):
+    folder, _ = pool()
+    with pytest.raises(ValueError, match=r"no pair is left to choose from, by reason .*leakage: same image': 700"):
+        _run(tmp_path, folder, evaluation={"leakage_self": folder})
+
+
+def test_captions_in_two_evaluation_sets_are_counted_once(tmp_path, pool):
+    folder, _ = pool()
+    leakage = LeakageConfig(exact=False, perceptual_bits=-1, cosine=2.0)
+    evaluation = {"leakage_one": folder, "leakage_two": folder}
+    assert _run(tmp_path, folder, leakage=leakage, evaluation=evaluation)[1]["captions_in_evaluation"] == 700
+
+
 def test_more_clusters_than_distinct_points_are_refused(tmp_path, pool):
     folder, _ = pool(images=np.eye(16, dtype=np.float32)[_mixture()[0]])
     with pytest.raises(ValueError, match="24 clusters exceed the number of distinct points"):

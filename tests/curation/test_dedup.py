@@ -1,9 +1,19 @@
 """Duplicates against plain loops over all pairs."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from curation.dedup import DuplicatesConfig, Pairs, close_hash_pairs, equal_pairs, resolve, semantic_pairs
+import curation.dedup
+from curation.dedup import (
+    DuplicatesConfig,
+    close_hash_pairs,
+    close_hashes_between,
+    equal_pairs,
+    perceptual_pairs,
+    semantic_pairs,
+)
 from curation.kmeans import KMeansConfig, assign, kmeans
 from curation.scan import points_in_memory
 from curation.vectors import to_unit
@@ -24,46 +34,103 @@ def test_close_hash_pairs_equal_a_loop_over_all_pairs(bits):
     assert set(zip(*(side.tolist() for side in close_hash_pairs(hashes, bits)), strict=True)) == expected
 
 
+@pytest.mark.parametrize("bits", [0, 1, 3])
+def test_close_hashes_between_equal_a_loop_over_all_pairs(bits):
+    rng = np.random.default_rng(bits)
+    ours = rng.integers(0, 2**63, 30).astype(np.uint64)
+    flips = np.uint64(1) << rng.integers(0, 64, (3, 80)).astype(np.uint64)
+    theirs = np.concatenate([ours[rng.integers(0, 30, 80)] ^ np.bitwise_xor.reduce(flips), ours[:9], ours[:9]])
+    expected = [(i, j) for i in range(30) for j in range(len(theirs)) if int(ours[i] ^ theirs[j]).bit_count() <= bits]
+    assert list(zip(*(side.tolist() for side in close_hashes_between(ours, theirs, bits)), strict=True)) == expected
+    assert len(expected) >= 18
+
+
 def test_equal_pairs_keep_the_preferred_row_of_each_group():
     hashes = np.array([7, 5, 7, 7, 5, 9], np.uint64)
-    preference = np.array([0.3, 0.1, 0.2, 0.9, 0.0, 0.5])
-    pairs = equal_pairs(hashes, preference, np.arange(6))
+    pairs = equal_pairs(hashes, np.array([4, 1, 2, 0, 5, 3]))
     assert sorted(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)) == [(2, 0), (2, 3), (4, 1)]
 
 
+def _by_hand(alike, order):
+    """The rows dropped when one goes through them in order, each with the first kept one that it is like."""
+    kept, dropped = [], {}
+    for row in order.tolist():
+        first = next((other for other in kept if alike[row, other]), None)
+        if first is None:
+            kept.append(row)
+        else:
+            dropped[row] = first
+    return dropped
+
+
+def _as_dict(pairs):
+    assert len(np.unique(pairs.right)) == len(pairs.right)
+    return dict(zip(pairs.right.tolist(), pairs.left.tolist(), strict=True))
+
+
+@pytest.fixture
+def tiles_of_seven(monkeypatch):
+    monkeypatch.setattr(curation.dedup, "TILE_ROWS", 7)
+
+
 @pytest.mark.parametrize("seed", range(5))
-def test_resolve_equals_going_through_rows_by_preference(seed):
+def test_semantic_pairs_equal_going_through_rows_by_preference(seed, tiles_of_seven):
+    """Chains of likeness, many of them across clusters."""
     rng = np.random.default_rng(seed)
-    left, right = rng.integers(0, 60, (2, 90))
-    left, right = left[left != right], right[left != right]
-    preference = rng.integers(0, 20, 60).astype(np.float64)  # with ties
-    kept: set[int] = set()
-    neighbours = {row: set(right[left == row]) | set(left[right == row]) for row in range(60)}
-    for row in sorted(range(60), key=lambda row: (preference[row], row)):
-        if not neighbours[row] & kept:
-            kept.add(row)
-    resolved = resolve(Pairs(left, right, np.ones(len(left), np.float32)), preference)
-    assert set(range(60)) - set(resolved.right.tolist()) == kept
-    assert len(np.unique(resolved.right)) == len(resolved.right)
-    assert all(keeper in kept and keeper in neighbours[row] for keeper, row in zip(*resolved[:2], strict=True))
+    x = to_unit(
+        (rng.standard_normal((40, 1, 6)) + 0.25 * rng.standard_normal((40, 10, 6))).reshape(400, 6).astype("f4")
+    )
+    points, order = points_in_memory(x, True), rng.permutation(400)[:380]
+    centroids = kmeans(points, 12, KMeansConfig(), 0)
+    config = DuplicatesConfig(cosine=0.97, neighbours=11)  # every cluster is a neighbour: nothing may be missed
+    pairs = semantic_pairs(points, assign(points, centroids)[0], centroids, order, config)
+    expected = _by_hand(x @ x.T >= 0.97, order)
+    assert _as_dict(pairs) == expected
+    assert len(expected) > 100
+    np.testing.assert_allclose(pairs.cosine, (x[pairs.left] * x[pairs.right]).sum(1), atol=1e-6)
 
 
-def test_nothing_to_resolve():
-    empty = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    assert len(resolve(empty, np.arange(4.0)).right) == 0
+def test_semantic_pairs_are_sought_in_the_own_and_the_next_clusters_only():
+    angles = np.deg2rad(np.array([0.0, 1, 10, 11, 90, 91, 100, 101]))
+    x = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    clusters = np.array([0, 1, 0, 1, 2, 3, 2, 2], np.int32)
+    centroids = np.stack([x[clusters == cluster].mean(axis=0) for cluster in range(4)])
+    for neighbours, expected in ((0, {7: 6}), (1, {1: 0, 3: 2, 5: 4, 7: 6})):
+        config = DuplicatesConfig(cosine=0.999, neighbours=neighbours)
+        pairs = semantic_pairs(points_in_memory(x, True), clusters, centroids, np.arange(8), config)
+        assert _as_dict(pairs) == expected
 
 
-def test_semantic_pairs_equal_all_pairs_above_the_cosine():
-    rng = np.random.default_rng(1)
-    x = rng.standard_normal((400, 12)).astype(np.float32)
-    x[300:] = x[:100] + 0.05 * rng.standard_normal((100, 12))
-    x = to_unit(x)
-    points = points_in_memory(x, True)
-    centroids = kmeans(points, 10, KMeansConfig(), 0)
-    config = DuplicatesConfig(cosine=0.99, neighbours=9)  # every cluster is a neighbour: nothing may be missed
-    pairs = semantic_pairs(points, assign(points, centroids)[0], centroids, np.arange(400), config)
-    found = {tuple(sorted(pair)) for pair in zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)}
-    expected = {(i, j) for i, j in np.argwhere(x @ x.T >= 0.99).tolist() if i < j}
-    assert len(found) == len(pairs.left)
-    assert found == expected
-    assert len(found) > 50
+@pytest.mark.parametrize("bits", [0, 1])
+def test_perceptual_pairs_compare_all_rows_of_close_hashes(bits):
+    """Eight other pictures share each hash: whichever is preferred, a duplicate is found."""
+    rng = np.random.default_rng(0)
+    x = to_unit(rng.standard_normal((60, 8)).astype(np.float32))
+    x[20:40] = to_unit(x[:20] + np.float32(0.02) * rng.standard_normal((20, 8)).astype(np.float32))
+    hashes = (np.arange(60) % 2).astype(np.uint64) + np.uint64(8) * (np.arange(60) // 2 % 2).astype(np.uint64)
+    near = np.bitwise_count(hashes[:, None] ^ hashes) <= bits
+    config = DuplicatesConfig(perceptual_bits=bits, perceptual_cosine=0.97)
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(60)
+        expected = _by_hand(near & (x @ x.T >= 0.97), order)
+        assert _as_dict(perceptual_pairs(points_in_memory(x, True), hashes, order, config)) == expected
+        assert len(expected) == 20
+
+
+def test_rows_of_other_hashes_are_not_compared():
+    x = to_unit(np.ones((4, 3), np.float32))
+    hashes = np.array([1, 1 << 20, 7, 1 << 40], np.uint64)
+    pairs = perceptual_pairs(points_in_memory(x, True), hashes, np.arange(4), DuplicatesConfig())
+    assert len(pairs.right) == 0
+
+
+def test_thousands_that_are_alike_take_little_memory():
+    x = np.random.default_rng(0).standard_normal((1, 16)).astype(np.float32)
+    x = to_unit(x + np.float32(0.001) * np.random.default_rng(1).standard_normal((6000, 16)).astype(np.float32))
+    points, clusters = points_in_memory(x, True), np.zeros(6000, np.int32)
+    tracemalloc.start()
+    pairs = semantic_pairs(points, clusters, x[:1], np.arange(6000), DuplicatesConfig())
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert _as_dict(pairs) == dict.fromkeys(range(1, 6000), 0)
+    assert most < 100e6  # all pairs: 18 M of 20 bytes, and their vectors

@@ -117,7 +117,7 @@ def test_the_same_bits_for_any_workers_and_shards(tmp_path, ray_session, embeddi
     config = KMeansConfig(iterations=4, tolerance=0.0)
 
     def cluster(folder, workers):
-        points = Points(ShardVectors(tmp_path / folder, CLS), workers, False)
+        points = Points(ShardVectors(tmp_path / folder, CLS), workers)
         centroids = kmeans(points, 30, config, 0)
         return centroids, *assign(points, centroids)
 
@@ -130,7 +130,7 @@ def test_the_same_bits_for_any_workers_and_shards(tmp_path, ray_session, embeddi
 
 def test_a_subset_is_clustered_like_its_rows():
     x, rows = _blobs()[1], np.sort(np.random.default_rng(0).choice(3000, 700, replace=False))
-    whole = Points(ArrayVectors(x), InProcess(), False)
+    whole = Points(ArrayVectors(x), InProcess())
     config = KMeansConfig(iterations=3)
     expected = kmeans(points_in_memory(x[rows], False), 9, config, 0)
     np.testing.assert_array_equal(kmeans(whole.subset(rows), 9, config, 0), expected)

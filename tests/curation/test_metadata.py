@@ -51,8 +51,8 @@ def _slowly(captions, entries):
 
 def test_entries_are_found_by_the_published_rule(pool):
     folder, path = pool(CAPTIONS)
-    shards, points = EmbeddingShards(folder), Points(ShardVectors(folder, CLS), InProcess(), False)
-    found = match_captions(points, shards, path)
+    points = Points(ShardVectors(folder, CLS), InProcess())
+    found = match_captions(points, path)
     names = np.array(read_entries(path))
     for row, captions in enumerate(CAPTIONS):
         own = found.take(np.array([row])).values
@@ -95,6 +95,28 @@ def test_pairs_without_an_entry_can_be_kept(tmp_path, pool):
     assert np.isin(np.arange(300, 360), rows).all()
     assert 20 < (rows < 300).sum() < 65
     assert summary["text_threshold"] == 40.0
+
+
+@pytest.mark.parametrize("changes", [{"method": "text"}, {"method": "both", "combine": "union"}])
+def test_a_target_below_what_is_never_dropped_is_refused(tmp_path, pool, changes):
+    folder, path = pool(_long_tail(), ("dog", "axolotl"))
+    with pytest.raises(ValueError, match="19 pairs asked, 20 hold no metadata entry"):
+        _curate(tmp_path, folder, path, **changes, text=TextConfig(unmatched="keep"), target_rows=19)
+
+
+@pytest.mark.parametrize("unmatched", ["drop", "keep"])
+@pytest.mark.parametrize("tail_share", [0.0, 0.06])
+def test_entries_that_no_caption_holds_are_refused(tmp_path, pool, unmatched, tail_share):
+    folder, path = pool(_long_tail(), ("Dog", "yeti"))
+    text = TextConfig(unmatched=unmatched, tail_share=tail_share)
+    with pytest.raises(ValueError, match=r"no caption of 360 pairs holds any of 2 entries.*case counts"):
+        _curate(tmp_path, folder, path, method="text", text=text)
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_first_entry(tmp_path):
+    path = tmp_path / "entries.txt"
+    path.write_bytes(b"\xef\xbb\xbfdog\r\naxolotl\n")
+    assert read_entries(path) == ["dog", "axolotl"]
 
 
 def test_the_selection_does_not_depend_on_order(tmp_path, pool, write_pool, embedding_spec):

@@ -33,7 +33,7 @@ def test_peak_memory_sees_what_was_freed_before_the_end():
 def test_the_memory_of_workers_is_that_of_their_phase(ray_session, allocate):
     with Pool(MeasuredScanner, resources=Resources(workers=1, cpus=0.5)) as pool:
         phases = Phases(MeasuredWorkers(pool))
-        points = Points(ArrayVectors(np.zeros((10, 2), np.float32)), phases, False)
+        points = Points(ArrayVectors(np.zeros((10, 2), np.float32)), phases)
         for name, megabytes in (("large", 300), ("small", 1)):
             with phases.phase(name):
                 assert [result for _, result in points.scan("apply", allocate, megabytes)] == [1]
@@ -43,7 +43,7 @@ def test_the_memory_of_workers_is_that_of_their_phase(ray_session, allocate):
 
 def test_passes_outside_of_a_phase_and_without_processes(allocate):
     phases = Phases(InProcess())
-    points = Points(ArrayVectors(np.zeros((10, 2), np.float32)), phases, False)
+    points = Points(ArrayVectors(np.zeros((10, 2), np.float32)), phases)
     assert [result for _, result in points.scan("apply", allocate, 1)] == [1]
     with phases.phase("one"):
         assert [result for _, result in points.scan("apply", allocate, 1)] == [1]

@@ -1,10 +1,13 @@
 """The report's sections from a real run of the step on synthetic shards."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 
+import curation.report
+from curation.balance import entropy
 from curation.curate import CurateConfig, TextConfig, curate
 from curation.dedup import DuplicatesConfig
 from curation.hierarchy import LevelsConfig
@@ -64,6 +67,24 @@ def test_metadata_and_captions_of_evaluation_have_sections(curated):
     assert "yeti" not in sections["Metadata entries"]
     assert "300 pairs have a caption" in sections["Captions that occur in evaluation"]
     assert "chosen by captions" in sections["What was kept"]
+
+
+@pytest.mark.parametrize("clusters", [(1,), (2,), (3, 1)])
+def test_few_clusters_need_no_map(curated, clusters):
+    folders = curated(levels=LevelsConfig(clusters=clusters), method="image")
+    sections = {section.title: section.html for section in curation_sections(*folders)}
+    assert ("map of clusters" in sections["Cluster sizes before and after"]) == (clusters[0] > 2)
+
+
+def test_size_curves_count_copies(curated, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(curation.report, "size_curves", lambda curves: shown.update(curves) or "")
+    out, pool = curated(method="image", repeats=8, target_rows=500)
+    curation_sections(out, pool)
+    before, after = shown["images, level 1 (12 clusters)"]
+    assert (before.sum(), after.sum()) == (300, 500)
+    figures = json.loads((out / "curation.json").read_text())["figures"]
+    assert entropy(after) == pytest.approx(figures["image_level1_entropy_after"])
 
 
 def test_sections_of_an_uncurated_arm_are_short(curated):

@@ -23,6 +23,13 @@ def test_selection_round_trip(tmp_path, shards):
     selection = read_selection(tmp_path, pool)
     np.testing.assert_array_equal(selection.rows, rows)
     assert selection.keys.to_pylist() == [f"key-{row}" for row in rows]
+    assert pa.ipc.open_file(tmp_path / "selection.arrow").schema.field("key").type == pa.large_string()
+
+
+def test_a_selection_is_of_pairs_whatever_embedded_them(tmp_path, embedding_spec, shards, write_pool):
+    write_selection(tmp_path, shards("pool", (9,)), np.array([2, 5]))
+    write_pool(tmp_path / "other", embedding_spec(digest="1" * 64, dim=4), (9,))
+    np.testing.assert_array_equal(read_selection(tmp_path, EmbeddingShards(tmp_path / "other")).rows, [2, 5])
 
 
 def test_empty_selection(tmp_path, shards):

@@ -11,6 +11,7 @@ import pytest
 
 import curation.shards
 from curation.schema import (
+    CAPTIONS,
     CLS,
     PATCHES,
     Dtype,
@@ -18,7 +19,16 @@ from curation.schema import (
     decode_tokens,
     encode_tokens,
 )
-from curation.shards import EmbeddingShards, ShardError, read_manifest, verify, write_shard
+from curation.shards import (
+    EmbeddingShards,
+    Manifest,
+    ShardEntry,
+    ShardError,
+    read_manifest,
+    verify,
+    write_manifest,
+    write_shard,
+)
 
 Pool = tuple[EmbeddingShards, dict[str, np.ndarray]]
 MakeSpec = Callable[..., EmbeddingSpec]
@@ -73,6 +83,25 @@ def test_gather_of_neighbours_and_of_one_row_equals_indexing(pool: Pool) -> None
     shards, values = pool
     for rows in (np.arange(5, 60), np.arange(60, 5, -1), np.array([7])):
         np.testing.assert_array_equal(shards.gather(rows, PATCHES), values[PATCHES][rows])
+
+
+def test_strings_have_room_for_more_than_2_gib(pool: Pool) -> None:
+    shards, _ = pool
+    assert shards.keys().type == pa.large_string()
+    captions = shards.strings(CAPTIONS)
+    assert captions.type == pa.large_list(pa.large_string())
+    assert captions.to_pylist() == shards.captions(np.arange(shards.num_rows))
+
+
+def test_more_shards_than_a_process_can_map_are_refused(
+    tmp_path: Path, embedding_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "most").write_text("3000\n")
+    monkeypatch.setattr(curation.shards, "MOST_MAPS", tmp_path / "most")
+    entries = tuple(ShardEntry(f"shard-{index:05d}.arrow", 1, 1, "") for index in range(3000))
+    write_manifest(tmp_path, Manifest(embedding_spec(), entries))
+    with pytest.raises(ShardError, match=r"3000 shards.*larger source.part_rows"):
+        EmbeddingShards(tmp_path)
 
 
 def test_gather_of_no_rows_is_empty(pool: Pool) -> None:

@@ -18,7 +18,7 @@ CONFIG = KMeansConfig(iterations=6)
 
 def _cluster(folder, x, workers=None, plan=PLAN):
     folder.mkdir()
-    points = Points(ArrayVectors(to_unit(x)), workers or InProcess(), True)
+    points = Points(ArrayVectors(to_unit(x), True), workers or InProcess())
     return cluster_levels(points, plan, CONFIG, 3, folder)
 
 
@@ -67,7 +67,7 @@ def test_a_killed_run_continues_with_the_parts_that_are_missing(tmp_path, x, mon
     monkeypatch.setattr(curation.split, "split_clusters", die_at_the_third)
     with pytest.raises(_Interrupted):
         _cluster(tmp_path / "killed", x)
-    points = Points(ArrayVectors(to_unit(x)), InProcess(), True)
+    points = Points(ArrayVectors(to_unit(x), True), InProcess())
     resumed = cluster_levels(points, PLAN, CONFIG, 3, tmp_path / "killed")
     assert len(calls) == len(set(calls)) + 1
     for level, expected in zip(resumed, whole, strict=True):
