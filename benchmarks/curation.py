@@ -23,7 +23,7 @@ from jaxtyping import Float32, Int64
 from cluster.threads import limit_threads
 from curation.balance import ImageBalance, TextBalance, combine, entropy, water_fill
 from curation.coins import coins
-from curation.dedup import DuplicatesConfig, close_hash_pairs, resolve, semantic_pairs
+from curation.dedup import DuplicatesConfig, close_hash_pairs, semantic_pairs
 from curation.groups import one_entry_each
 from curation.hierarchy import LevelsConfig, cluster_levels
 from curation.kmeans import KMeansConfig, assign, kmeans
@@ -112,13 +112,11 @@ def _print_duplicates(num_rows: int) -> None:
     _, vectors = zipf_mixture(num_rows, num_rows // 40)
     repeated, model = rng.choice(num_rows, (2, num_rows // 100), replace=False)
     vectors[repeated] = to_unit(vectors[model] + 0.01 * rng.standard_normal((len(model), DIM), np.float32))
-    points, preference = points_in_memory(vectors, True), rng.random(num_rows)
+    points, order = points_in_memory(vectors, True), rng.permutation(num_rows)
     centroids = kmeans(points, num_rows // 40, KMeansConfig(iterations=3), 0)
     labels = assign(points, centroids)[0]
     with _measured("cosine, own and 4 next clusters", num_rows):
-        pairs = semantic_pairs(points, labels, centroids, np.arange(num_rows), DuplicatesConfig())
-    with _measured(f"... {len(pairs.left):,} pairs to decisions", num_rows):
-        resolve(pairs, preference)
+        semantic_pairs(points, labels, centroids, order, DuplicatesConfig())
     hashes = rng.integers(0, 2**63, num_rows).astype(np.uint64)
     with _measured("hashes within 1 bit", num_rows):
         close_hash_pairs(hashes, 1)

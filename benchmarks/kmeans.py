@@ -133,7 +133,7 @@ def write_mixture(folder: Path, num_rows: int, dim: int, num_clusters: int) -> P
         vectors = to_unit(centers[rng.integers(0, len(centers), len(rows))] + 0.5 * noise + 0.5)
         entries.append(write_shard(folder / f"shard-{index:05d}.arrow", spec, [_columns(rows, vectors)]))
     write_manifest(folder, Manifest(spec, tuple(entries)))
-    return Points(ShardVectors(folder, CLS), InProcess(), False)
+    return Points(ShardVectors(folder, CLS), InProcess())
 
 
 def _columns(rows: np.ndarray, vectors: Float32[np.ndarray, "n d"]) -> dict[str, object]:

@@ -24,7 +24,6 @@ from curation.choose import Coins, Goal, Method, choose, evenness
 from curation.coins import coins
 from curation.decisions import Decisions
 from curation.dedup import PARTS, DuplicatesConfig
-from curation.hierarchy import ROWS_PER_CLUSTER as ROWS_PER_CLUSTER
 from curation.hierarchy import LevelsConfig, automatic_clusters, automatic_levels, cluster_levels
 from curation.kmeans import KMeansConfig
 from curation.leakage import LeakageConfig

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from curation.curate import ROWS_PER_CLUSTER, CurateConfig
-from curation.hierarchy import LevelPlan, LevelsConfig
+from curation.curate import CurateConfig
+from curation.hierarchy import LevelPlan, LevelsConfig, automatic_clusters
 
 CORE_GFLOPS = 200.0  # of k-means, all its parts, at 384 to 1,024 values
 BALANCED_PAIRS_PER_S = 0.65e6  # coins, the tree, text clusters, the search for the exact size
@@ -65,7 +65,7 @@ def _all_passes(config: CurateConfig, rows: int, dim: int, caption_dim: int) -> 
                 yield passes, dim
             points = plan.num_clusters
     if config.method in ("both", "text") and caption_dim:
-        clusters = config.text.clusters or max(2, rows // ROWS_PER_CLUSTER)
+        clusters = config.text.clusters or automatic_clusters(rows, config.text.split)
         levels = LevelsConfig(clusters=(clusters,), split=(config.text.split,))
         for passes in level_passes("captions", rows, levels.resolve(rows)[0], config.kmeans.iterations):
             yield passes, caption_dim
