@@ -16,10 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import mlflow
 import psutil
-from mlflow.entities import Metric, Param, Run
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from cluster.files import read_jsonl
 from pipeline.fingerprint import Json, canonical, fingerprint
@@ -54,13 +51,15 @@ class Tracking:
             self._guard(lambda: self._open(workspace, recipe, config, tags))
 
     def _open(self, workspace: Path, recipe: str, config: object, tags: Mapping[str, str]) -> None:
-        self._client = mlflow.MlflowClient(self.uri)
+        from mlflow import MlflowClient  # takes two seconds, which words that track nothing need not wait
+
+        self._client = MlflowClient(self.uri)
         found = self._client.get_experiment_by_name(recipe)
         local = f"{workspace.resolve().as_uri()}/mlartifacts" if self.uri.startswith("sqlite") else None
         self._experiment = found.experiment_id if found else self._client.create_experiment(recipe, local)
         self._end_abandoned()
         name = time.strftime(f"{recipe} %F %T")
-        self._parent = self._client.create_run(self._experiment, run_name=name, tags={**tags, **_owner()})
+        self._parent = self._client.create_run(self._experiment, run_name=name, tags={**tags, **_owner()}).info.run_id
         self._log_params(self._parent, config)
 
     def _end_abandoned(self) -> None:
@@ -73,11 +72,13 @@ class Tracking:
     @contextmanager
     def step(self, step: Step, out: Path) -> Iterator[Callable[[Mapping[str, float]], None]]:
         """A nested run that follows `out/metrics.jsonl`; the yielded function records the summary, as final/*."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
         run = self._guard(lambda: self._start_step(step))
         if run is None:
             yield lambda summary: None
             return
-        monitor = SystemMetricsMonitor(run.info.run_id, tracking_uri=self.uri)
+        monitor = SystemMetricsMonitor(run, tracking_uri=self.uri)
         self._guard(monitor.start)
         stop = threading.Event()
         follower = threading.Thread(target=self._follow, args=(run, out / "metrics.jsonl", stop), daemon=True)
@@ -92,11 +93,12 @@ class Tracking:
             stop.set()
             follower.join()
             self._guard(monitor.finish)
-            self._guard(lambda: self._client.set_terminated(run.info.run_id, status))
+            self._guard(lambda: self._client.set_terminated(run, status))
 
-    def _start_step(self, step: Step) -> Run:
-        tags = {"mlflow.parentRunId": self._parent.info.run_id, "fingerprint": fingerprint(step), "step": step.name}
-        run = self._client.create_run(self._experiment, run_name=step.label, tags={**tags, **_owner()})
+    def _start_step(self, step: Step) -> str:
+        """The identity of a nested run."""
+        tags = {"mlflow.parentRunId": self._parent, "fingerprint": fingerprint(step), "step": step.name}
+        run = self._client.create_run(self._experiment, run_name=step.label, tags={**tags, **_owner()}).info.run_id
         self._log_params(run, step.config)
         return run
 
@@ -104,25 +106,29 @@ class Tracking:
         """Close the parent run with the pipeline's scores and files; `artifacts` are by the folder they go to."""
         self._guard(lambda: self._finish(self._parent, status, metrics, artifacts))
 
-    def _finish(self, parent: Run, status: str, metrics: Mapping[str, float], artifacts: Mapping[str, Path]) -> None:
+    def _finish(self, parent: str, status: str, metrics: Mapping[str, float], artifacts: Mapping[str, Path]) -> None:
         self._log_metrics(parent, [(name, value, 0) for name, value in metrics.items()])
         for folder, path in artifacts.items():
-            self._client.log_artifact(parent.info.run_id, str(path), folder.replace("@", "."))
-        self._client.set_terminated(parent.info.run_id, status)
+            self._client.log_artifact(parent, str(path), folder.replace("@", "."))
+        self._client.set_terminated(parent, status)
 
-    def _log_params(self, run: Run, config: object) -> None:
+    def _log_params(self, run: str, config: object) -> None:
+        from mlflow.entities import Param
+
         params = [Param(name, str(value)[:PARAM_CHARS]) for name, value in flatten(canonical(config)).items()]
         for start in range(0, len(params), 100):
-            self._client.log_batch(run.info.run_id, params=params[start : start + 100])
+            self._client.log_batch(run, params=params[start : start + 100])
 
-    def _log_metrics(self, run: Run, values: list[tuple[str, float, int]]) -> None:
+    def _log_metrics(self, run: str, values: list[tuple[str, float, int]]) -> None:
+        from mlflow.entities import Metric
+
         now = int(time.time() * 1000)
         metrics = [Metric(name, float(value), now, step) for name, value, step in values]
         for start in range(0, len(metrics), 1000):
-            send = partial(self._client.log_batch, run.info.run_id, metrics=metrics[start : start + 1000])
+            send = partial(self._client.log_batch, run, metrics=metrics[start : start + 1000])
             self._guard(send)
 
-    def _follow(self, run: Run, path: Path, stop: threading.Event) -> None:
+    def _follow(self, run: str, path: Path, stop: threading.Event) -> None:
         """Send each new line of the step's metrics once, also when a restarted worker has shortened the file."""
         last_step = -1
         while True:

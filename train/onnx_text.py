@@ -21,7 +21,6 @@ from cluster.files import write_atomic
 from curation.backbone import Features
 from train.export import CONFIG, LoadedModel
 from train.huggingface import huggingface_config
-from train.modeling_dinotxt import DinoTxtConfig, TextEncoder
 from train.tokenizer import load_tokenizer
 
 GRAPH = "text_encoder.onnx"
@@ -32,7 +31,7 @@ NOISY = ("torch.onnx", "onnxscript", "onnx_ir")
 class UnitText(nn.Module):
     """The padded text encoder with its features normalised."""
 
-    def __init__(self, encoder: TextEncoder) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
 
@@ -42,6 +41,8 @@ class UnitText(nn.Module):
 
 def write_onnx(folder: Path, loaded: LoadedModel) -> None:
     """Write the graph, its weights and the tokenizer. ValueError when a package is missing."""
+    from train.modeling_dinotxt import DinoTxtConfig, TextEncoder  # loads much of transformers
+
     _check_installed()
     encoder = TextEncoder(DinoTxtConfig(**huggingface_config(loaded)))
     encoder.load_state_dict({name: tensor.detach().cpu() for name, tensor in loaded.model.text.state_dict().items()})
