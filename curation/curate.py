@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow.compute as pc
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 
 from cluster.fanout import Pool
 from cluster.files import write_atomic
@@ -30,9 +30,9 @@ from curation.leakage import LeakageConfig
 from curation.levels import Level
 from curation.metadata import match_captions, read_entries
 from curation.phases import MeasuredScanner, MeasuredWorkers, Phase, Phases
-from curation.removal import drop_duplicates, drop_invalid, drop_leakage
+from curation.removal import centroid_distances, drop_duplicates, drop_invalid, drop_leakage
 from curation.scan import Points, Workers, cut_spans
-from curation.schema import CAPTION_EMBEDDING, CAPTIONS, CLS
+from curation.schema import CAPTION_EMBEDDING, CLS
 from curation.seeding import count_distinct
 from curation.selection import write_selection
 from curation.shards import EmbeddingShards
@@ -158,7 +158,7 @@ def curate(
     with phases.phase("image_clusters", clustering):
         image = _image_levels(config, points, valid, out, decisions)
     with phases.phase("duplicates", PARTS):
-        drop_duplicates(decisions, points, _preference(config, decisions, image), image, config.duplicates)
+        drop_duplicates(decisions, points, image, config.duplicates, config.seed)
     with phases.phase("balance"):
         if decisions.entries is not None and config.text.unmatched == "drop":
             decisions.drop(np.flatnonzero(decisions.entries.numbers() == 0), "text: no metadata entry")
@@ -247,29 +247,6 @@ def _levels(config: CurateConfig, points: Points, levels: LevelsConfig, folder: 
     return cluster_levels(points, levels.resolve(points.num_rows), config.kmeans, config.seed, folder)
 
 
-def _preference(config: CurateConfig, decisions: Decisions, image: list[Level]) -> Float64[np.ndarray, " rows"]:
-    """Lowest for the row that should stay among duplicates; ties are broken by coin."""
-    tie = coins(decisions.shards.keys(), config.seed, "duplicates")
-    if config.duplicates.keep == "caption":
-        captions = decisions.shards.strings(CAPTIONS).combine_chunks()
-        lengths = pc.binary_length(captions.flatten()).to_numpy(zero_copy_only=False)
-        row = np.repeat(np.arange(len(captions)), pc.list_value_length(captions).to_numpy())
-        first = -np.bincount(row, lengths, len(captions))
-    else:
-        first = _distances(decisions, image)
-    rank = np.empty(len(tie))
-    rank[np.lexsort((tie, first))] = np.arange(len(tie))
-    return rank
-
-
-def _distances(decisions: Decisions, image: list[Level]) -> Float64[np.ndarray, " rows"]:
-    """Squared distance to the centroid, 0 without clusters."""
-    distances = np.zeros(len(decisions.reason))
-    if image:
-        distances[decisions.image_cluster >= 0] = image[0].distances
-    return distances
-
-
 def _goal(config: CurateConfig, decisions: Decisions) -> Goal:
     surviving = len(decisions.surviving())
     num_rows = config.target_rows or min(surviving, max(1, round(config.share * surviving)))
@@ -280,7 +257,7 @@ def _coins(config: CurateConfig, decisions: Decisions, image: list[Level]) -> Co
     leaf, text, random = (
         coins(decisions.shards.keys(), config.seed, purpose) for purpose in ("leaf", "text", "random")
     )
-    return Coins(_distances(decisions, image) if config.leaf == "central" else leaf, text, random)
+    return Coins(centroid_distances(decisions, image) if config.leaf == "central" else leaf, text, random)
 
 
 def _write_summary(

@@ -1,14 +1,16 @@
 """The stages that remove rows before anything is balanced: unusable vectors, leakage, duplicates."""
 
 import numpy as np
+import pyarrow.compute as pc
 from jaxtyping import Float64, Int64
 
+from curation.coins import coins
 from curation.decisions import Decisions, Reason
 from curation.dedup import DuplicatesConfig, Pairs, equal_pairs, perceptual_pairs, semantic_pairs
 from curation.leakage import How, LeakageConfig, find_leakage
 from curation.levels import Level
 from curation.scan import Points
-from curation.schema import BYTES_HASH, PERCEPTUAL_HASH, PIXEL_HASH
+from curation.schema import BYTES_HASH, CAPTIONS, PERCEPTUAL_HASH, PIXEL_HASH
 
 LEAKAGE: dict[How, Reason] = {
     "same image": "leakage: same image",
@@ -52,12 +54,12 @@ def drop_leakage(
 def drop_duplicates(
     decisions: Decisions,
     points: Points,
-    preference: Float64[np.ndarray, " rows"],
     levels: list[Level],
     config: DuplicatesConfig,
+    seed: int,
 ) -> None:
     """Drop all but one of each group of duplicates among the surviving rows, the surest kind first."""
-    shards = decisions.shards
+    shards, preference = decisions.shards, _preference(decisions, levels, config, seed)
 
     def in_order() -> Int64[np.ndarray, " n"]:
         rows = decisions.surviving()
@@ -72,3 +74,28 @@ def drop_duplicates(
     if config.cosine <= 1:
         pairs = semantic_pairs(points, decisions.image_cluster, levels[0].centroids, in_order(), config)
         decisions.drop_for(pairs, "duplicate: cosine")
+
+
+def _preference(
+    decisions: Decisions, levels: list[Level], config: DuplicatesConfig, seed: int
+) -> Float64[np.ndarray, " rows"]:
+    """Lowest for the row that should stay among duplicates; ties are broken by coin."""
+    tie = coins(decisions.shards.keys(), seed, "duplicates")
+    if config.keep == "caption":
+        captions = decisions.shards.strings(CAPTIONS).combine_chunks()
+        lengths = pc.binary_length(captions.flatten()).to_numpy(zero_copy_only=False)
+        row = np.repeat(np.arange(len(captions)), pc.list_value_length(captions).to_numpy())
+        first = -np.bincount(row, lengths, len(captions))
+    else:
+        first = centroid_distances(decisions, levels)
+    rank = np.empty(len(tie))
+    rank[np.lexsort((tie, first))] = np.arange(len(tie))
+    return rank
+
+
+def centroid_distances(decisions: Decisions, levels: list[Level]) -> Float64[np.ndarray, " rows"]:
+    """Squared distance of each row to its centroid of the first level; 0 without clusters."""
+    distances = np.zeros(len(decisions.reason))
+    if levels:
+        distances[decisions.image_cluster >= 0] = levels[0].distances
+    return distances

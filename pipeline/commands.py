@@ -19,7 +19,7 @@ from curation.backbone import describe
 from curation.decisions import why
 from evaluate.tables import results_table
 from pipeline.config import dump_recipe
-from pipeline.graph import build_steps
+from pipeline.graph import build_steps, draw_steps
 from pipeline.nearest import nearest
 from pipeline.plan import print_plan
 from pipeline.recipes import Recipe
@@ -35,6 +35,8 @@ from train.loop import MODEL
 def plan(recipe: Recipe, options: Namespace, console: Console) -> int:
     if options.rows < 0:
         raise ValueError(f"--rows {options.rows}: a number of pairs is needed; leave it out to take those embedded")
+    for label in (*options.only, *options.force):
+        find_step(draw_steps(recipe), label)
     print_plan(recipe, Store(options.workspace), console, options.force, options.only, options.rows, options.measure)
     return 0
 

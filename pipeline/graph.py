@@ -29,10 +29,8 @@ OPEN_CLIP = "open_clip:"
 def resolve_backbone(recipe: Recipe) -> Recipe:
     """The recipe with its backbone named, its weights' digest and place known: done once, before anything runs."""
     backbone = resolve(recipe.embed.backbone)
-    if backbone.weights:
-        backbone = replace(
-            backbone, weights=str(Path(backbone.weights).expanduser().resolve())
-        )  # workers have folders of their own
+    if backbone.weights:  # workers have folders of their own
+        backbone = replace(backbone, weights=str(Path(backbone.weights).expanduser().resolve()))
     return replace(
         recipe,
         embed=replace(recipe.embed, backbone=backbone),

@@ -4,7 +4,6 @@ It knows files and ranks, not Ray. All state is the checkpoint and the step numb
 function of (seed, step, rank), so that a run that was interrupted and went on equals one that was not.
 """
 
-import json
 import logging
 import math
 import time
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from cluster.files import append_jsonl, read_jsonl, write_atomic
+from cluster.files import append_jsonl
 from cluster.resources import MACHINE_FACT, Resources
 from curation.schema import PATCHES, REGISTERS
 from train.batch import split
@@ -28,6 +27,7 @@ from train.flop import TRAINING, captions_flop, head_flop
 from train.gradients import backward, clip_gradients
 from train.live import Images, LiveConfig, Sight, as_stored
 from train.loss import LossConfig
+from train.metrics import METRICS, keep_metrics
 from train.model import DinoTxt, Features, ModelConfig
 from train.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from train.parallel import ParallelConfig, parallelize, plain_name
@@ -38,7 +38,6 @@ from train.validation import HeldOutMetric, batch_accuracy, score, validate
 
 log = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 MODEL = "model"
 BEST_MODEL = "best_model"
 CHECKPOINTS = "checkpoints"
@@ -268,12 +267,6 @@ def suspects(keys: list[str], features: Features) -> list[str]:
     """Keys of the pairs whose features are not finite; the first few of the batch when all are finite."""
     finite = features.images.isfinite().all(1) & features.texts.isfinite().all(1)
     return [key for key, is_finite in zip(keys, finite.tolist(), strict=True) if not is_finite][:20] or keys[:20]
-
-
-def keep_metrics(path: Path, step: int) -> None:
-    """Drop the lines of steps after a checkpoint: they will be written again."""
-    kept = [row for row in read_jsonl(path) if row["step"] <= step]
-    write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def full_weights(model: DinoTxt) -> dict[str, torch.Tensor]:

@@ -27,13 +27,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from cluster.files import read_jsonl, write_atomic
-from cluster.logs import progress
 from cluster.resources import Resources
 from cluster.session import free_port, session
 from cluster.storage import absolute
 from cluster.threads import limit_threads
 from train.checkpoint import complete_checkpoints, step_of
-from train.loop import CHECKPOINTS, METRICS, Interruption, Job, TrainConfig, check, read_pairs, train
+from train.loop import CHECKPOINTS, Interruption, Job, TrainConfig, check, read_pairs, train
+from train.metrics import METRICS, followed, summary
 from train.validation import score
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,6 @@ STOP = "stop"
 GROW = "grow"
 FAILED = "failed.txt"
 RAY_FOLDER = "ray"
-FOLLOW_S = 0.5
 GROWTH_S = 60.0  # between two looks for new nodes, so that those that come together start the workers anew once
 MAX_FAILURES = 8
 # Threads that wait for each other by spinning lose their cores to other processes: with two threads on two busy cores a
@@ -101,7 +100,7 @@ def run(
         is_elastic = bool(resources.min_workers)
         world = largest_group(config, resources.workers) if is_elastic else resources.workers
         check(config, read_pairs(config, job), world)
-        with _stop_on_signal(job.out), _followed(job.out / METRICS, config.num_steps):
+        with _stop_on_signal(job.out), followed(job.out / METRICS, config.num_steps):
             _fit(config, job, resources)
             while (job.out / GROW).exists():
                 (job.out / GROW).unlink()
@@ -268,45 +267,3 @@ def _stop_on_signal(out: Path) -> Iterator[None]:
 def request_stop(out: Path) -> None:
     """Ask the training that writes into `out` to save a checkpoint and stop; from any process."""
     (out / STOP).touch()
-
-
-@contextmanager
-def _followed(metrics: Path, num_steps: int) -> Iterator[None]:
-    """A progress bar that follows the metrics file while the body runs."""
-    ended = threading.Event()
-
-    def follow() -> None:
-        shown = 0
-        with progress(num_steps, "train", "steps") as advance:
-            is_ended = False
-            while not is_ended:
-                is_ended = ended.wait(FOLLOW_S)
-                row = (read_jsonl(metrics) or [{"step": 0}])[-1]
-                if row["step"] > shown:
-                    names = ("loss", "pairs_per_s")
-                    advance(row["step"] - shown, **{name: row[name] for name in names if name in row})
-                    shown = row["step"]
-
-    thread = threading.Thread(target=follow, name="train-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def summary(rows: list[dict], batch_size: int) -> dict[str, float]:
-    """The last value of every metric, those of the held-out pairs first; speed and cut captions over the whole run."""
-    last: dict[str, float] = {}
-    for row in rows:
-        last |= row
-    del last["time"]
-    num_cut = sum(row["captions_cut"] for row in rows)
-    steps = [row["step"] for row in rows]
-    weights = [after - before for before, after in zip([0, *steps], steps, strict=False)]
-    seconds = sum(batch_size * count / row["pairs_per_s"] for count, row in zip(weights, rows, strict=True))
-    num_pairs = batch_size * steps[-1]
-    whole = {"pairs_per_s": num_pairs / seconds, "captions_cut": num_cut, "captions_cut_share": num_cut / num_pairs}
-    last = {name: float(value) for name, value in (last | whole).items()}
-    return dict(sorted(last.items(), key=lambda item: not item[0].startswith("val_")))

@@ -17,6 +17,7 @@ from pipeline.presets import PRESETS
         (["rnu", "debug"], "no verb 'rnu': did you mean 'run'"),
         (["run", "quikstart"], "no recipe 'quikstart': did you mean 'quickstart'"),
         (["run", "debug", "--only", "trian"], "no step 'trian': did you mean 'train'"),
+        (["plan", "debug", "--only", "trian"], "no step 'trian': did you mean 'train'"),
         (["show", "debug", "curat"], "no step 'curat': did you mean 'curate'"),
         (["run", "flickr8k", "--embed.backbone", "random-vit"], "set --data.pairs"),
         (["run", "missing.yaml"], r"missing\.yaml"),
