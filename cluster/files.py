@@ -1,7 +1,7 @@
 """Files that are whole or absent: atomic writes, checksums, JSON lines.
 
 Whatever is written appears under its name only when all of it is on disk; a process killed half-way leaves at most a
-hidden `.name.*.tmp` beside it, which no reader looks at.
+hidden `.name.*.tmp` beside it, which no reader looks at and the next run of the step removes.
 """
 
 import hashlib
@@ -27,6 +27,12 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder and below; none may be writing there."""
+    for torn in folder.rglob(".*.tmp"):
+        torn.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

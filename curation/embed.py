@@ -93,8 +93,6 @@ def _finished(out: Path, task: Task) -> dict | None:
 
 def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[int, dict]) -> None:
     """Do the tasks that have no record yet; records are added as they come."""
-    for torn in out.glob(".shard-*.tmp"):
-        torn.unlink()
     waiting = [task for task in tasks if task.index not in records]
     if not waiting:
         return

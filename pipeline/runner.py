@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.files import write_atomic
+from cluster.files import remove_torn, write_atomic
 from cluster.session import ROOT, session
 from pipeline.fingerprint import canonical, fingerprint, input_identity
 from pipeline.step import Step, ancestors, in_order
@@ -125,6 +125,7 @@ def _run_step(step: Step, store: Store, tracking: Tracking, again: bool) -> Reco
         out = store.partial(step)  # with what an interrupted run has left there, a forced one too
         out.mkdir(parents=True, exist_ok=True)
         (out / ERROR).unlink(missing_ok=True)
+        remove_torn(out)
         try:
             inputs = {name: store.resolve(source) for name, source in step.inputs.items()}
             started, clock = datetime.now(UTC), time.perf_counter()

@@ -1,6 +1,7 @@
 """The runner: what is done is skipped, what failed continues, independent steps do not wait for each other."""
 
 import io
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -107,6 +108,17 @@ def test_failed_step_continues_from_what_it_had(run: Callable[..., Store]) -> No
     store = run(flaky)
     assert (store.folder(flaky) / "pieces").read_text() == "xx"
     assert not (store.folder(flaky) / "error.txt").exists()
+
+
+def test_files_that_a_killed_run_left_half_written_are_not_in_the_output(run: Callable[..., Store]) -> None:
+    flaky = replace(TWO, config=Config(2.0, fail_before=2))
+    with pytest.raises(StepFailed) as failure:
+        run(flaky)
+    out = Path(re.search(r"kept in (\S+):", str(failure.value))[1])
+    (out / "deep").mkdir()
+    for torn in (out / ".sum.0a1b2c3d.tmp", out / "deep" / ".metrics.jsonl.0a1b2c3d.tmp"):
+        torn.write_bytes(b"torn")
+    assert [*run(flaky).folder(flaky).rglob(".*.tmp")] == []
 
 
 def test_forced_step_that_failed_continues_when_forced_again(run: Callable[..., Store]) -> None:
