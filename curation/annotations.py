@@ -190,15 +190,25 @@ def _record(line: str) -> dict:
 
 def _table(name: str, text: str) -> list[dict]:
     """Rows under a header. Tabs need no quotes: where these do not pair, those of a .tsv are part of its captions."""
-    lines, is_tsv = io.StringIO(text.replace("\0", " "), newline=""), name.endswith(".tsv")
-    table = csv.DictReader(lines, delimiter="\t" if is_tsv else ",", strict=True)
+    lines, delimiter = io.StringIO(text.replace("\0", " "), newline=""), "\t" if name.endswith(".tsv") else ","
+    table = csv.DictReader(lines, delimiter=delimiter, strict=True)
     try:
-        return list(table)
+        return [_as_wide_as_its_header(record, delimiter) for record in table]
     except csv.Error as error:
-        if not is_tsv:
+        if delimiter == ",":
             raise csv.Error(f"{error}, line {table.reader.line_num}") from error
         lines.seek(0)
-        return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+        table = csv.DictReader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        return [_as_wide_as_its_header(record, delimiter) for record in table]
+
+
+def _as_wide_as_its_header(record: dict, delimiter: str) -> dict:
+    """A record with more fields than the header: what is too many belongs to a caption in the last, or it is none."""
+    rest = record.pop(None, None)
+    if rest is None:
+        return record
+    last = next(reversed(record))
+    return {**record, last: delimiter.join([record[last], *rest])} if last in CAPTION_FIELDS else {}
 
 
 def sibling_rows(tree: Tree) -> list[Row]:

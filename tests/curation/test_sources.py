@@ -400,6 +400,15 @@ def test_stray_quote_in_a_comma_separated_file_names_its_line(images: Path) -> N
     }
 
 
+def test_commas_of_a_caption_without_quotes_are_the_captions_or_make_the_record_unreadable(images: Path) -> None:
+    (images / "captions.csv").write_text("image,caption\na.jpg,a cat, a dog,and a cow\nb.jpg,a dog\n")
+    assert captions_of(read_all(images)) == {"a.jpg": ["a cat, a dog,and a cow"], "b.jpg": ["a dog"]}
+    (images / "captions.csv").write_text("caption,image\na cat, a dog,a.jpg\na dog,b.jpg\n")
+    rows = read_all(images)
+    assert captions_of(rows[:1]) == {"b.jpg": ["a dog"]}
+    assert reasons_of(rows[1:]) == {"captions.csv:1": "unreadable record"}
+
+
 @pytest.mark.parametrize("stray", ['"stop" says the sign', '"she said', 'the "A" sign'])
 def test_quotes_in_tab_separated_captions_are_kept(images: Path, stray: str) -> None:
     (images / "captions.tsv").write_text(f"image\tcaption\na.jpg\t{stray}\nb.jpg\ta dog\nsub/c.jpg\ta cow\n")
