@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 LINE_EVERY_S = 30.0
 LINE_EVERY_SHARE = 0.25
-CHATTY = ("alembic", "mlflow", "urllib3", "matplotlib", "PIL", "git", "submitit", "fsspec", "asyncio")
+CHATTY = ("urllib3", "matplotlib", "PIL", "git", "submitit", "fsspec", "asyncio")
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,10 @@ def console() -> Console:
 
 @contextmanager
 def progress(total: int, label: str, unit: str = "rows") -> Iterator[Callable[..., None]]:
-    """Yield `advance(count=1, **numbers)`, which shows how far `label` has come; `numbers` stand beside the bar."""
+    """Yield `advance(count=1, **numbers)`, which shows how far `label` has come; `numbers` stand beside the bar.
+
+    A total that turns out too small grows with what is done.
+    """
     if console().is_terminal:
         with _DISPLAY.bar(total, label, unit) as advance:
             yield advance
@@ -78,7 +81,7 @@ class _Display:
             nonlocal done
             done += count
             rate = f"{done / max(1e-9, time.monotonic() - started):.4g} {unit}/s"
-            shown.update(task, completed=done, rate=rate, numbers=_numbers(numbers))
+            shown.update(task, completed=done, total=max(total, done), rate=rate, numbers=_numbers(numbers))
 
         try:
             yield advance
@@ -116,13 +119,13 @@ def _line_writer(total: int, label: str, unit: str) -> Callable[..., None]:
         nonlocal done, last_done, last_line
         done += count
         now = time.monotonic()
-        is_due = done - last_done >= LINE_EVERY_SHARE * total or now - last_line >= LINE_EVERY_S or done >= total
+        is_due = done - last_done >= LINE_EVERY_SHARE * total or now - last_line >= LINE_EVERY_S or done == total
         if not is_due or done == last_done:
             return
         last_done, last_line = done, now
         rate = done / max(1e-9, now - started)
         left = max(0, total - done) / max(1e-9, rate)
-        line = f"{label} done={done}/{total} {unit}_per_s={rate:.4g} left_s={left:.0f} {_numbers(numbers)}"
+        line = f"{label} done={done}/{max(total, done)} {unit}_per_s={rate:.4g} left_s={left:.0f} {_numbers(numbers)}"
         logger.info("%s", line.rstrip())
 
     return advance

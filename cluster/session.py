@@ -65,6 +65,7 @@ def _use_private_token() -> None:
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "")  # NOT_SHIPPED says it all
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # in a Ray job, whose own working_dir Ray would refuse
     runtime_env = {"working_dir": str(ROOT), "excludes": NOT_SHIPPED}
     ray.init(address=address, runtime_env=runtime_env, log_to_driver=_is_verbose(), logging_level=logging.WARNING)
     logger.info("ray=connected address=%s cpus=%g", address, ray.cluster_resources().get("CPU", 0))

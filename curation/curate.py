@@ -157,7 +157,7 @@ def curate(
         text = _text_levels(config, captions, valid, out, decisions)
     with phases.phase("image_clusters", clustering):
         image = _image_levels(config, points, valid, out, decisions)
-    with phases.phase("duplicates", PARTS):
+    with phases.phase("duplicates", 2 * PARTS):
         drop_duplicates(decisions, points, image, config.duplicates, config.seed)
     with phases.phase("balance"):
         if decisions.entries is not None and config.text.unmatched == "drop":

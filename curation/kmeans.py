@@ -18,6 +18,8 @@ from curation.scan import Far, Points, cut_spans
 from curation.seeding import SAME_POINT, Seeding, choose_seeds
 from curation.vectors import to_unit
 
+REMEDY = "lower curate.levels.clusters (images) or curate.text.clusters (captions)"
+
 logger = logging.getLogger(__name__)
 
 
@@ -59,7 +61,7 @@ def kmeans(
     """
     if not 1 <= num_clusters <= points.num_rows:
         raise ValueError(
-            f"{num_clusters} clusters of {points.num_rows} points: 1 to {points.num_rows} are possible; lower it"
+            f"{num_clusters} clusters of {points.num_rows} points: 1 to {points.num_rows} are possible; {REMEDY}"
         )
     state = _read(checkpoint)
     if state is None:
@@ -135,7 +137,7 @@ def _refill(
     if not len(chosen):
         raise ValueError(
             f"{len(centroids)} clusters exceed the number of distinct points ({len(centroids) - len(empty)} among "
-            f"{points.num_rows}): each cluster needs a point of its own; lower the number of clusters"
+            f"{points.num_rows}): each cluster needs a point of its own; {REMEDY}"
         )
     chosen = chosen[: len(empty)]
     updated[empty[: len(chosen)]] = chosen

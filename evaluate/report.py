@@ -6,7 +6,6 @@ the arm; the arm without a suffix comes first and every other one is compared wi
 
 import base64
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,8 +21,6 @@ from evaluate.figures import COLORS, training_curves
 from evaluate.metrics import Estimate, paired_difference
 from evaluate.results import RESULTS, Measure, Result, examples_folder, read_results, read_tallies
 from evaluate.tables import METRIC_NAMES, percent, trivial_score
-
-logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 TEMPLATE = "report.html.jinja"
@@ -88,7 +85,6 @@ def run(config: ReportConfig, *, out: Path, **inputs: Path) -> dict[str, float]:
         )
     )
     write_atomic(out / PAGE, page)
-    logger.info("report=%s", out / PAGE)
     return {"page_bytes": float(len(page.encode()))}
 
 

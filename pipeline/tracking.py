@@ -26,6 +26,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+SETTINGS = {  # read when MLflow is imported
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
 POLL_S = 2.0
 PARAM_CHARS = 500
 
@@ -39,11 +45,8 @@ class Tracking:
     """The parent run of one pipeline run; all methods are safe to call from the runner's threads."""
 
     def __init__(self, workspace: Path, recipe: str, config: object, tags: Mapping[str, str]) -> None:
-        for name, value in (("TIMEOUT", "5"), ("MAX_RETRIES", "1")):
-            os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        for noisy in ("alembic", "mlflow"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
         self.uri = tracking_uri(workspace)
         self.is_on = True
         self._lock = threading.RLock()

@@ -103,7 +103,7 @@ def test_a_killed_driver_leaves_no_process_and_the_next_session_removes_its_fold
 
 @pytest.mark.slow
 def test_a_lost_node_loses_no_item_and_the_code_travels_to_the_cluster(short_folder: Path) -> None:
-    """Of a checkout in which a workspace lies, too."""
+    """Of a checkout in which a workspace lies, too, and in a Ray job that has a working_dir of its own."""
     program, checkout = Path(__file__).with_name("losing_a_node.py"), short_folder / "checkout"
     for name in PACKAGES:
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -112,6 +112,8 @@ def test_a_lost_node_loses_no_item_and_the_code_travels_to_the_cluster(short_fol
         (checkout / other).parent.mkdir(parents=True)
         (checkout / other).write_bytes(b"large")
     environment = alone() | {"PYTHONPATH": str(checkout), "RAY_TMPDIR": str(short_folder)}
+    job = {"runtime_env": {"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"}}
+    environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(job)
     subprocess.run([sys.executable, str(program), str(short_folder)], env=environment, check=True, capture_output=True)
     result = json.loads((short_folder / "result.json").read_text())
     assert [item for item, _ in result["answers"]] == list(range(12))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,13 +29,15 @@ OUTPUTS = (
     "curate/*/decisions.arrow",
     "train/*/model/model.safetensors",
 )
+OF_OURS = re.compile(r"[\d-]+T[\d:]+ INFO (cluster|curation|train|evaluate|pipeline)\.|recipe debug|^ *\d/8  |$")
 
 
-def start(workspace: Path) -> subprocess.Popen[bytes]:
+def start(workspace: Path, log: Path | None = None) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pipeline", "run", "debug", "--workspace", str(workspace)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with open(log or os.devnull, "wb") as errors:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
 
 
 def kill_when(workspace: Path, pattern: str) -> bool:
@@ -61,7 +64,8 @@ def scores(workspace: Path) -> list[dict]:
 
 def test_killed_run_equals_an_undisturbed_one(tmp_path: Path) -> None:
     calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
-    assert start(calm).wait() == 0
+    assert start(calm, tmp_path / "log").wait() == 0
+    assert not [line for line in (tmp_path / "log").read_text().splitlines() if not OF_OURS.match(line)]
     killed = [kill_when(disturbed, pattern) for pattern in MOMENTS]
     assert killed.count(True) >= 3  # the fastest of these moments may pass unseen
     assert start(disturbed).wait() == 0
