@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from cluster.logs import progress
 from cluster.resources import MACHINE_FACT, Resources
 from curation.backbone import resolve
 from curation.embed_worker import EmbedConfig, EmbedWorker, Task
+from curation.pairs import Part
 from curation.schema import PATCHES, REGISTERS, spec_from_dict
 from curation.shards import Manifest, ShardEntry, write_manifest
 from curation.sources import list_parts
@@ -44,11 +45,10 @@ def run(config: EmbedConfig, *, out: Path, source: Path) -> dict[str, float]:
     records = {task.index: record for task in tasks if (record := _finished(out, task)) is not None}
     if records:
         logger.info("embed kept_shards=%d of=%d", len(records), len(tasks))
-    started, kept_rows = time.monotonic(), _Totals(records.values()).read
+    started, kept_rows = time.monotonic(), _Totals(tasks, records).read
     _embed(config, out, tasks, records)
     seconds = time.monotonic() - started
-    in_order = [records[task.index] for task in tasks]
-    totals = _Totals(in_order)
+    in_order, totals = [records[task.index] for task in tasks], _Totals(tasks, records)
     if totals.rejects > config.error_budget * totals.read:
         raise _budget_error(config, out, in_order)
     manifest = _manifest(in_order)
@@ -63,9 +63,7 @@ def run(config: EmbedConfig, *, out: Path, source: Path) -> dict[str, float]:
 
 def _tasks(config: EmbedConfig, source: Path) -> list[Task]:
     """One task a part; its digest covers the part's data and every setting that changes what is stored."""
-    settings = _without_machine_facts(config)
-    del settings["error_budget"]
-    identity = json.dumps(settings, sort_keys=True)
+    identity = json.dumps(_without_machine_facts(config), sort_keys=True)
     parts = list_parts(config.source, source)
     digests = (hashlib.sha256(f"{identity}\n{part.digest()}".encode()).hexdigest() for part in parts)
     return [Task(index, part, digest) for index, (part, digest) in enumerate(zip(parts, digests, strict=True))]
@@ -97,7 +95,7 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
     if not waiting:
         return
     config = with_resources(config, len(waiting))
-    totals = _Totals(records.values())
+    totals = _Totals(tasks, records)
     sizes = [task.part.num_rows for task in waiting]
     total, unit = (len(waiting), "parts") if None in sizes else (sum(size or 0 for size in sizes), "images")
     with (
@@ -106,11 +104,11 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
     ):
         for task, record in pool.map("embed", waiting):
             records[task.index] = record
-            totals.add(record)
+            totals.add(task, record)
             advance(record["read"] if unit == "images" else 1, images=float(totals.read), rejects=float(totals.rejects))
-            if record["is_stopped"] or totals.rejects > config.error_budget * totals.expected("read", len(tasks)):
+            if record["is_stopped"] or totals.rejects > config.error_budget * totals.of_all(totals.read):
                 raise _budget_error(config, out, [records[index] for index in sorted(records)])
-            _check_space(out, len(tasks) - totals.parts, totals.expected("bytes", len(tasks)) - totals.bytes)
+            _check_space(out, len(tasks) - len(records), totals.of_all(totals.bytes) - totals.bytes)
 
 
 def with_resources(config: EmbedConfig, num_tasks: int) -> EmbedConfig:
@@ -121,29 +119,36 @@ def with_resources(config: EmbedConfig, num_tasks: int) -> EmbedConfig:
 class _Totals:
     """What the finished parts hold together."""
 
-    def __init__(self, records: Iterable[Mapping[str, Any]]) -> None:
-        self.parts = self.read = self.rejects = self.bytes = 0
-        for record in records:
-            self.add(record)
+    def __init__(self, tasks: Sequence[Task], records: Mapping[int, Mapping[str, Any]]) -> None:
+        self._of_all, self._done = sum(_size(task.part) for task in tasks), 0
+        self.read = self.rejects = self.bytes = 0
+        for task in tasks:
+            if task.index in records:
+                self.add(task, records[task.index])
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        self.parts += 1
+    def add(self, task: Task, record: Mapping[str, Any]) -> None:
+        self._done += _size(task.part)
         self.read += record["read"]
         self.rejects += record["num_rejects"]
         self.bytes += 0 if record["is_stopped"] else record["entry"]["bytes"]
 
-    def expected(self, field: str, num_parts: int) -> float:
-        """A total of the whole source, judged by the parts that are done."""
-        return getattr(self, field) * num_parts / self.parts
+    def of_all(self, total: int) -> float:
+        """What a total of the finished parts will be for all, judged by the parts' sizes."""
+        return total * self._of_all / self._done
+
+
+def _size(part: Part) -> int:
+    """Rows where they are known, else bytes; parts of one source are measured alike."""
+    return max(1, part.num_rows or part.stop - part.start)
 
 
 def _budget_error(config: EmbedConfig, out: Path, records: Sequence[Mapping[str, Any]]) -> RejectBudgetError:
-    totals = _Totals(records)
+    read, rejects = (sum(record[count] for record in records) for count in ("read", "num_rejects"))
     return RejectBudgetError(
-        f"{totals.rejects} of the first {totals.read} rows were rejected ({totals.rejects / totals.read:.1%}): "
+        f"{rejects} of the first {read} rows were rejected ({rejects / read:.1%}): "
         f"error_budget allows {config.error_budget:.1%}; {_reasons(records)}; each is listed in "
-        f"{_write_rejects(out, records)}; repair the data or its settings, or raise error_budget, then run again "
-        "(finished shards are kept)"
+        f"{_write_rejects(out, records)}; raise error_budget and run again (finished shards are kept), or "
+        "repair the data or its settings"
     )
 
 

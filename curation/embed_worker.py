@@ -73,7 +73,7 @@ class EmbedConfig:
     """Longest side of the thumbnails kept for reports, in pixels; 0: none."""
     batch_size: int = field(default=64, metadata=MACHINE_FACT)
     """Images in one forward pass."""
-    error_budget: float = 0.01
+    error_budget: float = field(default=0.01, metadata=MACHINE_FACT)
     """Share of rows that may be rejected before the run stops."""
     resources: Resources = Resources()
     """Workers, and CPUs and GPUs for each."""

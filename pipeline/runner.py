@@ -132,6 +132,7 @@ def _run_step(step: Step, store: Store, tracking: Tracking, again: bool) -> Reco
             with tracking.step(step, out) as track:
                 summary = {name: float(value) for name, value in step.run(step.config, out=out, **inputs).items()}
                 track(summary)
+            remove_torn(out)  # of workers that were lost while others went on
             record = make_record(step, summary, out, started, time.perf_counter() - clock)
             store.commit(step, record)
         except Exception as error:

@@ -1,12 +1,14 @@
 """The embed step end to end with a tiny random ViT: contents, rejects, budget, resume after kill -9."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,6 +231,22 @@ def test_bad_images_are_counted_rejects(source: Path, tmp_path: Path, ray_sessio
     assert (summary["rows"], summary["rejects"], summary["rejects_missing_file"]) == (2, 5, 1)
     with pytest.raises(RejectBudgetError, match=r"5 of the first 7 rows .*missing file 1.*rejects\.jsonl"):
         run(replace(CONFIG, error_budget=0.5), out=tmp_path / "out", source=folder)
+
+
+def test_one_reject_in_a_small_first_tar_is_judged_by_the_size_of_all(
+    source: Path, tmp_path: Path, ray_session: None
+) -> None:
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    for name, count in (("a", 3), ("b", 120)):
+        with tarfile.open(folder / f"{name}.tar", "w") as archive:
+            for i in range(count):
+                archive.add(source / f"{i % 40:02d}.png", f"{i:03d}.png")
+                text = tarfile.TarInfo(f"{i:03d}.txt")
+                text.size = 4 if (name, i) != ("a", 0) else 0
+                archive.addfile(text, io.BytesIO(b"text"))
+    summary = run(replace(CONFIG, error_budget=0.02), out=tmp_path / "out", source=folder)
+    assert (summary["rows"], summary["rejects"]) == (122, 1)
 
 
 def test_wrong_data_stops_its_part_early(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.resources import MACHINE_FACT, Resources
+from curation.embed import EmbedConfig
 from pipeline.fingerprint import canonical, fingerprint
 from pipeline.step import VERSIONS, Output, Step
 
@@ -47,6 +48,12 @@ def test_fingerprint_is_frozen() -> None:
 )
 def test_machine_facts_bear_no_identity(config: Config) -> None:
     assert fingerprint(replace(FIRST, config=config)) == fingerprint(FIRST)
+
+
+def test_a_larger_error_budget_is_the_same_embedding() -> None:
+    """So that a run which was stopped for its rejects goes on with the shards that are there."""
+    strict, lenient = (Step("embed", "embed", nothing, EmbedConfig(error_budget=share)) for share in (0.01, 0.5))
+    assert fingerprint(strict) == fingerprint(lenient)
 
 
 @pytest.mark.parametrize(

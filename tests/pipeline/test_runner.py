@@ -55,6 +55,13 @@ def tell_thread(config: Config, *, out: Path, **inputs: Path) -> Mapping[str, fl
     return {"is_main": float(threading.current_thread() is threading.main_thread())}
 
 
+def leave_torn(config: Config, *, out: Path) -> Mapping[str, float]:
+    """As a worker does that is lost while it writes and whose item another one takes over."""
+    (out / ".whole.0a1b2c3d.tmp").write_bytes(b"wh")
+    (out / "whole").write_bytes(b"whole")
+    return {}
+
+
 def fail(config: Config, *, out: Path, **inputs: Path) -> Mapping[str, float]:
     error = KeyError("step")
     error.add_note("raised by nobody")
@@ -119,6 +126,12 @@ def test_files_that_a_killed_run_left_half_written_are_not_in_the_output(run: Ca
     for torn in (out / ".sum.0a1b2c3d.tmp", out / "deep" / ".metrics.jsonl.0a1b2c3d.tmp"):
         torn.write_bytes(b"torn")
     assert [*run(flaky).folder(flaky).rglob(".*.tmp")] == []
+
+
+def test_files_that_lost_workers_left_half_written_are_not_in_the_output(run: Callable[..., Store]) -> None:
+    store = run(Step("torn", "torn", leave_torn, Config()))
+    (record,) = store.records()
+    assert record.files == {"whole": 5}
 
 
 def test_forced_step_that_failed_continues_when_forced_again(run: Callable[..., Store]) -> None:
