@@ -10,9 +10,11 @@ import math
 import shutil
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +25,7 @@ from cluster.files import write_atomic
 from train.parallel import plain_name
 
 MARKER = "complete.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,7 @@ class Checkpoints:
         self.group = dist.new_group(backend="gloo")
         self.pending: tuple[int, float, Future] | None = None
         self.last_save_s = time.monotonic()
-        best = best_checkpoint(folder)
-        self.best_score = score_of(best) if best else -math.inf
+        self.best_score = self._from_first(lambda: best_score(folder))
 
     def is_due(self, step: int) -> bool:
         """Whether this rank would save after so many finished steps."""
@@ -70,18 +72,27 @@ class Checkpoints:
 
         What interrupted saves have left is removed.
         """
-        found = complete_checkpoints(self.folder)
-        if dist.get_rank() == 0:
-            for path in {*self.folder.glob("step-*")} - {*found}:
-                shutil.rmtree(path)
-        if not found:
+        last = self._from_first(self._clean)
+        if last is None:
             return 0
-        self._read(found[-1])
-        return step_of(found[-1])
+        self._read(last)
+        return step_of(last)
+
+    def _clean(self) -> Path | None:
+        complete = complete_checkpoints(self.folder)
+        for path in {*self.folder.glob("step-*")} - {*complete}:
+            shutil.rmtree(path)
+        return complete[-1] if complete else None
+
+    def _from_first(self, find: Callable[[], T]) -> T:
+        """What rank 0 finds: on a network file system the others may still see what was there before."""
+        found: list[Any] = [find() if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(found, group=self.group)
+        return found[0]
 
     def load_best(self) -> None:
         """Read the checkpoint of the best score into the model and optimizer."""
-        best = best_checkpoint(self.folder)
+        best = self._from_first(lambda: best_checkpoint(self.folder))
         assert best is not None
         self._read(best)
 
@@ -150,6 +161,11 @@ def best_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of the highest score; None when none was scored."""
     scored = [path for path in complete_checkpoints(folder) if score_of(path) > -math.inf]
     return max(scored, key=score_of, default=None)
+
+
+def best_score(folder: Path) -> float:
+    """The highest score of a complete checkpoint; minus infinity when none was scored."""
+    return max(map(score_of, complete_checkpoints(folder)), default=-math.inf)
 
 
 def score_of(path: Path) -> float:

@@ -158,8 +158,8 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
                 checkpoints.wait()
                 raise FloatingPointError(
                     f"loss {loss:.4g} and gradient norm {grad_norm:.4g} at step {step + 1}, rank {rank}, on the pairs "
-                    f"{suspects(batch.keys, features)}: they must be finite; lower optim.lr or drop these pairs, then "
-                    "run again: training goes on from the last checkpoint"
+                    f"{suspects(batch.keys, features)}: they must be finite; lower optim.lr or drop these pairs, which "
+                    f"starts anew; the checkpoints up to here stay in {job.out / CHECKPOINTS}"
                 )
             optimizer.step()
             optimizer.zero_grad()
@@ -243,6 +243,10 @@ def check(config: TrainConfig, pairs: Pairs, world: int) -> None:
     if not world or config.batch_size % world:
         raise ValueError(
             f"train.batch_size {config.batch_size} on {world} workers: must be a multiple; change one of them"
+        )
+    if world % config.parallel.replicas:
+        raise ValueError(
+            f"train.parallel.replicas is {config.parallel.replicas} on {world} workers: must divide them; change one"
         )
     if config.model.vision.blocks and pairs.spec.content == "pooled":
         raise ValueError(

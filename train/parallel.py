@@ -58,10 +58,6 @@ def parallelize(model: DinoTxt, config: ParallelConfig, device: torch.device) ->
 
 def _mesh(replicas: int, device: torch.device) -> DeviceMesh:
     world = dist.get_world_size()
-    if world % replicas:
-        raise ValueError(
-            f"parallel.replicas {replicas} with {world} workers: must divide it; change replicas or workers"
-        )
     if replicas == 1:
         return init_device_mesh(device.type, (world,))
     return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))

@@ -6,6 +6,7 @@ save and end, and more are started: no step is done twice. The driver follows `o
 file named `stop` in `out`, SIGTERM or SIGUSR2 makes all ranks save and end for good.
 """
 
+import errno
 import logging
 import math
 import os
@@ -24,6 +25,7 @@ import torch
 import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.context import get_train_context
 from torch.distributed.checkpoint.api import CheckpointException
 
 from cluster.files import read_jsonl, write_atomic
@@ -48,8 +50,7 @@ MAX_FAILURES = 8
 # step took fifteen times as long. It must be set before a worker starts.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 NOISY = ("ray.train", "ray.train.v2", "ray.data")
-
-
+LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT}  # other OSErrors pass
 WOULD_FAIL_AGAIN = (
     ArithmeticError,
     AssertionError,
@@ -101,18 +102,13 @@ def run(
         world = largest_group(config, resources.workers) if is_elastic else resources.workers
         check(config, read_pairs(config, job), world)
         with _stop_on_signal(job.out), followed(job.out / METRICS, config.num_steps):
-            _fit(config, job, resources)
-            while (job.out / GROW).exists():
-                (job.out / GROW).unlink()
-                _fit(config, job, placement(config))
+            fit_to_the_end(config, job)
     if (job.out / FAILED).exists():
         raise TrainingFailed(f"training failed: {(job.out / FAILED).read_text()}")
     rows = read_jsonl(job.out / METRICS)
     if (job.out / STOP).exists() and (not rows or rows[-1]["step"] < config.num_steps):
-        saved = complete_checkpoints(job.out / CHECKPOINTS)
-        at = step_of(saved[-1]) if saved else 0
         raise TrainingStopped(
-            f"training was told to stop and saved step {at} of {config.num_steps}: run it again to go on"
+            f"training was told to stop and saved step {_saved_step(job)} of {config.num_steps}: run it again to go on"
         )
     for folder in (CHECKPOINTS, RAY_FOLDER):
         shutil.rmtree(job.out / folder, ignore_errors=True)
@@ -142,10 +138,30 @@ def placement(config: TrainConfig) -> Resources:
     if not resources.gpus:
         cpus = max(float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"])
         return replace(resources, workers=1, cpus=max(resources.cpus or 0.0, cpus))
-    workers = resources.workers
-    while config.batch_size % workers:
-        workers -= 1
-    return replace(resources, workers=workers)
+    return replace(resources, workers=largest_group(config, resources.workers) or resources.workers)
+
+
+def fit_to_the_end(config: TrainConfig, job: Job) -> None:
+    """Run the loop until it ends: again with more workers when it asks for them, and again after so many failures that
+    Ray gives up, as long as there are new checkpoints between them."""
+    while True:
+        before = _saved_step(job)
+        try:
+            _fit(config, job, placement(config))
+        except ray.train.WorkerGroupError as error:
+            if _saved_step(job) == before:
+                raise
+            log.warning("training failures=%d goes_on_from_step=%d last=%r", MAX_FAILURES, _saved_step(job), error)
+            continue
+        if not (job.out / GROW).exists():
+            return
+        (job.out / GROW).unlink()
+
+
+def _saved_step(job: Job) -> int:
+    """How many steps the last complete checkpoint holds."""
+    saved = complete_checkpoints(job.out / CHECKPOINTS)
+    return step_of(saved[-1]) if saved else 0
 
 
 def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
@@ -186,24 +202,31 @@ def _worker(arguments: dict) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing is read before it is written
     if (job.out / FAILED).exists():
         return  # another try would fail alike; the driver raises what the file says
-    is_first = dist.get_rank() == 0
-    interruptions = Interruptions(config, job.out, arguments["resources"], arguments["most"] if is_first else 0)
     try:
         if is_needed(largest_group(config, dist.get_world_size())):
-            is_complete = train(config, job, interruptions)
-            if is_first and not is_complete and not (job.out / STOP).exists():
-                (job.out / GROW).touch()
+            _train_and_grow(config, job, arguments["resources"], arguments["most"])
     except WOULD_FAIL_AGAIN as error:
-        if not isinstance(error, ConnectionError):  # another worker has died
+        if not isinstance(error, OSError) or error.errno in LASTING:
             write_atomic(job.out / FAILED, f"{type(error).__name__}: {error}")
         raise
 
 
+def _train_and_grow(config: TrainConfig, job: Job, resources: Resources, most: int) -> None:
+    if dist.get_rank() > 0:
+        train(config, job)  # the first rank tells the others when to save or end
+        return
+    is_complete = train(config, job, Interruptions(config, job.out, resources, most))
+    if not is_complete and not (job.out / STOP).exists():
+        (job.out / GROW).touch()
+
+
 class Interruptions:
-    """What asks a rank to save, or to save and end: the driver, a node about to be preempted, room for more workers."""
+    """What asks to save, or to save and end: the driver, a node about to be preempted, room for up to `most` workers.
+
+    For the first rank alone. Ray's own `get_preemption_info` is a barrier of all workers, idle ones too, in each step.
+    """
 
     def __init__(self, config: TrainConfig, out: Path, resources: Resources, most: int) -> None:
-        """`most` workers are wanted; a rank with 0 leaves it to another to look for room."""
         self.config, self.out, self.resources, self.most = config, out, resources, most
         self.was_warned = False
         self.group, self.looked_s = self._possible(), time.monotonic()
@@ -211,7 +234,7 @@ class Interruptions:
     def __call__(self) -> Interruption:
         if (self.out / STOP).exists() or self._has_grown():
             return "stop"
-        if not self.was_warned and ray.train.get_preemption_info() is not None:
+        if not self.was_warned and get_train_context().preemption_context.preemption_info is not None:
             self.was_warned = True
             return "save"
         return ""

@@ -1,7 +1,7 @@
-"""Program: a Ray cluster of two nodes, one of which is lost while they train, and then another comes.
+"""Program: a Ray cluster of three nodes, one of which is lost while they train, and then another comes.
 
 `losing_a_node.py FOLDER` is the cluster, which starts `losing_a_node.py FOLDER ADDRESS`, the training. That is told to
-stop when it has grown again. FOLDER/alone.txt says up to which step one worker was seen to train alone.
+stop when it has grown again. FOLDER/fewer.txt says up to which step two workers were seen to train.
 """
 
 import subprocess
@@ -26,14 +26,14 @@ CONFIG = replace(
     log_every=10,
     val_every=1_000_000,
     checkpoint=CheckpointConfig(every_steps=50),
-    resources=Resources(workers=2, min_workers=1),
+    resources=Resources(workers=3, min_workers=1),
 )
 
 
 def lose_and_add(folder: Path) -> None:
     """The cluster; ends when the training has."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    lost = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)][1]
+    lost = [cluster.add_node(num_cpus=1) for _ in range(3)][-1]
     with subprocess.Popen([sys.executable, __file__, str(folder), cluster.address]) as training:
 
         def until(is_ready: Callable[[list[dict]], bool]) -> None:
@@ -42,17 +42,17 @@ def lose_and_add(folder: Path) -> None:
 
         until(lambda rows: len(rows) > 5)
         cluster.remove_node(lost, allow_graceful=False)
-        until(lambda rows: rows[-1]["workers"] == 1)
+        until(lambda rows: rows[-1]["workers"] == 2)
         cluster.add_node(num_cpus=1)
-        alone = 0
+        fewer = 0
 
         def has_grown(rows: list[dict]) -> bool:
-            nonlocal alone
-            alone = max([alone, *(row["step"] for row in rows if row["workers"] == 1)])
-            return rows[-1]["workers"] == 2
+            nonlocal fewer
+            fewer = max([fewer, *(row["step"] for row in rows if row["workers"] == 2)])
+            return rows[-1]["workers"] == 3
 
         until(has_grown)
-        (folder / "alone.txt").write_text(str(alone))
+        (folder / "fewer.txt").write_text(str(fewer))
         request_stop(folder / "out")
     cluster.shutdown()
 

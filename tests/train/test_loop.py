@@ -14,6 +14,7 @@ from tiny import TINY, group_of_one
 
 from cluster.files import read_jsonl
 from curation.shards import EmbeddingShards
+from train import checkpoint
 from train.checkpoint import CheckpointConfig, complete_checkpoints, step_of
 from train.export import load_model
 from train.loop import Job, TrainConfig, read_pairs, train
@@ -214,6 +215,11 @@ def rank_main(rank: int, world: int, folder: Path, paths: dict[str, Path]) -> No
         steps = iter(range(1, 100))
         assert not train(TINY, job(paths, folder / "moved"), lambda: "stop" if next(steps) == 10 else "")
         assert train(TINY, job(paths, folder / "ranks"))
+        steps = iter(range(1, 100))
+        assert not train(TINY, job(paths, folder / "late"), lambda: "stop" if next(steps) == 10 else "")
+        if rank:  # a network file system shows it the checkpoints late
+            checkpoint.complete_checkpoints = lambda folder: []
+        assert train(TINY, job(paths, folder / "late"))
     finally:
         dist.destroy_process_group()
 
@@ -221,11 +227,11 @@ def rank_main(rank: int, world: int, folder: Path, paths: dict[str, Path]) -> No
 def test_two_ranks_train_as_one_and_their_checkpoint_loads_on_one(
     undisturbed: Path, pooled_pairs: dict[str, Path], tmp_path: Path
 ) -> None:
-    for name in ("ranks", "moved"):
+    for name in ("ranks", "moved", "late"):
         (tmp_path / name).mkdir()
     mp.spawn(rank_main, (2, tmp_path, pooled_pairs), nprocs=2)
     with group_of_one():
         assert train(TINY, job(pooled_pairs, tmp_path / "moved"))
-    runs = (undisturbed, tmp_path / "ranks", tmp_path / "moved")
+    runs = (undisturbed, tmp_path / "ranks", tmp_path / "moved", tmp_path / "late")
     for out in runs[1:]:
         np.testing.assert_allclose(losses(out), losses(undisturbed), rtol=2e-4)

@@ -18,19 +18,23 @@ import ray
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ray.train import WorkerGroupError
 from safetensors.torch import load_file
 from tiny import TINY
 
 from cluster.files import read_jsonl
 from cluster.resources import Resources
 from cluster.session import ROOT
-from train.checkpoint import complete_checkpoints, step_of
+from train import trainer
+from train.checkpoint import MARKER, complete_checkpoints, step_of
+from train.loop import Job
 from train.model import ModelConfig, VisionConfig
 from train.optim import OptimConfig
 from train.parallel import ParallelConfig
 from train.trainer import (
     TrainingFailed,
     TrainingStopped,
+    fit_to_the_end,
     is_needed,
     largest_group,
     placement,
@@ -125,10 +129,10 @@ def test_a_lost_node_shrinks_training_and_a_new_one_grows_it_and_no_step_is_miss
     program = Path(__file__).with_name("losing_a_node.py")
     subprocess.run([sys.executable, str(program), str(short_folder)], env=environment, check=True, capture_output=True)
     rows = read_jsonl(short_folder / "out" / "metrics.jsonl")
-    assert [count for count, _ in groupby(row["workers"] for row in rows)] == [2, 1, 2]
+    assert [count for count, _ in groupby(row["workers"] for row in rows)] == [3, 2, 3]
     steps = [row["step"] for row in rows if row["step"] % 10 == 0]  # between them, those at which it was told to stop
     assert steps == list(range(10, 10 * len(steps) + 1, 10))
-    assert max(row["step"] for row in rows if row["workers"] == 1) >= int((short_folder / "alone.txt").read_text())
+    assert max(row["step"] for row in rows if row["workers"] == 2) >= int((short_folder / "fewer.txt").read_text())
     assert (
         f"saved step {step_of(complete_checkpoints(short_folder / 'out' / 'checkpoints')[-1])} of"
         in (short_folder / "stopped.txt").read_text()
@@ -152,6 +156,31 @@ def test_workers_that_do_not_divide_the_batch_make_a_smaller_group(tmp_path: Pat
     }
     assert largest_group(TINY, 5) == 4
     assert largest_group(replace(TINY, parallel=ParallelConfig(replicas=3)), 5) == 3
+
+
+@pytest.mark.slow
+def test_a_worker_that_has_nothing_to_do_holds_nobody_up(pooled_pairs: dict[str, Path], tmp_path: Path) -> None:
+    resources = Resources(workers=3, min_workers=2, cpus=1.0)
+    run(replace(TINY, batch_size=26, resources=resources), out=tmp_path, **pooled_pairs)
+    assert [row["workers"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [2] * 20
+
+
+def test_failures_without_end_are_borne_as_long_as_there_are_new_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, saved = Job(tmp_path, tmp_path, tmp_path, tmp_path), iter((10, 20))
+
+    def fail(*_: object) -> None:
+        if (step := next(saved, None)) is not None:
+            (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+            (tmp_path / "checkpoints" / f"step-{step:08d}" / MARKER).touch()
+        raise WorkerGroupError("lost", {})
+
+    monkeypatch.setattr(trainer, "_fit", fail)
+    monkeypatch.setattr(trainer, "placement", lambda config: config.resources)
+    with pytest.raises(WorkerGroupError):
+        fit_to_the_end(TINY, job)
+    assert next(saved, None) is None
 
 
 @pytest.mark.slow
