@@ -52,7 +52,8 @@ def _scores(q, k, i, j, stop, scale):
 @no_type_check
 def _attend(qkv, starts, out, log_sums, heads, scale, WIDTH: tl.constexpr):
     caption, head = tl.program_id(0), tl.program_id(1)
-    start, stop, row = tl.load(starts + caption), tl.load(starts + caption + 1), heads * WIDTH
+    start, stop = tl.load(starts + caption).to(tl.int64), tl.load(starts + caption + 1).to(tl.int64)
+    row = heads * WIDTH
     queries, out = qkv + head * WIDTH, out + head * WIDTH
     keys, values = queries + row, queries + 2 * row
     for i in range(start, stop, BLOCK):
@@ -85,7 +86,8 @@ def _score_gradients(q, k, v, d_out, out, log_sums, i, j, stop, head, heads, sca
 @no_type_check
 def _attend_backward(qkv, starts, out, log_sums, d_out, d_qkv, heads, scale, WIDTH: tl.constexpr):
     caption, head = tl.program_id(0), tl.program_id(1)
-    start, stop, row = tl.load(starts + caption), tl.load(starts + caption + 1), heads * WIDTH
+    start, stop = tl.load(starts + caption).to(tl.int64), tl.load(starts + caption + 1).to(tl.int64)
+    row = heads * WIDTH
     queries, d_queries, out, d_out = qkv + head * WIDTH, d_qkv + head * WIDTH, out + head * WIDTH, d_out + head * WIDTH
     is_one_block = stop - start <= BLOCK
     for j in range(start, stop, BLOCK):
