@@ -22,10 +22,9 @@ from curation.backbone import Features
 from train.export import CONFIG, LoadedModel, export_model, load_model
 from train.huggingface import huggingface_features, write_huggingface
 from train.onnx_text import onnx_features, write_onnx
-from train.published import load_published, write_published_folder
+from train.published import RECORD, load_published, write_published_folder
 
 TOLERANCE = 1e-5  # of unit-norm float32 features: packed and padded captions differ by rounding alone
-RECORD = "record.json"
 PACKAGES = ("torch", "safetensors", "transformers", "onnx", "onnxruntime")
 PROBE_IMAGES = 3
 PROBE_CAPTIONS = (
@@ -64,7 +63,7 @@ def export_format(name: str, loaded: LoadedModel, to: Path, source: Mapping[str,
             "format": name,
             "source": dict(source),
             "model": asdict(loaded.model.config),
-            "backbone": {"name": loaded.spec.backbone, "sha256": loaded.spec.digest},
+            "embeddings": {**asdict(loaded.spec), "grid": [*loaded.spec.grid]},
             "logit_scale": loaded.model.logit_scale().item(),
             "parity": checked_parity(name, partial, loaded),
             "tolerance": TOLERANCE,

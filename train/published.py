@@ -5,6 +5,7 @@ written. Neither file carries the logit scale: a model read from them has the in
 is trained on.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Literal
@@ -12,12 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from curation.schema import EmbeddingSpec
+from curation.schema import EmbeddingSpec, spec_from_dict
 from train.export import LoadedModel
 from train.model import HEAD_DIM, DinoTxt, LogitScale, ModelConfig, TextConfig, VisionConfig, num_heads
 from train.tokenizer import load_tokenizer
 
 State = dict[str, Tensor]
+RECORD = "record.json"
 HEAD_FILE, TEXT_FILE = "dinotxt_vision_head.pth", "dinotxt_text_encoder.pth"
 HEAD_NAMES = (
     (r"vision\.norm\.", "ln_final."),
@@ -79,7 +81,8 @@ def write_published_folder(folder: Path, loaded: LoadedModel) -> None:
 def load_published(folder: Path) -> LoadedModel:
     """The model of a folder with the two published files (`*head*.pth`, `*text*.pth`) and a tokenizer's files.
 
-    The files do not name their backbone; its tokens are taken to be those of the release: 224 pixels, 4 registers.
+    The files do not name their backbone: our exports do, in the record beside them; without one its tokens are taken
+    to be those of the release: 224 pixels, 4 registers.
     """
     found = [sorted(folder.glob(pattern)) for pattern in ("*head*.pth", "*text*.pth")]
     if [len(files) for files in found] != [1, 1]:
@@ -96,6 +99,8 @@ def load_published(folder: Path) -> LoadedModel:
     spec = EmbeddingSpec(
         "", "", "published dino.txt weights", 224, model.image_dim, 4, (16, 16), "tokens", "float16", "", 0
     )
+    if (folder / RECORD).is_file():
+        spec = spec_from_dict(json.loads((folder / RECORD).read_text())["embeddings"])
     return LoadedModel(model, tokenizer, spec)
 
 

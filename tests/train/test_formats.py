@@ -79,6 +79,7 @@ def test_an_export_can_be_exported_again(loaded: LoadedModel, tmp_path: Path) ->
     for name in ("safetensors", "dinotxt"):
         export_format(name, loaded, tmp_path, SOURCE)
         again = read_model(tmp_path / name)
+        assert again.spec == loaded.spec
         export_format("huggingface", again, tmp_path / f"from-{name}", SOURCE)
 
 
