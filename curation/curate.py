@@ -35,7 +35,7 @@ from curation.scan import Points, Workers, cut_spans
 from curation.schema import CAPTION_EMBEDDING, CLS
 from curation.seeding import count_distinct
 from curation.selection import write_selection
-from curation.shards import EmbeddingShards
+from curation.shards import EmbeddingShards, open_shards
 from curation.vectors import ShardVectors
 
 CURATION = "curation.json"
@@ -133,9 +133,9 @@ def curate(
     metadata: Path | None = None,
 ) -> dict[str, float]:
     """The step, with given workers: `run` gives it a pool of processes."""
-    shards = EmbeddingShards(embeddings)
+    shards = open_shards(embeddings)
     _check(config, shards, evaluation, metadata)
-    known = {name.removeprefix(LEAKAGE_INPUT): EmbeddingShards(path) for name, path in sorted(evaluation.items())}
+    known = {name.removeprefix(LEAKAGE_INPUT): open_shards(path) for name, path in sorted(evaluation.items())}
     decisions, phases, figures = Decisions(shards, known), Phases(workers), dict[str, float]()
     spans = len(cut_spans(shards.num_rows))
     clustering = spans * (config.kmeans.iterations + 2)

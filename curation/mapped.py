@@ -3,6 +3,8 @@
 Opening reads the footer and the schema only; vectors stay on disk until a view is touched. The views are read-only.
 """
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ from jaxtyping import Float32, Int64, Shaped
 from curation.schema import EmbeddingSpec, arrow_schema, scale_column, spec_of
 
 REMEDY = "delete that file and run the embed step again (only that shard is made anew), or restore it"
+MAPS_REMEDY = "embed again with larger source.part_rows, or raise that limit"
+MOST_MAPS = Path("/proc/sys/vm/max_map_count")
+MAPS = Path("/proc/self/maps")
 
 
 class ShardError(ValueError):
@@ -45,11 +50,32 @@ class MappedShard:
         return self._views[column]
 
 
+def check_maps(folder: Path, num_shards: int, maps_to_come: int) -> None:
+    """ShardError when the kernel would not let this process map so many shards beside what it maps and will map."""
+    used, most = _num_maps()
+    if used + maps_to_come + num_shards > most:
+        raise ShardError(
+            f"{folder} has {num_shards} shards, each a memory map; this process has {used} maps and {maps_to_come} "
+            f"shards of other folders to map: the kernel allows {most} maps (vm.max_map_count); {MAPS_REMEDY}"
+        )
+
+
+def _num_maps() -> tuple[int, int]:
+    """What this process has mapped, and what the kernel allows it."""
+    return MAPS.read_bytes().count(b"\n"), int(MOST_MAPS.read_text())
+
+
 def _open_batches(path: Path, spec: EmbeddingSpec) -> list[pa.RecordBatch]:
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
     except (OSError, pa.ArrowInvalid) as error:
+        if os.strerror(errno.ENOMEM) in str(error):  # Arrow leaves errno empty
+            used, most = _num_maps()
+            raise ShardError(
+                f"{path} cannot be mapped ({error}) beside the {used} maps of this process: the kernel allows {most} "
+                f"(vm.max_map_count), and an address space as large as all shards (ulimit -v); {MAPS_REMEDY}"
+            ) from error
         raise ShardError(f"{path} is not a readable Arrow file ({error}): {REMEDY}") from error
     expected = arrow_schema(spec)
     missing = [name for name in expected.names if name not in reader.schema.names]

@@ -18,7 +18,7 @@ from curation.groups import Entries, one_entry_each
 from curation.hierarchy import cluster_of_rows
 from curation.levels import Level, read_level
 from curation.plots import cluster_map, funnel, size_curves, threshold_curve
-from curation.shards import EmbeddingShards
+from curation.shards import EmbeddingShards, open_shards
 
 SIDES = {"image": "images", "text": "captions"}
 SHARES = ("both", "image_only", "text_only", "neither")
@@ -36,7 +36,7 @@ class Section(NamedTuple):
 def curation_sections(curate: Path, embeddings: Path) -> list[Section]:
     """Everything there is to show about one curate folder and the embeddings it was made from."""
     summary = json.loads((curate / CURATION).read_text())
-    shards, decisions = EmbeddingShards(embeddings), read_decisions(curate)
+    shards, decisions = open_shards(embeddings), read_decisions(curate)
     kept = decisions["kept"].to_numpy()
     sides = {}
     for side in SIDES:

@@ -7,11 +7,12 @@ batch, because `Table.take` on chunked fixed-size lists is more than a thousand 
 
 import errno
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from jaxtyping import Float32, Int64, Shaped, UInt64
 
 from cluster.files import replacing, sha256_file, write_atomic
 from curation.kernels import copy_rows
-from curation.mapped import REMEDY, MappedShard, ShardError
+from curation.mapped import REMEDY, MappedShard, ShardError, check_maps
 from curation.schema import (
     CAPTIONS,
     KEY,
@@ -35,9 +36,8 @@ from curation.schema import (
 MANIFEST = "manifest.json"
 BATCH_BYTES = 12_000_000
 BATCH_ROWS = 8192
+_opened: "WeakValueDictionary[tuple[object, ...], EmbeddingShards]" = WeakValueDictionary()
 LARGE = {pa.string(): pa.large_string(), pa.list_(pa.string()): pa.large_list(pa.large_string())}
-MOST_MAPS = Path("/proc/sys/vm/max_map_count")
-MAPS = Path("/proc/self/maps")
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,23 @@ def check_size(folder: Path, entry: ShardEntry) -> None:
         raise ShardError(f"{path} has {path.stat().st_size} bytes: the manifest says {entry.bytes}; {REMEDY}")
 
 
+def open_shards(folder: Path) -> "EmbeddingShards":
+    """The reader of a finished folder, the same one for all of a process as long as the manifest stays the same."""
+    manifest = folder.resolve() / MANIFEST
+    state = manifest.stat() if manifest.is_file() else None
+    key = manifest, *((state.st_ino, state.st_mtime_ns, state.st_size) if state else ())
+    shards = _opened.get(key)
+    if shards is None:
+        unmapped = sum(reader.num_unmapped() for reader in list(_opened.values()))
+        shards = _opened[key] = EmbeddingShards(folder, unmapped)
+    return shards
+
+
 class EmbeddingShards:
     """A finished folder of shards, memory-mapped, opened shard by shard on first use; pickles as its folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, maps_to_come: int = 0) -> None:
+        """Refuses more shards than this process can map, beside the maps that its other readers have still to make."""
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.spec = self.manifest.spec
@@ -184,13 +197,13 @@ class EmbeddingShards:
         self.offsets: Int64[np.ndarray, "shards_plus_1"] = np.cumsum(
             [0, *(entry.rows for entry in self.manifest.shards)], dtype=np.int64
         )
-        _check_maps(self.folder, self.num_shards)
+        check_maps(self.folder, self.num_shards, maps_to_come)
         for entry in self.manifest.shards:
             check_size(self.folder, entry)
         self._mapped: dict[int, MappedShard] = {}
 
-    def __reduce__(self) -> tuple[type, tuple[Path]]:
-        return EmbeddingShards, (self.folder,)
+    def __reduce__(self) -> tuple[Callable[[Path], "EmbeddingShards"], tuple[Path]]:
+        return open_shards, (self.folder,)
 
     def __len__(self) -> int:
         return self.num_rows
@@ -201,6 +214,10 @@ class EmbeddingShards:
             entry = self.manifest.shards[index]
             self._mapped[index] = MappedShard(self.folder / entry.file, self.spec, entry.rows)
         return self._mapped[index]
+
+    def num_unmapped(self) -> int:
+        """How many shards are still to be opened."""
+        return self.num_shards - len(self._mapped)
 
     def keys(self) -> pa.ChunkedArray:
         """Every key, in row order."""
@@ -269,15 +286,6 @@ class EmbeddingShards:
             for batch in np.flatnonzero(np.diff(ends)).tolist():
                 part = slice(ends[batch], ends[batch + 1])
                 yield shard, batch, local[part] - offsets[batch], positions[part]
-
-
-def _check_maps(folder: Path, num_shards: int) -> None:
-    most, used = int(MOST_MAPS.read_text()), MAPS.read_bytes().count(b"\n")
-    if used + num_shards > most:
-        raise ShardError(
-            f"{folder} has {num_shards} shards, each a memory map, and this process {used} maps: the kernel allows "
-            f"{most} (vm.max_map_count); embed again with larger source.part_rows, or raise that limit"
-        )
 
 
 def _copy_rows(view: np.ndarray, local: np.ndarray, out: np.ndarray, positions: np.ndarray) -> None:

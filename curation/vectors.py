@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from curation.kernels import scale_to_unit
 from curation.schema import STORED_TYPES, decode_tokens
-from curation.shards import EmbeddingShards
+from curation.shards import open_shards
 
 
 @runtime_checkable
@@ -52,7 +52,7 @@ class ShardVectors:
 
     def __init__(self, folder: Path, column: str, unit: bool = False) -> None:
         self.folder, self.column, self.unit = folder, column, unit
-        self.shards = EmbeddingShards(folder)
+        self.shards = open_shards(folder)
         self.num_rows, self.dim = self.shards.num_rows, self.shards.spec.width(column)
         self._stored: Shaped[np.ndarray, "n 1 d"] = np.empty((0, 1, self.dim), np.float16)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from curation.schema import CAPTIONS, CLS, PATCHES, REGISTERS
 from curation.selection import read_selection
-from curation.shards import EmbeddingShards
+from curation.shards import EmbeddingShards, open_shards
 from train.attention import pack
 from train.batch import Batch, Stored
 from train.live import Images
@@ -62,9 +62,9 @@ class Pairs:
         captions: CaptionUse,
         views: Sequence[Path] = (),
     ) -> None:
-        self.shards = EmbeddingShards(embeddings)
+        self.shards = open_shards(embeddings)
         self.spec = self.shards.spec
-        self.views = [self.shards, *(_same_rows(EmbeddingShards(folder), self.shards) for folder in views)]
+        self.views = [self.shards, *(_same_rows(open_shards(folder), self.shards) for folder in views)]
         self.images: Images | None = None
         self.tokenizer, self.context, self.seed, self.shuffle = tokenizer, context, seed, shuffle
         selected = read_selection(selection, self.shards)

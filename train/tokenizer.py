@@ -22,7 +22,7 @@ from cluster.files import write_atomic
 from cluster.resources import MACHINE_FACT
 from curation.schema import CAPTIONS
 from curation.selection import read_selection
-from curation.shards import EmbeddingShards
+from curation.shards import EmbeddingShards, open_shards
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def run(config: TokenizerConfig, *, out: Path, embeddings: Path, selection: Path
         tokenizer: Tokenizer = ClipTokenizer(Path(config.weights))
         tokenizer.save(out)
         return {"vocab_size": float(tokenizer.vocab_size)}
-    shards = EmbeddingShards(embeddings)
+    shards = open_shards(embeddings)
     rows = read_selection(selection, shards).rows
     trained = train_tokenizer(config, selected_captions(shards, rows, config.max_captions))
     trained.save(out)

@@ -2,13 +2,17 @@
 
 import errno
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+import curation.mapped
 import curation.shards
 from curation.schema import (
     CAPTIONS,
@@ -24,12 +28,15 @@ from curation.shards import (
     Manifest,
     ShardEntry,
     ShardError,
+    open_shards,
     read_manifest,
     verify,
     write_manifest,
     write_shard,
 )
+from curation.vectors import ShardVectors
 
+MAPS = Path("/proc/self/maps")
 Pool = tuple[EmbeddingShards, dict[str, np.ndarray]]
 MakeSpec = Callable[..., EmbeddingSpec]
 WritePool = Callable[..., dict[str, np.ndarray]]
@@ -97,11 +104,61 @@ def test_more_shards_than_a_process_can_map_are_refused(
     tmp_path: Path, embedding_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "most").write_text("3000\n")
-    monkeypatch.setattr(curation.shards, "MOST_MAPS", tmp_path / "most")
+    monkeypatch.setattr(curation.mapped, "MOST_MAPS", tmp_path / "most")
     entries = tuple(ShardEntry(f"shard-{index:05d}.arrow", 1, 1, "") for index in range(3000))
     write_manifest(tmp_path, Manifest(embedding_spec(), entries))
     with pytest.raises(ShardError, match=r"3000 shards.*larger source.part_rows"):
         EmbeddingShards(tmp_path)
+
+
+def test_a_folder_is_mapped_once_by_all_that_read_it(folder: Path) -> None:
+    shards = open_shards(folder)
+    shards.keys()
+    before = MAPS.read_text().count(".arrow")
+    readers = [open_shards(folder), pickle.loads(pickle.dumps(shards)), ShardVectors(folder, CLS).shards]
+    assert all(reader is shards and len(reader.keys()) == 70 for reader in readers)
+    assert MAPS.read_text().count(".arrow") == before
+
+
+def test_a_folder_that_was_embedded_again_is_opened_again(
+    folder: Path, embedding_spec: MakeSpec, write_pool: WritePool
+) -> None:
+    shards = open_shards(folder)
+    write_pool(folder, embedding_spec(), (3,), seed=1)
+    assert (shards.num_rows, open_shards(folder).num_rows) == (70, 3)
+
+
+def test_maps_that_another_reader_will_make_are_counted(
+    tmp_path: Path, embedding_spec: MakeSpec, write_pool: WritePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pool", "other"):
+        write_pool(tmp_path / name, embedding_spec(), (1,))
+        entry = read_manifest(tmp_path / name).shards[0]
+        entries = [replace(entry, file=f"shard-{index:05d}.arrow") for index in range(500)]
+        for each in entries[1:]:
+            (tmp_path / name / each.file).hardlink_to(tmp_path / name / entry.file)
+        write_manifest(tmp_path / name, Manifest(embedding_spec(), tuple(entries)))
+    (tmp_path / "most").write_text(str(MAPS.read_bytes().count(b"\n") + 750))
+    monkeypatch.setattr(curation.mapped, "MOST_MAPS", tmp_path / "most")
+    pool = open_shards(tmp_path / "pool")
+    with pytest.raises(ShardError, match=r"other has 500 shards.* 500 shards of other folders to map"):
+        open_shards(tmp_path / "other")
+    assert open_shards(tmp_path / "pool") is pool
+
+
+def test_a_shard_that_finds_no_room_is_not_blamed(folder: Path) -> None:
+    """With its address space full, a process maps nothing more."""
+    code = (
+        "import sys, resource; from pathlib import Path; from curation.shards import open_shards, ShardError\n"
+        "shards = open_shards(Path(sys.argv[1])); used = int(Path('/proc/self/statm').read_text().split()[0]) * 4096\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used, used))\n"
+        "try: shards.shard(2)\n"
+        "except ShardError as error: print(error)"
+    )
+    told = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True).stdout
+    assert "shard-00002.arrow cannot be mapped" in told
+    assert "vm.max_map_count" in told
+    assert "delete" not in told
 
 
 def test_gather_of_no_rows_is_empty(pool: Pool) -> None:
