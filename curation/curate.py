@@ -148,7 +148,7 @@ def curate(
             captions = Points(vectors, phases, engine=config.engine)
             drop_invalid(decisions, captions, config.error_budget)
         valid = decisions.surviving()
-    with phases.phase("leakage", spans * len(known)):
+    with phases.phase("leakage", 2 * spans * len(known)):
         for name in known:
             drop_leakage(decisions, points, valid, name, config.leakage)
         figures["captions_in_evaluation"] = float((decisions.caption_set >= 0).sum())

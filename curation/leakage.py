@@ -11,12 +11,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from curation.dedup import close_hashes_between
 from curation.groups import Entries
 from curation.kmeans import assign
-from curation.scan import Points
+from curation.scan import Points, Span
 from curation.schema import BYTES_HASH, CAPTIONS, CLS, PERCEPTUAL_HASH, PIXEL_HASH
 from curation.shards import EmbeddingShards
 from curation.vectors import ShardVectors
@@ -73,7 +73,7 @@ def find_leakage(
         nearest, squared = assign(points.subset(among), targets)
         close = 1 - squared / 2 >= config.cosine
         yield Finding("cosine", among[close], nearest[close].astype(np.int64), 1 - squared[close] / 2)
-    rows, found = _equal_captions(pool, other)
+    rows, found = _equal_captions(points, other)
     yield Finding("caption", rows, found, np.full(len(rows), np.nan, np.float32))
 
 
@@ -127,20 +127,33 @@ def _close_hashes(
         yield among[part], pairs.values[best].astype(np.int64), cosine[best]
 
 
-def _equal_captions(
-    pool: EmbeddingShards, other: EmbeddingShards
-) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    ours, rows = _flat_captions(pool)
-    theirs, evaluation_rows = _flat_captions(other)
-    place = pc.index_in(ours, theirs)
+def _equal_captions(points: Points, other: EmbeddingShards) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Rows of the pool with a caption of the evaluation set, and which of its rows has the first such caption."""
+    sought, evaluation_rows = _flat_captions(other)
+    rows, places = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    for _, (span_rows, span_places) in points.scan("apply", find_captions, sought):
+        rows.append(span_rows)
+        places.append(span_places)
+    return np.concatenate(rows), evaluation_rows[np.concatenate(places)]
+
+
+def find_captions(
+    span: Span, points: Points, sought: pa.LargeStringArray
+) -> tuple[Int64[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
+    """The rows of a span with a caption among those sought, and where the first such is: what one worker does."""
+    assert isinstance(points.vectors, ShardVectors)
+    captions, rows = _flat_captions(points.vectors.shards, span)
+    place = pc.index_in(captions, sought)
     known: Bool[np.ndarray, " n"] = place.is_valid().to_numpy(zero_copy_only=False)
     found, first = np.unique(rows[known], return_index=True)
-    places = place.fill_null(0).to_numpy(zero_copy_only=False)[known][first]
-    return found, evaluation_rows[places]
+    return found, place.fill_null(0).to_numpy(zero_copy_only=False)[known][first]
 
 
-def _flat_captions(shards: EmbeddingShards) -> tuple[pa.Array, Int64[np.ndarray, " n"]]:
-    """Every caption in lower case without outer spaces, and the row it belongs to."""
-    column = shards.strings(CAPTIONS).combine_chunks()
+def _flat_captions(
+    shards: EmbeddingShards, span: Span | None = None
+) -> tuple[pa.LargeStringArray, Int64[np.ndarray, " n"]]:
+    """Every caption, or those of a range of rows, in lower case without outer spaces, and the row it belongs to."""
+    column = shards.strings(CAPTIONS, span).combine_chunks()
     captions = pc.utf8_lower(pc.utf8_trim_whitespace(column.flatten()))
-    return captions, np.repeat(np.arange(len(column)), pc.list_value_length(column).to_numpy())
+    rows = np.arange(len(column)) + (span[0] if span else 0)
+    return captions, np.repeat(rows, pc.list_value_length(column).to_numpy())

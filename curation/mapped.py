@@ -5,6 +5,7 @@ Opening reads the footer and the schema only; vectors stay on disk until a view 
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,13 @@ class MappedShard:
         if self.offsets[-1] != rows:
             raise ShardError(f"{path} has {self.offsets[-1]} rows: the manifest says {rows}; {REMEDY}")
         self._views: dict[str, list[np.ndarray]] = {}
+
+    def column(self, name: str, start: int, stop: int) -> Iterator[pa.Array]:
+        """Slices of a column that make up a range of rows, as far as this shard has them."""
+        for before, batch in zip(self.offsets[:-1].tolist(), self.batches, strict=True):
+            first, last = max(start - before, 0), min(stop - before, batch.num_rows)
+            if first < last:
+                yield batch.column(name).slice(first, last - first)
 
     def views(self, column: str) -> list[Shaped[np.ndarray, "n t d"]]:
         """One read-only stored-format view a record batch."""

@@ -223,11 +223,14 @@ class EmbeddingShards:
         """Every key, in row order."""
         return self.strings(KEY)
 
-    def strings(self, column: str) -> pa.ChunkedArray:
-        """A whole column in row order, one chunk a record batch; strings of more than 2 GiB can be combined."""
+    def strings(self, column: str, span: tuple[int, int] | None = None) -> pa.ChunkedArray:
+        """A column, or a range of its rows, in row order, a chunk a record batch; more than 2 GiB can be combined."""
         kind = arrow_schema(self.spec).field(column).type
-        batches = (batch for index in range(self.num_shards) for batch in self.shard(index).batches)
-        return pa.chunked_array([batch.column(column) for batch in batches], kind).cast(LARGE.get(kind, kind))
+        start, stop = span or (0, self.num_rows)
+        first, last = np.searchsorted(self.offsets, start, side="right") - 1, np.searchsorted(self.offsets, stop)
+        places = ((index, int(self.offsets[index])) for index in range(first, last))
+        parts = (self.shard(index).column(column, start - before, stop - before) for index, before in places)
+        return pa.chunked_array(list(chain.from_iterable(parts)), kind).cast(LARGE.get(kind, kind))
 
     def hashes(self, column: str) -> UInt64[np.ndarray, " rows"]:
         """A whole hash column in row order."""

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 import curation.leakage
+import curation.scan
 from curation.leakage import LeakageConfig, find_leakage
+from curation.phases import PeakMemory, private_mb
 from curation.scan import InProcess, Points
-from curation.schema import CLS, PERCEPTUAL_HASH
+from curation.schema import CAPTIONS, CLS, PERCEPTUAL_HASH
 from curation.shards import EmbeddingShards
 from curation.vectors import ShardVectors, to_unit
 
@@ -17,9 +19,10 @@ ONLY_HASHES = LeakageConfig(exact=False, cosine=2.0)
 def opened(tmp_path, embedding_spec, write_pool):
     """opened(name, vectors, hashes): a folder of embeddings, and its unit vectors as points and as they are stored."""
 
-    def write(name, vectors, hashes=None):
+    def write(name, vectors, hashes=None, captions=None):
         spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1))
-        columns = None if hashes is None else {PERCEPTUAL_HASH: hashes}
+        given = {PERCEPTUAL_HASH: hashes, CAPTIONS: captions}
+        columns = {column: values for column, values in given.items() if values is not None}
         cut = (len(vectors) // 2, len(vectors) - len(vectors) // 2)
         write_pool(tmp_path / name, spec, cut, vectors={CLS: vectors[:, None]}, columns=columns)
         points = Points(ShardVectors(tmp_path / name, CLS, unit=True), InProcess())
@@ -72,3 +75,43 @@ def test_an_evaluation_vector_that_is_not_finite_is_named(opened):
     shard.write_bytes(shard.read_bytes().replace(vector.tobytes(), fault.tobytes()))
     with pytest.raises(ValueError, match=r"1 vectors of .*held_out hold NaN .*\['key-4'\]"):
         list(find_leakage(pool, points, np.arange(6), EmbeddingShards(other.folder), LeakageConfig()))
+
+
+def captions_found(pool, points, other):
+    last = list(find_leakage(pool, points, np.arange(0), other, ONLY_HASHES))[-1]
+    assert last.how == "caption"
+    return dict(zip(last.rows.tolist(), last.evaluation_rows.tolist(), strict=True))
+
+
+def test_captions_are_found_as_by_a_loop_over_all(opened, monkeypatch):
+    """Spans cut shards and record batches anywhere; the first caption of a row that occurs there names the row."""
+    monkeypatch.setattr(curation.scan, "SMALLEST_SPAN", 7)
+    monkeypatch.setattr(curation.shards, "BATCH_ROWS", 9)
+    rng = np.random.default_rng(0)
+    drawn = [[f" Word {word}" for word in rng.integers(0, 99, rng.integers(1, 5))] for _ in range(200)]
+    sought = [[f"word {word} ", "nothing else"] for word in rng.permutation(99)[:12]]
+    pool, points, _ = opened("pool", np.ones((200, 8), np.float32), captions=drawn)
+    other, _, _ = opened("held_out", np.ones((12, 8), np.float32), captions=sought)
+    row_of = {captions[0].strip(): row for row, captions in enumerate(sought)}
+    expected = {}
+    for row, captions in enumerate(drawn):
+        places = [row_of[caption.strip().lower()] for caption in captions if caption.strip().lower() in row_of]
+        if places:
+            expected[row] = places[0]
+    found = captions_found(pool, points, other)
+    assert found == expected
+    assert list(found) == sorted(found)
+    assert 20 < len(found) < 200
+
+
+def test_captions_are_compared_a_span_at_a_time(opened, monkeypatch):
+    monkeypatch.setattr(curation.scan, "SMALLEST_SPAN", 1000)
+    rows, length = 30_000, 2000
+    captions = [[f"{row:0{length}d}"] for row in range(rows)]
+    pool, points, _ = opened("pool", np.ones((rows, 8), np.float32), captions=captions)
+    other, few, _ = opened("held_out", np.ones((2, 8), np.float32), captions=[["a"], [captions[20_000][0]]])
+    assert captions_found(other, few, other) == {0: 0, 1: 1}
+    before = private_mb()
+    with PeakMemory() as memory:
+        assert captions_found(pool, points, other) == {20_000: 1}
+    assert memory.peak_mb - before < rows * length / 2**20
