@@ -6,7 +6,7 @@ lowest index. Labels are therefore those of a float64 brute force, up to its own
 tile. FAISS is the independent reference, exact up to float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, Protocol
 
 import faiss
@@ -19,6 +19,7 @@ from curation.kernels import INT8_MOST, decide, shift_and_round, shortlist
 Engine = Literal["auto", "int8", "float32", "torch", "faiss"]
 Shortlist = tuple[Int64[np.ndarray, " n_plus_1"], Int32[np.ndarray, " pairs"]]
 
+EXACT_VALUES = 1 << 18  # of centroids in float64, 2 MB: copies of all are too much where there are many
 SMALLEST_TILE, LARGEST_TILE = 32, 4096  # rows
 TILE_SCORES = 1 << 18
 TORCH_TILE_SCORES = 1 << 26
@@ -51,10 +52,11 @@ class Assigner:
 
     def __init__(self, centroids: Float32[np.ndarray, "k d"], unit: bool, engine: Engine = "auto") -> None:
         self.centroids, self.unit, self.engine = np.ascontiguousarray(centroids), unit, choose_engine(engine)
-        exact = centroids.astype(np.float64)
-        self.bias: Float64[np.ndarray, " k"] = -np.einsum("kd,kd->k", exact, exact) / 2 * (not unit)
+        self.bias: Float64[np.ndarray, " k"] = np.zeros(len(centroids))
+        for rows, exact in _blocks(self.centroids) if not unit else ():
+            self.bias[rows] = -np.einsum("kd,kd->k", exact, exact) / 2
         if self.engine != "faiss":
-            self.screen = SCREENS[self.engine](Centered(exact, unit))
+            self.screen = SCREENS[self.engine](Centered(self.centroids, unit))
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Int32[np.ndarray, " n"]:
         """The index of the nearest centroid of each row; the lowest one when several are equally near."""
@@ -81,41 +83,60 @@ class Centered:
     x.c + b = (x - m).(c - m) + b' + a constant of the row, with b' = -|c - m|^2 / 2, or m.c for inner products.
     """
 
-    def __init__(self, exact: Float64[np.ndarray, "k d"], unit: bool) -> None:
-        self.mean: Float32[np.ndarray, " d"] = exact.mean(axis=0).astype(np.float32)
-        self.offsets = exact - self.mean
-        bias = exact @ self.mean.astype(np.float64) if unit else -np.einsum("kd,kd->k", self.offsets, self.offsets) / 2
+    def __init__(self, centroids: Float32[np.ndarray, "k d"], unit: bool) -> None:
+        self.centroids, bias = centroids, np.empty(len(centroids))
+        self.mean: Float32[np.ndarray, " d"] = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.longest = self.largest = 0.0
+        for rows, exact in _blocks(centroids):
+            offsets = exact - self.mean
+            bias[rows] = exact @ self.mean.astype(np.float64) if unit else -np.einsum("kd,kd->k", offsets, offsets) / 2
+            self.longest = max(self.longest, _longest(offsets))
+            self.largest = max(self.largest, float(np.abs(offsets).max()))
         self.bias: Float32[np.ndarray, " k"] = (bias - bias.mean()).astype(np.float32)
-        self.longest = float(np.linalg.norm(self.offsets, axis=1).max())
         self.bias_rounding = 4 * FLOAT32_ROUNDING * float(np.abs(self.bias).max() + np.abs(bias).max())
 
-    def residual(self, rounded: Float64[np.ndarray, "k d"]) -> float:
-        """The most that rounding moves an offset."""
-        return float(np.linalg.norm(self.offsets - rounded, axis=1).max())
+    def rounded(self, dtype: torch.dtype, scale: float = 1.0) -> tuple[torch.Tensor, float]:
+        """The offsets in units of `scale`, rounded to a type; the most that this moves one."""
+        found, residual = torch.empty(self.centroids.shape, dtype=dtype), 0.0
+        for rows, exact in _blocks(self.centroids):
+            offsets = torch.from_numpy(exact - self.mean)
+            found[rows] = (offsets / scale).round() if dtype == torch.int8 else offsets / scale
+            residual = max(residual, _longest((offsets - found[rows].double() * scale).numpy()))
+        return found, residual
 
     def bound(
         self, length: Float32[np.ndarray, " n"], lost: Float32[np.ndarray, " n"], residual: float
     ) -> Float32[np.ndarray, " n"]:
         """How far a score can be from the true one, a row: of this length, of which rounding moved `lost`."""
-        sums = (self.offsets.shape[1] + 8) * FLOAT32_ROUNDING * self.longest
+        sums = (self.centroids.shape[1] + 8) * FLOAT32_ROUNDING * self.longest
         bound = length * (residual + sums) + lost * (self.longest + residual)
         return (SLACK * bound + self.bias_rounding).astype(np.float32)
+
+
+def _blocks(centroids: Float32[np.ndarray, "k d"]) -> Iterator[tuple[slice, Float64[np.ndarray, "n d"]]]:
+    """Some centroids at a time, in float64; a row's result must not depend on the others beside it."""
+    step = max(1, EXACT_VALUES // centroids.shape[1])
+    for start in range(0, len(centroids), step):
+        yield slice(start, start + step), centroids[start : start + step].astype(np.float64)
+
+
+def _longest(offsets: Float64[np.ndarray, "n d"]) -> float:
+    return float(np.linalg.norm(offsets, axis=1).max())
 
 
 class Int8Screen:
     """Integer products of rows and centroids that are each scaled to -127 .. 127; exact sums, one scale a row."""
 
     def __init__(self, centered: Centered) -> None:
-        offsets, self.centered = centered.offsets, centered
-        self.unit_of_offsets = max(float(np.abs(offsets).max()) / float(INT8_MOST), 1e-30)
-        integers = np.rint(offsets / self.unit_of_offsets)
-        self.residual = centered.residual(integers * self.unit_of_offsets)
-        self.integers = torch.from_numpy(integers).to(torch.int8).T
-        self.tile_rows = rows = tile_rows(len(offsets), TILE_SCORES)
-        self.rounded = np.empty((rows, offsets.shape[1]), np.int8)
+        self.centered, (num_clusters, dim) = centered, centered.centroids.shape
+        self.unit_of_offsets = max(centered.largest / float(INT8_MOST), 1e-30)
+        integers, self.residual = centered.rounded(torch.int8, self.unit_of_offsets)
+        self.integers = integers.T
+        self.tile_rows = rows = tile_rows(num_clusters, TILE_SCORES)
+        self.rounded = np.empty((rows, dim), np.int8)
         self.unit, self.lost, self.length = np.empty((3, rows), np.float32)
-        self.products = torch.empty(rows, len(offsets), dtype=torch.int32)
-        self.ends, self.found = np.empty(rows + 1, np.int64), np.empty(rows * len(offsets), np.int32)
+        self.products = torch.empty(rows, num_clusters, dtype=torch.int32)
+        self.ends, self.found = np.empty(rows + 1, np.int64), np.empty(rows * num_clusters, np.int32)
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
         rows = len(x)
@@ -132,9 +153,8 @@ class Float32Screen:
     """Products in float32, for CPUs without integer products."""
 
     def __init__(self, centered: Centered) -> None:
-        self.centered, num_clusters = centered, len(centered.offsets)
-        self.offsets = torch.from_numpy(centered.offsets.astype(np.float32))
-        self.residual = centered.residual(self.offsets.double().numpy())
+        self.centered, num_clusters = centered, len(centered.centroids)
+        self.offsets, self.residual = centered.rounded(torch.float32)
         self.tile_rows = rows = tile_rows(num_clusters, TILE_SCORES)
         self.products, self.ones = torch.empty(rows, num_clusters), np.ones(rows, np.float32)
         self.ends, self.found = np.empty(rows + 1, np.int64), np.empty(rows * num_clusters, np.int32)
@@ -156,8 +176,7 @@ class TorchScreen:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.mean = torch.from_numpy(centered.mean).to(self.device)
         self.bias = torch.from_numpy(centered.bias).to(self.device)
-        rounded = torch.from_numpy(centered.offsets).bfloat16()
-        self.residual = centered.residual(rounded.double().numpy())
+        rounded, self.residual = centered.rounded(torch.bfloat16)
         self.offsets = rounded.to(self.device)
         self.tile_rows = tile_rows(len(rounded), TORCH_TILE_SCORES)
 

@@ -151,6 +151,18 @@ def add_by_label(
     return squares
 
 
+@compiled
+@no_type_check
+def add_rows(
+    rows: Float64[np.ndarray, "n d"], labels: Int64[np.ndarray, " n"], sums: Float64[np.ndarray, "k d"]
+) -> None:
+    """Add every row to the sum of its label; NumPy makes two copies of the rows for that."""
+    for row in range(len(rows)):
+        total, values = sums[labels[row]], rows[row]
+        for i in range(len(values)):
+            total[i] += values[i]
+
+
 @compiled_for_sums
 @no_type_check
 def squared_distances(

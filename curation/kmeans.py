@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from cluster.files import replacing
-from curation.scan import Far, Points, cut_spans
+from curation.kernels import add_rows
+from curation.scan import Far, Points
 from curation.seeding import SAME_POINT, Seeding, choose_seeds
 from curation.vectors import to_unit
 
@@ -95,19 +96,21 @@ def _is_finished(objectives: tuple[float, ...], config: KMeansConfig) -> bool:
 def _iterate(points: Points, state: State) -> State:
     centroids = state.centroids
     vectors, counts, squares, far = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64), 0.0, []
-    for _, part in points.scan_items("sums", cut_spans(points.num_rows, len(centroids)), centroids):
-        vectors += part.vectors
-        counts += part.counts
+    for _, part in points.scan("sums", centroids):
+        add_rows(part.vectors, part.labels, vectors)
+        counts[part.labels] += part.counts
         squares += part.squares
         far.append(part.far)
-    updated = (vectors / np.maximum(counts, 1)[:, None]).astype(np.float32)
+    objective = _objective(vectors, counts, squares, centroids)
+    vectors /= np.maximum(counts, 1)[:, None]
+    updated = vectors.astype(np.float32)
     if points.unit:
         updated = to_unit(updated)
     empty = np.flatnonzero(counts == 0)
     if len(empty):
         updated[empty] = centroids[empty]
         _refill(points, centroids, updated, empty, far)
-    return State(updated, (*state.objectives, _objective(vectors, counts, squares, centroids)))
+    return State(updated, (*state.objectives, objective))
 
 
 def _objective(

@@ -1,7 +1,7 @@
 """Passes over rows by worker processes: the rows are cut into spans, workers read a span's vectors block by block.
 
-Spans depend on the numbers of rows and clusters only, and results come back in row order: any sum over them has the
-same bits for any number of workers and any shard layout.
+Spans depend on the number of rows only, and results come back in row order: any sum over them has the same bits for any
+number of workers and any shard layout.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,6 @@ FAR_STRIDE, FAR_ROWS = 16, 64
 LARGEST_SPAN = 1 << 17
 SMALLEST_SPAN = 1 << 13
 SPANS = 16
-ROWS_PER_SUM = 32
 
 Span = tuple[int, int]
 
@@ -37,10 +36,11 @@ class Far(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What one k-means iteration needs of a span."""
+    """What one k-means iteration needs of a span: of the centroids that are nearest to a row of it, so never large."""
 
-    vectors: Float64[np.ndarray, "k d"]
-    counts: Int64[np.ndarray, " k"]
+    labels: Int64[np.ndarray, " met"]
+    vectors: Float64[np.ndarray, "met d"]
+    counts: Int64[np.ndarray, " met"]
     squares: float
     far: Far
 
@@ -101,9 +101,9 @@ class Points:
         return replace(self, workers=InProcess())
 
 
-def cut_spans(num_rows: int, num_clusters: int = 0) -> list[Span]:
-    """Row ranges whose length depends on these numbers only; long where the sums of many clusters travel back."""
-    length = min(max(-(-num_rows // SPANS), SMALLEST_SPAN), max(LARGEST_SPAN, ROWS_PER_SUM * num_clusters))
+def cut_spans(num_rows: int) -> list[Span]:
+    """Row ranges whose length depends on this number only; no more workers than these can be busy."""
+    length = min(max(-(-num_rows // SPANS), SMALLEST_SPAN), LARGEST_SPAN)
     return [(start, min(start + length, num_rows)) for start in range(0, num_rows, length)]
 
 
@@ -113,6 +113,7 @@ class Scanner:
     def sums(self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]) -> Sums:
         """Per centroid, the sum and number of the rows nearest to it; far rows among every 16th."""
         assigner = Assigner(centroids, points.unit, points.engine)
+        # a page of zeros takes memory once it is written to: that of centroids which are met
         sums, counts, squares = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64), 0.0
         far, start = [], span[0]
         for x in _blocks(span, points):
@@ -121,7 +122,9 @@ class Scanner:
             some = np.arange(0, len(x), FAR_STRIDE)
             far.append(Far(start + some, _distances(x[some], centroids, labels[some])).farthest(FAR_ROWS))
             start += len(x)
-        return Sums(sums, counts, squares, Far(*map(np.concatenate, zip(*far, strict=True))).farthest(FAR_ROWS))
+        met = np.flatnonzero(counts)
+        farthest = Far(*map(np.concatenate, zip(*far, strict=True))).farthest(FAR_ROWS)
+        return Sums(met, sums if len(met) == len(sums) else sums[met], counts[met], squares, farthest)
 
     def labels(
         self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]

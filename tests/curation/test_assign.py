@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from curation.assign import Assigner
+from curation.phases import PeakMemory, private_mb
 from curation.vectors import to_unit
 
 
@@ -78,3 +79,14 @@ def test_one_centroid_and_no_rows():
     assigner = Assigner(np.ones((1, 3), np.float32), False)
     assert assigner(np.zeros((4, 3), np.float32)).tolist() == [0] * 4
     assert assigner(np.zeros((0, 3), np.float32)).shape == (0,)
+
+
+@pytest.mark.parametrize("engine", ["int8", "float32", "torch"])
+@pytest.mark.parametrize("unit", [True, False])
+def test_search_takes_little_memory_beside_the_centroids(engine, unit):
+    centroids = _gaussian(np.random.default_rng(5), 40_000, 512)
+    Assigner(centroids[:100], unit, engine)
+    before = private_mb()
+    with PeakMemory() as memory:
+        Assigner(centroids, unit, engine)
+    assert (memory.peak_mb - before) * 2**20 < 2 * centroids.nbytes

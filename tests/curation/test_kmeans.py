@@ -128,6 +128,26 @@ def test_the_same_bits_for_any_workers_and_shards(tmp_path, ray_session, embeddi
             np.testing.assert_array_equal(found, wanted)
 
 
+def test_sums_of_a_span_are_of_the_centroids_it_meets():
+    x = _blobs(num_rows=500)[1]
+    points, centroids = points_in_memory(x, False), _blobs(num_rows=2000, seed=1)[1]
+    sums = Scanner().sums((100, 200), points, centroids)
+    labels = assign(points, centroids)[0][100:200]
+    expected, counts = np.zeros((2000, 16)), np.zeros(2000, np.int64)
+    for label, row in zip(labels, x[100:200].astype(np.float64), strict=True):
+        expected[label] += row
+        counts[label] += 1
+    np.testing.assert_array_equal(sums.labels, np.unique(labels))
+    np.testing.assert_array_equal(sums.vectors, expected[sums.labels])
+    np.testing.assert_array_equal(sums.counts, counts[sums.labels])
+    assert len(sums.labels) <= 100
+
+
+def test_spans_keep_many_workers_busy():
+    assert len(cut_spans(10_000_000)) > 64
+    assert [stop - start for start, stop in cut_spans(40_000)] == [8192, 8192, 8192, 8192, 7232]
+
+
 def test_a_subset_is_clustered_like_its_rows():
     x, rows = _blobs()[1], np.sort(np.random.default_rng(0).choice(3000, 700, replace=False))
     whole = Points(ArrayVectors(x), InProcess())
