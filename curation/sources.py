@@ -53,9 +53,9 @@ def list_parts(config: SourceConfig, path: Path) -> list[Part]:
 def _listed_parts(config: SourceConfig, path: Path) -> list[Part]:
     tree, only = _tree_and_file(path)
     layouts = LAYOUTS if config.format == "auto" else (config.format,)
-    if "webdataset" in layouts and _holds_webdataset(tree, is_asked=config.format == "webdataset"):
+    if not only and "webdataset" in layouts and _holds_webdataset(tree, is_asked=config.format == "webdataset"):
         return tar_parts(tree, config)
-    if "parquet" in layouts and (path.suffix == ".parquet" or tree.with_suffix(".parquet")):
+    if not only and "parquet" in layouts and tree.with_suffix(".parquet"):
         return parquet_parts(tree, config)
     rows, name = _annotated_rows(layouts, tree, only, config)
     if name:

@@ -171,6 +171,15 @@ def test_annotation_file_can_be_given_itself(images: Path) -> None:
     assert captions_of(read_all(images / "metadata.jsonl")) == CAPTIONS
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_annotation_file_that_is_given_is_read_whatever_lies_beside_it(images: Path, layout: str) -> None:
+    LAYOUTS[layout](images)
+    (given,) = (path for path in images.rglob("*.*") if path.suffix != ".jpg" and "instances" not in path.name)
+    write_tar(images / "other.tar", sample_members("other", b"no image", ["not asked for"]))
+    pq.write_table(pa.table({"image": [b"no image"], "text": ["not asked for"]}), images / "other.parquet")
+    assert captions_of(read_all(given.rename(images / given.name))) == CAPTIONS
+
+
 def test_split_is_taken_and_an_empty_one_names_the_others(images: Path) -> None:
     (images / "dataset.json").write_text(json.dumps({"images": karpathy("val")}))
     assert captions_of(read_all(images, split="val")) == CAPTIONS
