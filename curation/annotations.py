@@ -8,20 +8,16 @@ import csv
 import io
 import json
 import logging
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from curation.layouts import is_of_other_split
 from curation.pairs import IMAGE_SUFFIXES, Row, SourceConfig, clean_captions
 from curation.tree import Tree, as_text
 
-CAPTION_FILES = tuple(
-    stem + suffix for stem in ("captions", "metadata") for suffix in (".json", ".jsonl", ".csv", ".tsv", ".txt")
-)
 IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "file", "path", "image_path", "image_name", "key")
 CAPTION_FIELDS = ("captions", "caption", "text", "title", "sentence")
-SPLIT_NAMES = {"train", "val", "valid", "validation", "dev", "test"}
 MOST_JSON_FILES = 64
 
 logger = logging.getLogger(__name__)
@@ -41,7 +37,7 @@ def find_json(tree: Tree, only: str, kinds: Sequence[str], split: str) -> tuple[
             coco = "coco", name, content
             if "karpathy" not in kinds:
                 break
-    if coco is not None and not only and _is_of_other_split(coco[1], split):
+    if coco is not None and not only and is_of_other_split(coco[1], split):
         raise ValueError(
             f"split {split!r} is empty: {coco[1]} is named after another and no COCO file after this one; set "
             "source.split to one that is there, or empty"
@@ -55,15 +51,10 @@ def _json_names(tree: Tree, split: str) -> list[str]:
 
     def rank(name: str) -> tuple[bool, bool, bool, str]:
         base = PurePosixPath(name).name.lower()
-        is_other = _is_of_other_split(name, split)
+        is_other = is_of_other_split(name, split)
         return is_other, "caption" not in base and "dataset" not in base, split not in base, name
 
     return sorted(names, key=rank) if len(names) <= MOST_JSON_FILES else []
-
-
-def _is_of_other_split(name: str, split: str) -> bool:
-    base = PurePosixPath(name).name.lower()
-    return split not in base and not SPLIT_NAMES.isdisjoint(re.findall("[a-z]+", base))
 
 
 def _parsed(tree: Tree, name: str) -> Any:
@@ -136,15 +127,27 @@ def _text(record: dict, *fields: str) -> str:
     return next((record[field] for field in fields if isinstance(record.get(field), str) and record[field]), "")
 
 
-def find_captions_file(tree: Tree) -> str | None:
-    """The captions file nearest the root."""
-    names = [name for base in CAPTION_FILES for name in tree.by_basename.get(base, [])]
-    names = [name for name in names if not name.endswith("captions.txt") or len(tree.with_suffix(".txt")) == 1]
-    return min(names, key=lambda name: len(PurePosixPath(name).parts), default=None)
+def captions_rows(tree: Tree, names: Sequence[str], config: SourceConfig) -> dict[str, list[Row]]:
+    """Rows by captions file, one an image; captions of repeated lines with other text are joined.
+
+    Keys are the images' names, below the folder of their file where there are several.
+    """
+    rows, num_images = {}, 0
+    for name in names:
+        merged, unreadable = _merged_records(tree, name, config)
+        pairs = ((image, clean_captions(captions)) for image, captions in merged.items())
+        rows[name] = _rows(tree, name, pairs, unreadable, f"{PurePosixPath(name).parent}/" if len(names) > 1 else "")
+        num_images += len(merged)
+    if not num_images:
+        raise ValueError(
+            f"{' and '.join(names[:2])} names no image of split {config.split!r}: each record needs one of "
+            f"{IMAGE_FIELDS} and one of {CAPTION_FIELDS}; rename its fields, or set source.split"
+        )
+    return rows
 
 
-def captions_file_rows(tree: Tree, name: str, config: SourceConfig) -> list[Row]:
-    """One row an image named in the captions file; captions of repeated lines with other text are joined."""
+def _merged_records(tree: Tree, name: str, config: SourceConfig) -> tuple[dict[str, list[object]], list[str]]:
+    """Captions by image of the split, and the records that name no image."""
     text = tree.files[name].read().decode("utf-8-sig", "replace")
     merged: dict[str, list[object]] = {}
     unreadable = []
@@ -156,12 +159,7 @@ def captions_file_rows(tree: Tree, name: str, config: SourceConfig) -> list[Row]
             merged.setdefault(image, []).extend(captions if isinstance(captions, list) else [captions])
         else:
             unreadable.append(f"{name}:{number}")
-    if not merged:
-        raise ValueError(
-            f"{name} names no image of split {config.split!r}: each record needs one of {IMAGE_FIELDS} and one of "
-            f"{CAPTION_FIELDS}; rename its fields, or set source.split"
-        )
-    return _rows(tree, name, ((image, clean_captions(captions)) for image, captions in merged.items()), unreadable)
+    return merged, unreadable
 
 
 def _records(name: str, text: str) -> Iterable[tuple[int, dict]]:
@@ -220,15 +218,21 @@ def sibling_rows(tree: Tree) -> list[Row]:
     return rows
 
 
-def _rows(tree: Tree, name: str, pairs: Iterable[tuple[str, tuple[str, ...]]], unreadable: Iterable[str]) -> list[Row]:
+def _rows(
+    tree: Tree,
+    name: str,
+    pairs: Iterable[tuple[str, tuple[str, ...]]],
+    unreadable: Iterable[str],
+    key_prefix: str = "",
+) -> list[Row]:
     """Rows in the order of file `name`, the second with a key marked; then those of its unreadable records."""
     near = str(PurePosixPath(name).parent)
-    return [*_marked(tree, near, pairs), *(Row(key, None, (), "unreadable record") for key in unreadable)]
+    return [*_marked(tree, near, pairs, key_prefix), *(Row(key, None, (), "unreadable record") for key in unreadable)]
 
 
-def _marked(tree: Tree, near: str, pairs: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[Row]:
+def _marked(tree: Tree, near: str, pairs: Iterable[tuple[str, tuple[str, ...]]], key_prefix: str) -> Iterator[Row]:
     seen: set[str] = set()
     for given, captions in pairs:
         name = as_text(given)
-        yield Row(name, tree.find(name, near), captions, "duplicate key" if name in seen else None)
+        yield Row(key_prefix + name, tree.find(name, near), captions, "duplicate key" if name in seen else None)
         seen.add(name)

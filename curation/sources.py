@@ -6,19 +6,18 @@ img2dataset writes them; Parquet. Listing reads annotations and file names only;
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cluster.storage import kind_of, read_range, size_of
 from curation.annotations import (
-    CAPTION_FILES,
-    captions_file_rows,
+    captions_rows,
     coco_rows,
-    find_captions_file,
     find_json,
     karpathy_rows,
     sibling_rows,
 )
+from curation.layouts import CAPTION_FILES, captions_files
 from curation.pairs import IMAGE_SUFFIXES, Format, Part, Reject, Row, Sample, SourceConfig, clean_captions
 from curation.parquet import parquet_parts, read_parquet_part
 from curation.tree import ByteRange, Tree, as_text, open_tree
@@ -57,9 +56,8 @@ def _listed_parts(config: SourceConfig, path: Path) -> list[Part]:
         return tar_parts(tree, config)
     if not only and "parquet" in layouts and tree.with_suffix(".parquet"):
         return parquet_parts(tree, config)
-    rows, name = _annotated_rows(layouts, tree, only, config)
-    if name:
-        return _row_parts(name, rows, config.part_rows)
+    if annotated := _annotated_rows(layouts, tree, only, config):
+        return [part for name, rows in annotated.items() for part in _row_parts(name, rows, config.part_rows)]
     raise ValueError(
         f"source {path} ({len(tree.files)} files) has no pairs in a known layout (looked for {', '.join(layouts)}): "
         "WebDataset .tar with images and .txt or .json beside them; .parquet; a Karpathy or COCO .json; "
@@ -90,23 +88,21 @@ def _holds_webdataset(tree: Tree, is_asked: bool) -> bool:
 
 def _annotated_rows(
     layouts: Sequence[Format], tree: Tree, only: str, config: SourceConfig
-) -> tuple[Sequence[Row], str]:
-    """The rows of an annotated layout and the name of its annotation file; "" when there is none."""
+) -> Mapping[str, Sequence[Row]]:
+    """Rows of an annotated layout by the file that lists them, `only` when it is given; empty when there is none."""
     is_json = not only or only.endswith(".json")
     if is_json and not {"karpathy", "coco"}.isdisjoint(layouts):
         found = find_json(tree, only, layouts, config.split)
         if found is not None:
-            kind, json_name, content = found
+            kind, name, content = found
             is_coco = kind == "coco"
-            rows = coco_rows(tree, json_name, content) if is_coco else karpathy_rows(tree, json_name, content, config)
-            return rows, json_name
+            return {name: coco_rows(tree, name, content) if is_coco else karpathy_rows(tree, name, content, config)}
     if "folder" not in layouts:
-        return [], ""
-    name = only or find_captions_file(tree)
-    if name:
-        return captions_file_rows(tree, name, config), name
+        return {}
+    if names := [only] if only else captions_files(tree, config.split):
+        return captions_rows(tree, names, config)
     has_siblings = tree.with_suffix(".txt") and tree.with_suffix(*IMAGE_SUFFIXES)
-    return (sibling_rows(tree), tree.name) if has_siblings else ([], "")
+    return {tree.name: sibling_rows(tree)} if has_siblings else {}
 
 
 def _row_parts(name: str, rows: Sequence[Row], part_rows: int) -> list[Part]:

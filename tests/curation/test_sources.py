@@ -221,6 +221,39 @@ def test_coco_file_named_after_another_split_is_not_taken(images: Path) -> None:
     assert captions_of(read_all(images)) == captions_of(read_all(images, split="")) == CAPTIONS
 
 
+def test_captions_files_of_folders_named_after_splits_are_those_of_the_split(
+    images: Path, tmp_path: Path, picture: Draw, encoded: Encode
+) -> None:
+    for seed, split in enumerate(("test", "train", "validation"), start=3):
+        (images / split).mkdir()
+        (images / split / f"{split}.jpg").write_bytes(encoded(picture(seed)))
+        (images / split / "metadata.jsonl").write_text(json.dumps({"file_name": f"{split}.jpg", "text": split}))
+    for source in (images, as_tar(images, tmp_path / "x.tar")):
+        assert captions_of(read_all(source)) == {"train.jpg": ["train"]}
+        assert captions_of(read_all(source, split="val")) == {"validation.jpg": ["validation"]}
+        splits = ("test", "train", "validation")
+        assert captions_of(read_all(source, split="")) == {f"{split}/{split}.jpg": [split] for split in splits}
+    with pytest.raises(ValueError, match=r"'dev' is empty: all 3 files are named after another, test/metadata\.jsonl"):
+        read_all(images, split="dev")
+    assert captions_of(read_all(images / "test" / "metadata.jsonl")) == {"test.jpg": ["test"]}
+
+
+def test_captions_files_of_several_folders_are_all_read_and_their_keys_told_apart(
+    tmp_path: Path, picture: Draw, encoded: Encode
+) -> None:
+    for number, texts in enumerate(({"a.jpg": "a cat"}, {"a.jpg": "a dog", "gone.jpg": "gone"}, {})):
+        folder = tmp_path / f"{number:03d}"
+        folder.mkdir()
+        (folder / "a.jpg").write_bytes(encoded(picture(number)))
+        (folder / "captions.json").write_text(json.dumps(texts))
+    rows = read_all(tmp_path)
+    assert captions_of(rows[:2]) == {"000/a.jpg": ["a cat"], "001/a.jpg": ["a dog"]}
+    assert [row.image for row in rows[:2]] == [(tmp_path / row.key).read_bytes() for row in rows[:2]]
+    assert reasons_of(rows[2:]) == {"001/gone.jpg": "missing file"}
+    (tmp_path / "metadata.csv").write_text("image,caption\n000/a.jpg,nearest the root\n")
+    assert captions_of(read_all(tmp_path)) == {"000/a.jpg": ["nearest the root"]}
+
+
 def sample_members(key: str, image: bytes, captions: Sequence[str]) -> list[tuple[str, bytes]]:
     return [(f"{key}.bmp", image), (f"{key}.json", json.dumps({"captions": captions}).encode())]
 
