@@ -23,7 +23,7 @@ class SourceConfig:
     format: Format = "auto"
     """Layout of the data; auto looks at the files."""
     split: str = "train"
-    """Split to take where the data names splits (train includes restval); empty: all."""
+    """Split to take where rows, or names of files and folders, tell splits (train includes restval); empty: all."""
     part_rows: int = 1024
     """Rows in one part, and so in one shard, where the layout allows a choice."""
     part_mb: int = 256

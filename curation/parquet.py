@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.storage import is_remote, kind_of, open_arrow, read_range, size_of
+from curation.layouts import of_split
 from curation.pairs import Part, Reject, Sample, SourceConfig, clean_captions
 from curation.tree import Tree
 
@@ -21,10 +22,10 @@ READ_ROWS = 256
 
 
 def parquet_parts(tree: Tree, config: SourceConfig) -> list[Part]:
-    """Parts of every Parquet file of a folder, or of one file given alone; ValueError names a missing column."""
+    """Parts of a folder's Parquet files of the split, or of one file given alone; ValueError names a missing column."""
     if tree.is_file:
         return list(_split(tree.name, tree.root, PurePosixPath(tree.name).stem, config))
-    names = tree.with_suffix(".parquet")
+    names = of_split(tree.with_suffix(".parquet"), config.split)
     return [part for name in names for part in _split(name, Path(tree.files[name].path), name[:-8], config)]
 
 

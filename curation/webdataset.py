@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster.storage import size_of
+from curation.layouts import of_split
 from curation.pairs import IMAGE_SUFFIXES, Part, Reject, Sample, SourceConfig, clean_captions
 from curation.tree import ByteRange, Tree, check_tar_end, tar_members
 
@@ -19,10 +20,10 @@ CHECKS_AT_ONCE = 32
 
 
 def tar_parts(tree: Tree, config: SourceConfig) -> list[Part]:
-    """Parts of every tar of a folder, or of one tar given alone; ValueError names a tar that has been cut."""
+    """Parts of a folder's tars of the split, or of one tar given alone; ValueError names a tar that has been cut."""
     if tree.is_file:
         return list(_split(tree.name, tree.root, size_of(tree.root), "", config))
-    tars = {name: tree.files[name] for name in tree.with_suffix(".tar")}
+    tars = {name: tree.files[name] for name in of_split(tree.with_suffix(".tar"), config.split)}
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as executor:
         list(executor.map(check_tar_end, (Path(tar.path) for tar in tars.values())))
     return [

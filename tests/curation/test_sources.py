@@ -238,6 +238,26 @@ def test_captions_files_of_folders_named_after_splits_are_those_of_the_split(
     assert captions_of(read_all(images / "test" / "metadata.jsonl")) == {"test.jpg": ["test"]}
 
 
+@pytest.mark.parametrize("suffix", [".tar", ".parquet"])
+def test_tars_and_parquet_files_named_after_splits_are_those_of_the_split(images: Path, suffix: str) -> None:
+    image, folder = (images / "a.jpg").read_bytes(), images / "files"
+    folder.mkdir()
+    for split in ("train", "test", "validation"):
+        path = folder / f"{split}-00000-of-00001{suffix}"
+        if suffix == ".tar":
+            write_tar(path, sample_members("a", image, [split]))
+        else:
+            pq.write_table(pa.table({"image": [image], "text": [split]}), path)
+    for split, expected in (("train", ["train"]), ("val", ["validation"]), ("", ["test", "train", "validation"])):
+        assert [row.captions[0] for row in read_all(folder, split=split)] == expected
+    (folder / f"train-00000-of-00001{suffix}").rename(folder / f"more{suffix}")
+    assert [row.captions[0] for row in read_all(folder)] == ["train"]
+    (folder / f"more{suffix}").unlink()
+    with pytest.raises(ValueError, match=r"split 'train' is empty: all 2 files are named after another, test-00000"):
+        read_all(folder)
+    assert [row.captions[0] for row in read_all(folder / f"test-00000-of-00001{suffix}")] == ["test"]
+
+
 def test_captions_files_of_several_folders_are_all_read_and_their_keys_told_apart(
     tmp_path: Path, picture: Draw, encoded: Encode
 ) -> None:
