@@ -16,6 +16,8 @@ import pyarrow as pa
 
 from cluster.storage import files_below, is_remote, kind_of, open_arrow, open_file, read_range
 
+PADDING_BYTES = 1 << 20
+
 
 class ByteRange(NamedTuple):
     """Where the bytes of one file are: a whole file, or a member of a tar."""
@@ -119,11 +121,17 @@ def check_tar_end(path: Path) -> None:
 
 
 def _check_end(file: io.BufferedReader | pa.NativeFile, offset: int) -> None:
-    """What follows the last member is a block of zeros; tarfile itself is silent about anything else."""
+    """What follows the last member is zeros alone, a block at least; tarfile itself is silent about anything else."""
     file.seek(offset)
     tail = file.read(tarfile.BLOCKSIZE)
     if tail.strip(b"\0") or len(tail) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"neither a header nor the end mark at byte {offset}")
+    while padding := file.read(PADDING_BYTES):
+        if padding.strip(b"\0"):
+            raise tarfile.ReadError(
+                f"more follows its end mark at byte {offset}, as where tars were joined by cat: unpack it with "
+                "tar --ignore-zeros and pack it again"
+            )
 
 
 def _damaged(path: Path, error: tarfile.TarError) -> ValueError:

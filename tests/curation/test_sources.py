@@ -371,6 +371,18 @@ def test_cut_tar_is_refused_alone_and_in_a_folder(tmp_path: Path, picture: Draw,
             list_parts(SourceConfig(), source)
 
 
+def test_tars_joined_by_cat_are_refused_when_they_are_read(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
+    image, joined = encoded(picture(0), "PNG"), tmp_path / "folder" / "joined.tar"
+    whole = [write_tar(tmp_path / f"{n}.tar", sample_members(f"{n}", image, ["text"])) for n in range(2)]
+    joined.parent.mkdir()
+    joined.write_bytes(whole[0].read_bytes() + whole[1].read_bytes())
+    for source in (joined, joined.parent):
+        with pytest.raises(ValueError, match=r"joined\.tar .*more follows its end mark at byte \d+.*--ignore-zeros"):
+            read_all(source)
+    joined.write_bytes(whole[0].read_bytes() + b"\0" * 3_000_000)
+    assert captions_of(read_all(joined)) == {"0": ["text"]}
+
+
 def test_tar_with_a_damaged_header_is_refused_when_it_is_read(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
     members = [item for n in range(5) for item in sample_members(f"{n}", encoded(picture(n), "PNG"), ["text"])]
     path = write_tar(tmp_path / "x.tar", members)
