@@ -6,6 +6,7 @@ img2dataset writes them; Parquet. Listing reads annotations and file names only;
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from curation.webdataset import read_tar_part, split_name, tar_parts
 
 HASHED_WHOLE_BYTES = 64_000_000
 ANNOTATION_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+LIST_SUFFIXES = (*ANNOTATION_SUFFIXES, ".txt")
+IMAGE_NAME = re.compile("|".join(map(re.escape, IMAGE_SUFFIXES)).encode(), re.IGNORECASE)
 COMPRESSED_SUFFIXES = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
 
 LAYOUTS: tuple[Format, ...] = ("webdataset", "parquet", "karpathy", "coco", "folder")
@@ -144,14 +147,19 @@ def _read_row(row: Row, source: str) -> Sample | Reject:
 def source_digest(path: Path) -> str:
     """Identity of user data without reading it all.
 
-    One file below 64 MB: its bytes. Else names and sizes, with the bytes of annotation files below 64 MB.
+    One file below 64 MB: its bytes. Else names and sizes, with the bytes of annotation files below 64 MB. A file that
+    lists images stands for those below its folder, too.
     """
     digest = hashlib.sha256()
     if kind_of(path) == "file" and (size := size_of(path)) < HASHED_WHOLE_BYTES:
-        digest.update(read_range(str(path), 0, size))
-        return digest.hexdigest()
-    tree, _ = _tree_and_file(path)
+        content = read_range(str(path), 0, size)
+        digest.update(content)
+        if not (path.name.lower().endswith(LIST_SUFFIXES) and IMAGE_NAME.search(content)):
+            return digest.hexdigest()
+    tree, only = _tree_and_file(path)
     for name, found in tree.files.items():
+        if only and name != only and not name.lower().endswith(IMAGE_SUFFIXES):
+            continue
         digest.update(f"{name}\0{found.size}\n".encode())
         if name.lower().endswith(ANNOTATION_SUFFIXES) and found.size < HASHED_WHOLE_BYTES:
             digest.update(found.read())

@@ -650,3 +650,30 @@ def test_source_digest_ignores_the_place_and_sees_changes(images: Path, tmp_path
     (moved / "captions.json").write_text(text.replace("cow", "cat"))
     assert source_digest(moved) != before
     assert source_digest(moved / "a.jpg") != source_digest(moved / "b.jpg")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("is_large", [False, True])
+def test_digest_of_an_annotation_file_sees_its_images_and_nothing_else_beside_it(
+    images: Path, tmp_path: Path, layout: str, is_large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LAYOUTS[layout](images)
+    (listed,) = (path for path in images.rglob("*.*") if path.suffix != ".jpg" and "instances" not in path.name)
+    given = listed.rename(images / listed.name)
+    image = (images / "b.jpg").read_bytes()
+    (images / "b.jpg").unlink()
+    if is_large:
+        monkeypatch.setattr("curation.sources.HASHED_WHOLE_BYTES", 10)
+    before = source_digest(given)
+    (images / "README.md").write_text("not read")
+    assert source_digest(given) == before
+    (images / "b.jpg").write_bytes(image)
+    after = source_digest(given)
+    assert after != before
+    assert source_digest(images.rename(tmp_path / "elsewhere") / given.name) == after
+
+
+def test_digest_of_a_file_that_lists_no_image_is_that_of_its_bytes(images: Path, tmp_path: Path) -> None:
+    for folder in (images, tmp_path):
+        (folder / "metadata.json").write_text(json.dumps(["a cat", "a dog"]))
+    assert source_digest(images / "metadata.json") == source_digest(tmp_path / "metadata.json")
