@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def captions_files(tree: Tree, split: str) -> list[str]:
     """The captions files of the split that are nearest the root, one a folder."""
-    names = [name for base in CAPTION_FILES for name in tree.by_basename.get(base, [])]
+    names = _named_as_captions(tree)
     if len(tree.with_suffix(".txt")) > len(tree.by_basename.get("captions.txt", [])):
         names = [name for name in names if not name.endswith("captions.txt")]
     by_folder: dict[PurePosixPath, str] = {}
@@ -29,6 +29,17 @@ def captions_files(tree: Tree, split: str) -> list[str]:
         by_folder.setdefault(PurePosixPath(name).parent, name)
     depth = min((len(folder.parts) for folder in by_folder), default=0)
     return sorted(name for folder, name in by_folder.items() if len(folder.parts) == depth)
+
+
+def _named_as_captions(tree: Tree) -> list[str]:
+    return [name for base in CAPTION_FILES for name in tree.by_basename.get(base, [])]
+
+
+def is_divided(tree: Tree) -> bool:
+    """Whether pairs lie in several captions files, or in files named after several splits."""
+    files = [*tree.with_suffix(".tar", ".parquet"), *_named_as_captions(tree)]
+    splits = SPLIT_NAMES.intersection(re.findall("[a-z]+", " ".join(files).lower()))
+    return len(splits) > 1 or len(captions_files(tree, "")) > 1
 
 
 def of_split(names: Sequence[str], split: str) -> list[str]:

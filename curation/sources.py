@@ -18,7 +18,7 @@ from curation.annotations import (
     karpathy_rows,
     sibling_rows,
 )
-from curation.layouts import CAPTION_FILES, captions_files
+from curation.layouts import CAPTION_FILES, captions_files, is_divided
 from curation.pairs import IMAGE_SUFFIXES, Format, Part, Reject, Row, Sample, SourceConfig, clean_captions
 from curation.parquet import parquet_parts, read_parquet_part
 from curation.tree import ByteRange, Tree, as_text, open_tree
@@ -157,6 +157,8 @@ def source_digest(path: Path) -> str:
         if not (path.name.lower().endswith(LIST_SUFFIXES) and IMAGE_NAME.search(content)):
             return digest.hexdigest()
     tree, only = _tree_and_file(path)
+    if not only and is_divided(tree):
+        digest.update(b"by split and folder\n")  # before, such data was read as a whole, or its first folder alone
     for name, found in tree.files.items():
         if only and name != only and not name.lower().endswith(IMAGE_SUFFIXES):
             continue

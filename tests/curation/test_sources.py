@@ -1,6 +1,7 @@
 """Every layout of pairs, inside and outside a tar; every kind of bad row."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -650,6 +651,28 @@ def test_source_digest_ignores_the_place_and_sees_changes(images: Path, tmp_path
     (moved / "captions.json").write_text(text.replace("cow", "cat"))
     assert source_digest(moved) != before
     assert source_digest(moved / "a.jpg") != source_digest(moved / "b.jpg")
+
+
+@pytest.mark.parametrize(
+    ("names", "is_divided"),
+    [
+        (["train-0.tar", "train-1.tar"], False),
+        (["a/captions.json", "a/b/captions.json", "a/test.jpg"], False),
+        (["train-0.tar", "test-0.tar"], True),
+        (["train/0.parquet", "test/0.parquet"], True),
+        (["a/train/metadata.csv", "test/metadata.csv"], True),
+        (["a/captions.json", "b/captions.json"], True),
+    ],
+)
+def test_only_sources_cut_by_split_or_folder_are_more_than_a_listing(
+    tmp_path: Path, names: list[str], is_divided: bool
+) -> None:
+    """Of these alone other files are read than once were: what was made of them must not be taken for what is there."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    listing = "".join(f"{name}\x000\n" for name in sorted(names)).encode()
+    assert (source_digest(tmp_path) != hashlib.sha256(listing).hexdigest()) == is_divided
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
