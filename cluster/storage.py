@@ -5,8 +5,10 @@ read in blocks, of which a process keeps the last few: samples of a tar follow e
 store's own tools find them; `AWS_ENDPOINT_URL` names an S3 other than Amazon's.
 """
 
+import errno
 import io
 import os
+import stat
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -19,6 +21,7 @@ import pyarrow.fs as pafs
 SCHEMES = ("s3", "gs", "abfs")
 BLOCK_BYTES = 8_000_000
 KEPT_BLOCKS = 8
+LOST_AND_FOUND = "lost+found"  # at the root of a disk, for root alone
 KINDS: dict[pafs.FileType, Literal["file", "folder", ""]] = {
     pafs.FileType.File: "file",
     pafs.FileType.Directory: "folder",
@@ -66,14 +69,44 @@ def _objects_below(folder: Path) -> Iterator[tuple[str, str, int]]:
 
 
 def _files_below(folder: Path) -> Iterator[tuple[str, str, int]]:
-    waiting = [str(folder)]
+    """Links are followed, but for those back to a folder that they lie in."""
+    waiting = [(str(folder), {_identity(folder.stat())})]
     while waiting:
-        with os.scandir(waiting.pop()) as entries:
+        path, above = waiting.pop()
+        for entry, found in _entries(path):
+            if stat.S_ISREG(found.st_mode):
+                yield Path(entry.path).relative_to(folder).as_posix(), entry.path, found.st_size
+            elif stat.S_ISDIR(found.st_mode) and _identity(found) not in above:
+                waiting.append((entry.path, above | {_identity(found)}))
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+    """What a folder shows, a link as what it leads to; ValueError when this user may not read it."""
+    try:
+        with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir() and not entry.name.startswith("."):
-                    waiting.append(entry.path)
-                elif entry.is_file():
-                    yield Path(entry.path).relative_to(folder).as_posix(), entry.path, entry.stat().st_size
+                is_shown = not entry.name.startswith(".") and entry.name != LOST_AND_FOUND
+                if is_shown and (found := _found(entry)):
+                    yield entry, found
+    except PermissionError as error:
+        raise ValueError(
+            f"{error.filename} may not be read by this user: all folders of the data must be; change its rights, or "
+            "give a folder that does not hold it"
+        ) from error
+
+
+def _found(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """None for a link to nowhere, or to itself."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        return None
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:

@@ -1,7 +1,8 @@
 """Files of an object store give the bytes and names that the same files give on a disk."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,53 @@ def test_visible_files_are_listed_with_their_sizes(place: Path) -> None:
         "large.bin": (place / "large.bin", 2 * BLOCK_BYTES + 1000),
     }
     assert size_of(place / "large.bin") == 2 * BLOCK_BYTES + 1000
+
+
+def test_links_are_followed_but_not_in_circles(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "image").touch()
+    links = {
+        "again": ".",
+        "b c/up": "..",
+        "one": "../elsewhere",
+        "two": "../elsewhere",
+        "self": "self",
+        "gone": "gone!",
+    }
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    assert {name for name, _, _ in files_below(folder)} == {"b c/small é.txt", "large.bin", "one/image", "two/image"}
+
+
+def test_folder_that_may_not_be_read_is_named_but_not_that_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("image", "lost+found/1", "private/image"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    for closed in ("lost+found", "private"):
+        (tmp_path / closed).chmod(0)
+    with no_rights_of_root(), pytest.raises(ValueError, match="private may not be read by this user"):
+        list(files_below(Path()))
+    (tmp_path / "private").chmod(0o755)
+    with no_rights_of_root():
+        assert {name for name, _, _ in files_below(Path())} == {"image", "private/image"}
+    (tmp_path / "lost+found").chmod(0o755)
+
+
+@contextmanager
+def no_rights_of_root() -> Iterator[None]:
+    """As an ordinary user; relative paths alone are sure to be readable."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def test_kinds_are_told_apart(place: Path) -> None:
