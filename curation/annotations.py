@@ -19,6 +19,7 @@ from curation.tree import Tree, as_text
 IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "file", "path", "image_path", "image_name", "key")
 CAPTION_FIELDS = ("captions", "caption", "text", "title", "sentence")
 MOST_JSON_FILES = 64
+HEAD_BYTES = 65_536
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +31,13 @@ def find_json(tree: Tree, only: str, kinds: Sequence[str], split: str) -> tuple[
     """
     coco = None
     for name in [only] if only else _json_names(tree, split):
+        if coco is not None and not ("karpathy" in kinds and _begins_as_karpathy(tree, name)):
+            continue
         content = _parsed(tree, name)
         if "karpathy" in kinds and _is_karpathy(content):
             return "karpathy", name, content
         if coco is None and "coco" in kinds and _is_coco(content):
             coco = "coco", name, content
-            if "karpathy" not in kinds:
-                break
     if coco is not None and not only and is_of_other_split(coco[1], split):
         raise ValueError(
             f"split {split!r} is empty: {coco[1]} is named after another and no COCO file after this one; set "
@@ -55,6 +56,12 @@ def _json_names(tree: Tree, split: str) -> list[str]:
         return is_other, "caption" not in base and "dataset" not in base, split not in base, name
 
     return sorted(names, key=rank) if len(names) <= MOST_JSON_FILES else []
+
+
+def _begins_as_karpathy(tree: Tree, name: str) -> bool:
+    """COCO's other files are long: parsed, they would take gigabytes."""
+    found = tree.files[name]
+    return b'"sentences"' in found._replace(size=min(found.size, HEAD_BYTES)).read()
 
 
 def _parsed(tree: Tree, name: str) -> Any:

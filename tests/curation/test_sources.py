@@ -239,6 +239,18 @@ def test_captions_files_of_folders_named_after_splits_are_those_of_the_split(
     assert captions_of(read_all(images / "test" / "metadata.jsonl")) == {"test.jpg": ["test"]}
 
 
+def test_of_cocos_other_files_only_the_beginning_is_read(images: Path) -> None:
+    write_coco(images)
+    too_deep_to_parse = images / "annotations" / "person_keypoints_train2017.json"
+    too_deep_to_parse.write_text("[" * 200_000)
+    assert captions_of(read_all(images)) == CAPTIONS
+    with pytest.raises(RecursionError):
+        json.loads(too_deep_to_parse.read_text())
+    write_karpathy(images)
+    assert list_parts(SourceConfig(), images)[0].name == "dataset.json:0-3"
+    assert list_parts(SourceConfig(format="coco"), images)[0].name == "annotations/captions_train2017.json:0-3"
+
+
 @pytest.mark.parametrize("suffix", [".tar", ".parquet"])
 def test_tars_and_parquet_files_named_after_splits_are_those_of_the_split(images: Path, suffix: str) -> None:
     image, folder = (images / "a.jpg").read_bytes(), images / "files"
