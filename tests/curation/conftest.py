@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from raw_pairs import CAPTIONS as PAIRS
 
 from curation.schema import (
     BYTES_HASH,
@@ -45,6 +46,16 @@ def encoded() -> Callable[..., bytes]:
         return buffer.getvalue()
 
     return encode
+
+
+@pytest.fixture
+def images(tmp_path: Path, picture: Callable[..., Image.Image], encoded: Callable[..., bytes]) -> Path:
+    """A folder with the three images of raw_pairs.CAPTIONS."""
+    for seed, name in enumerate(PAIRS):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(picture(seed)))
+    return tmp_path / "data"
 
 
 @pytest.fixture
