@@ -207,7 +207,6 @@ def _segmentation(encoder: Encoder, path: Path, config: EvaluateConfig, pictures
     result = segment(encoder, dataset, TEMPLATES[config.templates], how, shown)
     examples.write_segmentation(pictures, dataset, result)
     baselines = segmentation_baselines(result.pixels, dataset.background)
-    kept = {name: {metric: scores[metric] for metric in result.tallies} for name, scores in baselines.items()}
     scored = len(scored_labels(dataset))
     protocol: dict[str, object] = {
         "prompts": f"{config.templates}, {len(TEMPLATES[config.templates])} templates, mean of unit vectors",
@@ -217,7 +216,7 @@ def _segmentation(encoder: Encoder, path: Path, config: EvaluateConfig, pictures
         "background": "none" if dataset.background is None else _background(how),
         "ignored": "none" if dataset.ignore is None else f"mask value {dataset.ignore}",
     }
-    return Measured(result.tallies, kept, {"images": len(dataset.images), "classes": scored}, protocol)
+    return Measured(result.tallies, baselines, {"images": len(dataset.images), "classes": scored}, protocol)
 
 
 def _background(config: SegmentationConfig) -> str:

@@ -88,6 +88,11 @@ def segment(
         either.append(one[1])
         counted = truth[truth != dataset.ignore] if dataset.ignore is not None else truth
         pixels.append(np.bincount(counted.ravel(), minlength=num_classes)[:num_classes])
+    if not np.any(pixels):
+        raise ValueError(
+            f"every pixel of {dataset.tree.root} has mask value {dataset.ignore}, which is ignored: at least one must "
+            "count; correct ignore_index in labels.json, or the masks"
+        )
     tallies = _tallies(np.stack(both), np.stack(either), np.stack(pixels), dataset)
     return Segmented(maps, tallies, np.sum(pixels, axis=0))
 
@@ -159,17 +164,16 @@ def window_scores(
 
 
 def segmentation_baselines(pixels: Int64[np.ndarray, "classes"], background: int | None) -> dict[str, dict[str, float]]:
-    """Scores of two maps that see nothing: all background, and the one class that scores best."""
-    best = max(range(len(pixels)), key=lambda label: constant_map_miou(pixels, label))
-    constants = {"best_single_class": best} | ({} if background is None else {"all_background": background})
-    objects = pixels.copy()
+    """Scores of maps of one class: of the best for each metric, and of the background where there is one."""
+    constants = [_constant_map_scores(pixels, label, background) for label in range(len(pixels))]
+    best = {metric: max(scores[metric] for scores in constants) for metric in constants[0]}
+    return {"best_single_class": best} | ({} if background is None else {"all_background": constants[background]})
+
+
+def _constant_map_scores(pixels: Int64[np.ndarray, "classes"], label: int, background: int | None) -> dict[str, float]:
+    share = float(pixels[label] / pixels.sum())
+    scores = {"miou": constant_map_miou(pixels, label), "pixel_accuracy": share}
     if background is not None:
-        objects[background] = 0
-    return {
-        name: {
-            "miou": constant_map_miou(pixels, label),
-            "miou_objects": float(objects[label] / pixels.sum() / max(1, (objects > 0).sum())),
-            "pixel_accuracy": float(pixels[label] / pixels.sum()),
-        }
-        for name, label in constants.items()
-    }
+        others = int((pixels > 0).sum() - (pixels[background] > 0))
+        scores["miou_objects"] = 0.0 if label == background else share / max(1, others)
+    return scores

@@ -1,12 +1,16 @@
 """Segmentation is perfect with an encoder that sees colours; constant maps score as the baselines say."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from colors import NAMES, BlindEncoder, ColorEncoder, picture, png, segmentation_files, write_folder
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from evaluate.benchmarks import SegmentationSet, load_mask, open_segmentation
 from evaluate.prompts import PLAIN
@@ -54,6 +58,46 @@ def test_blind_encoder_scores_as_a_constant_map(dataset: SegmentationSet) -> Non
     pixels = result.pixels
     assert result.tallies["miou"].value == pytest.approx(pixels[label] / pixels.sum() / (pixels > 0).sum())
     assert result.tallies["miou"].value <= segmentation_baselines(pixels, 0)["best_single_class"]["miou"]
+
+
+class ConstantEncoder(BlindEncoder):
+    """Sees one class everywhere."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
+        return torch.eye(3)[[0 if text == self._name else 1 for text in texts]]
+
+
+@pytest.mark.parametrize("background", [None, 0, 3])
+def test_baseline_is_the_best_constant_map_in_each_metric(tmp_path: Path, background: int | None) -> None:
+    truth = np.repeat([0, 1, 2], [900, 60, 40]).reshape(20, 50).astype(np.uint8)
+    names = ["dog", "cat", "tree"]
+    names.insert(background or 0, "lake" if background is None else "background")
+    files = {
+        "labels.json": json.dumps({"labels": names}).encode(),
+        "images/a.png": picture("red", (50, 20)),
+        "masks/a.png": png(Image.fromarray(truth)),
+    }
+    dataset = open_segmentation(write_folder(tmp_path, files))
+    config = SegmentationConfig(16, 16, 16, background_prompts=("background",))
+    results = [segment(ConstantEncoder(name), dataset, PLAIN, config) for name in names]
+    scored = [{metric: tally.value for metric, tally in result.tallies.items()} for result in results]
+    baselines = segmentation_baselines(results[0].pixels, background)
+    assert baselines["best_single_class"] == pytest.approx(
+        {metric: max(scores[metric] for scores in scored) for metric in scored[0]}
+    )
+    if background is not None:
+        assert baselines["all_background"] == pytest.approx(scored[background])
+
+
+def test_set_of_ignored_pixels_only_is_an_error(tmp_path: Path) -> None:
+    mask = png(Image.new("L", (96, 64), 255))
+    files = segmentation_files(1, labels={"labels": [*NAMES], "ignore_index": 255}) | {"masks/scene-0.png": mask}
+    dataset = open_segmentation(write_folder(tmp_path, files))
+    with pytest.raises(ValueError, match="has mask value 255, which is ignored"):
+        segment(ColorEncoder(), dataset, PLAIN, AS_IT_IS)
 
 
 def test_threshold_above_every_cosine_gives_all_background(dataset: SegmentationSet) -> None:
