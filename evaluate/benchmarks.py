@@ -8,7 +8,6 @@ decoded on demand.
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,6 +25,7 @@ from evaluate.prompts import IMAGENETTE_NAMES
 Task = Literal["classification", "retrieval", "segmentation"]
 MAX_PIXELS = 64_000_000
 WORDNET_ID = re.compile(r"n\d{8}")
+DIGIT = re.compile(r"\d")
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,14 @@ def _load_image(tree: Tree, name: str) -> Image.Image:
 def open_classification(path: Path) -> ClassificationSet:
     """A set with one folder for each class.
 
-    Names come from classes.json ({folder: name}, or a list in folder order), else from the ImageNet ids that we know,
-    else from the file stem when every class has one image, else from the folder.
+    Names come from classes.json ({folder: name}, or a list in folder order), else from the folders. Where those are
+    WordNet numbers, it is ours of Imagenette, or the file's stem when every class has one image that is named in words.
     """
     tree = open_tree(path)
     images = tuple(name for name in _images(tree) if "/" in name)
     if not images:
         raise ValueError(f"no <class>/<image> file in {path}: one folder for each class is required")
+    _check_one_parent(path, images)
     folders = [PurePosixPath(name).parent.name for name in images]
     classes = sorted(set(folders))
     index = {folder: position for position, folder in enumerate(classes)}
@@ -94,21 +95,31 @@ def open_classification(path: Path) -> ClassificationSet:
     return ClassificationSet(tree, images, tuple(index[folder] for folder in folders), names)
 
 
+def _check_one_parent(path: Path, images: Sequence[str]) -> None:
+    """ValueError when two folders have the name of one class, as with train/dog and val/dog."""
+    parents: dict[str, PurePosixPath] = {}
+    for folder in dict.fromkeys(PurePosixPath(name).parent for name in images):
+        first = parents.setdefault(folder.name, folder.parent)
+        if first != folder.parent:
+            raise ValueError(
+                f"class {folder.name} is in {path} twice, as {first / folder.name} and as {folder}: splits must not be "
+                f"mixed, and a class is one folder; give {path / max(first, folder.parent)}, or a tar of it alone"
+            )
+
+
 def _class_names(tree: Tree, classes: list[str], images: Sequence[str], folders: list[str]) -> tuple[str, ...]:
     if listing := tree.outermost("classes.json"):
         return _listed_names(tree, classes, _read_json(tree, listing))
     unnamed = [folder for folder in classes if WORDNET_ID.fullmatch(folder) and folder not in IMAGENETTE_NAMES]
-    if all(folder in IMAGENETTE_NAMES for folder in classes):
-        return tuple(IMAGENETTE_NAMES[folder] for folder in classes)
-    if max(Counter(folders).values()) == 1:
-        stems = {folder: PurePosixPath(name).stem for folder, name in zip(folders, images, strict=True)}
-        return tuple(_readable(stems[folder]) for folder in classes)
-    if unnamed:
+    if not unnamed:
+        return tuple(IMAGENETTE_NAMES.get(folder) or _readable(folder) for folder in classes)
+    stems = {folder: PurePosixPath(name).stem for folder, name in zip(folders, images, strict=True)}
+    if len(images) > len(classes) or any(DIGIT.search(stems[folder]) for folder in unnamed):
         raise ValueError(
             f"class folder {unnamed[0]} ({len(unnamed)} in all) in {tree.root} is a WordNet number: "
             "prompts need words; add a classes.json that gives each folder its name"
         )
-    return tuple(_readable(folder) for folder in classes)
+    return tuple(_readable(stems[folder] if WORDNET_ID.fullmatch(folder) else folder) for folder in classes)
 
 
 def _listed_names(tree: Tree, classes: list[str], listing: Any) -> tuple[str, ...]:

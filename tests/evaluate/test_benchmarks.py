@@ -62,9 +62,25 @@ def test_masks_are_found_by_their_whole_path(write: Callable) -> None:
     ]
 
 
-def test_classification_names_come_from_stems_when_each_class_has_one_image(write: Callable) -> None:
+def test_classification_names_come_from_stems_when_folders_are_numbers_with_one_image_each(write: Callable) -> None:
     dataset = open_classification(write({"n01484850/great_white_shark.jpg": b"", "n01440764/tench.jpg": b""}))
     assert dataset.class_names == ("tench", "great white shark")
+
+
+def test_classification_names_come_from_folders_with_one_image_each(write: Callable) -> None:
+    files = {"dog/IMG_003.jpg": b"", "cat/IMG_003.jpg": b"", "n01440764/IMG_005.jpg": b""}
+    assert open_classification(write(files)).class_names == ("cat", "dog", "tench")
+
+
+def test_stems_with_digits_are_no_names(write: Callable) -> None:
+    with pytest.raises(ValueError, match=r"class folder n01443537 \(1 in all\) .* add a classes\.json"):
+        open_classification(write({"n01443537/ILSVRC2012_val_00000293.JPEG": b""}))
+
+
+def test_splits_side_by_side_are_refused(write: Callable) -> None:
+    path = write({f"{split}/{color}/1.png": b"" for split in ("train", "val") for color in ("red", "blue")})
+    with pytest.raises(ValueError, match=f"twice, as train/(red|blue) and as val/(red|blue): .* give {path}/val"):
+        open_classification(path)
 
 
 def test_classification_ignores_an_enclosing_folder(write: Callable) -> None:
