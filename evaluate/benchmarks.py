@@ -1,14 +1,13 @@
 """Evaluation sets, one function for each layout; the same inside a folder and inside a .tar.
 
-Classification: `<class>/<image>`. Retrieval: Karpathy's JSON and `images/`. Segmentation: `images/`, `masks/` and
-`labels.json`. What can be wrong with names is found when a set is opened, before anything is encoded; pixels are
+Classification: `<class>/<image>`. Retrieval: images and Karpathy's JSON or COCO's. Segmentation: `images/`, `masks/`
+and `labels.json`. What can be wrong with names is found when a set is opened, before anything is encoded; pixels are
 decoded on demand.
 """
 
 import io
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -18,8 +17,9 @@ from jaxtyping import Int32
 from PIL import Image
 
 from curation.images import ImageError, decode
-from curation.pairs import IMAGE_SUFFIXES
+from curation.pairs import IMAGE_SUFFIXES, clean_captions
 from curation.tree import Tree, open_tree
+from evaluate.captioned import captioned, locate, read_json
 from evaluate.prompts import IMAGENETTE_NAMES
 
 Task = Literal["classification", "retrieval", "segmentation"]
@@ -109,7 +109,7 @@ def _check_one_parent(path: Path, images: Sequence[str]) -> None:
 
 def _class_names(tree: Tree, classes: list[str], images: Sequence[str], folders: list[str]) -> tuple[str, ...]:
     if listing := tree.outermost("classes.json"):
-        return _listed_names(tree, classes, _read_json(tree, listing))
+        return _listed_names(tree, classes, read_json(tree, listing))
     unnamed = [folder for folder in classes if WORDNET_ID.fullmatch(folder) and folder not in IMAGENETTE_NAMES]
     if not unnamed:
         return tuple(IMAGENETTE_NAMES.get(folder) or _readable(folder) for folder in classes)
@@ -124,7 +124,7 @@ def _class_names(tree: Tree, classes: list[str], images: Sequence[str], folders:
 
 def _listed_names(tree: Tree, classes: list[str], listing: Any) -> tuple[str, ...]:
     if isinstance(listing, list) and len(listing) == len(classes):
-        return tuple(map(str, listing))
+        return _names(tree, "classes.json", listing)
     if not isinstance(listing, dict):
         raise ValueError(
             f"classes.json of {tree.root} does not name the {len(classes)} class folders: "
@@ -136,7 +136,18 @@ def _listed_names(tree: Tree, classes: list[str], listing: Any) -> tuple[str, ..
             f"unknown class {unknown[0]} ({len(unknown)} in all) in {tree.root}: "
             "each class folder needs its name in classes.json; add it there or remove the folder"
         )
-    return tuple(str(listing[folder]) for folder in classes)
+    return _names(tree, "classes.json", [listing[folder] for folder in classes])
+
+
+def _names(tree: Tree, listing: str, names: Collection[object]) -> tuple[str, ...]:
+    """Class names as any tokenizer can read them."""
+    cleaned = clean_captions(map(str, names))
+    if not cleaned or len(cleaned) < len(names):
+        raise ValueError(
+            f"{listing} of {tree.root} has {len(names)} class names, {len(cleaned)} of them with text: prompts need "
+            "words; name every class"
+        )
+    return cleaned
 
 
 def _readable(name: str) -> str:
@@ -144,41 +155,28 @@ def _readable(name: str) -> str:
 
 
 def open_retrieval(path: Path, split: str = "auto") -> RetrievalSet:
-    """`split` "auto": test if the file has one, else val, else every image; "" is every image."""
+    """`split` "auto": test if there is one, else val, else every image; "" is every image."""
     tree = open_tree(path)
-    listings = [name for name in tree.files if name.endswith(".json")]
-    listing = next((name for name in listings if "images" in _read_object(tree, name)), None)
-    if listing is None:
-        raise ValueError(f'no caption file in {path}: a JSON object with "images" (Karpathy\'s format) is required')
-    entries = _read_object(tree, listing)["images"]
-    present = {str(entry.get("split", "")) for entry in entries}
+    entries = captioned(tree)
+    present = {entry.split for entry in entries}
     if split == "auto":
         split = next((name for name in ("test", "val") if name in present), "")
-    chosen = [entry for entry in entries if not split or entry.get("split") == split]
+    chosen = [entry for entry in entries if not split or entry.split == split]
     if not chosen:
-        raise ValueError(f"no image of split {split!r} in {listing} of {path}: splits there are {sorted(present)}")
-    root = str(PurePosixPath(listing).parent)
-    images = tuple(_locate(tree, root, entry) for entry in chosen)
-    captions = [[_caption(text) for text in entry.get("sentences", ())] for entry in chosen]
-    bare = [image for image, texts in zip(images, captions, strict=True) if not any(texts) or not all(texts)]
-    if bare:
-        raise ValueError(f"{bare[0]} of {path} has no caption or an empty one: each image needs at least one")
+        raise ValueError(
+            f"no image of split {split!r} in {entries[0].listing} of {path}: splits there are {sorted(present)}; "
+            "set evaluate.split to one"
+        )
+    images = tuple(locate(tree, entry) for entry in chosen)
+    captions = [clean_captions(entry.captions) for entry in chosen]
+    for image, entry, texts in zip(images, chosen, captions, strict=True):
+        if not texts or len(texts) < len(entry.captions):
+            raise ValueError(
+                f"{image} has no caption or an empty one in {entry.listing} of {path}: each image needs at least one, "
+                "with text; add it, or delist the image"
+            )
     owners = tuple(index for index, texts in enumerate(captions) for _ in texts)
     return RetrievalSet(tree, split or "all", images, tuple(text for texts in captions for text in texts), owners)
-
-
-def _caption(sentence: Any) -> str:
-    return str(sentence["raw"] if isinstance(sentence, dict) else sentence).strip()
-
-
-def _locate(tree: Tree, root: str, entry: dict[str, Any]) -> str:
-    """The image file of one entry: under images/, under its own filepath, or beside the JSON."""
-    file_name = str(entry["filename"])
-    candidates = [PurePosixPath(root, folder, file_name) for folder in ("images", str(entry.get("filepath", "")), "")]
-    found = next((str(name) for name in candidates if str(name) in tree.files), None)
-    if found is None:
-        raise ValueError(f"{tree.root} has no image {file_name}: looked for {candidates[0]}; add or delist it")
-    return found
 
 
 def open_segmentation(path: Path) -> SegmentationSet:
@@ -203,12 +201,24 @@ def open_segmentation(path: Path) -> SegmentationSet:
             "each images/<stem> needs masks/<stem>.png; add it or remove the image"
         )
     masks = tuple(masks_by_stem[_stem(name, root / "images")] for name in images)
-    labels = _read_json(tree, listing)
-    if isinstance(labels, list):
-        return SegmentationSet(tree, images, masks, tuple(map(str, labels)), 0, None)
-    names = tuple(map(str, labels["labels"]))
-    background = names.index("background") if "background" in names else None
-    return SegmentationSet(tree, images, masks, names, background, labels.get("ignore_index"))
+    labels, background, ignore = _labels(tree, listing)
+    return SegmentationSet(tree, images, masks, labels, background, ignore)
+
+
+def _labels(tree: Tree, listing: str) -> tuple[tuple[str, ...], int | None, int | None]:
+    """Class names by mask value, the index of the background and the mask value that is ignored."""
+    content = read_json(tree, listing)
+    if isinstance(content, list):
+        return _names(tree, listing, content), 0, None
+    if not isinstance(content, dict) or not isinstance(content.get("labels"), list):
+        raise ValueError(
+            f'{listing} of {tree.root} has no list of labels: [name, ...] or {{"labels": [name, ...], '
+            '"ignore_index": i} is required; correct it'
+        )
+    names, ignore = _names(tree, listing, content["labels"]), content.get("ignore_index")
+    if not isinstance(ignore, int | None):
+        raise ValueError(f"ignore_index is {ignore!r} in {listing} of {tree.root}: must be a mask value; correct it")
+    return names, names.index("background") if "background" in names else None, ignore
 
 
 def _stem(name: str, folder: PurePosixPath) -> str:
@@ -240,15 +250,3 @@ def load_mask(dataset: SegmentationSet, index: int, size: tuple[int, int]) -> In
             f"unknown class {unknown[0]} in {where}: labels.json names {len(dataset.labels)} classes; extend it"
         )
     return mask.astype(np.int32)
-
-
-def _read_json(tree: Tree, name: str) -> Any:
-    try:
-        return json.loads(tree.files[name].read())
-    except ValueError as error:
-        raise ValueError(f"{name} of {tree.root} is not JSON ({error}): correct the file") from error
-
-
-def _read_object(tree: Tree, name: str) -> dict[str, Any]:
-    content = _read_json(tree, name)
-    return content if isinstance(content, dict) else {}

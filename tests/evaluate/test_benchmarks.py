@@ -128,6 +128,14 @@ def test_retrieval_finds_images_under_their_filepath(write: Callable) -> None:
         (lambda files: files.pop("dataset.json"), "no caption file"),
         (lambda files: files.update({"dataset.json": b'{"images": ['}), "is not JSON"),
         (lambda files: files.update(retrieval_files(captions_of_each=0)), "has no caption"),
+        (lambda files: files.update({"dataset.json": b"[]"}), "no caption file"),
+        (lambda files: files.update({"dataset.json": b'{"images": [{"filename": "red.png"}, {}]}'}), "'filename'"),
+        (
+            lambda files: files.update(
+                {"dataset.json": b'{"images": [{"filename": "red.png", "sentences": ["red", {"raw": " \\n"}]}]}'}
+            ),
+            "an empty one",
+        ),
     ],
 )
 def test_retrieval_of_a_broken_set_is_an_error(write: Callable, change: Callable, message: str) -> None:
@@ -135,6 +143,25 @@ def test_retrieval_of_a_broken_set_is_an_error(write: Callable, change: Callable
     change(files)
     with pytest.raises(ValueError, match=message):
         open_retrieval(write(files))
+
+
+def test_retrieval_takes_coco_captions_of_the_split_that_the_file_is_named_after(write: Callable) -> None:
+    files = {}
+    for split in ("train", "val"):
+        images = [{"id": number, "file_name": f"{split}-{color}.png"} for number, color in enumerate(NAMES)]
+        texts = [{"image_id": number, "caption": f"a {color}\n thing"} for number, color in enumerate(NAMES)]
+        content = {"images": images, "annotations": [*texts, {"image_id": 1, "caption": "red \ud83d"}]}
+        instances = {"images": images, "annotations": [{"image_id": 0, "bbox": [0, 0, 1, 1]}]}
+        files |= {f"{split}2017/{image['file_name']}": picture("red") for image in images}
+        files[f"annotations/captions_{split}2017.json"] = json.dumps(content).encode()
+        files[f"annotations/instances_{split}2017.json"] = json.dumps(instances).encode()
+    path = write(files)
+    dataset = open_retrieval(path)
+    assert dataset.split == "val"
+    assert dataset.images == tuple(f"val2017/val-{color}.png" for color in NAMES)
+    assert dataset.owners == (0, 1, 1, *range(2, 8))
+    assert dataset.captions[:3] == ("a black thing", "a red thing", "red ?")
+    assert open_retrieval(path, "train").images[0] == "train2017/train-black.png"
 
 
 def test_retrieval_of_a_split_that_is_not_there_is_an_error(write: Callable) -> None:
@@ -157,6 +184,22 @@ def test_segmentation_object_names_the_ignored_index(write: Callable) -> None:
 def test_segmentation_object_may_have_a_background(write: Callable) -> None:
     files = segmentation_files(labels={"labels": ["background", *NAMES[1:]], "ignore_index": 255})
     assert open_segmentation(write(files)).background == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"classes": ["sky"]}, "labels.json of .* has no list of labels"),
+        ("sky", "has no list of labels"),
+        ({"labels": {"0": "sky"}}, "has no list of labels"),
+        (["sky", " "], "2 class names, 1 of them with text"),
+        ({"labels": []}, "0 class names"),
+        ({"labels": ["sky"], "ignore_index": "255"}, "ignore_index is '255'"),
+    ],
+)
+def test_labels_that_name_no_classes_are_an_error(write: Callable, labels: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_segmentation(write(segmentation_files(labels=labels)))
 
 
 def test_segmentation_without_a_mask_is_an_error(write: Callable) -> None:
