@@ -62,6 +62,11 @@ class EvaluateConfig:
     """Examples of each kind kept for the report."""
     resources: Resources = field(default_factory=Resources)
 
+    def __post_init__(self) -> None:
+        for name, least in {"batch_size": 1, "bootstrap_samples": 1, "seed": 0, "num_examples": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluate.{name} is {getattr(self, name)}: must be at least {least}; raise it")
+
 
 @dataclass(frozen=True)
 class Measured:

@@ -40,6 +40,11 @@ class ReportConfig:
     seed: int = 0
     """Seed of the bootstrap."""
 
+    def __post_init__(self) -> None:
+        for name, least in {"bootstrap_samples": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"report.{name} is {getattr(self, name)}: must be at least {least}; raise it")
+
 
 @dataclass(frozen=True)
 class Arm:

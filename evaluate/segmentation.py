@@ -41,9 +41,18 @@ class SegmentationConfig:
     """With "threshold": a pixel is background where no class has a higher cosine."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.stride <= self.window:
+        for name in ("short_side", "window", "stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"segmentation.{name} is {getattr(self, name)}: must be at least 1; raise it")
+        if self.stride > self.window:
             raise ValueError(
-                f"stride {self.stride} px with window {self.window} px: it must be in 1..window; lower the stride"
+                f"segmentation.stride is {self.stride} with a window of {self.window} px: must be at most the window, "
+                "or pixels between windows are not seen; lower the stride"
+            )
+        if not self.logit_scale > 0:
+            raise ValueError(
+                f"segmentation.logit_scale is {self.logit_scale}: must be above 0, or the nearest class does not win; "
+                "leave it out for the default"
             )
 
 

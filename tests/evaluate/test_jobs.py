@@ -112,6 +112,14 @@ def test_wrong_names_are_refused_before_any_work(
         evaluate_sets(EvaluateConfig(benchmarks=benchmarks), tmp_path, sets, ColorEncoder)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("batch_size", 0), ("bootstrap_samples", 0), ("seed", -1), ("num_examples", -1)]
+)
+def test_settings_that_measure_nothing_are_refused(name: str, wrong: int) -> None:
+    with pytest.raises(ValueError, match=rf"evaluate\.{name} is {wrong}: must be at least {wrong + 1}; raise it"):
+        EvaluateConfig(**{name: wrong})
+
+
 def test_task_is_the_first_word_of_a_benchmark() -> None:
     assert task_of("segmentation_camvid-small") == "segmentation"
     with pytest.raises(ValueError, match="unknown benchmark"):

@@ -139,6 +139,11 @@ def test_differences_are_paired_and_signed(inputs: dict[str, Path]) -> None:
     assert benchmarks["classification"].rows[0].trivial == pytest.approx(1 / 8)
 
 
+def test_intervals_without_resamples_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"report\.bootstrap_samples is 0: must be at least 1; raise it"):
+        ReportConfig(bootstrap_samples=0)
+
+
 def test_arms_come_from_labels() -> None:
     folders = {label: Path(label) for label in ("embed", "train", "train_uncurated", "evaluate_uncurated")}
     first, second = split_arms(folders)

@@ -118,6 +118,16 @@ def test_ignored_pixels_change_no_metric(tmp_path: Path) -> None:
     assert result.tallies["pixel_accuracy"].value > 0.85
 
 
-def test_stride_beyond_the_window_is_an_error() -> None:
-    with pytest.raises(ValueError, match="lower the stride"):
-        SegmentationConfig(window=100, stride=101)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"window": 100, "stride": 101}, r"segmentation\.stride is 101 .* lower the stride"),
+        ({"stride": 0}, r"segmentation\.stride is 0: must be at least 1"),
+        ({"window": 0, "stride": 0}, r"segmentation\.window is 0: must be at least 1"),
+        ({"short_side": 0}, r"segmentation\.short_side is 0: must be at least 1"),
+        ({"logit_scale": -1.0}, r"segmentation\.logit_scale is -1\.0: must be above 0"),
+    ],
+)
+def test_sizes_that_segment_nothing_are_refused(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SegmentationConfig(**wrong)
