@@ -5,6 +5,7 @@ sum(hits[:, c]) / sum(trials[:, c]). Top-k accuracy, recall and pixel accuracy h
 class. One bootstrap therefore serves all, and the same resamples of two models give the interval of their difference.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +49,8 @@ def estimate(tally: Tally, samples: int, seed: int) -> Estimate:
     """Wilson's interval for plain proportions, a bootstrap over items for everything else."""
     if tally.trials.shape[1] == 1 and bool((tally.trials == 1).all()):
         return wilson(float(tally.hits.sum()), len(tally.trials))
-    values = _resampled(tally, _resamples(len(tally.hits), samples, seed))
-    low, high = np.quantile(values, [0.025, 0.975])
+    values = [_resampled(tally, weights) for weights in _resamples(len(tally.hits), samples, seed)]
+    low, high = np.quantile(np.concatenate(values), [0.025, 0.975])
     return Estimate(tally.value, min(float(low), tally.value), max(float(high), tally.value))
 
 
@@ -67,22 +68,26 @@ def paired_difference(ours: Tally, other: Tally, samples: int, seed: int) -> Est
         raise ValueError(
             f"cannot compare {ours.hits.shape} items with {other.hits.shape}: the same evaluation set is required"
         )
-    weights = _resamples(len(ours.hits), samples, seed)
-    low, high = np.quantile(_resampled(ours, weights) - _resampled(other, weights), [0.025, 0.975])
+    blocks = _resamples(len(ours.hits), samples, seed)
+    differences = [_resampled(ours, weights) - _resampled(other, weights) for weights in blocks]
+    low, high = np.quantile(np.concatenate(differences), [0.025, 0.975])
     return Estimate(ours.value - other.value, float(low), float(high))
 
 
-def _resamples(items: int, samples: int, seed: int) -> Integer[np.ndarray, "samples items"]:
-    """How often each item is drawn in each bootstrap sample."""
-    draws = np.random.default_rng(seed).integers(0, items, (samples, items), dtype=np.int32)
-    return np.stack([np.bincount(row, minlength=items).astype(np.uint16) for row in draws])
+def _resamples(items: int, samples: int, seed: int) -> Iterator[Float64[np.ndarray, "resamples items"]]:
+    """How often each item is drawn in each bootstrap sample, a few samples at a time: the draws are those of all at
+    once."""
+    random = np.random.default_rng(seed)
+    for start in range(0, samples, SAMPLES_AT_ONCE):
+        draws = random.integers(0, items, (min(SAMPLES_AT_ONCE, samples - start), items), dtype=np.int32)
+        weights = np.empty(draws.shape)
+        for row, drawn in zip(weights, draws, strict=True):
+            row[:] = np.bincount(drawn, minlength=items)
+        yield weights
 
 
-def _resampled(tally: Tally, weights: Integer[np.ndarray, "samples items"]) -> Float64[np.ndarray, "samples"]:
-    blocks = [
-        weights[start : start + SAMPLES_AT_ONCE].astype(np.float64) for start in range(0, len(weights), SAMPLES_AT_ONCE)
-    ]
-    return np.concatenate([_ratio(block @ tally.hits, block @ tally.trials) for block in blocks])
+def _resampled(tally: Tally, weights: Float64[np.ndarray, "resamples items"]) -> Float64[np.ndarray, "resamples"]:
+    return _ratio(weights @ tally.hits, weights @ tally.trials)
 
 
 def expected_hits(

@@ -1,6 +1,7 @@
 """Metrics against slow versions, and what intervals must obey."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -110,6 +111,24 @@ def test_paired_difference_is_narrower_than_unpaired_for_models_that_agree() -> 
     one = estimate(proportion(hits.tolist()), 1000, 0)
     assert 0 < difference.low < difference.value < difference.high
     assert difference.high - difference.low < one.high - one.low
+
+
+def test_resamples_are_those_drawn_all_at_once() -> None:
+    random = np.random.default_rng(4)
+    tally = Tally(random.random((31, 3)), random.integers(1, 4, (31, 3)).astype(float))
+    drawn = np.random.default_rng(7).integers(0, 31, (150, 31), dtype=np.int32)
+    values = [(tally.hits[rows].sum(0) / tally.trials[rows].sum(0)).mean() for rows in drawn]
+    interval = estimate(tally, samples=150, seed=7)
+    assert [interval.low, interval.high] == pytest.approx(np.quantile(values, [0.025, 0.975]))
+
+
+def test_intervals_hold_few_resamples_in_memory() -> None:
+    tally = Tally(np.random.default_rng(0).random((4000, 1)), np.full((4000, 1), 2.0))
+    tracemalloc.start()
+    paired_difference(tally, tally, samples=2000, seed=0)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 8e6  # all 2,000 at once: 48 MB
 
 
 def test_paired_difference_of_other_items_is_an_error() -> None:
