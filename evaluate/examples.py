@@ -4,6 +4,7 @@ Which items are shown depends on their number only: evenly spaced, so that two m
 """
 
 import colorsys
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -152,7 +153,9 @@ def _thumbnail(out: Path, file_name: str, dataset: ClassificationSet | Retrieval
 def _save(path: Path, image: Image.Image, longest_px: int) -> None:
     small = image.copy()
     small.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
-    small.save(path, quality=JPEG_QUALITY)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    write_atomic(path, buffer.getvalue())  # Pillow itself does not notice a short write
 
 
 def _write_listing(out: Path, examples: dict[str, Any]) -> None:
