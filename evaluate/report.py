@@ -171,7 +171,7 @@ def _facts(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
         ("pairs embedded", f"{pairs:,.0f}" if pairs else ""),
         ("pairs selected", f"{kept:,.0f}" if kept else ""),
         ("training steps", f"{steps:,}" if steps else ""),
-        ("time of all steps", duration(seconds) if seconds else ""),
+        ("time of the steps in the lineage", duration(seconds) if seconds else ""),
         ("commit", commit),
         ("host", str(newest.get("host", ""))),
     ]

@@ -95,7 +95,7 @@ def test_page_loads_nothing_and_shows_everything(inputs: dict[str, Path], tmp_pa
     assert targets <= set(re.findall(r'id="(\w+)"', page))
     assert "Colours &amp; shapes" in page
     assert "feedbeef00 +" in page
-    assert "1 min 15 s" in page
+    assert "<dt>time of the steps in the lineage</dt><dd>2 min 30 s</dd>" in page
 
 
 def test_page_of_one_model_without_records_is_written(inputs: dict[str, Path], tmp_path: Path) -> None:
