@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from evaluate.benchmarks import ClassificationSet, load_images
 from evaluate.encoder import Encoder
-from evaluate.metrics import Tally, expected_hits
+from evaluate.metrics import Tally, expected_hits, places
 from evaluate.prompts import fill
 
 TEXTS_AT_ONCE = 2048
@@ -46,25 +46,15 @@ def classify(encoder: Encoder, dataset: ClassificationSet, templates: Sequence[s
     """Scores every image against every class; ties count with their expected value under random order."""
     classes = class_embeddings(encoder, dataset.class_names, templates)
     first = min(5, len(classes))
-    ranked, confidence, places = [], [], []
+    targets, labels = torch.tensor(dataset.targets)[:, None], torch.arange(len(classes))
+    ranked, confidence, placed = [], [], []
     for start in range(0, len(dataset.images), batch_size):
         images = load_images(dataset.tree, dataset.images[start : start + batch_size])
         scores = encoder.encode_image(images) @ classes.T
         top = scores.topk(first, dim=1)
         ranked.append(top.indices.numpy())
         confidence.append(top.values.numpy())
-        places.append(_places(scores, torch.tensor(dataset.targets[start : start + batch_size])))
-    greater, equal = np.concatenate(places, axis=1)
-    tallies = {f"top{k}": _tally(greater, equal, k) for k in (1, 5) if k < len(classes) or k == 1}
+        placed.append(places(scores, targets[start : start + batch_size] == labels))
+    hits = {k: expected_hits(np.concatenate(placed, axis=1), k) for k in (1, 5) if k < len(classes) or k == 1}
+    tallies = {f"top{k}": Tally(hit[:, None], np.ones((len(hit), 1))) for k, hit in hits.items()}
     return Classified(np.concatenate(ranked), np.concatenate(confidence), tallies)
-
-
-def _places(scores: Float[Tensor, "b c"], targets: Int64[Tensor, "b"]) -> Int64[np.ndarray, "2 b"]:
-    """How many wrong classes score above the right one, and how many the same."""
-    right = scores.gather(1, targets[:, None])
-    return torch.stack([(scores > right).sum(1), (scores == right).sum(1) - 1]).numpy()
-
-
-def _tally(greater: Int64[np.ndarray, "n"], equal: Int64[np.ndarray, "n"], k: int) -> Tally:
-    hits = expected_hits(greater, equal, np.ones_like(equal), k)
-    return Tally(hits[:, None], np.ones((len(hits), 1)))

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64, Integer
+import torch
+from jaxtyping import Bool, Float, Float64, Int64, Integer
+from torch import Tensor
 
 Z_95 = 1.959963984540054
 SAMPLES_AT_ONCE = 64
@@ -90,17 +92,20 @@ def _resampled(tally: Tally, weights: Float64[np.ndarray, "resamples items"]) ->
     return _ratio(weights @ tally.hits, weights @ tally.trials)
 
 
-def expected_hits(
-    greater: Int64[np.ndarray, "n"],
-    equal_wrong: Int64[np.ndarray, "n"],
-    equal_right: Int64[np.ndarray, "n"],
-    k: int,
-) -> Float64[np.ndarray, "n"]:
+def places(scores: Float[Tensor, "n answers"], right: Bool[Tensor, "n answers"]) -> Int64[np.ndarray, "3 n"]:
+    """How many answers are before or level with the best right one of each row: wrong ones that score above it, wrong
+    ones with its score, right ones with its score."""
+    best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+    level = scores == best
+    return torch.stack([(scores > best).sum(1), (level & ~right).sum(1), (level & right).sum(1)]).numpy()
+
+
+def expected_hits(places: Int64[np.ndarray, "3 n"], k: int) -> Float64[np.ndarray, "n"]:
     """Probability that a right answer is among the first k when ties are put in random order.
 
-    `greater` wrong answers score above the best right one, `equal_wrong` wrong and `equal_right` right ones the same
-    as it. Without ties this is 1 or 0; a model that gives everything one score gets exactly chance.
+    Without ties this is 1 or 0; a model that gives everything one score gets exactly chance.
     """
+    greater, equal_wrong, equal_right = places
     missed = np.ones(len(greater))
     for drawn in range(k):
         remaining = equal_wrong + equal_right - drawn
@@ -111,8 +116,7 @@ def expected_hits(
 
 def chance_of_hit(candidates: int, right: int, k: int) -> float:
     """Probability of at least one of `right` answers among k drawn at random from `candidates`."""
-    one = expected_hits(np.zeros(1, np.int64), np.array([candidates - right]), np.array([right]), min(k, candidates))
-    return float(one[0])
+    return float(expected_hits(np.array([[0], [candidates - right], [right]]), min(k, candidates))[0])
 
 
 def intersections_and_unions(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evaluate.benchmarks import RetrievalSet, load_images
 from evaluate.encoder import Encoder
-from evaluate.metrics import Tally, chance_of_hit, expected_hits
+from evaluate.metrics import Tally, chance_of_hit, expected_hits, places
 
 RECALL_AT = (1, 5, 10)
 QUERIES_AT_ONCE = 512
@@ -51,39 +51,31 @@ def recall_tallies(
     images: Float[Tensor, "images dim"], captions: Float[Tensor, "captions dim"], owners: Int64[Tensor, "captions"]
 ) -> dict[str, Tally]:
     """Recall at 1, 5, 10 each way; caption j describes image owners[j]."""
-    to_image = _places(captions, images, torch.arange(len(images)), owners)
-    to_text = _places(images, captions, owners, torch.arange(len(images)))
+    to_image = _all_places(captions, images, torch.arange(len(images)), owners)
+    to_text = _all_places(images, captions, owners, torch.arange(len(images)))
     num_images, image_of = len(images), owners.numpy()
     count = np.bincount(image_of, minlength=num_images).astype(np.float64)[:, None]
     tallies = {}
     for k in RECALL_AT:
-        hits = np.bincount(image_of, expected_hits(*to_image, k), minlength=num_images)
+        hits = np.bincount(image_of, expected_hits(to_image, k), minlength=num_images)
         tallies[f"text_to_image_r{k}"] = Tally(hits[:, None], count)
     for k in RECALL_AT:
-        tallies[f"image_to_text_r{k}"] = Tally(expected_hits(*to_text, k)[:, None], np.ones((num_images, 1)))
+        tallies[f"image_to_text_r{k}"] = Tally(expected_hits(to_text, k)[:, None], np.ones((num_images, 1)))
     return tallies
 
 
-def _places(
+def _all_places(
     queries: Float[Tensor, "q dim"],
     gallery: Float[Tensor, "g dim"],
     gallery_ids: Int64[Tensor, "g"],
     query_ids: Int64[Tensor, "q"],
-) -> tuple[Int64[np.ndarray, "q"], Int64[np.ndarray, "q"], Int64[np.ndarray, "q"]]:
-    """For each query: wrong answers above its best right one, wrong ones level with it, right ones level with it.
-
-    An answer is right when its id is the query's.
-    """
-    greater, equal_wrong, equal_right = [], [], []
+) -> Int64[np.ndarray, "3 q"]:
+    """The places of every query's right answers, whose id is the query's."""
+    blocks = []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
-        scores = queries[start : start + QUERIES_AT_ONCE] @ gallery.T
-        right = query_ids[start : start + QUERIES_AT_ONCE, None] == gallery_ids
-        best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        level = scores == best
-        greater.append((scores > best).sum(1))
-        equal_wrong.append((level & ~right).sum(1))
-        equal_right.append((level & right).sum(1))
-    return torch.cat(greater).numpy(), torch.cat(equal_wrong).numpy(), torch.cat(equal_right).numpy()
+        here = slice(start, start + QUERIES_AT_ONCE)
+        blocks.append(places(queries[here] @ gallery.T, query_ids[here, None] == gallery_ids))
+    return np.concatenate(blocks, axis=1)
 
 
 def chance_recalls(owners: Sequence[int]) -> dict[str, float]:

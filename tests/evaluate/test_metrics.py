@@ -5,6 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from evaluate.metrics import (
     expected_hits,
     intersections_and_unions,
     paired_difference,
+    places,
     wilson,
 )
 
@@ -29,8 +31,14 @@ def test_expected_hits_is_the_mean_over_all_orders_of_the_ties(greater: int, wro
     tied = "w" * wrong + "r" * right
     orders = list(itertools.permutations(tied))
     found = [("x" * greater + "".join(order))[:k].count("r") > 0 for order in orders]
-    one = expected_hits(np.array([greater]), np.array([wrong]), np.array([right]), k)
+    one = expected_hits(np.array([[greater], [wrong], [right]]), k)
     assert one[0] == pytest.approx(np.mean(found))
+
+
+def test_places_count_the_answers_before_and_beside_the_best_right_one() -> None:
+    scores = torch.tensor([[3.0, 2.0, 2.0, 2.0, 1.0], [1.0, 5.0, 0.0, 4.0, 5.0], [1.0, 1.0, torch.nan, 1.0, 1.0]])
+    right = torch.tensor([[0, 1, 0, 1, 1], [0, 1, 0, 1, 0], [0, 0, 1, 0, 0]]).bool()
+    assert places(scores, right).T.tolist() == [[1, 1, 2], [0, 1, 1], [0, 0, 0]]
 
 
 @given(st.integers(1, 60), st.integers(1, 12))
