@@ -32,7 +32,8 @@ class SegmentationConfig:
     stride: int = 192
     """Distance between windows, px; the last one ends at the border."""
     logit_scale: float = 1.0
-    """Factor on the cosines before the soft-max over classes."""
+    """Factor on the cosines before the soft-max over classes: 1, as dino.txt is evaluated, and not the trained scale,
+    which would let each window's first choice outvote the mean."""
     background: Literal["prompts", "threshold"] = "prompts"
     """Sets with a background class: it scores as the best of `background_prompts`, or a constant cosine."""
     background_prompts: tuple[str, ...] = ("background", "backdrop", "empty space", "sky", "ground", "wall")
