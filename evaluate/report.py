@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cluster.files import read_jsonl, write_atomic
+from curation.backbone import describe
 from curation.report import curation_sections
 from evaluate.figures import COLORS, training_curves
 from evaluate.metrics import Estimate, paired_difference
@@ -79,7 +80,7 @@ def run(config: ReportConfig, *, out: Path, **inputs: Path) -> dict[str, float]:
             config=config,
             arms=arms,
             colors=COLORS,
-            encoder=arms[0].encoder(),
+            encoder=arms[0].encoder() or _backbone(records),
             facts=_facts(records),
             benchmarks=compare(arms, config),
             curves=curves,
@@ -156,6 +157,12 @@ def _row(
     ]
     trivial = trivial_score(results[0][benchmark], metric)
     return Row(METRIC_NAMES.get(metric, metric), values, differences, trivial)
+
+
+def _backbone(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """What pairs were embedded with, for a page without scores."""
+    name = records.get("embed", {}).get("config", {}).get("backbone", {}).get("name")
+    return describe(name) if name else ""
 
 
 def _facts(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

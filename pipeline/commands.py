@@ -20,6 +20,7 @@ from curation.decisions import why
 from evaluate.tables import results_table
 from pipeline.config import dump_recipe
 from pipeline.graph import build_steps, draw_steps
+from pipeline.inputs import check_evaluation
 from pipeline.nearest import nearest
 from pipeline.plan import print_plan
 from pipeline.recipes import Recipe
@@ -45,6 +46,7 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
     steps, store = build_steps(recipe), Store(options.workspace)
     for label in (*options.only, *options.force):
         find_step(steps, label)
+    check_evaluation(recipe)
     backbone = recipe.embed.backbone
     header = f"recipe [b]{recipe.name}[/b]   backbone [b]{describe(backbone.name)}[/b]   weights {backbone.digest[:12]}"
     progress_console().print(header, soft_wrap=True)
@@ -73,6 +75,7 @@ def submit(recipe: Recipe, options: Namespace, console: Console) -> int:
     The recipe lies in a file named by its content: a job that waits, or is requeued, runs what it was submitted with.
     """
     folder, steps, text = options.workspace.resolve() / "jobs", build_steps(recipe), dump_recipe(recipe)
+    check_evaluation(recipe)
     file = folder / f"{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(file, text)
@@ -144,7 +147,8 @@ def show(recipe: Recipe, options: Namespace, console: Console) -> int:
 
 def show_results(steps: Sequence[Step], store: Store, console: Console, as_json: bool = False) -> int:
     """The table of all scores, one column per arm."""
-    done = [step for step in in_order(steps) if step.name == "evaluate" and store.record(step)]
+    scored = [step for step in in_order(steps) if step.name == "evaluate"]
+    done = [step for step in scored if store.record(step)]
     name = "curated" if len(done) > 1 else "model"
     arms = {step.label.partition("@")[2] or name: store.folder(step) / "results.json" for step in done}
     results = {arm: json.loads(path.read_text()) for arm, path in arms.items()}
@@ -152,8 +156,10 @@ def show_results(steps: Sequence[Step], store: Store, console: Console, as_json:
         print(json.dumps(results, indent=1))
     elif results:
         console.print(results_table(results))
-    else:
+    elif scored:
         console.print("no results yet: `python -m pipeline run` makes them")
+    else:
+        console.print("no results: the recipe has no evaluation set; name one as --data.retrieval, for example")
     return 0
 
 

@@ -4,11 +4,11 @@ Arms differ in one thing, the selection: the curated one, and others for compari
 evaluation sets) is built once. Models from elsewhere are scored only.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.storage import absolute, kind_of
+from cluster.storage import kind_of
 from curation import curate, embed, emoji
 from curation.backbone import resolve
 from curation.captions import CaptionConfig
@@ -16,14 +16,11 @@ from curation.curate import CurateConfig
 from curation.dedup import DuplicatesConfig
 from curation.leakage import LeakageConfig
 from evaluate import jobs, report
-from evaluate.openclip import check_architecture
+from pipeline.inputs import OPEN_CLIP, TASKS, by_stem, check_named, evaluation_sets, other_labels, user_data
 from pipeline.recipes import ComparedArm, Recipe
 from pipeline.step import Output, Step, in_order
 from train import tokenizer, trainer
-from train.formats import is_model
 from train.loop import TrainConfig
-
-OPEN_CLIP = "open_clip:"
 
 
 def resolve_backbone(recipe: Recipe) -> Recipe:
@@ -39,14 +36,8 @@ def resolve_backbone(recipe: Recipe) -> Recipe:
 
 
 def build_steps(recipe: Recipe) -> list[Step]:
-    """The steps of a recipe, checked. ValueError or FileNotFoundError when its data are not there."""
-    if not recipe.emoji and not recipe.data.pairs:
-        raise ValueError(
-            f"recipe {recipe.name} has no pairs: set --data.pairs to a folder, tar, Parquet folder or caption JSON "
-            "(the README's 'Your own data' shows each)"
-        )
-    for name in recipe.others:
-        _check_other(recipe, name)
+    """The steps of a recipe. ValueError or FileNotFoundError when what it names is not there."""
+    check_named(recipe)
     steps = draw_steps(recipe)
     for step in in_order(steps):
         for path in step.inputs.values():
@@ -69,7 +60,7 @@ def draw_steps(recipe: Recipe) -> list[Step]:
         arms.append(
             _arm(replace(recipe, curate=ARMS[name](recipe.curate)), f"@{name}", embeddings, leakage, datasets, images)
         )
-    arms += [[_other(recipe, name, label, datasets)] for name, label in _other_labels(recipe).items()]
+    arms += [[_other(recipe, name, label, datasets)] for name, label in other_labels(recipe).items()]
     shown = {
         step.label.replace("@", "_"): Output(step) for step in (embeddings, *(step for arm in arms for step in arm))
     }
@@ -85,7 +76,7 @@ def _arm(
     datasets: Mapping[str, Output | Path],
     images: Mapping[str, Output | Path],
 ) -> list[Step]:
-    """Selection, tokenizer, model and scores of one arm."""
+    """Selection, tokenizer and model of one arm; its scores, where there is a set to score it on."""
     rows = Output(embeddings)
     entries = {"metadata": user_data(recipe, recipe.data.metadata)} if recipe.data.metadata else {}
     select = Step("curate", f"curate{suffix}", curate.run, recipe.curate, {"embeddings": rows, **leakage, **entries})
@@ -93,10 +84,10 @@ def _arm(
     words = Step("tokenizer", f"tokenizer{suffix}", tokenizer.run, recipe.tokenizer, pair, runs_beside=True)
     seen = {**pair, "tokenizer": Output(words), **images}
     model = Step("train", f"train{suffix}", trainer.run, _train_config(recipe), seen)
-    scores = Step(
-        "evaluate", f"evaluate{suffix}", jobs.run, recipe.evaluate, {"model": Output(model, "model"), **datasets}
-    )
-    return [select, words, model, scores]
+    if not datasets:
+        return [select, words, model]
+    tested = {"model": Output(model, "model"), **datasets}
+    return [select, words, model, Step("evaluate", f"evaluate{suffix}", jobs.run, recipe.evaluate, tested)]
 
 
 def _other(recipe: Recipe, name: str, label: str, datasets: Mapping[str, Output | Path]) -> Step:
@@ -106,27 +97,6 @@ def _other(recipe: Recipe, name: str, label: str, datasets: Mapping[str, Output 
         return Step("evaluate", f"evaluate@{label}", jobs.run, config, datasets)
     model = user_data(recipe, name)
     return Step("evaluate", f"evaluate@{label}", jobs.run, recipe.evaluate, {"model": model, **datasets})
-
-
-def _other_labels(recipe: Recipe) -> dict[str, str]:
-    """The models from elsewhere with what each is called: its folder, or architecture."""
-    names = list(dict.fromkeys(recipe.others))
-    words = [
-        name.split(":")[1:] if name.startswith(OPEN_CLIP) else absolute(user_data(recipe, name)).parts[:-3:-1]
-        for name in names
-    ]
-    return dict(zip(names, _told_apart([each[0] for each in words], ["-".join(each) for each in words]), strict=True))
-
-
-def _check_other(recipe: Recipe, name: str) -> None:
-    """Whether it is there, before hours are spent on what comes first."""
-    if name.startswith(OPEN_CLIP):
-        check_architecture(name.split(":")[1])
-    elif not is_model(user_data(recipe, name)):
-        raise ValueError(
-            f"others: {name} is no model: a folder with config.json and model.safetensors, a folder with published "
-            "dino.txt weights (*head*.pth, *text*.pth), or open_clip:ARCHITECTURE:WEIGHTS is needed; correct the path"
-        )
 
 
 def _images(recipe: Recipe, pairs: Output | Path) -> dict[str, Output | Path]:
@@ -173,7 +143,7 @@ def _leakage(recipe: Recipe, pool: Step | None) -> dict[str, Output]:
     if pool:
         sets: dict[str, Output | Path] = {"retrieval": Output(pool, "retrieval.tar")}
     else:
-        sets = dict(_by_stem(recipe, recipe.data.leakage))
+        sets = dict(by_stem(recipe, recipe.data.leakage))
     return {
         f"leakage_{name}": Output(Step("embed", f"embed@{name}", embed.run, config, {"source": data}))
         for name, data in sets.items()
@@ -182,31 +152,4 @@ def _leakage(recipe: Recipe, pool: Step | None) -> dict[str, Output]:
 
 def _datasets(recipe: Recipe, pool: Step | None) -> dict[str, Output | Path]:
     """Evaluation sets by task."""
-    tasks = ("classification", "retrieval", "segmentation")
-    if pool:
-        return {task: Output(pool, f"{task}.tar") for task in tasks}
-    return {
-        f"{task}_{stem}": path for task in tasks for stem, path in _by_stem(recipe, getattr(recipe.data, task)).items()
-    }
-
-
-def _by_stem(recipe: Recipe, names: Sequence[str]) -> dict[str, Path]:
-    """User data by file stem; where two have the same, by folder and stem."""
-    paths = [user_data(recipe, name) for name in dict.fromkeys(names)]
-    long = [f"{absolute(path).parent.name}-{path.stem}" for path in paths]
-    return dict(zip(_told_apart([path.stem for path in paths], long), paths, strict=True))
-
-
-def _told_apart(short: Sequence[str], long: Sequence[str]) -> list[str]:
-    """The short names, but the long ones where several are alike."""
-    names = [long[index] if short.count(name) > 1 else name for index, name in enumerate(short)]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"two sets or models would both be called {name!r}: names must be unique; rename a folder")
-    return names
-
-
-def user_data(recipe: Recipe, name: str) -> Path:
-    """Where a set given by the user is: as named, or beside `pairs`."""
-    beside = Path(recipe.data.pairs).parent / name
-    return beside if kind_of(beside) else Path(name)
+    return {task: Output(pool, f"{task}.tar") for task in TASKS} if pool else dict(evaluation_sets(recipe))

@@ -25,6 +25,7 @@ from pipeline.costs import (
     stored_grid,
 )
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
+from pipeline.inputs import check_evaluation
 from pipeline.measure import print_rates
 from pipeline.recipes import Recipe
 from pipeline.runner import pending
@@ -56,6 +57,7 @@ def print_plan(
     try:
         recipe = resolve_backbone(recipe)
         steps = in_order(build_steps(recipe))
+        check_evaluation(recipe)
     except (ValueError, OSError) as error:
         console.print(f"[yellow]cannot run yet:[/yellow] {escape(str(error))}\n", soft_wrap=True)
         console.print(_names_table(in_order(draw_steps(recipe))))

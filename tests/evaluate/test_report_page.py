@@ -105,6 +105,17 @@ def test_page_of_one_model_without_records_is_written(inputs: dict[str, Path], t
     assert 'id="training"' not in page
 
 
+def test_page_without_scores_shows_training_and_names_the_backbone(inputs: dict[str, Path], tmp_path: Path) -> None:
+    embed = tmp_path / "embed"
+    embed.mkdir()
+    (embed / "record.json").write_text(json.dumps(RECORD | {"config": {"backbone": {"name": "efficientnet-lite0"}}}))
+    run(ReportConfig(), out=tmp_path, embed=embed, train=inputs["train"])
+    page = (tmp_path / "report.html").read_text()
+    assert 'id="training"' in page
+    assert 'id="results"' not in page
+    assert '<span class="badge warn">Backbone: efficientnet-lite0' in page
+
+
 def test_stand_in_backbone_is_marked(inputs: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "evaluate"
     folder.mkdir()

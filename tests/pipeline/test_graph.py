@@ -97,6 +97,13 @@ def test_sets_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
         steps(replace(DEBUG, emoji=None, data=replace(data, leakage=(names[0], str(tmp_path / "coco" / "val.json")))))
 
 
+def test_without_evaluation_sets_nothing_is_scored_and_the_rest_is_reported(tmp_path: Path) -> None:
+    recipe = replace(DEBUG, emoji=None, data=replace(DEBUG.data, pairs=str(tmp_path)), compare=("uncurated",))
+    found = {step.label: step for step in in_order(build_steps(recipe))}
+    assert not [step for step in found.values() if step.name == "evaluate"]
+    assert {"embed", "curate", "train", "train_uncurated"} <= found["report"].inputs.keys()
+
+
 def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
     others = (str(tmp_path / "a" / "model"), str(tmp_path / "b" / "model"), "open_clip:ViT-B-32:openai")
     found = steps(replace(DEBUG, others=others))

@@ -21,6 +21,7 @@ from pipeline.presets import PRESETS
         (["show", "debug", "curat"], "no step 'curat': did you mean 'curate'"),
         (["run", "flickr8k", "--embed.backbone", "random-vit"], "set --data.pairs"),
         (["run", "missing.yaml"], r"missing\.yaml"),
+        (["run", "debug", "--evaluate.benchmarks", "retreival"], "no evaluation set 'retreival': did you mean 'retri"),
         (["plan", "debug", "--rows", "-5"], "--rows -5: a number of pairs is needed"),
         (["run", "debug", "train"], "run does not take train: show, export do"),
         (["status", "debug", "--only", "curate"], "status does not take --only: plan, run, submit do"),
@@ -67,6 +68,11 @@ def test_plan_says_what_only_and_force_would_run(tmp_path: Path, capsys: pytest.
     states = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()[2:3] != []}
     assert "to run" in states["curate"]
     assert "left out" in states["train"]
+
+
+def test_plan_refuses_what_evaluation_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "debug", "--workspace", str(tmp_path), "--evaluate.benchmarks", "retreival"]) == 0
+    assert "cannot run yet: evaluate.benchmarks: there is no" in capsys.readouterr().out
 
 
 def test_plan_of_the_papers_recipe_needs_neither_data_nor_weights(

@@ -1,0 +1,114 @@
+"""What the user names, as files: pairs, evaluation sets, models from elsewhere; checked before hours are spent.
+
+A bare name is looked for beside the pairs. Sets are called by their file stems, models by their folders.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+from cluster.storage import absolute, kind_of
+from evaluate.benchmarks import Task, open_classification, open_retrieval, open_segmentation
+from evaluate.jobs import task_of
+from evaluate.openclip import check_architecture
+from pipeline.nearest import nearest
+from pipeline.recipes import Recipe
+from train.formats import is_model
+
+OPEN_CLIP = "open_clip:"
+TASKS: tuple[Task, ...] = get_args(Task)
+
+
+def check_named(recipe: Recipe) -> None:
+    """ValueError for pairs that are not named, models that are none, and models that nothing can score."""
+    if not recipe.emoji and not recipe.data.pairs:
+        raise ValueError(
+            f"recipe {recipe.name} has no pairs: set --data.pairs to a folder, tar, Parquet folder or caption JSON "
+            "(the README's 'Your own data' shows each)"
+        )
+    if recipe.others and not recipe.emoji and not evaluation_sets(recipe):
+        raise ValueError(
+            f"others: nothing can score {recipe.others[0]}, as recipe {recipe.name} has no evaluation set: at least "
+            f"one is needed; set --{', --'.join(f'data.{task}' for task in TASKS)}, or take the model out"
+        )
+    for name in recipe.others:
+        _check_other(recipe, name)
+
+
+def _check_other(recipe: Recipe, name: str) -> None:
+    if name.startswith(OPEN_CLIP):
+        check_architecture(name.split(":")[1])
+    elif not is_model(user_data(recipe, name)):
+        raise ValueError(
+            f"others: {name} is no model: a folder with config.json and model.safetensors, a folder with published "
+            "dino.txt weights (*head*.pth, *text*.pth), or open_clip:ARCHITECTURE:WEIGHTS is needed; correct the path"
+        )
+
+
+def check_evaluation(recipe: Recipe) -> None:
+    """Open every evaluation set that will be used, as evaluation does after training; reads names, no pictures."""
+    sets: Mapping[str, Path] = {} if recipe.emoji else evaluation_sets(recipe)
+    names = TASKS if recipe.emoji else tuple(sets)
+    for name in recipe.evaluate.benchmarks:
+        if name not in names:
+            raise ValueError(
+                f"evaluate.benchmarks: there is no evaluation set {name!r}{nearest(name, names)}; it must be one of "
+                f"those of recipe {recipe.name}: {', '.join(names) or 'it has none'}; correct it or take it out"
+            )
+    for name, path in sets.items():
+        if not recipe.evaluate.benchmarks or name in recipe.evaluate.benchmarks:
+            _open(task_of(name), path, recipe.evaluate.split)
+
+
+def _open(task: Task, path: Path, split: str) -> None:
+    try:
+        if task == "classification":
+            open_classification(path)
+        elif task == "retrieval":
+            open_retrieval(path, split)
+        else:
+            open_segmentation(path)
+    except (LookupError, TypeError, AttributeError) as error:  # a listing of another layout
+        raise ValueError(
+            f"{path} is not laid out as a set for {task} ({type(error).__name__}: {error}): what data.{task} "
+            "takes stands above it in a recipe's YAML; correct the set, or take it out of the recipe"
+        ) from error
+
+
+def evaluation_sets(recipe: Recipe) -> dict[str, Path]:
+    """The user's evaluation sets by task and file stem."""
+    return {
+        f"{task}_{stem}": path for task in TASKS for stem, path in by_stem(recipe, getattr(recipe.data, task)).items()
+    }
+
+
+def by_stem(recipe: Recipe, names: Sequence[str]) -> dict[str, Path]:
+    """User data by file stem; where two have the same, by folder and stem."""
+    paths = [user_data(recipe, name) for name in dict.fromkeys(names)]
+    long = [f"{absolute(path).parent.name}-{path.stem}" for path in paths]
+    return dict(zip(_told_apart([path.stem for path in paths], long), paths, strict=True))
+
+
+def other_labels(recipe: Recipe) -> dict[str, str]:
+    """The models from elsewhere with what each is called: its folder, or architecture."""
+    names = list(dict.fromkeys(recipe.others))
+    words = [
+        name.split(":")[1:] if name.startswith(OPEN_CLIP) else absolute(user_data(recipe, name)).parts[:-3:-1]
+        for name in names
+    ]
+    return dict(zip(names, _told_apart([each[0] for each in words], ["-".join(each) for each in words]), strict=True))
+
+
+def _told_apart(short: Sequence[str], long: Sequence[str]) -> list[str]:
+    """The short names, but the long ones where several are alike."""
+    names = [long[index] if short.count(name) > 1 else name for index, name in enumerate(short)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two sets or models would both be called {name!r}: names must be unique; rename a folder")
+    return names
+
+
+def user_data(recipe: Recipe, name: str) -> Path:
+    """Where a set given by the user is: as named, or beside `pairs`."""
+    beside = Path(recipe.data.pairs).parent / name
+    return beside if kind_of(beside) else Path(name)

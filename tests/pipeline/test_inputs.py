@@ -1,0 +1,52 @@
+"""What the user names is opened before anything runs, and refused with its own name."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.graph import build_steps
+from pipeline.inputs import check_evaluation
+from pipeline.presets import PRESETS
+from pipeline.recipes import DataConfig, Recipe
+
+DEBUG = PRESETS["debug"]
+
+
+def recipe_with(folder: Path, benchmarks: tuple[str, ...] = (), **sets: tuple[str, ...]) -> Recipe:
+    data = DataConfig(pairs=str(folder), **sets)
+    return replace(DEBUG, emoji=None, data=data, evaluate=replace(DEBUG.evaluate, benchmarks=benchmarks))
+
+
+def test_sets_of_another_layout_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no labels\.json in"):
+        check_evaluation(recipe_with(tmp_path, segmentation=(str(tmp_path),)))
+    coco = {"images": [{"file_name": "1.jpg", "id": 1}], "annotations": [{"image_id": 1, "caption": "a"}]}
+    (tmp_path / "captions_val2017.json").write_text(json.dumps(coco))
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        check_evaluation(recipe_with(tmp_path, retrieval=(str(tmp_path),)))
+
+
+def test_a_set_that_is_not_scored_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "1.jpg").write_bytes(b"")
+    sets = {"classification": (str(tmp_path),), "segmentation": (str(tmp_path),)}
+    check_evaluation(recipe_with(tmp_path, benchmarks=(f"classification_{tmp_path.stem}",), **sets))
+    with pytest.raises(ValueError, match=r"no labels\.json"):
+        check_evaluation(recipe_with(tmp_path, **sets))
+
+
+def test_benchmarks_that_are_not_there_are_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'retreival': did you mean 'retrieval'"):
+        check_evaluation(replace(DEBUG, evaluate=replace(DEBUG.evaluate, benchmarks=("retreival",))))
+    with pytest.raises(ValueError, match="it has none"):
+        check_evaluation(recipe_with(tmp_path, benchmarks=("retrieval",)))
+
+
+def test_models_from_elsewhere_need_a_set_to_be_scored_on(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="no evaluation set: at least one is needed"):
+        build_steps(replace(recipe_with(tmp_path), others=(str(tmp_path),)))
