@@ -62,3 +62,11 @@ class Recipe:
     others: tuple[str, ...] = ()
     """Models from elsewhere to score on the same sets: a model folder of ours, a folder of published dino.txt weights
     with their tokenizer, or open_clip:ARCHITECTURE:WEIGHTS."""
+
+    def __post_init__(self) -> None:
+        own = ("pairs", "classification", "retrieval", "segmentation", "leakage")
+        if self.emoji and (given := [name for name in own if getattr(self.data, name)]):
+            raise ValueError(
+                f"data.{given[0]} is {getattr(self.data, given[0])!r}, but recipe {self.name} makes its own pairs and "
+                "evaluation sets: such a recipe takes none; start from another, such as flickr8k, or leave it out"
+            )
