@@ -120,6 +120,7 @@ class Store:
                 sync(path)
         replaced = final.with_suffix(".replaced")
         if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed between these lines
             final.rename(replaced)
         partial.rename(final)
         sync(final.parent)

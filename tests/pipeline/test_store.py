@@ -54,6 +54,14 @@ def test_commit_replaces_an_earlier_output_whole(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "make").iterdir()] == [store.folder(STEP).name]
 
 
+def test_an_output_is_replaced_again_after_a_kill_between_the_renames(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    shutil.copytree(finish(store), store.folder(STEP).with_suffix(".replaced"))
+    finish(store, text="longer")
+    assert (store.folder(STEP) / "deep" / "file.txt").read_text() == "longer"
+    assert [path.name for path in (tmp_path / "make").iterdir()] == [store.folder(STEP).name]
+
+
 def test_inputs_resolve_inside_outputs(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.resolve(Output(STEP, "deep/file.txt")) == store.folder(STEP) / "deep" / "file.txt"
