@@ -118,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--workspace", type=Path, default=Path("workspace"), help="folder of all outputs")
     found.add_argument("--only", nargs="+", default=[], metavar="STEP", help="these steps and what they lack")
-    found.add_argument("--force", nargs="+", default=[], metavar="STEP", help="these steps, though they are done")
+    found.add_argument("--force", nargs="+", default=[], metavar="STEP", help="these and what follows, done or not")
     found.add_argument("--rows", type=int, default=0, help="with plan: pairs in the pool, when it is not embedded yet")
     found.add_argument("--measure", action="store_true", help="with plan: time reading and the backbone here")
     found.add_argument("--json", action="store_true", help="with status and show: for machines")

@@ -38,8 +38,12 @@ class StepFailed(RuntimeError):
 
 
 def pending(steps: Sequence[Step], store: Store, force: Sequence[str] = (), only: Sequence[str] = ()) -> list[Step]:
-    """Steps to run, in order: without a record or forced; with `only`, those steps and what they lack."""
-    return [step for step in _asked(steps, only) if step.label in force or store.record(step) is None]
+    """Steps to run, in order: without a record, forced or after a forced one; with `only`, those and what they lack."""
+
+    def is_forced(step: Step) -> bool:
+        return any(made.label in force for made in (step, *ancestors(step)))
+
+    return [step for step in _asked(steps, only) if is_forced(step) or store.record(step) is None]
 
 
 def _asked(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
@@ -67,11 +71,12 @@ def run_steps(
             console.print(_line(ordered, step, "cached", headline(record.summary)), soft_wrap=True)
     if not todo:
         return
+    again = {step.label for step in todo if store.record(step)}
     tracking = open_tracking()
     status = "FAILED"
     try:
         with session():
-            _run_all(todo, lambda step: _run_step(step, store, tracking, step.label in force), console, ordered)
+            _run_all(todo, lambda step: _run_step(step, store, tracking, step.label in again), console, ordered)
         status = "FINISHED"
     finally:
         tracking.finish(status, *_results(ordered, store))

@@ -174,6 +174,16 @@ def test_force_builds_anew_and_only_limits(run: Callable[..., Store]) -> None:
     assert [step.label for step in pending([ALL], store)] == ["two@arm", "all"]
 
 
+def test_what_follows_from_a_forced_step_is_made_anew_too(run: Callable[..., Store]) -> None:
+    store = run(ALL)
+    assert [step.label for step in pending([ALL], store, force=["two"])] == ["two", "all"]
+    assert [step.label for step in pending([ALL], store, force=["one"], only=["two"])] == ["one", "two"]
+    (store.folder(TWO) / "sum").write_text("9.0")
+    (store.folder(ALL) / "sum").write_text("0.0")
+    run(ALL, force=["two"])
+    assert (store.folder(ALL) / "sum").read_text() == "9.0"
+
+
 def test_damaged_input_stops_the_run_with_the_remedy(run: Callable[..., Store]) -> None:
     store = run(TWO)
     (store.folder(ONE) / "sum").write_text("")
@@ -183,15 +193,15 @@ def test_damaged_input_stops_the_run_with_the_remedy(run: Callable[..., Store]) 
 
 def test_all_damaged_outputs_that_are_needed_are_named_at_once(run: Callable[..., Store]) -> None:
     store = run(ALL)
-    for step in (ONE, TWO):
+    for step in (TWO, ARM):
         (store.folder(step) / "sum").write_text("")
     other = Step("other", "other", add, Config(7.0))
     run(ALL, other, only=["other"])
-    with pytest.raises(DamagedOutput, match=r"one/.*; .*two/.*--force one two$"):
+    with pytest.raises(DamagedOutput, match=r"two/.*; .*two/.*--force two two@arm$"):
         run(ALL)
-    with pytest.raises(DamagedOutput, match=r"--force one two$"):
-        run(ALL, force=["one"])
-    run(ALL, force=["one", "two"])
+    with pytest.raises(DamagedOutput, match=r"--force two two@arm$"):
+        run(ALL, force=["two"])
+    run(ALL, force=["two", "two@arm"])
     assert (store.folder(TWO) / "sum").read_text() == "3.0"
 
 
