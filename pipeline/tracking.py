@@ -7,6 +7,7 @@ first failure it warns once and is off for the rest of the run.
 import fcntl
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -34,6 +35,7 @@ SETTINGS = {  # read when MLflow is imported
 }
 POLL_S = 2.0
 PARAM_CHARS = 500
+NO_METRIC_NAME = re.compile(r"[^\w/. -]")
 
 
 def tracking_uri(workspace: Path) -> str:
@@ -49,6 +51,7 @@ class Tracking:
             os.environ.setdefault(name, value)
         self.uri = tracking_uri(workspace)
         self.is_on = True
+        self._statuses: dict[str, str] = {}  # of the runs that are not ended yet: what each is to end with
         self._lock = threading.RLock()
         with _one_at_a_time(workspace):
             self._guard(lambda: self._open(workspace, recipe, config, tags))
@@ -63,6 +66,7 @@ class Tracking:
         self._end_abandoned()
         name = time.strftime(f"{recipe} %F %T")
         self._parent = self._client.create_run(self._experiment, run_name=name, tags={**tags, **_owner()}).info.run_id
+        self._statuses[self._parent] = "FAILED"
         self._log_params(self._parent, config)
 
     def _end_abandoned(self) -> None:
@@ -86,34 +90,47 @@ class Tracking:
         stop = threading.Event()
         follower = threading.Thread(target=self._follow, args=(run, out / "metrics.jsonl", stop), daemon=True)
         follower.start()
-        status = "FAILED"
         try:
             yield lambda summary: self._log_metrics(
                 run, [(f"final/{name}", value, 0) for name, value in summary.items()]
             )
-            status = "FINISHED"
+            self._statuses[run] = "FINISHED"
         finally:
             stop.set()
             follower.join()
             self._guard(monitor.finish)
-            self._guard(lambda: self._client.set_terminated(run, status))
+            self._guard(lambda: self._end(run))
 
     def _start_step(self, step: Step) -> str:
         """The identity of a nested run."""
         tags = {"mlflow.parentRunId": self._parent, "fingerprint": fingerprint(step), "step": step.name}
         run = self._client.create_run(self._experiment, run_name=step.label, tags={**tags, **_owner()}).info.run_id
+        self._statuses[run] = "FAILED"
         self._log_params(run, step.config)
         return run
 
     def finish(self, status: str, metrics: Mapping[str, float], artifacts: Mapping[str, Path]) -> None:
-        """Close the parent run with the pipeline's scores and files; `artifacts` are by the folder they go to."""
-        self._guard(lambda: self._finish(self._parent, status, metrics, artifacts))
+        """Give the parent run the pipeline's scores and files, and end every run, also where tracking is off by now.
 
-    def _finish(self, parent: str, status: str, metrics: Mapping[str, float], artifacts: Mapping[str, Path]) -> None:
-        self._log_metrics(parent, [(name, value, 0) for name, value in metrics.items()])
+        `artifacts` are by the folder they go to.
+        """
+        if self._statuses:
+            self._guard(lambda: self._log_results(metrics, artifacts))
+            self._statuses[self._parent] = status
+            self._guard(self._end_all, also_off=True)
+
+    def _log_results(self, metrics: Mapping[str, float], artifacts: Mapping[str, Path]) -> None:
+        self._log_metrics(self._parent, [(name, value, 0) for name, value in metrics.items()])
         for folder, path in artifacts.items():
-            self._client.log_artifact(parent, str(path), folder.replace("@", "."))
-        self._client.set_terminated(parent, status)
+            self._client.log_artifact(self._parent, str(path), folder.replace("@", "."))
+
+    def _end_all(self) -> None:
+        for run in list(self._statuses):
+            self._end(run)
+
+    def _end(self, run: str) -> None:
+        self._client.set_terminated(run, self._statuses[run])
+        del self._statuses[run]
 
     def _log_params(self, run: str, config: object) -> None:
         from mlflow.entities import Param
@@ -126,7 +143,7 @@ class Tracking:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(name, float(value), now, step) for name, value, step in values]
+        metrics = [Metric(NO_METRIC_NAME.sub("_", name), float(value), now, step) for name, value, step in values]
         for start in range(0, len(metrics), 1000):
             send = partial(self._client.log_batch, run, metrics=metrics[start : start + 1000])
             self._guard(send)
@@ -144,16 +161,17 @@ class Tracking:
             if ending:
                 return
 
-    def _guard(self, action: Callable[[], T]) -> T | None:
+    def _guard(self, action: Callable[[], T], also_off: bool = False) -> T | None:
         """The action's result; at the tracking server's first failure a warning, and from then on None."""
-        if not self.is_on:
+        if not self.is_on and not also_off:
             return None
         try:
             with self._lock:
                 return action()
         except Exception as error:  # the boundary: whatever the tracking server does must not stop the work
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            log.warning("tracking=off uri=%s reason=%s: the run goes on without", self.uri, reason)
+            if self.is_on:
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                log.warning("tracking=off uri=%s reason=%s: the run goes on without", self.uri, reason)
             self.is_on = False
             return None
 
