@@ -108,6 +108,18 @@ FLICKR8K = Recipe(
     compare=(),
 )
 
+OWN = Recipe(
+    name="own",
+    description="your pairs, scored on the evaluation sets that you name; a small text encoder on any machine",
+    leakage_split="test",
+    embed=EmbedConfig(content="pooled"),
+    train=TrainConfig(
+        model=ModelConfig(vision=VisionConfig(blocks=0)),
+        parallel=ParallelConfig(dtype="bfloat16"),
+    ),
+    compare=(),
+)
+
 VITL14 = Recipe(
     name="vitl14",
     description="the paper's: ViT-L/14 with registers, two vision blocks, batch 65,536, 50,000 steps",
@@ -142,4 +154,4 @@ VITL14 = Recipe(
     report=ReportConfig(title="dino.txt on ViT-L/14"),
 )
 
-PRESETS = {recipe.name: recipe for recipe in (QUICKSTART, FLICKR8K, VITL14, DEBUG)}
+PRESETS = {recipe.name: recipe for recipe in (QUICKSTART, OWN, FLICKR8K, VITL14, DEBUG)}

@@ -75,6 +75,19 @@ def test_plan_refuses_what_evaluation_would(tmp_path: Path, capsys: pytest.Captu
     assert "cannot run yet: evaluate.benchmarks: there is no" in capsys.readouterr().out
 
 
+def test_own_pairs_need_nothing_beside_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs, recipe = tmp_path / "pairs", tmp_path / "mine.yaml"
+    pairs.mkdir()
+    (pairs / "1.jpg").write_bytes(b"")
+    (pairs / "1.txt").write_text("a dog")
+    assert main(["config", "own", "--data.pairs", str(pairs), "--embed.backbone", "random-vit"]) == 0
+    recipe.write_text(capsys.readouterr().out)
+    assert main(["plan", str(recipe), "--workspace", str(tmp_path)]) == 0
+    planned = capsys.readouterr().out
+    assert "to run" in planned
+    assert "cannot run yet" not in planned
+
+
 def test_plan_of_the_papers_recipe_needs_neither_data_nor_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
