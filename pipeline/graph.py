@@ -16,7 +16,16 @@ from curation.curate import CurateConfig
 from curation.dedup import DuplicatesConfig
 from curation.leakage import LeakageConfig
 from evaluate import jobs, report
-from pipeline.inputs import OPEN_CLIP, TASKS, by_stem, check_named, evaluation_sets, other_labels, user_data
+from pipeline.inputs import (
+    OPEN_CLIP,
+    TASKS,
+    backbone_of,
+    by_stem,
+    check_named,
+    evaluation_sets,
+    other_labels,
+    user_data,
+)
 from pipeline.recipes import ComparedArm, Recipe
 from pipeline.step import Output, Step, in_order
 from train import tokenizer, trainer
@@ -96,7 +105,8 @@ def _other(recipe: Recipe, name: str, label: str, datasets: Mapping[str, Output 
         config = replace(recipe.evaluate, open_clip=name.removeprefix(OPEN_CLIP))
         return Step("evaluate", f"evaluate@{label}", jobs.run, config, datasets)
     model = user_data(recipe, name)
-    return Step("evaluate", f"evaluate@{label}", jobs.run, recipe.evaluate, {"model": model, **datasets})
+    config = replace(recipe.evaluate, backbone=backbone_of(model, recipe.evaluate.backbone))
+    return Step("evaluate", f"evaluate@{label}", jobs.run, config, {"model": model, **datasets})
 
 
 def _images(recipe: Recipe, pairs: Output | Path) -> dict[str, Output | Path]:

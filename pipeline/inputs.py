@@ -3,16 +3,19 @@
 A bare name is looked for beside the pairs. Sets are called by their file stems, models by their folders.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 from cluster.storage import absolute, kind_of
+from curation.backbone import BackboneConfig
 from evaluate.benchmarks import Task, open_classification, open_retrieval, open_segmentation
 from evaluate.jobs import task_of
 from evaluate.openclip import check_architecture
 from pipeline.nearest import nearest
 from pipeline.recipes import Recipe
+from train.export import CONFIG
 from train.formats import is_model
 
 OPEN_CLIP = "open_clip:"
@@ -106,6 +109,20 @@ def _told_apart(short: Sequence[str], long: Sequence[str]) -> list[str]:
         if names.count(name) > 1:
             raise ValueError(f"two sets or models would both be called {name!r}: names must be unique; rename a folder")
     return names
+
+
+def backbone_of(model: Path, ours: BackboneConfig) -> BackboneConfig:
+    """The backbone that a model of ours was trained on; published weights do not say theirs, and take the recipe's."""
+    if not (model / CONFIG).is_file():
+        return ours
+    spec = json.loads((model / CONFIG).read_text()).get("spec")
+    if not spec:
+        raise ValueError(
+            f"others: {model / CONFIG} does not say what the model was trained on: a folder as training leaves it, or "
+            "as `export --format safetensors` writes it, is needed; name that one"
+        )
+    weights = ours.weights if spec["digest"] == ours.digest else ""
+    return BackboneConfig(spec["backbone"], weights, spec["digest"], spec["image_size"])
 
 
 def user_data(recipe: Recipe, name: str) -> Path:

@@ -6,11 +6,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from curation.backbone import BackboneConfig
 from curation.curate import CurateConfig
 from curation.embed import EmbedConfig
 from curation.emoji import EmojiConfig
 from evaluate.jobs import EvaluateConfig
 from evaluate.report import ReportConfig
+from train.live import LiveConfig
 from train.loop import TrainConfig
 from train.tokenizer import TokenizerConfig
 
@@ -68,5 +70,25 @@ class Recipe:
         if self.emoji and (given := [name for name in own if getattr(self.data, name)]):
             raise ValueError(
                 f"data.{given[0]} is {getattr(self.data, given[0])!r}, but recipe {self.name} makes its own pairs and "
-                "evaluation sets: such a recipe takes none; start from another, such as flickr8k, or leave it out"
+                "evaluation sets: such a recipe takes none; start from the recipe own, or leave it out"
+            )
+        self._check_overruled()
+
+    def _check_overruled(self) -> None:
+        """ValueError for a setting that the recipe takes from elsewhere, where it says something else."""
+        embed, live, unset = self.embed, self.train.live, LiveConfig()
+        overruled = (
+            ("evaluate.backbone", self.evaluate.backbone, BackboneConfig(), embed.backbone, "embed.backbone"),
+            ("evaluate.open_clip", self.evaluate.open_clip, "", "", "others, as open_clip:ARCHITECTURE:WEIGHTS"),
+            ("train.live.source", live.source, unset.source, embed.source, "embed.source"),
+            ("train.live.precision", live.precision, unset.precision, embed.precision, "embed.precision"),
+            ("train.live.weights", live.weights, unset.weights, embed.backbone.weights, "embed.backbone.weights"),
+        )
+        for name, value, default, taken, place in overruled:
+            if value not in (default, taken):
+                raise ValueError(f"{name} is {value!r}: a recipe takes it from elsewhere; leave it out and set {place}")
+        if self.views and live.enabled:
+            raise ValueError(
+                f"views is {self.views} and train.live.enabled is set: a live backbone crops anew, and would not use "
+                "embedded views; leave out one of the two"
             )

@@ -1,10 +1,12 @@
 """Recipes as steps: what a user names becomes an input of the right step."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from curation.backbone import BackboneConfig
 from pipeline.fingerprint import fingerprint
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.presets import PRESETS
@@ -32,11 +34,10 @@ def test_a_live_backbone_is_given_the_pairs_as_the_embed_step_reads_them() -> No
     source = replace(DEBUG.embed.source, part_rows=7)
     backbone = replace(DEBUG.embed.backbone, weights="w.pth")
     embed = replace(DEBUG.embed, source=source, backbone=backbone)
-    found = steps(replace(DEBUG, embed=embed, train=replace(DEBUG.train, live=LiveConfig(enabled=True)), views=2))
+    found = steps(replace(DEBUG, embed=embed, train=replace(DEBUG.train, live=LiveConfig(enabled=True))))
     live = found["train"].config.live
     assert (live.source, live.weights) == (source, "w.pth")
     assert found["train"].inputs["source"] == Output(found["pool"], "train")
-    assert "embed@view1" not in found
 
 
 def _curate(metadata: str) -> Step:
@@ -76,6 +77,23 @@ def test_models_from_elsewhere_are_scored_on_the_same_sets_and_shown(tmp_path: P
     assert "model" not in clip.inputs
     assert {"evaluate_theirs", "evaluate_ViT-B-32"} <= found["report"].inputs.keys()
     assert found.keys() - steps(DEBUG).keys() == {"evaluate@theirs", "evaluate@ViT-B-32"}
+
+
+def test_a_model_of_ours_is_scored_on_the_backbone_that_it_was_trained_on(tmp_path: Path) -> None:
+    spec = {"backbone": "efficientnet-lite0", "digest": "theirs", "image_size": 160}
+    (tmp_path / "config.json").write_text(json.dumps({"spec": spec}))
+    backbone = replace(DEBUG.embed.backbone, weights="w.pth", digest="ours")
+    evaluate = replace(DEBUG.evaluate, backbone=backbone)
+    recipe = replace(DEBUG, embed=replace(DEBUG.embed, backbone=backbone), evaluate=evaluate, others=(str(tmp_path),))
+    scored = steps(recipe)[f"evaluate@{tmp_path.name}"]
+    assert scored.config.backbone == BackboneConfig("efficientnet-lite0", "", "theirs", 160)
+    same = {"backbone": backbone.name, "digest": "ours", "image_size": 84}
+    (tmp_path / "config.json").write_text(json.dumps({"spec": same}))
+    scored = steps(recipe)[f"evaluate@{tmp_path.name}"]
+    assert scored.config.backbone == replace(backbone, image_size=84)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="does not say what the model was trained on"):
+        build_steps(recipe)
 
 
 def test_a_model_that_is_not_there_is_named_before_anything_runs(tmp_path: Path) -> None:
