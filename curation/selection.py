@@ -12,9 +12,11 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from cluster.files import replacing
+from curation.schema import KEY
 from curation.shards import EmbeddingShards
 
 SELECTION = "selection.arrow"
+CHECKED_AT_ONCE = 1 << 16
 REMEDY = "run the curate step again on these embeddings, or train on the embeddings it was made for"
 
 
@@ -50,7 +52,8 @@ def read_selection(folder: Path, shards: EmbeddingShards | None = None) -> Selec
     if not path.is_file():
         raise SelectionError(f"no {SELECTION} in {folder}: the curate step writes it; run the curate step")
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    selection = Selection(table["key"].cast(pa.large_string()), table["row"].to_numpy())
+    rows = table["row"].chunk(0) if table["row"].num_chunks == 1 else table["row"].combine_chunks()  # one is not copied
+    selection = Selection(table["key"].cast(pa.large_string()), rows.to_numpy())
     if shards is not None:
         _check(path, selection, int(table.schema.metadata[b"embedding_rows"]), shards)
     return selection
@@ -62,11 +65,13 @@ def _check(path: Path, selection: Selection, expected: int, shards: EmbeddingSha
             f"{path} was made for {expected} embeddings, {shards.folder} has {shards.num_rows}: they must be the same; "
             f"{REMEDY}"
         )
-    there = shards.keys().combine_chunks().take(pa.array(selection.rows))
-    selected = selection.keys.combine_chunks()
-    if not there.equals(selected):
-        wrong = next(index for index in range(len(there)) if there[index] != selected[index])
-        raise SelectionError(
-            f"{path} has key {selected[wrong]} at row {selection.rows[wrong]}, {shards.folder} has {there[wrong]}: "
-            f"they must be the same; {REMEDY}"
-        )
+    for start in range(0, len(selection.rows), CHECKED_AT_ONCE):
+        rows = selection.rows[start : start + CHECKED_AT_ONCE]
+        here = shards.strings(KEY, (int(rows[0]), int(rows[-1]) + 1)).combine_chunks().take(pa.array(rows - rows[0]))
+        selected = selection.keys.slice(start, len(rows)).combine_chunks()
+        if not here.equals(selected):
+            wrong = next(index for index in range(len(here)) if here[index] != selected[index])
+            raise SelectionError(
+                f"{path} has key {selected[wrong]} at row {rows[wrong]}, {shards.folder} has {here[wrong]}: they must "
+                f"be the same; {REMEDY}"
+            )

@@ -232,6 +232,10 @@ class EmbeddingShards:
         parts = (self.shard(index).column(column, start - before, stop - before) for index, before in places)
         return pa.chunked_array(list(chain.from_iterable(parts)), kind).cast(LARGE.get(kind, kind))
 
+    def keys_of(self, rows: Int64[np.ndarray, " n"]) -> list[str]:
+        """The keys of some rows, in the order asked."""
+        return self._take_objects(rows, KEY)
+
     def hashes(self, column: str) -> UInt64[np.ndarray, " rows"]:
         """A whole hash column in row order."""
         return self.strings(column).to_numpy()

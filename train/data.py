@@ -8,6 +8,7 @@ One caption a pair is drawn by (seed, epoch, key); or all are used, in rounds: r
 captions, each with another of its captions, so that no image meets itself in a batch.
 """
 
+import itertools
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -33,6 +34,7 @@ from train.shuffle import ShuffleConfig, key_hashes, mix, mix_array, shuffled
 from train.tokenizer import Tokenizer
 
 PREFETCH = 2
+ROWS_AT_ONCE = 1 << 16  # of a pass over all keys or captions; only numbers are kept of them
 CPU = torch.device("cpu")
 TORCH_TYPES = {"float16": torch.float16, "bfloat16": torch.uint16, "int8": torch.int8}  # bfloat16 lies as its bits
 CaptionUse = Literal["draw", "all"]
@@ -68,12 +70,9 @@ class Pairs:
         self.images: Images | None = None
         self.tokenizer, self.context, self.seed, self.shuffle = tokenizer, context, seed, shuffle
         selected = read_selection(selection, self.shards)
-        hashes, times = key_hashes(selected.keys.to_pylist()), times_before(selected.rows)
-        held_out = hashes < np.uint64(int(holdout * 2**64)) if holdout > 0 else np.zeros(len(hashes), bool)
-        self.selected_keys, self.selected_rows = selected.keys.combine_chunks(), selected.rows
-        self.hashes = np.where(times > 0, mix_array(hashes ^ times), hashes)  # a repeated pair draws for itself
-        self.train_places, val_places = np.flatnonzero(~held_out), np.flatnonzero(held_out & (times == 0))
-        self.val_places = val_places[np.argsort(hashes[val_places])]  # the first of them are from everywhere
+        self.selected_rows = selected.rows
+        self.train_places, held_out = split_by_key(selected.keys, holdout)
+        self.val_places = held_out[times_before(self.selected_rows, held_out) == 0]
         self.rounds = [self.train_places] if captions == "draw" else self._rounds()
 
     def show(self, images: Images) -> None:
@@ -82,8 +81,9 @@ class Pairs:
 
     def _rounds(self) -> list[Int64[np.ndarray, " n"]]:
         """Places of the training pairs with more than 0, 1, 2, ... captions."""
-        counts = pc.list_value_length(self.shards.strings(CAPTIONS)).to_numpy()
-        counts = counts[self.selected_rows[self.train_places]]
+        spans = itertools.pairwise([*range(0, self.shards.num_rows, ROWS_AT_ONCE), self.shards.num_rows])
+        lengths = (pc.list_value_length(self.shards.strings(CAPTIONS, span)).to_numpy() for span in spans)
+        counts = np.concatenate([*lengths])[self.selected_rows[self.train_places]]
         return [self.train_places[counts > turn] for turn in range(counts.max(initial=1))]
 
     def epoch_steps(self, batch_size: int) -> int:
@@ -115,18 +115,20 @@ class Pairs:
 
     def _load(self, share: Share, kept: dict[str, Tensor] | None = None) -> Batch:
         rows = self.selected_rows[share.places]
-        draws = mix_array(self.hashes[share.places] ^ np.uint64(mix(self.seed, share.epoch))).tolist()
+        keys, times = self.shards.keys_of(rows), times_before(self.selected_rows, share.places)
+        hashes = key_hashes(keys)
+        hashes = np.where(times > 0, mix_array(hashes ^ times), hashes)  # a repeated pair draws for itself
+        draws = mix_array(hashes ^ np.uint64(mix(self.seed, share.epoch))).tolist()
         captions = [
             texts[(draw + share.turn) % len(texts)]
             for texts, draw in zip(self.shards.captions(rows), draws, strict=True)
         ]
         token_ids, num_truncated = encode(self.tokenizer, captions, self.context)
-        keys = self.selected_keys.take(pa.array(share.places)).to_pylist()
-        return Batch(keys, pack(token_ids), self._vision(share, {} if kept is None else kept), num_truncated)
+        return Batch(keys, pack(token_ids), self._vision(share, hashes, {} if kept is None else kept), num_truncated)
 
-    def _vision(self, share: Share, kept: dict[str, Tensor]) -> tuple[Stored, ...]:
+    def _vision(self, share: Share, hashes: UInt64[np.ndarray, " b"], kept: dict[str, Tensor]) -> tuple[Stored, ...]:
         """Pixels, or vectors of the view that (seed, epoch, round, key) draws; of held-out pairs the centre, always."""
-        draws = mix_array(self.hashes[share.places] ^ np.uint64(mix(self.seed, share.epoch, share.turn, 1)))
+        draws = mix_array(hashes ^ np.uint64(mix(self.seed, share.epoch, share.turn, 1)))
         if self.images:
             return (Stored(self.images.pixels(share.places, None if share.is_held_out else draws.tolist())),)
         view = np.zeros(len(draws), np.int64) if share.is_held_out else (draws % len(self.views)).astype(np.int64)
@@ -166,19 +168,29 @@ class Pairs:
             yield iterator
 
 
-def times_before(rows: Int64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """How often each row has occurred before."""
-    order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    times = np.empty(len(rows), np.uint64)
-    times[order] = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
-    return times
+def split_by_key(
+    keys: pa.ChunkedArray, holdout: float
+) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " held_out"]]:
+    """Places of training keys, ascending, and of held-out ones by hash: the first of them are from everywhere."""
+    bound, train, held_out, hashes = np.uint64(int(holdout * 2**64)), [], [], []
+    for start in range(0, max(1, len(keys)), ROWS_AT_ONCE):
+        found = key_hashes(keys.slice(start, ROWS_AT_ONCE).to_pylist())
+        train.append(start + np.flatnonzero(found >= bound))
+        held_out.append(start + np.flatnonzero(found < bound))
+        hashes.append(found[found < bound])
+    order = np.argsort(np.concatenate(hashes), kind="stable")
+    return np.concatenate(train), np.concatenate(held_out)[order]
+
+
+def times_before(rows: Int64[np.ndarray, " n"], places: Int64[np.ndarray, " b"]) -> UInt64[np.ndarray, " b"]:
+    """How often the row at each place has occurred before it; rows ascend."""
+    return (places - np.searchsorted(rows, rows[places])).astype(np.uint64)
 
 
 def _same_rows(view: EmbeddingShards, shards: EmbeddingShards) -> EmbeddingShards:
     """The view; ValueError unless it holds the same rows in the same format."""
     specs = [replace(each.spec, caption_encoder="", caption_dim=0) for each in (view, shards)]
-    if specs[0] != specs[1] or not view.keys().combine_chunks().equals(shards.keys().combine_chunks()):
+    if specs[0] != specs[1] or not view.keys().equals(shards.keys()):
         raise ValueError(
             f"{view.folder} is no view of {shards.folder}: both must hold the same keys in the same format; embed both "
             "with the same settings, but for the view"

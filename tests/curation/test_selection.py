@@ -44,8 +44,8 @@ def test_selection_is_refused_for_other_embeddings(tmp_path, shards, monkeypatch
     with pytest.raises(SelectionError, match="made for 50 embeddings"):
         read_selection(tmp_path, shards("shorter", (49,)))
     other = shards("other", (50,))
-    keys = other.keys()
-    monkeypatch.setattr(other, "keys", lambda: pa.chunked_array([keys.combine_chunks().take(np.r_[0:40, 41:50, 40])]))
+    keys = pa.chunked_array([other.keys().combine_chunks().take(np.r_[0:40, 41:50, 40])])
+    monkeypatch.setattr(other, "strings", lambda column, span: keys.slice(span[0], span[1] - span[0]))
     with pytest.raises(SelectionError, match="has key key-40 at row 40"):
         read_selection(tmp_path, other)
 

@@ -111,7 +111,7 @@ def test_a_repeated_pair_draws_for_itself_and_is_held_out_once(pooled_pairs: dic
     rows = np.repeat(np.arange(0, 240), 3)
     write_selection(tmp_path, shards, rows)
     data = pairs({**pooled_pairs, "selection": tmp_path})
-    assert times_before(np.array([5, 3, 5, 5, 3])).tolist() == [0, 0, 1, 2, 1]
+    assert times_before(np.array([3, 3, 5, 5, 5, 6]), np.array([4, 0, 1, 5])).tolist() == [2, 0, 1, 0]
     assert len(set(data.selected_rows[data.val_places])) == len(data.val_places)
     trained = set(data.selected_rows[data.train_places])
     assert not trained & set(data.selected_rows[data.val_places])
