@@ -42,6 +42,7 @@ from curation.schema import (
 )
 from curation.shards import write_shard
 from curation.sources import Part, Reject, Sample, SourceConfig, read_part
+from curation.webdataset import TarWalk
 
 EARLY_PARTS = 8
 EARLY_ROWS = 256
@@ -124,6 +125,7 @@ class EmbedWorker:
         self.backbone = load_backbone(config.backbone, config.precision)
         self.encoder = CaptionEncoder(config.captions)
         self.spec = embedding_spec(config, self.backbone, self.encoder)
+        self.walks = dict[str, TarWalk]()
 
     def embed(self, task: Task) -> dict[str, Any]:
         """Write the task's shard, then its sidecar, which is returned; a part that is mostly bad is left unfinished."""
@@ -252,7 +254,7 @@ class _Reading:
 
     def _rows(self) -> Iterator[Prepared | Reject]:
         worker = self.worker
-        items = read_part(worker.config.source, self.task.part)
+        items = read_part(worker.config.source, self.task.part, worker.walks)
         threads = worker.config.resources.threads
         if worker.backbone.device.type == "cpu" and threads == 1:
             return (item if isinstance(item, Reject) else worker.prepare(item) for item in items)

@@ -13,7 +13,7 @@ from curation.pairs import Part, Reject, SourceConfig
 from curation.shards import EmbeddingShards
 from curation.sources import list_parts
 from curation.tree import ByteRange
-from curation.webdataset import tar_samples
+from curation.webdataset import TarWalk, tar_samples
 
 
 class ImageFiles:
@@ -31,8 +31,9 @@ class ImageFiles:
         self.paths: list[str] = []
         self.where: Int64[np.ndarray, "n 3"] = np.empty((len(rows), 3), np.int64)  # path, offset, size
         keys, cuts, numbers = shards.keys(), np.searchsorted(rows, shards.offsets), dict[str, int]()
+        walks = dict[str, TarWalk]()
         for index in np.flatnonzero(np.diff(cuts)).tolist():
-            ranges = dict(image_ranges(parts[index]))
+            ranges = dict(image_ranges(parts[index], walks))
             for place in range(cuts[index], cuts[index + 1]):
                 found = ranges.get(key := keys[int(rows[place])].as_py())
                 if found is None:
@@ -50,8 +51,8 @@ class ImageFiles:
         return ByteRange(self.paths[number], offset, size).read()
 
 
-def image_ranges(part: Part) -> Iterator[tuple[str, ByteRange]]:
-    """(key, where the image is) of the rows of a part that have an image."""
+def image_ranges(part: Part, walks: dict[str, TarWalk] | None = None) -> Iterator[tuple[str, ByteRange]]:
+    """(key, where the image is) of the rows of a part that have an image; `walks` is kept from part to part."""
     if part.kind == "parquet":
         raise ValueError(
             f"{part.name} is Parquet, whose single images cannot be read in any order: train on stored embeddings, or "
@@ -60,4 +61,4 @@ def image_ranges(part: Part) -> Iterator[tuple[str, ByteRange]]:
     if part.kind == "rows":
         yield from ((row.key, row.image) for row in part.rows if row.image is not None and not row.problem)
         return
-    yield from ((key, files["image"]) for key, files in tar_samples(part) if not isinstance(files, Reject))
+    yield from ((key, files["image"]) for key, files in tar_samples(part, walks) if not isinstance(files, Reject))

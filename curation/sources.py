@@ -22,7 +22,7 @@ from curation.layouts import CAPTION_FILES, captions_files, is_divided
 from curation.pairs import IMAGE_SUFFIXES, Format, Part, Reject, Row, Sample, SourceConfig, clean_captions
 from curation.parquet import parquet_parts, read_parquet_part
 from curation.tree import ByteRange, Tree, as_text, open_tree
-from curation.webdataset import read_tar_part, split_name, tar_parts
+from curation.webdataset import TarWalk, read_tar_part, split_name, tar_parts
 
 HASHED_WHOLE_BYTES = 64_000_000
 ANNOTATION_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
@@ -116,10 +116,10 @@ def _row_parts(name: str, rows: Sequence[Row], part_rows: int) -> list[Part]:
     return parts
 
 
-def read_part(config: SourceConfig, part: Part) -> Iterator[Sample | Reject]:
-    """Every row of a part in order, as a sample or as a reject with its reason."""
+def read_part(config: SourceConfig, part: Part, walks: dict[str, TarWalk] | None = None) -> Iterator[Sample | Reject]:
+    """Every row of a part in order, as a sample or as a reject with its reason; `walks` is kept from part to part."""
     if part.kind == "tar":
-        return read_tar_part(part)
+        return read_tar_part(part, walks)
     if part.kind == "parquet":
         return read_parquet_part(config, part)
     return (_read_row(row, part.name) for row in part.rows)

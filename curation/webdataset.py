@@ -39,38 +39,29 @@ def _split(name: str, path: Path, size: int, key_prefix: str, config: SourceConf
         yield Part(label, "tar", path=str(path), start=start, stop=stop, key_prefix=key_prefix)
 
 
-def read_tar_part(part: Part) -> Iterator[Sample | Reject]:
-    """The samples of a tar part; the first sample of a key is taken. ValueError when the tar is damaged."""
-    for key, files in tar_samples(part):
-        yield files if isinstance(files, Reject) else _sample(key, files, part.name)
+class TarWalk:
+    """Through the samples of one tar, in order; what reads its next part can go on where the last part ended.
+
+    Headers can only be found one after the other: without a walk, each part reads those of all parts before it again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.passed = -1
+        self.seen = set[str]()
+        self.samples = _samples(path)
+        self.ahead = next(self.samples, None)
+
+    def until(self, stop: int) -> Iterator[tuple[int, str, dict[str, ByteRange], bool]]:
+        """(first byte, name, file by extension, whether the name came before) of samples that begin before `stop`."""
+        while self.ahead and (first := min(found.offset for found in self.ahead[1].values())) < stop:
+            self.passed, (name, files) = first, self.ahead
+            yield first, name, files, name in self.seen
+            self.seen.add(name)
+            self.ahead = next(self.samples, None)
 
 
-def tar_samples(part: Part) -> Iterator[tuple[str, dict[str, ByteRange] | Reject]]:
-    """(key, files by kind: "image", "txt", "json") of each sample that begins in the part, or why it is none."""
-    seen: set[str] = set()
-    for name, files in _groups(Path(part.path), part.stop):
-        key, is_repeated = part.key_prefix + name, name in seen
-        seen.add(name)
-        if min(found.offset for found in files.values()) < part.start:
-            continue
-        kinds = {_kind(extension): found for extension, found in files.items()}
-        num_samples = _num_samples(files)
-        if num_samples > 1:
-            detail = (
-                f"{num_samples} images, .txt or .json have this key, the file name up to its first dot: one of each is "
-                "needed; pack them again under names without other dots"
-            )
-            yield from [(key, Reject(key, part.name, "unreadable record", detail))] * num_samples
-        elif is_repeated:
-            yield key, Reject(key, part.name, "duplicate key", "the key occurs twice in this tar")
-        elif "image" not in kinds:
-            yield key, Reject(key, part.name, "missing file", f"no image among {sorted(files)}")
-        else:
-            yield key, kinds
-
-
-def _groups(path: Path, stop: int) -> Iterator[tuple[str, dict[str, ByteRange]]]:
-    """(name, file by extension) of consecutive members of one name, where the first begins before byte `stop`."""
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, ByteRange]]]:
+    """(name, file by extension) of consecutive members of one name."""
     name, files = "", dict[str, ByteRange]()
     for member, found in tar_members(path):
         member_name, extension = split_name(member)
@@ -78,11 +69,52 @@ def _groups(path: Path, stop: int) -> Iterator[tuple[str, dict[str, ByteRange]]]
             if files:
                 yield name, files
             name, files = member_name, {}
-            if found.offset >= stop:
-                return
         files[extension] = found
     if files:
         yield name, files
+
+
+def read_tar_part(part: Part, walks: dict[str, TarWalk] | None = None) -> Iterator[Sample | Reject]:
+    """The samples of a tar part; the first sample of a key is taken. ValueError when the tar is damaged."""
+    for key, files in tar_samples(part, walks):
+        yield files if isinstance(files, Reject) else _sample(key, files, part.name)
+
+
+def tar_samples(
+    part: Part, walks: dict[str, TarWalk] | None = None
+) -> Iterator[tuple[str, dict[str, ByteRange] | Reject]]:
+    """(key, files by kind: "image", "txt", "json") of each sample that begins in the part, or why it is none.
+
+    In `walks` is, by path, where the part read last has ended.
+    """
+    walks = {} if walks is None else walks
+    walk = walks.pop(part.path, None)
+    if walk is None or walk.passed >= part.start:
+        walk = TarWalk(Path(part.path))
+    for first, name, files, is_repeated in walk.until(part.stop):
+        if first >= part.start:
+            yield from _judged(part, name, files, is_repeated)
+    walks.clear()
+    walks[part.path] = walk
+
+
+def _judged(
+    part: Part, name: str, files: dict[str, ByteRange], is_repeated: bool
+) -> Iterator[tuple[str, dict[str, ByteRange] | Reject]]:
+    key, num_samples = part.key_prefix + name, _num_samples(files)
+    kinds = {_kind(extension): found for extension, found in files.items()}
+    if num_samples > 1:
+        detail = (
+            f"{num_samples} images, .txt or .json have this key, the file name up to its first dot: one of each is "
+            "needed; pack them again under names without other dots"
+        )
+        yield from [(key, Reject(key, part.name, "unreadable record", detail))] * num_samples
+    elif is_repeated:
+        yield key, Reject(key, part.name, "duplicate key", "the key occurs twice in this tar")
+    elif "image" not in kinds:
+        yield key, Reject(key, part.name, "missing file", f"no image among {sorted(files)}")
+    else:
+        yield key, kinds
 
 
 def split_name(member: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from raw_pairs import (
 )
 
 from curation.sources import SourceConfig, list_parts, read_part
+from curation.webdataset import TarWalk
 
 
 def test_cut_tar_in_an_object_store_is_refused(tmp_path: Path, object_store: Callable[[Path, str], Path]) -> None:
@@ -63,6 +64,28 @@ def test_long_tar_splits_into_parts_that_cover_it_once(tmp_path: Path, picture: 
     assert len(parts) > 1
     keys = [row.key for part in parts for row in read_part(config, part)]
     assert keys == [f"{number:03d}" for number in range(30)]
+
+
+def test_headers_of_a_long_tar_are_read_once_by_what_reads_its_parts_in_order(
+    tmp_path: Path, picture: Draw, encoded: Encode
+) -> None:
+    image = encoded(picture(0, (300, 200)), "BMP")
+    names = [f"{number:03d}" for number in range(30)]
+    names[20] = names[2]
+    path = write_tar(tmp_path / "long.tar", [item for name in names for item in sample_members(name, image, [name])])
+    config, walks = SourceConfig(part_mb=1), dict[str, TarWalk]()
+    parts = list_parts(config, path)
+    apart = [list(read_part(config, part)) for part in parts]
+    again = [list(read_part(config, part, walks)) for part in (*parts[:2], *parts[:2])]
+    assert again == apart[:2] * 2
+    next(read_part(config, parts[2], walks))
+    assert list(read_part(config, parts[2], walks)) == apart[2]
+    with path.open("r+b") as file:
+        file.write(b"\xff" * parts[2].start)
+    assert [list(read_part(config, part, walks)) for part in parts[3:]] == apart[3:]
+    assert reasons_of([row for rows in apart for row in rows]) == {"002": "duplicate key"}
+    with pytest.raises(ValueError, match=r"long\.tar cannot be read as a tar"):
+        list(read_part(config, parts[3]))
 
 
 def test_webdataset_bad_samples_are_rejects(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
