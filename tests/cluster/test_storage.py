@@ -89,8 +89,10 @@ def test_folder_that_may_not_be_read_is_named_but_not_that_of_the_disk(
 def no_rights_of_root() -> Iterator[None]:
     """As an ordinary user; relative paths alone are sure to be readable."""
     user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
+    try:
+        os.seteuid(user or 65534)
+    except OSError:
+        pytest.skip("root here cannot become another user")
     try:
         yield
     finally:
