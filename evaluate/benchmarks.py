@@ -141,11 +141,11 @@ def _listed_names(tree: Tree, classes: list[str], listing: Any) -> tuple[str, ..
 
 def _names(tree: Tree, listing: str, names: Collection[object]) -> tuple[str, ...]:
     """Class names as any tokenizer can read them."""
-    cleaned = clean_captions(map(str, names))
+    cleaned = clean_captions(names)
     if not cleaned or len(cleaned) < len(names):
         raise ValueError(
             f"{listing} of {tree.root} has {len(names)} class names, {len(cleaned)} of them with text: prompts need "
-            "words; name every class"
+            "words; name every class, in quotes"
         )
     return cleaned
 
@@ -183,7 +183,7 @@ def open_segmentation(path: Path) -> SegmentationSet:
     """A set with an image and a mask of class indices for each stem.
 
     labels.json is a list whose index 0 is the background, or {"labels": [...], "ignore_index": i}, where a label called
-    "background" is the background and the index may be missing.
+    "background" is the background unless it is ignored, and the index may be missing.
     """
     tree = open_tree(path)
     listing = tree.outermost("labels.json")
@@ -202,6 +202,11 @@ def open_segmentation(path: Path) -> SegmentationSet:
         )
     masks = tuple(masks_by_stem[_stem(name, root / "images")] for name in images)
     labels, background, ignore = _labels(tree, listing)
+    if not set(range(len(labels))) - {background, ignore}:
+        raise ValueError(
+            f"{listing} of {tree.root} names {list(labels)}: at least one class beside the background and what is "
+            "ignored is required; add it"
+        )
     return SegmentationSet(tree, images, masks, labels, background, ignore)
 
 
@@ -218,7 +223,8 @@ def _labels(tree: Tree, listing: str) -> tuple[tuple[str, ...], int | None, int 
     names, ignore = _names(tree, listing, content["labels"]), content.get("ignore_index")
     if not isinstance(ignore, int | None):
         raise ValueError(f"ignore_index is {ignore!r} in {listing} of {tree.root}: must be a mask value; correct it")
-    return names, names.index("background") if "background" in names else None, ignore
+    background = names.index("background") if "background" in names else None
+    return names, None if background == ignore else background, ignore
 
 
 def _stem(name: str, folder: PurePosixPath) -> str:
@@ -233,20 +239,27 @@ def _under(root: PurePosixPath, folder: str) -> str:
 def load_mask(dataset: SegmentationSet, index: int, size: tuple[int, int]) -> Int32[np.ndarray, "h w"]:
     """The label map of one image, whose (width, height) it must have."""
     name = dataset.masks[index]
-    with Image.open(io.BytesIO(dataset.tree.files[name].read())) as picture:
-        mask = np.asarray(picture)
     where = f"{name} of {dataset.tree.root}"
-    if mask.ndim != 2:
-        raise ValueError(f"{where} has {mask.ndim} axes: one channel of class indices is required; convert it")
+    try:
+        with Image.open(io.BytesIO(dataset.tree.files[name].read())) as picture:
+            kind, mode, mask = picture.format, picture.mode, np.asarray(picture)
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+        raise ValueError(f"cannot decode {where} ({type(error).__name__}: {error}): replace the file") from error
+    if mask.ndim != 2 or mask.dtype.kind == "f" or kind == "JPEG":
+        raise ValueError(
+            f"{where} is a {kind} of mode {mode}: one channel of whole class indices, not blurred by a lossy format, "
+            "is required; save it as such a PNG"
+        )
     if mask.shape != (size[1], size[0]):
         raise ValueError(
             f"size mismatch: {where} is {mask.shape[1]} x {mask.shape[0]}, its image {size[0]} x {size[1]}; "
             "both must be the same"
         )
     values = np.unique(mask)
-    unknown = [int(value) for value in values if value >= len(dataset.labels) and value != dataset.ignore]
+    unknown = [int(value) for value in values if not 0 <= value < len(dataset.labels) and value != dataset.ignore]
     if unknown:
         raise ValueError(
-            f"unknown class {unknown[0]} in {where}: labels.json names {len(dataset.labels)} classes; extend it"
+            f"unknown class {unknown[0]} in {where}: labels.json names {len(dataset.labels)} classes, from 0; "
+            'extend it, or set its "ignore_index"'
         )
     return mask.astype(np.int32)

@@ -1,5 +1,6 @@
 """All layouts, in tars and folders, and what is wrong with those that are refused."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,9 @@ def test_segmentation_object_may_have_a_background(write: Callable) -> None:
         ({"labels": {"0": "sky"}}, "has no list of labels"),
         (["sky", " "], "2 class names, 1 of them with text"),
         ({"labels": []}, "0 class names"),
+        ([None, "sky"], "2 class names, 1 of them with text"),
+        (["background"], "at least one class beside the background"),
+        ({"labels": ["sky"], "ignore_index": 0}, "at least one class beside the background"),
         ({"labels": ["sky"], "ignore_index": "255"}, "ignore_index is '255'"),
     ],
 )
@@ -214,14 +218,52 @@ def test_segmentation_without_a_mask_is_an_error(write: Callable) -> None:
     [
         (np.zeros((64, 95), np.uint8), "size mismatch: masks/scene-0.png"),
         (np.full((64, 96), 8, np.uint8), "unknown class 8 in masks/scene-0.png"),
-        (np.zeros((64, 96, 3), np.uint8), "one channel"),
+        (np.zeros((64, 96, 3), np.uint8), "a PNG of mode RGB: one channel"),
+        (np.full((64, 96), -1, np.int32), "unknown class -1 in masks/scene-0.png"),
+        (np.zeros((64, 96), np.float32), "a TIFF of mode F: one channel of whole class indices"),
     ],
 )
 def test_mask_that_does_not_fit_is_an_error(write: Callable, mask: np.ndarray, message: str) -> None:
-    files = segmentation_files() | {"masks/scene-0.png": png(Image.fromarray(mask))}
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG" if mask.dtype == np.uint8 else "TIFF")
+    files = segmentation_files() | {"masks/scene-0.png": buffer.getvalue()}
     dataset = open_segmentation(write(files))
     with pytest.raises(ValueError, match=message):
         load_mask(dataset, 0, (96, 64))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda mask: mask[:60], r"cannot decode masks/scene-0\.png"),
+        (lambda mask: b"", r"cannot decode masks/scene-0\.png"),
+        (lambda mask: _as_jpeg(mask), "a JPEG of mode L: .* lossy"),
+    ],
+)
+def test_mask_that_cannot_be_trusted_is_an_error(write: Callable, damage: Callable, message: str) -> None:
+    files = segmentation_files()
+    files["masks/scene-0.png"] = damage(files["masks/scene-0.png"])
+    dataset = open_segmentation(write(files))
+    with pytest.raises(ValueError, match=message):
+        load_mask(dataset, 0, (96, 64))
+
+
+def _as_jpeg(mask: bytes) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(mask)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_palette_mask_is_read_as_its_indices(write: Callable) -> None:
+    mask = Image.new("P", (96, 64), 3)
+    mask.putpalette([255, 255, 255] * 4)
+    dataset = open_segmentation(write(segmentation_files() | {"masks/scene-0.png": png(mask)}))
+    assert (load_mask(dataset, 0, (96, 64)) == 3).all()
+
+
+def test_background_that_is_ignored_is_no_class_to_find(write: Callable) -> None:
+    files = segmentation_files(labels={"labels": ["background", *NAMES[1:]], "ignore_index": 0})
+    assert open_segmentation(write(files)).background is None
 
 
 def test_mask_of_more_than_256_classes_is_read_from_16_bit(tmp_path: Path) -> None:
