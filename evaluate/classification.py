@@ -35,11 +35,15 @@ def class_embeddings(
     """One unit vector for each name; `dense` gives vectors that compare with patches."""
     names_at_once = max(1, TEXTS_AT_ONCE // len(templates))
     blocks = [
-        encoder.encode_text(fill(names[start : start + names_at_once], templates), dense=dense)
+        _means(encoder.encode_text(fill(names[start : start + names_at_once], templates), dense=dense), len(templates))
         for start in range(0, len(names), names_at_once)
     ]
-    prompts = normalize(torch.cat(blocks), dim=-1).unflatten(0, (len(names), len(templates)))
-    return normalize(prompts.mean(1), dim=-1)
+    return torch.cat(blocks)
+
+
+def _means(prompts: Float[Tensor, "prompts dim"], templates: int) -> Float[Tensor, "names dim"]:
+    """Unit means of each name's unit vectors: blocks of prompts are not kept, 20,000 names in 80 templates are many."""
+    return normalize(normalize(prompts, dim=-1).unflatten(0, (-1, templates)).mean(1), dim=-1)
 
 
 def classify(encoder: Encoder, dataset: ClassificationSet, templates: Sequence[str], batch_size: int) -> Classified:

@@ -1,5 +1,6 @@
 """Zero-shot classification is perfect with an encoder that sees colours, and chance with one that sees nothing."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,20 @@ def test_class_embeddings_are_unit_means_of_unit_prompts(monkeypatch: pytest.Mon
         mean = torch.stack([prompt / prompt.norm() for prompt in prompts]).mean(0)
         expected.append(mean / mean.norm())
     torch.testing.assert_close(class_embeddings(Lengths(), names, templates), torch.stack(expected))
+
+
+def test_prompts_of_many_classes_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed_out = []
+
+    class Watched(BlindEncoder):
+        def encode_text(self, texts: list[str], *, dense: bool = False) -> torch.Tensor:
+            assert not any(reference() is not None for reference in handed_out)
+            vectors = torch.rand(len(texts), 3)
+            handed_out.append(weakref.ref(vectors))
+            return vectors
+
+    monkeypatch.setattr("evaluate.classification.TEXTS_AT_ONCE", 8)
+    assert len(class_embeddings(Watched(), [f"class {label}" for label in range(40)], EMOJI)) == 40
 
 
 def test_imagenet_templates_are_eighty_different_ones() -> None:
