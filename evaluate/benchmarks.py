@@ -190,8 +190,8 @@ def open_segmentation(path: Path) -> SegmentationSet:
     if listing is None:
         raise ValueError(f"no labels.json in {path}: the list of class names by mask value is required")
     root = PurePosixPath(listing).parent
-    masks_by_stem = {_stem(name, root / "masks"): name for name in _images(tree, _under(root, "masks"))}
-    images = tuple(_images(tree, _under(root, "images")))
+    masks_by_stem = _masks(tree, root / "masks")
+    images = tuple(_images(tree, f"{root / 'images'}/"))
     if not images:
         raise ValueError(f"no image in {path}: files under images/ and masks/ with the same stems are required")
     missing = [name for name in images if _stem(name, root / "images") not in masks_by_stem]
@@ -208,6 +208,16 @@ def open_segmentation(path: Path) -> SegmentationSet:
             "ignored is required; add it"
         )
     return SegmentationSet(tree, images, masks, labels, background, ignore)
+
+
+def _masks(tree: Tree, folder: PurePosixPath) -> dict[str, str]:
+    """The mask of each stem."""
+    masks: dict[str, str] = {}
+    for name in _images(tree, f"{folder}/"):
+        other = masks.setdefault(_stem(name, folder), name)
+        if other != name:
+            raise ValueError(f"{tree.root} has {other} and {name}: each image has one mask; remove the other")
+    return masks
 
 
 def _labels(tree: Tree, listing: str) -> tuple[tuple[str, ...], int | None, int | None]:
@@ -230,10 +240,6 @@ def _labels(tree: Tree, listing: str) -> tuple[tuple[str, ...], int | None, int 
 def _stem(name: str, folder: PurePosixPath) -> str:
     """The file's path in the folder, without its suffix."""
     return str(PurePosixPath(name).relative_to(folder).with_suffix(""))
-
-
-def _under(root: PurePosixPath, folder: str) -> str:
-    return str(root / folder) + "/"
 
 
 def load_mask(dataset: SegmentationSet, index: int, size: tuple[int, int]) -> Int32[np.ndarray, "h w"]:

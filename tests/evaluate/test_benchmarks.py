@@ -213,6 +213,12 @@ def test_segmentation_without_a_mask_is_an_error(write: Callable) -> None:
         open_segmentation(write(files))
 
 
+def test_two_masks_of_one_image_are_refused(write: Callable) -> None:
+    files = segmentation_files()
+    with pytest.raises(ValueError, match=r"has masks/scene-1\.jpg and masks/scene-1\.png: each image has one mask"):
+        open_segmentation(write(files | {"masks/scene-1.jpg": files["masks/scene-1.png"]}))
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
