@@ -48,7 +48,7 @@ class TextConfig:
     clusters: int = 0
     """Clusters of captions; 0: one per 40 rows, as far as these are distinct, a multiple of `split`."""
     split: int = 0
-    """Parts that each first-stage cluster is split in; 0: one stage."""
+    """Parts that each first-stage cluster is split in; 0: one stage, but for more than 50,000 automatic clusters."""
     threshold: float = 0.0
     """MetaCLIP's t, in pairs per cluster or entry; 0: found for the target size."""
     tail_share: float = 0.0
@@ -205,9 +205,8 @@ def _image_levels(
         return []
     if config.metric == "euclidean":
         points = replace(points, vectors=ShardVectors(decisions.shards.folder, CLS))
-    points, shape = _subset(points, valid), config.levels
-    if not shape.clusters:
-        shape = replace(shape, clusters=automatic_levels(_automatic_clusters(points)))
+    points = _subset(points, valid)
+    shape = config.levels if config.levels.clusters else automatic_levels(*_automatic_clusters(points))
     levels = _levels(config, points, shape, out / "image")
     decisions.image_cluster[valid] = levels[0].labels
     return levels
@@ -218,8 +217,9 @@ def _text_levels(
 ) -> list[Level]:
     if captions is None:
         return []
-    captions, split = _subset(captions, valid), config.text.split
-    num_clusters = config.text.clusters or _automatic_clusters(captions, split)
+    captions, num_clusters, split = _subset(captions, valid), config.text.clusters, config.text.split
+    if not num_clusters:
+        num_clusters, split = _automatic_clusters(captions, split)
     levels = _levels(config, captions, LevelsConfig(clusters=(num_clusters,), split=(split,)), out / "text")
     decisions.text_cluster[valid] = levels[0].labels
     return levels
@@ -236,10 +236,15 @@ def _subset(points: Points, valid: Int64[np.ndarray, " n"]) -> Points:
     return points.subset(valid) if len(valid) < points.num_rows else points
 
 
-def _automatic_clusters(points: Points, split: int = 0) -> int:
-    """The default number of clusters of these points, which may be fewer than it takes to be distinct."""
-    num_distinct = count_distinct(points, automatic_clusters(points.num_rows, split))
-    return automatic_clusters(points.num_rows, split, num_distinct)
+def _automatic_clusters(points: Points, split: int = 0) -> tuple[int, int]:
+    """The default number of clusters and parts of these points: one stage of fewer, where too few are distinct.
+
+    The second stage of two makes as many clusters as it finds distinct points.
+    """
+    num_clusters, split = automatic_clusters(points.num_rows, split)
+    first = num_clusters // max(1, split)
+    num_distinct = count_distinct(points, first)
+    return (num_clusters, split) if num_distinct == first else (max(1, num_distinct), 0)
 
 
 def _levels(config: CurateConfig, points: Points, levels: LevelsConfig, folder: Path) -> list[Level]:

@@ -20,6 +20,8 @@ from curation.scan import Points, points_in_memory
 from curation.split import VALUES_IN_MEMORY, cluster_in_two_stages
 
 ROWS_PER_CLUSTER = 40
+LARGEST_STAGE = 50_000  # clusters: seeding them takes minutes, in the driver alone, and grows with their square
+PARTS = 100
 CLUSTERS_PER_CLUSTER = 10
 logger = logging.getLogger(__name__)
 
@@ -27,13 +29,13 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class LevelsConfig:
     clusters: tuple[int, ...] = ()
-    """Clusters per level, finest first; empty: one per 40 rows (fewer if they are not distinct), then one per 10."""
+    """Clusters per level, finest first; empty: one per 40 distinct rows, then 1 in 10; over 50,000 in two stages."""
     resampling: tuple[int, ...] = ()
     """Resampling rounds per level; empty: none on the first level, two on the others."""
     nearest: tuple[int, ...] = ()
     """Points per cluster that a resampling round clusters anew; empty: 4 on each level."""
     split: tuple[int, ...] = ()
-    """Parts per level that each first-stage cluster is split in: 100 makes 10 M clusters as 100 k x 100; 0: none."""
+    """Parts per level that each first-stage cluster is split in (10 M as 100 k x 100); 0: none; empty: see above."""
 
     def __post_init__(self) -> None:
         for name in ("resampling", "nearest", "split"):
@@ -58,23 +60,32 @@ class LevelsConfig:
 
     def resolve(self, num_rows: int) -> list["LevelPlan"]:
         """The plan of every level for a number of rows."""
-        clusters = self.clusters or automatic_levels(automatic_clusters(num_rows))
-        split = self.split or (0,) * len(clusters)
+        if not self.clusters:
+            return automatic_levels(*automatic_clusters(num_rows)).resolve(num_rows)
+        split = self.split or (0,) * len(self.clusters)
         rounds = self.resampling or tuple(2 * (level > 0 and parts < 2) for level, parts in enumerate(split))
-        nearest = self.nearest or (4,) * len(clusters)
-        return [LevelPlan(*values) for values in zip(clusters, rounds, nearest, split, strict=True)]
+        nearest = self.nearest or (4,) * len(self.clusters)
+        return [LevelPlan(*values) for values in zip(self.clusters, rounds, nearest, split, strict=True)]
 
 
-def automatic_clusters(num_points: int, split: int = 0, num_distinct: int | None = None) -> int:
-    """One cluster per 40 points, and at most one a distinct point; a multiple of `split`."""
-    wanted, parts = max(2, num_points // ROWS_PER_CLUSTER), max(1, split)
-    possible = wanted if num_distinct is None else min(wanted, num_distinct)
-    return max(1, possible // parts) * parts
+def automatic_clusters(num_points: int, split: int = 0) -> tuple[int, int]:
+    """One cluster per 40 points, and the parts that each first-stage cluster is split in, when they are not given."""
+    return _in_stages(max(2, num_points // ROWS_PER_CLUSTER), split)
 
 
-def automatic_levels(num_clusters: int) -> tuple[int, ...]:
+def _in_stages(num_clusters: int, split: int = 0) -> tuple[int, int]:
+    """A multiple of the parts, and the parts: so many that the first stage is not larger than one alone may be."""
+    if not split and num_clusters > LARGEST_STAGE:
+        split = max(PARTS, -(-num_clusters // LARGEST_STAGE))
+    parts = max(1, split)
+    return max(1, num_clusters // parts) * parts, split
+
+
+def automatic_levels(num_clusters: int, split: int = 0) -> LevelsConfig:
     """A second level of one cluster per 10 of the first, where that makes fewer."""
-    return (num_clusters, max(2, num_clusters // CLUSTERS_PER_CLUSTER))[: 2 if num_clusters > 2 else 1]
+    levels = [(num_clusters, split), _in_stages(max(2, num_clusters // CLUSTERS_PER_CLUSTER))]
+    clusters, parts = zip(*levels[: 2 if num_clusters > 2 else 1], strict=True)
+    return LevelsConfig(clusters=clusters, split=parts)
 
 
 class LevelPlan(NamedTuple):
@@ -88,16 +99,24 @@ class LevelPlan(NamedTuple):
 
 def cluster_levels(points: Points, plan: list[LevelPlan], config: KMeansConfig, seed: int, folder: Path) -> list[Level]:
     """All levels, finest first, kept in the folder as level-N.npz with level-N.centroids.npy and found again there."""
-    levels: list[Level] = []
+    levels, planned = list[Level](), points.num_rows
     for number, level_plan in enumerate(plan, start=1):
         path = folder / f"level-{number}.npz"
         if not path.exists():
-            _cluster_level(points, level_plan, config, seed + number, path)
+            _cluster_level(points, _scaled(level_plan, points.num_rows, planned), config, seed + number, path)
         level = read_level(path)
         logger.info("level=%d clusters=%d points=%d", number, len(level.centroids), points.num_rows)
         levels.append(level)
-        points = _points_above(path, points)
+        points, planned = _points_above(path, points), level_plan.num_clusters
     return levels
+
+
+def _scaled(plan: LevelPlan, num_points: int, planned: int) -> LevelPlan:
+    """As many clusters a point as planned, where the level below was split and made fewer of them."""
+    if num_points >= planned:
+        return plan
+    num_clusters = max(1, plan.num_clusters * num_points // planned)
+    return plan._replace(num_clusters=num_clusters, split=plan.split if num_clusters >= plan.split else 0)
 
 
 def _cluster_level(points: Points, plan: LevelPlan, config: KMeansConfig, seed: int, path: Path) -> None:

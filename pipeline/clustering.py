@@ -11,6 +11,7 @@ from rich.table import Table
 
 from curation.curate import CurateConfig
 from curation.hierarchy import LevelPlan, LevelsConfig, automatic_clusters
+from curation.scan import cut_spans
 
 CORE_GFLOPS = 200.0  # of k-means, all its parts, at 384 to 1,024 values
 BALANCED_PAIRS_PER_S = 0.65e6  # coins, the tree, text clusters, the search for the exact size
@@ -47,7 +48,8 @@ def curation_table(config: CurateConfig, rows: int, dim: int, caption_dim: int) 
         table.add_row(stage, f"{rows:,}", "", "", f"{rate:,.0f} pairs/s", _hours(hours))
     table.add_row("all", "", "", "", "", _hours(total))
     table.caption = (
-        f"balance runs in one process with {rows * BALANCE_BYTES / 1e9:,.3g} GB ({BALANCE_BYTES} bytes a pair)"
+        f"a pass over all pairs keeps at most {len(cut_spans(rows)):,} workers busy; balance runs in one process with "
+        f"{rows * BALANCE_BYTES / 1e9:,.3g} GB ({BALANCE_BYTES} bytes a pair)"
     )
     return table
 
@@ -65,8 +67,10 @@ def _all_passes(config: CurateConfig, rows: int, dim: int, caption_dim: int) -> 
                 yield passes, dim
             points = plan.num_clusters
     if config.method in ("both", "text") and caption_dim:
-        clusters = config.text.clusters or automatic_clusters(rows, config.text.split)
-        levels = LevelsConfig(clusters=(clusters,), split=(config.text.split,))
+        clusters, split = config.text.clusters, config.text.split
+        if not clusters:
+            clusters, split = automatic_clusters(rows, split)
+        levels = LevelsConfig(clusters=(clusters,), split=(split,))
         for passes in level_passes("captions", rows, levels.resolve(rows)[0], config.kmeans.iterations):
             yield passes, caption_dim
 

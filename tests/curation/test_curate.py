@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import curation.hierarchy
 from cluster.files import sha256_file
 from cluster.resources import Resources
 from curation.balance import entropy, water_fill
@@ -268,7 +269,16 @@ def test_automatic_clusters_are_no_more_than_distinct_points(tmp_path, embedding
     assert levels == {1: [1], 8: [8, 2], 25: [25, 2], 700: [35, 3]}[num_distinct]
     num_clusters = len(np.load(out / "text" / "level-1.centroids.npy"))
     assert num_clusters <= num_distinct
-    assert num_clusters == 8 or num_distinct != 8 or split == 3
+    assert num_clusters == 8 or num_distinct != 8
+
+
+def test_clusters_too_many_for_one_stage_are_made_in_two(tmp_path, embedding_spec, write_pool, monkeypatch):
+    monkeypatch.setattr(curation.hierarchy, "LARGEST_STAGE", 4)
+    monkeypatch.setattr(curation.hierarchy, "PARTS", 5)
+    spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=32, caption_dim=32)
+    write_pool(tmp_path / "pool", spec, (800,))
+    out, _ = _run(tmp_path, tmp_path / "pool", levels=LevelsConfig(), text=TextConfig(), duplicates=NO_HASHES)
+    assert [len(np.load(path)) for path in sorted(out.glob("*/*.npy"))] == [20, 2, 20]
 
 
 def test_a_pool_of_one_row(tmp_path, embedding_spec, write_pool):

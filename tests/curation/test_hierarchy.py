@@ -63,3 +63,29 @@ def test_levels_must_shrink_and_match():
         LevelsConfig(clusters=(10, 5), nearest=(3,))
     with pytest.raises(ValueError, match="split must divide the clusters"):
         LevelsConfig(clusters=(10, 5), split=(3, 0))
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (1_000_000, [(25_000, 0), (2_500, 0)]),
+        (2_000_000, [(50_000, 0), (5_000, 0)]),
+        (10_000_000, [(250_000, 100), (25_000, 0)]),
+        (10_001_999, [(250_000, 100), (25_000, 0)]),
+        (650_000_000, [(16_250_000, 325), (1_625_000, 100)]),
+    ],
+)
+def test_automatic_levels_seed_no_more_than_a_driver_can(rows, expected):
+    plan = LevelsConfig().resolve(rows)
+    assert [(level.num_clusters, level.split) for level in plan] == expected
+    assert all(level.num_clusters // max(1, level.split) <= 50_000 for level in plan)
+    assert [level.rounds for level in plan] == [0, 0 if expected[1][1] else 2]
+
+
+def test_levels_above_a_split_that_made_few_clusters_shrink_with_it(tmp_path):
+    """24 distinct points, in 12 clusters that are asked for 20 parts each."""
+    distinct = np.random.default_rng(0).standard_normal((24, 8)).astype(np.float32)
+    points = points_in_memory(distinct[np.repeat(np.arange(24), 30)], False)
+    plan = LevelsConfig(clusters=(240, 60, 20), split=(20, 0, 0)).resolve(720)
+    levels = cluster_levels(points, plan, KMeansConfig(), 0, tmp_path)
+    assert [len(level.centroids) for level in levels] == [24, 6, 2]
