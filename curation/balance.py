@@ -83,8 +83,9 @@ class ImageBalance:
         self.leaf_sizes = np.bincount(leaves, minlength=num_leaves)
         sizes = [repeats * self.leaf_sizes]
         self.parents: list[Int64[np.ndarray, " _"]] = [labels.astype(np.int64) for labels in parents]
-        for labels in self.parents:
-            sizes.append(np.bincount(labels, sizes[-1], labels.max() + 1).astype(np.int64))
+        num_parents = [*(len(labels) for labels in self.parents[1:]), 0]  # the last ones may have no child
+        for labels, least in zip(self.parents, num_parents, strict=False):
+            sizes.append(np.bincount(labels, sizes[-1], least).astype(np.int64))
         self.sizes = sizes
         self.parents.append(np.zeros(len(sizes[-1]), np.int64))
         self.order = [np.random.default_rng([seed, level]).random(len(size)) for level, size in enumerate(sizes)]

@@ -68,6 +68,13 @@ def test_selections_are_nested_and_of_exact_size() -> None:
             before = now
 
 
+def test_a_last_middle_cluster_without_leaves_takes_no_rows() -> None:
+    """Four leaves in two of three middle clusters, which share one top cluster."""
+    parents = [np.array([0, 0, 1, 1], np.int32), np.array([0, 0, 0], np.int32)]
+    balance = ImageBalance(np.repeat(np.arange(4, dtype=np.int32), 5), parents, 4, np.arange(20.0), 0)
+    assert balance.quotas(8).tolist() == [2, 2, 2, 2]
+
+
 def test_repeated_selections_are_nested_and_even_within_a_leaf() -> None:
     image, _ = _tree(repeats=3)
     before = image.copies(0)
