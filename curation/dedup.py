@@ -18,6 +18,7 @@ from curation.groups import Entries, even_parts, rows_by_cluster
 from curation.scan import Points, Span
 
 HASH_BITS = 64
+MOST_BITS = 4  # bands of 12 bits: beyond, so many hashes share one that ten million take hours
 PARTS, PART_ROWS = 16, 1 << 20  # what workers share: at least so many parts, of about so many rows at most
 TILE_ROWS = 2048
 ADJOINING_SCORES = 1 << 26
@@ -38,6 +39,18 @@ class DuplicatesConfig:
     """Clusters next to each cluster in which duplicates are sought; 0: in the own one only, for millions of them."""
     keep: Literal["central", "caption"] = "central"
     """Which of several duplicates stays: the one nearest its centroid, or the one with the longest captions."""
+
+    def __post_init__(self) -> None:
+        check_bits("duplicates", self.perceptual_bits)
+
+
+def check_bits(name: str, perceptual_bits: int) -> None:
+    """ValueError unless hashes that differ in so many bits can be found by what they share."""
+    if not -1 <= perceptual_bits <= MOST_BITS:
+        raise ValueError(
+            f"{name}.perceptual_bits is {perceptual_bits}: -1 (not used) to {MOST_BITS} are possible, as the search "
+            f"for more compares nearly all pairs of images; choose one of them, or lower {name}.cosine instead"
+        )
 
 
 class Pairs(NamedTuple):

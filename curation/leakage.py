@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int32, Int64
 
-from curation.dedup import close_hashes_between
+from curation.dedup import check_bits, close_hashes_between
 from curation.groups import Entries
 from curation.kmeans import assign
 from curation.scan import Points, Span
@@ -38,6 +38,9 @@ class LeakageConfig:
     """Find pool images whose vector has at least this cosine with an evaluation image's; above 1: not used."""
     captions: Literal["list", "remove"] = "list"
     """Pool pairs one of whose captions equals an evaluation caption: listed in the decisions, or removed too."""
+
+    def __post_init__(self) -> None:
+        check_bits("leakage", self.perceptual_bits)
 
 
 class Finding(NamedTuple):

@@ -15,6 +15,7 @@ from curation.dedup import (
     semantic_pairs,
 )
 from curation.kmeans import KMeansConfig, assign, kmeans
+from curation.leakage import LeakageConfig
 from curation.scan import points_in_memory
 from curation.vectors import to_unit
 
@@ -43,6 +44,15 @@ def test_close_hashes_between_equal_a_loop_over_all_pairs(bits):
     expected = [(i, j) for i in range(30) for j in range(len(theirs)) if int(ours[i] ^ theirs[j]).bit_count() <= bits]
     assert list(zip(*(side.tolist() for side in close_hashes_between(ours, theirs, bits)), strict=True)) == expected
     assert len(expected) >= 18
+
+
+@pytest.mark.parametrize(("config", "name"), [(DuplicatesConfig, "duplicates"), (LeakageConfig, "leakage")])
+def test_bits_that_no_search_bears_are_refused(config, name):
+    for bits in (-1, 4):
+        assert config(perceptual_bits=bits).perceptual_bits == bits
+    for bits in (-2, 5, 8):
+        with pytest.raises(ValueError, match=rf"{name}.perceptual_bits is {bits}: -1 \(not used\) to 4 are possible"):
+            config(perceptual_bits=bits)
 
 
 def test_equal_pairs_keep_the_preferred_row_of_each_group():
