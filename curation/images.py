@@ -42,9 +42,12 @@ class ImageError(ValueError):
     """An image that cannot be used: a reason from the closed list and what exactly was found."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)  # what an exception is unpickled from
         self.reason = reason
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, draft_px: int = 0) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pickle
 from collections.abc import Callable
 
 import numpy as np
@@ -95,6 +96,11 @@ def test_draft_shrinks_a_jpeg_but_not_below_what_is_asked(picture: Draw, encoded
     data = encoded(picture(5, (640, 480)))
     assert decode(data, draft_px=100).size == (160, 120)
     assert decode(data, draft_px=250).size == (640, 480)
+
+
+def test_an_error_travels_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(ImageError("too small", "1 x 1")))
+    assert (error.reason, error.detail, str(error)) == ("too small", "1 x 1", "too small: 1 x 1")
 
 
 def test_empty_file_is_rejected() -> None:
