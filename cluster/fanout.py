@@ -20,6 +20,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from cluster.memory import PeakMemory
 from cluster.resources import Resources
 from cluster.threads import limit_loaded_libraries, limit_threads
 
@@ -42,6 +43,8 @@ class Pool:
         self._args = [ray.put(arg) for arg in args]
         self._resources = resources.resolve(max_workers)
         self._seats: list[_Seat] = []
+        self.peaks_mb: dict[_Seat, float] = {}
+        """The most memory that each worker process took in a call, since somebody cleared this."""
 
     def __enter__(self) -> "Pool":
         return self
@@ -72,7 +75,7 @@ class Pool:
                 seat, reference = event
                 index = seat.calls.get(reference)
                 try:
-                    result = ray.get(reference)
+                    answer = ray.get(reference)
                 except RayTaskError as error:
                     raise _named(error, self._worker, method, None if index is None else items[index]) from error
                 except LOST as error:
@@ -82,6 +85,8 @@ class Pool:
                     seat.starting = None
                 else:
                     del seat.calls[reference]
+                    result, peak_mb = answer
+                    self.peaks_mb[seat] = max(self.peaks_mb.get(seat, 0.0), peak_mb)
                     yield work.done(index), result
         finally:
             for seat in self._seats:
@@ -179,8 +184,11 @@ class PoolWorker:
         self.worker = worker(*args)
         limit_loaded_libraries(self.threads)
 
-    def call(self, method: str, item: object, *shared: object) -> Any:
-        return getattr(self.worker, method)(item, *shared)
+    def call(self, method: str, item: object, *shared: object) -> tuple[Any, float]:
+        """The result, and the peak memory of this process until then, in MB."""
+        with PeakMemory() as memory:
+            result = getattr(self.worker, method)(item, *shared)
+        return result, memory.peak_mb
 
 
 def _named(error: RayTaskError, worker: type, method: str, item: object) -> BaseException:

@@ -29,9 +29,9 @@ from curation.kmeans import KMeansConfig
 from curation.leakage import LeakageConfig
 from curation.levels import Level
 from curation.metadata import match_captions, read_entries
-from curation.phases import MeasuredScanner, MeasuredWorkers, Phase, Phases
+from curation.phases import Phase, Phases
 from curation.removal import centroid_distances, drop_duplicates, drop_invalid, drop_leakage
-from curation.scan import Points, Workers, cut_spans
+from curation.scan import Points, Scanner, Workers, cut_spans
 from curation.schema import CAPTION_EMBEDDING, CLS
 from curation.seeding import count_distinct
 from curation.selection import write_selection
@@ -120,8 +120,8 @@ def run(
     With `metadata`, a file of one entry a line, captions are balanced over those entries and not clustered. Continues
     from the levels and iterations that an interrupted run left in `out`.
     """
-    with Pool(MeasuredScanner, resources=config.resources) as workers:
-        return curate(config, MeasuredWorkers(workers), out, embeddings, evaluation, metadata)
+    with Pool(Scanner, resources=config.resources) as workers:
+        return curate(config, workers, out, embeddings, evaluation, metadata)
 
 
 def curate(

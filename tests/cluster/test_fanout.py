@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
 
 from cluster.fanout import Pool
@@ -46,6 +47,9 @@ class Arithmetic:
     def note(self, item: int, journal: Path) -> None:
         with journal.open("a") as file:
             file.write(f"{item}\n")
+
+    def fill(self, megabytes: int) -> int:
+        return int(np.ones(megabytes << 20, np.uint8).sum(dtype=np.int64))
 
     def threads(self, item: int) -> tuple[int, int, str]:
         import faiss
@@ -140,3 +144,12 @@ def test_workers_use_as_many_threads_as_cores(cpus: float) -> None:
         [(_, threads)] = pool.map("threads", [0])
     expected = max(1, int(cpus))
     assert threads == (expected, expected, str(expected))
+
+
+def test_the_peak_memory_of_every_worker_is_kept() -> None:
+    with Pool(Arithmetic, 0, resources=Resources(workers=1)) as pool:
+        assert dict(pool.map("fill", [1])) == {1: 1 << 20}
+        (little,) = pool.peaks_mb.values()
+        assert sorted(size for _, size in pool.map("fill", [300, 2])) == [2 << 20, 300 << 20]
+        (most,) = pool.peaks_mb.values()
+    assert little + 250 < most

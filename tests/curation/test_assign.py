@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from cluster.memory import PeakMemory, private_mb
 from curation.assign import Assigner
-from curation.phases import PeakMemory, private_mb
 from curation.vectors import to_unit
 
 

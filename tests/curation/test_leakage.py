@@ -5,8 +5,8 @@ import pytest
 
 import curation.leakage
 import curation.scan
+from cluster.memory import PeakMemory, private_mb
 from curation.leakage import LeakageConfig, find_leakage
-from curation.phases import PeakMemory, private_mb
 from curation.scan import InProcess, Points
 from curation.schema import CAPTIONS, CLS, PERCEPTUAL_HASH
 from curation.shards import EmbeddingShards

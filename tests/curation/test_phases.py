@@ -5,8 +5,8 @@ import pytest
 
 from cluster.fanout import Pool
 from cluster.resources import Resources
-from curation.phases import MeasuredScanner, MeasuredWorkers, PeakMemory, Phases, private_mb
-from curation.scan import InProcess, Points
+from curation.phases import Phases
+from curation.scan import InProcess, Points, Scanner
 from curation.vectors import ArrayVectors
 
 
@@ -20,19 +20,10 @@ def allocate():
     return allocate
 
 
-def test_peak_memory_sees_what_was_freed_before_the_end():
-    before = private_mb()
-    with PeakMemory() as memory:
-        block = np.ones(200 << 20, np.uint8)
-        assert private_mb() > before + 150
-        del block
-    assert memory.peak_mb >= before
-
-
 @pytest.mark.ray
 def test_the_memory_of_workers_is_that_of_their_phase(ray_session, allocate):
-    with Pool(MeasuredScanner, resources=Resources(workers=1, cpus=0.5)) as pool:
-        phases = Phases(MeasuredWorkers(pool))
+    with Pool(Scanner, resources=Resources(workers=1, cpus=0.5)) as pool:
+        phases = Phases(pool)
         points = Points(ArrayVectors(np.zeros((10, 2), np.float32)), phases)
         for name, megabytes in (("large", 300), ("small", 1)):
             with phases.phase(name):
