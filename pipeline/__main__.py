@@ -69,7 +69,7 @@ def main(words: Sequence[str]) -> int:
         if options.verb == "recipes":
             return list_recipes(terminal())
         recipe = read_recipe(options.recipe, options.verb, flags)
-        if options.verb not in ("plan", "config"):
+        if options.verb not in ("plan", "config", "status", "verify"):  # which say all they can without the weights
             recipe = resolve_backbone(recipe)
         return COMMANDS[options.verb](recipe, options, terminal())
     except StepFailed as error:

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import logging
 import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,18 +21,20 @@ from curation.backbone import describe
 from curation.decisions import why
 from evaluate.tables import results_table
 from pipeline.config import dump_recipe
-from pipeline.graph import build_steps, draw_steps
+from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.inputs import check_evaluation
 from pipeline.nearest import nearest
 from pipeline.plan import print_plan
 from pipeline.recipes import Recipe
 from pipeline.runner import environment, git_state, headline, run_steps
 from pipeline.step import Step, in_order
-from pipeline.store import Record, Store
+from pipeline.store import DamagedOutput, Record, Store, read_record
 from pipeline.tracking import Tracking, tracking_uri
 from train.export import LoadedModel
 from train.formats import FORMATS, export_format, read_model
 from train.loop import MODEL
+
+log = logging.getLogger(__name__)
 
 
 def plan(recipe: Recipe, options: Namespace, console: Console) -> int:
@@ -60,7 +64,7 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
         force=options.force,
         only=options.only,
     )
-    show_results(steps, store, console)
+    show_results(steps, store, console, options)
     report = store.folder(in_order(steps)[-1]) / "report.html"
     if report.exists():
         console.print(f"\nreport     {report}", soft_wrap=True)
@@ -92,7 +96,8 @@ def submit(recipe: Recipe, options: Namespace, console: Console) -> int:
 
 
 def status(recipe: Recipe, options: Namespace, console: Console) -> int:
-    rows = status_rows(in_order(build_steps(recipe)), Store(options.workspace))
+    store = Store(options.workspace)
+    rows = status_rows(list(known_outputs(recipe, store).values()), store)
     if options.json:
         print(json.dumps({"recipe": recipe.name, "workspace": str(options.workspace), "steps": rows}, indent=1))
         return 0
@@ -106,20 +111,29 @@ def status(recipe: Recipe, options: Namespace, console: Console) -> int:
 
 
 def status_rows(steps: Sequence[Step], store: Store) -> list[dict]:
-    """The recipe's steps in order; after each kind, what the workspace holds of it under other settings."""
-    current, others = {store.folder(step).name for step in steps}, store.records()
+    """The recipe's steps in order; after each kind, and at the end, what the workspace holds under other settings."""
+    records = {store.folder(record): record for record in store.records()}
+    current = {store.folder(step) for step in steps}
+    others = [record for folder, record in records.items() if folder not in current]
     rows = []
     for index, step in enumerate(steps):
-        record = store.record(step)
-        state = "done" if record else "unfinished" if store.partial(step).exists() else "not run"
-        rows.append(_status_row(step.label, store.folder(step).name, state, True, record))
+        folder = store.folder(step)
+        rows.append(_status_row(step.label, folder.name, _state(step, store), True, records.get(folder)))
         if step.name not in {later.name for later in steps[index + 1 :]}:
-            rows += [
-                _status_row(other.label, other.fingerprint, "done", False, other)
-                for other in others
-                if other.step == step.name and other.fingerprint not in current
-            ]
-    return rows
+            rows += [_other_row(other) for other in others if other.step == step.name]
+    return rows + [_other_row(other) for other in others if other.step not in {step.name for step in steps}]
+
+
+def _state(step: Step, store: Store) -> str:
+    try:
+        done = store.record(step)
+    except DamagedOutput:
+        return "damaged"
+    return "done" if done else "unfinished" if store.partial(step).exists() else "not run"
+
+
+def _other_row(record: Record) -> dict:
+    return _status_row(record.label, record.fingerprint, "done", False, record)
 
 
 def _status_row(label: str, fingerprint: str, state: str, current: bool, record: Record | None) -> dict:
@@ -131,7 +145,7 @@ def _status_row(label: str, fingerprint: str, state: str, current: bool, record:
 def show(recipe: Recipe, options: Namespace, console: Console) -> int:
     steps, store = in_order(build_steps(recipe)), Store(options.workspace)
     if not options.words:
-        return show_results(steps, store, console, options.json)
+        return show_results(steps, store, console, options)
     step = find_step(steps, options.words[0])
     record = store.record(step)
     if record is None:
@@ -139,25 +153,26 @@ def show(recipe: Recipe, options: Namespace, console: Console) -> int:
     answer: Mapping[str, object] = asdict(record)
     if len(options.words) > 1:
         if step.name != "curate":
-            raise ValueError(f"{step.label} knows nothing of single pairs: `{again(options, 'show')} curate KEY` does")
+            remedy = again(options, "show", "curate", options.words[1])
+            raise ValueError(f"{step.label} knows nothing of single pairs, which curation decides on: `{remedy}`")
         answer = why(store.folder(step), options.words[1])
     console.print_json(json.dumps(answer))
     return 0
 
 
-def show_results(steps: Sequence[Step], store: Store, console: Console, as_json: bool = False) -> int:
+def show_results(steps: Sequence[Step], store: Store, console: Console, options: Namespace) -> int:
     """The table of all scores, one column per arm."""
     scored = [step for step in in_order(steps) if step.name == "evaluate"]
     done = [step for step in scored if store.record(step)]
     name = "curated" if len(done) > 1 else "model"
     arms = {step.label.partition("@")[2] or name: store.folder(step) / "results.json" for step in done}
     results = {arm: json.loads(path.read_text()) for arm, path in arms.items()}
-    if as_json:
+    if options.json:
         print(json.dumps(results, indent=1))
     elif results:
         console.print(results_table(results))
     elif scored:
-        console.print("no results yet: `python -m pipeline run` makes them")
+        console.print(f"no results yet: `{escape(again(options, 'run'))}` makes them", soft_wrap=True)
     else:
         console.print("no results: the recipe has no evaluation set; name one as --data.retrieval, for example")
     return 0
@@ -166,16 +181,34 @@ def show_results(steps: Sequence[Step], store: Store, console: Console, as_json:
 def verify(recipe: Recipe, options: Namespace, console: Console) -> int:
     """Every finished output of the workspace, made by this recipe or not."""
     store, bad = Store(options.workspace), 0
-    current = {store.folder(step) for step in in_order(build_steps(recipe))}
-    for record in store.records():
-        problems, folder = store.verify(record), store.folder(record)
+    current = known_outputs(recipe, store)
+    for folder in store.finished_folders():
+        label, problems = _verified(folder, store)
         state = "[red]damaged[/red]" if problems else "[green]good[/green]"
-        console.print(f"{record.label:<22} {folder.name}  {state}")
-        remedy = again(options, "run", "--force", record.label) if folder in current else f"remove {folder}"
+        console.print(f"{label or folder.parent.name:<22} {folder.name}  {state}")
+        remedy = again(options, "run", "--force", label) if label and folder in current else f"remove {folder}"
         for problem in problems:
             console.print(f"   {escape(problem)}\n   remedy: {escape(remedy)}", soft_wrap=True)
         bad += bool(problems)
     return 1 if bad else 0
+
+
+def _verified(folder: Path, store: Store) -> tuple[str, list[str]]:
+    """The label of a finished output, none where its record cannot be read, and all problems."""
+    try:
+        record = read_record(folder)
+    except DamagedOutput as error:
+        return "", [str(error)]
+    return (record.label, store.verify(record)) if record else ("", [])
+
+
+def known_outputs(recipe: Recipe, store: Store) -> dict[Path, Step]:
+    """The recipe's steps in order, by the folders of their outputs; none, and a warning, where data are missing."""
+    try:
+        return {store.folder(step): step for step in in_order(build_steps(resolve_backbone(recipe)))}
+    except (ValueError, OSError) as error:
+        log.warning("recipe=%s its own outputs cannot be told from those of others: %s", recipe.name, error)
+        return {}
 
 
 def export(recipe: Recipe, options: Namespace, console: Console) -> int:

@@ -52,19 +52,18 @@ def print_plan(
 
     When it is to be measured, reading and the backbone are timed on this machine, which takes some seconds.
     """
-    console.print(f"[b]{recipe.name}[/b]: {recipe.description}\n")
+    console.print(f"[b]{recipe.name}[/b]: {escape(recipe.description)}\n")
     pool_rows = rows
     try:
         recipe = resolve_backbone(recipe)
         steps = in_order(build_steps(recipe))
         check_evaluation(recipe)
-    except (ValueError, OSError) as error:
-        console.print(f"[yellow]cannot run yet:[/yellow] {escape(str(error))}\n", soft_wrap=True)
-        console.print(_names_table(in_order(draw_steps(recipe))))
-    else:
         console.print(_steps_table(steps, store, pending(steps, store, force, only)))
         embedded = next((store.record(step) for step in steps if step.label == "embed"), None)
         pool_rows = rows or (int(embedded.summary.get("rows", 0)) if embedded else 0)
+    except (ValueError, OSError) as error:
+        console.print(f"[yellow]cannot run yet:[/yellow] {escape(str(error))}\n", soft_wrap=True)
+        console.print(_names_table(in_order(draw_steps(recipe))))
     grid = full_grid(recipe)
     model = model_on_paper(recipe.train.model, recipe.tokenizer.vocab_size, grid.dim)
     console.print(_sizes_table(recipe, model, grid))
@@ -87,7 +86,7 @@ def _names_table(steps: Sequence[Step]) -> Table:
     table = Table("step", "takes", title="Steps", title_justify="left", box=None)
     for step in steps:
         takes = (source.step.label if isinstance(source, Output) else str(source) for source in step.inputs.values())
-        table.add_row(step.label, ", ".join(takes))
+        table.add_row(step.label, escape(", ".join(takes)))
     return table
 
 

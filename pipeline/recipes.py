@@ -3,6 +3,7 @@
 `data` names the user's pairs and evaluation sets; when `emoji` is set, both are made by the recipe instead.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +43,7 @@ class Recipe:
     """From raw pairs to measured scores."""
 
     name: str
-    """Name of the recipe, and of its MLflow experiment."""
+    """Name of the recipe, of its MLflow experiment, and of files: letters, digits, `.`, `_` and `-`."""
     description: str
     """One line on what it makes."""
     data: DataConfig = DataConfig()
@@ -66,6 +67,11 @@ class Recipe:
     with their tokenizer, or open_clip:ARCHITECTURE:WEIGHTS."""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(
+                f"name is {self.name!r}: a recipe's name has letters, digits, '.', '_' and '-' alone, as files are "
+                "called by it; change it"
+            )
         own = ("pairs", "classification", "retrieval", "segmentation", "leakage")
         if self.emoji and (given := [name for name in own if getattr(self.data, name)]):
             raise ValueError(

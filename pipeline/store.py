@@ -77,10 +77,19 @@ class Store:
         return read_record(self.folder(step))
 
     def records(self) -> list[Record]:
-        """All finished outputs in the workspace, oldest first."""
-        folders = (path.parent for path in self.workspace.glob(f"*/*/{RECORD}"))
-        found = [read_record(folder) for folder in folders if not folder.suffix]
+        """All finished outputs in the workspace, oldest first; a record that cannot be read is left out and logged."""
+        found = []
+        for folder in self.finished_folders():
+            try:
+                found.append(read_record(folder))
+            except DamagedOutput as error:
+                log.warning("%s", error)
         return sorted((record for record in found if record), key=lambda record: record.finished)
+
+    def finished_folders(self) -> list[Path]:
+        """Where the workspace has a record, by step and fingerprint."""
+        folders = (path.parent for path in sorted(self.workspace.glob(f"*/*/{RECORD}")))
+        return [folder for folder in folders if not folder.suffix]
 
     def check_sizes(self, *steps: Step, forced: Sequence[str] = ()) -> None:
         """DamagedOutput naming all finished outputs of which a file is missing or has another size than recorded.

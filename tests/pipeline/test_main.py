@@ -1,6 +1,7 @@
 """The command line, as a user types it; the whole story once, on the debug recipe."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
@@ -75,6 +76,44 @@ def test_plan_refuses_what_evaluation_would(tmp_path: Path, capsys: pytest.Captu
     assert "cannot run yet: evaluate.benchmarks: there is no" in capsys.readouterr().out
 
 
+def test_words_that_only_read_need_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace = ["--workspace", str(tmp_path)]
+    folder = tmp_path / "embed" / "0123456789ab"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text('{"step": "emb')
+    assert main(["status", "flickr8k", "--json", *workspace]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == []
+    assert main(["verify", "flickr8k", *workspace]) == 1
+    assert f"remedy: remove {folder}" in " ".join(capsys.readouterr().out.split())
+    assert main(["plan", "debug", *workspace]) == 0
+    assert "to run" in capsys.readouterr().out
+
+
+def test_an_unreadable_record_of_the_recipe_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace = ["--workspace", str(tmp_path)]
+    assert main(["status", "debug", "--json", *workspace]) == 0
+    pool = next(row for row in json.loads(capsys.readouterr().out)["steps"] if row["step"] == "pool")
+    folder = tmp_path / "pool" / pool["fingerprint"]
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text("{")
+    assert main(["status", "debug", "--json", *workspace]) == 0
+    states = {row["step"]: row["state"] for row in json.loads(capsys.readouterr().out)["steps"]}
+    assert (states["pool"], states["embed"]) == ("damaged", "not run")
+    assert main(["plan", "debug", *workspace]) == 0
+    assert f"delete {folder} and run again" in capsys.readouterr().out
+    assert main(["run", "debug", *workspace]) == 2
+
+
+def test_show_advises_the_recipe_that_was_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "debug", "--workspace", str(tmp_path), "--train.seed", "3"]) == 0
+    assert f"`python -m pipeline run debug --workspace {tmp_path} --train.seed 3`" in capsys.readouterr().out
+
+
+def test_a_description_is_printed_as_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "debug", "--workspace", str(tmp_path), "--description", "pairs of [/data] v2"]) == 0
+    assert "pairs of [/data] v2" in capsys.readouterr().out
+
+
 def test_own_pairs_need_nothing_beside_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs, recipe = tmp_path / "pairs", tmp_path / "mine.yaml"
     pairs.mkdir()
@@ -120,6 +159,11 @@ def test_debug_recipe_from_pairs_to_report(
 
     key = next(iter(_decided_keys(tmp_path / "w")))
     assert main(["show", "debug", "curate", key, *workspace]) == 0
+    assert json.loads(capsys.readouterr().out)["key"] == key
+
+    assert main(["show", "debug", "train", key, *workspace, "--report.seed", "0"]) == 2
+    advice = shlex.split(capsys.readouterr().err.split("`")[1])
+    assert main(advice[3:]) == 0
     assert json.loads(capsys.readouterr().out)["key"] == key
 
     assert main(["run", "debug", "--only", "train", "--train.optim.lr", "2e-3", *workspace]) == 0

@@ -41,6 +41,12 @@ def test_settings_that_a_recipe_takes_from_elsewhere_are_refused(
         replace(DEBUG, **changes)
 
 
+@pytest.mark.parametrize("name", ["team/x", "", "two words", "[/b]"])
+def test_names_that_no_file_can_have_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"name is .*: a recipe's name has letters"):
+        replace(DEBUG, name=name)
+
+
 def test_views_and_a_live_backbone_exclude_each_other() -> None:
     live = replace(DEBUG.train, live=replace(DEBUG.train.live, enabled=True))
     with pytest.raises(ValueError, match=r"views is 2 and train\.live\.enabled is set"):

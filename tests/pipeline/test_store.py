@@ -132,6 +132,14 @@ def test_unreadable_record_is_an_error_not_a_missing_one(tmp_path: Path) -> None
         store.record(STEP)
 
 
+def test_an_unreadable_record_does_not_hide_the_others(tmp_path: Path) -> None:
+    store, other = Store(tmp_path), Step("make", "make@other", nothing, {"size": 4})
+    (finish(store) / "record.json").write_text('{"step": "mak')
+    finish(store, other)
+    assert [record.label for record in store.records()] == ["make@other"]
+    assert set(store.finished_folders()) == {store.folder(STEP), store.folder(other)}
+
+
 def append_slowly(workspace: Path, log: Path, turns: int) -> None:
     for _ in range(turns):
         with Store(workspace).claim(STEP):
