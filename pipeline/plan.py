@@ -7,6 +7,7 @@ Every estimate is arithmetic from pipeline/costs.py and says what it assumes; du
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -70,7 +71,8 @@ def print_plan(
     console.print(_arithmetic_table(recipe, model, grid, pool_rows))
     if pool_rows:
         console.print(_storage_table(recipe, grid, pool_rows))
-        console.print(curation_table(recipe.curate, pool_rows, grid.dim, recipe.embed.captions.dim))
+        clustered_dim = 0 if recipe.data.metadata else recipe.embed.captions.dim  # entries are sought in the words
+        console.print(curation_table(recipe.curate, pool_rows, grid.dim, clustered_dim))
     if is_measured:
         print_rates(recipe.embed, store.workspace, console)
 
@@ -85,9 +87,14 @@ def _names_table(steps: Sequence[Step]) -> Table:
     """The steps and what they take, where no fingerprint can be had yet."""
     table = Table("step", "takes", title="Steps", title_justify="left", box=None)
     for step in steps:
-        takes = (source.step.label if isinstance(source, Output) else str(source) for source in step.inputs.values())
-        table.add_row(step.label, escape(", ".join(takes)))
+        table.add_row(step.label, escape(", ".join(_taken(source) for source in step.inputs.values())))
     return table
+
+
+def _taken(source: Output | Path) -> str:
+    if isinstance(source, Output):
+        return source.step.label
+    return "--data.pairs, not set yet" if source == Path() else str(source)
 
 
 def _steps_table(steps: Sequence[Step], store: Store, todo: Sequence[Step]) -> Table:
@@ -156,8 +163,9 @@ def _arithmetic_table(recipe: Recipe, model: DinoTxt, full: TokenGrid, rows: int
         TRAINING * text_flop(model, CAPTION_TOKENS),
         TRAINING * head_flop(model, kept.num_tokens),
     )
-    pairs = recipe.train.batch_size * recipe.train.num_steps
-    seen = f"{recipe.train.num_steps:,} steps of {recipe.train.batch_size:,}"
+    models = 1 + len(recipe.compare)
+    pairs = recipe.train.batch_size * recipe.train.num_steps * models
+    seen = f"{recipe.train.num_steps:,} steps of {recipe.train.batch_size:,}" + f", {models} models" * (models > 1)
     title = (
         f"\nArithmetic: {pairs / 1e6:,.2f} M pairs seen ({seen}); assumed: {CAPTION_TOKENS:.0f} tokens a caption, "
         f"{SUSTAINED_TFLOPS:.0f} TFLOP/s a GPU"

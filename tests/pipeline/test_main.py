@@ -76,6 +76,22 @@ def test_plan_refuses_what_evaluation_would(tmp_path: Path, capsys: pytest.Captu
     assert "cannot run yet: evaluate.benchmarks: there is no" in capsys.readouterr().out
 
 
+def test_plan_counts_every_model_and_no_clustering_that_is_not_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "entries.txt").write_text("dog\n")
+    words = ["plan", "vitl14", "--workspace", str(tmp_path), "--rows", "650000000"]
+    assert main(words) == 0
+    alone = capsys.readouterr().out
+    assert main([*words, "--compare", "uncurated", "--data.metadata", str(tmp_path / "entries.txt")]) == 0
+    both = capsys.readouterr().out
+    assert "3,276.80 M pairs seen (50,000 steps of 65,536)" in alone
+    assert "6,553.60 M pairs seen (50,000 steps of 65,536, 2 models)" in both
+    assert "captions, split" in alone
+    assert "captions, split" not in both
+    assert "--data.pairs, not set yet" in alone
+
+
 def test_words_that_only_read_need_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workspace = ["--workspace", str(tmp_path)]
     folder = tmp_path / "embed" / "0123456789ab"
