@@ -51,8 +51,11 @@ verify: $(READY)  ## check every output against its record and checksums
 
 mlflow: $(READY)  ## the dashboard, on http://127.0.0.1:5000 (PORT=)
 	@mkdir -p $(WORKSPACE)
-	@$(VENV)/bin/mlflow server --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(WORKSPACE))/mlflow.db} \
-	    --host 127.0.0.1 --port $(PORT) --workers 1
+	@case "$$MLFLOW_TRACKING_URI" in \
+	http*) echo "the dashboard is $$MLFLOW_TRACKING_URI, as MLFLOW_TRACKING_URI says" ;; \
+	*) $(VENV)/bin/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
+	    --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(WORKSPACE))/mlflow.db}" ;; \
+	esac
 
 lint: $(READY)  ## ruff and mypy
 	@$(PY) -m ruff check .

@@ -1,6 +1,8 @@
 """The README names every module, every make target and every recipe there is."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 from pipeline.presets import PRESETS
@@ -23,3 +25,11 @@ def test_the_commands_exist() -> None:
     assert set(re.findall(r"`?make ([a-z][a-z-]+)`?", README)) <= targets
     recipes = set(re.findall(r"python -m pipeline \w+ (\w+)(?!\.yaml)\b", README)) - {"my", "mine"}
     assert recipes <= set(PRESETS)
+
+
+def test_the_dashboard_of_a_server_is_named() -> None:
+    """MLflow takes no address of a server as its store."""
+    environment = os.environ | {"MLFLOW_TRACKING_URI": "http://tracking:5000"}
+    words = ["make", "--old-file", ".venv/ready", "mlflow", "WORKSPACE=/tmp"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "the dashboard is http://tracking:5000, as MLFLOW_TRACKING_URI says\n"
