@@ -49,11 +49,12 @@ def main() -> None:
 
 
 def find_arms(workspace: Path) -> Iterator[Arm]:
-    """The newest evaluation of each arm on drawings, and what it was made from."""
+    """The newest evaluation of each arm on drawings, and what it was made from; models from elsewhere are left out."""
     found: dict[str, dict] = {}
     for path in (workspace / "evaluate").glob("*/record.json"):
         record = json.loads(path.read_text())
-        if "classification" in record["inputs"]:
+        model, _ = record["inputs"].get("model", ("data", ""))
+        if "classification" in record["inputs"] and model != "data":
             older = found.get(record["label"])
             if older is None or older["finished"] < record["finished"]:
                 found[record["label"]] = record
