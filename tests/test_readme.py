@@ -30,6 +30,6 @@ def test_the_commands_exist() -> None:
 def test_the_dashboard_of_a_server_is_named() -> None:
     """MLflow takes no address of a server as its store."""
     environment = os.environ | {"MLFLOW_TRACKING_URI": "http://tracking:5000"}
-    words = ["make", "--old-file", ".venv/ready", "mlflow", "WORKSPACE=/tmp"]
+    words = ["make", "--no-print-directory", "--old-file", ".venv/ready", "mlflow", "WORKSPACE=/tmp"]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "the dashboard is http://tracking:5000, as MLFLOW_TRACKING_URI says\n"

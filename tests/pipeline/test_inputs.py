@@ -24,9 +24,8 @@ def test_sets_of_another_layout_are_refused_before_anything_runs(tmp_path: Path)
     (tmp_path / "images" / "1.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"no labels\.json in"):
         check_evaluation(recipe_with(tmp_path, segmentation=(str(tmp_path),)))
-    coco = {"images": [{"file_name": "1.jpg", "id": 1}], "annotations": [{"image_id": 1, "caption": "a"}]}
-    (tmp_path / "captions_val2017.json").write_text(json.dumps(coco))
-    with pytest.raises(ValueError, match=str(tmp_path)):
+    (tmp_path / "captions.json").write_text(json.dumps({"1.jpg": "a cat"}))
+    with pytest.raises(ValueError, match=f"no caption file in {tmp_path}"):
         check_evaluation(recipe_with(tmp_path, retrieval=(str(tmp_path),)))
 
 
