@@ -3,7 +3,8 @@ stored contents cost.
 
 Each arm is the flickr8k recipe with a few fields changed, all in one workspace, so that what arms share is made once
 and a second run only prints. Backbone EfficientNet-Lite0 at 160 px, 5 x 5 patches: a stand-in, whose CLS is the maximum
-of its patches (curation/standin.py), so that it carries what their mean does not. One seed, the same steps for all.
+of its patches (curation/encoders/efficientnet.py), so that it carries what their mean does not. One seed, the same
+steps for all.
 
     python -m benchmarks.ablation --pairs data/flickr8k.tar [--steps 100] [--workspace ablation]
 """
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.session import session
-from curation.backbone import BackboneConfig
+from curation.encoders.backbone import BackboneConfig
 from evaluate.segmentation import SegmentationConfig
 from evaluate.tables import percent
 from pipeline.graph import build_steps, resolve_backbone

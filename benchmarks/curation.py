@@ -21,14 +21,14 @@ import pyarrow as pa
 from jaxtyping import Float32, Int64
 
 from cluster.threads import limit_threads
-from curation.balance import ImageBalance, TextBalance, combine, entropy, water_fill
-from curation.coins import coins
-from curation.dedup import DuplicatesConfig, close_hash_pairs, semantic_pairs
-from curation.groups import one_entry_each
-from curation.hierarchy import LevelsConfig, cluster_levels
-from curation.kmeans import KMeansConfig, assign, kmeans
-from curation.scan import points_in_memory
-from curation.vectors import to_unit
+from curation.choice.balance import ImageBalance, TextBalance, combine, entropy, water_fill
+from curation.choice.draws import coins
+from curation.choice.duplicates import DuplicatesConfig, close_hash_pairs, semantic_pairs
+from curation.clusters.groups import one_entry_each
+from curation.clusters.hierarchy import LevelsConfig, cluster_levels
+from curation.clusters.kmeans import KMeansConfig, assign, kmeans
+from curation.clusters.scan import points_in_memory
+from curation.clusters.vectors import to_unit
 
 DIM = 64
 NOISE = 0.5

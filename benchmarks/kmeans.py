@@ -24,12 +24,13 @@ import torch
 from jaxtyping import Float32
 
 from cluster.threads import limit_threads
-from curation.assign import choose_engine
-from curation.kmeans import KMeansConfig, assign, kmeans
-from curation.scan import InProcess, Points, points_in_memory
-from curation.schema import CAPTIONS, CLS, HASHES, KEY, PATCHES, SOURCE, THUMBNAIL, EmbeddingSpec
-from curation.shards import Manifest, write_manifest, write_shard
-from curation.vectors import ShardVectors, to_unit
+from curation.clusters.kmeans import KMeansConfig, assign, kmeans
+from curation.clusters.nearest import choose_engine
+from curation.clusters.scan import InProcess, Points, points_in_memory
+from curation.clusters.vectors import ShardVectors, to_unit
+from curation.shards.manifest import Manifest, write_manifest
+from curation.shards.schema import CAPTIONS, CLS, HASHES, KEY, PATCHES, SOURCE, THUMBNAIL, EmbeddingSpec
+from curation.shards.writer import write_shard
 
 SHARD_ROWS = 1 << 14
 GROUPS = 64

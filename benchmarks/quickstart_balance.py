@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from curation.balance import entropy, gini
-from curation.decisions import read_decisions
-from curation.emoji import Concept, read_concepts
-from evaluate.benchmarks import open_classification
+from curation.choice.balance import entropy, gini
+from curation.choice.decisions import read_decisions
+from curation.quickstart.pool import Concept, read_concepts
 from evaluate.results import read_tallies
+from evaluate.sets import open_classification
 
 LARGEST = (3, 5, 10**9)  # pairs of a concept in the pool, up to which a row of the last table goes
 

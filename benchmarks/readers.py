@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.schema import CLS, HASHES, PATCHES, EmbeddingSpec
-from curation.selection import write_selection
-from curation.shards import EmbeddingShards, Manifest, write_manifest, write_shard
+from curation.shards.manifest import Manifest, write_manifest
+from curation.shards.reader import EmbeddingShards
+from curation.shards.schema import CLS, HASHES, PATCHES, EmbeddingSpec
+from curation.shards.selection import write_selection
+from curation.shards.writer import write_shard
 from train.data import Pairs
 from train.shuffle import ShuffleConfig, mix, shuffled
 from train.tokenizer import TokenizerConfig, train_tokenizer

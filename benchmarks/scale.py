@@ -26,10 +26,10 @@ from benchmarks.kmeans import write_mixture
 from cluster.fanout import Pool, PoolWorker
 from cluster.resources import Resources
 from cluster.session import session
-from curation.balance import entropy
-from curation.hierarchy import LevelsConfig, cluster_levels, cluster_of_rows
-from curation.kmeans import KMeansConfig, kmeans
-from curation.scan import Points, Scanner
+from curation.choice.balance import entropy
+from curation.clusters.hierarchy import LevelsConfig, cluster_levels, cluster_of_rows
+from curation.clusters.kmeans import KMeansConfig, kmeans
+from curation.clusters.scan import Points, Scanner
 
 SAMPLE_S = 0.1
 

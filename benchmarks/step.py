@@ -28,11 +28,13 @@ from benchmarks.cost import UNITS, Cost, cost_of, peak_mb
 from benchmarks.loader import alone
 from benchmarks.loss import full_logits
 from benchmarks.text_step import padded, read_captions
-from curation import dinov2
-from curation.backbone import BackboneConfig, geometry_of
-from curation.schema import CLS, HASHES, PATCHES, REGISTERS, EmbeddingSpec
-from curation.selection import write_selection
-from curation.shards import EmbeddingShards, Manifest, write_manifest, write_shard
+from curation.encoders import dinov2
+from curation.encoders.backbone import BackboneConfig, geometry_of
+from curation.shards.manifest import Manifest, write_manifest
+from curation.shards.reader import EmbeddingShards
+from curation.shards.schema import CLS, HASHES, PATCHES, REGISTERS, EmbeddingSpec
+from curation.shards.selection import write_selection
+from curation.shards.writer import write_shard
 from train.attention import unpack
 from train.batch import Batch
 from train.data import Pairs

@@ -18,25 +18,25 @@ from jaxtyping import Int64
 from cluster.fanout import Pool
 from cluster.files import write_atomic
 from cluster.resources import Resources
-from curation.assign import Engine, choose_engine
-from curation.balance import Combine
-from curation.choose import Coins, Goal, Method, choose, evenness
-from curation.coins import coins
-from curation.decisions import Decisions
-from curation.dedup import PARTS, DuplicatesConfig
-from curation.hierarchy import LevelsConfig, automatic_clusters, automatic_levels, cluster_levels
-from curation.kmeans import KMeansConfig
-from curation.leakage import LeakageConfig
-from curation.levels import Level
-from curation.metadata import match_captions, read_entries
-from curation.phases import Phase, Phases
-from curation.removal import centroid_distances, drop_duplicates, drop_invalid, drop_leakage
-from curation.scan import Points, Scanner, Workers, cut_spans
-from curation.schema import CAPTION_EMBEDDING, CLS
-from curation.seeding import count_distinct
-from curation.selection import write_selection
-from curation.shards import EmbeddingShards, open_shards
-from curation.vectors import ShardVectors
+from curation.choice.balance import Combine
+from curation.choice.choose import Coins, Goal, Method, choose, evenness
+from curation.choice.decisions import Decisions
+from curation.choice.draws import coins
+from curation.choice.duplicates import PARTS, DuplicatesConfig
+from curation.choice.entries import match_captions, read_entries
+from curation.choice.leakage import LeakageConfig
+from curation.choice.phases import Phase, Phases
+from curation.choice.removal import centroid_distances, drop_duplicates, drop_invalid, drop_leakage
+from curation.clusters.hierarchy import LevelsConfig, automatic_clusters, automatic_levels, cluster_levels
+from curation.clusters.kmeans import KMeansConfig
+from curation.clusters.levels import Level
+from curation.clusters.nearest import Engine, choose_engine
+from curation.clusters.scan import Points, Scanner, Workers, cut_spans
+from curation.clusters.seeding import count_distinct
+from curation.clusters.vectors import ShardVectors
+from curation.shards.reader import EmbeddingShards, open_shards
+from curation.shards.schema import CAPTION_EMBEDDING, CLS
+from curation.shards.selection import write_selection
 
 CURATION = "curation.json"
 LEAKAGE_INPUT = "leakage_"

@@ -20,12 +20,12 @@ from cluster.fanout import Pool
 from cluster.files import write_atomic
 from cluster.logs import progress
 from cluster.resources import MACHINE_FACT, Resources
-from curation.backbone import resolve
 from curation.embed_worker import EmbedConfig, EmbedWorker, Task
-from curation.pairs import Part
-from curation.schema import PATCHES, REGISTERS, spec_from_dict
-from curation.shards import Manifest, ShardEntry, write_manifest
-from curation.sources import list_parts
+from curation.encoders.backbone import resolve
+from curation.pairs.sample import Part
+from curation.pairs.sources import list_parts
+from curation.shards.manifest import Manifest, ShardEntry, write_manifest
+from curation.shards.schema import PATCHES, REGISTERS, spec_from_dict
 
 logger = logging.getLogger(__name__)
 

@@ -20,11 +20,14 @@ from torch import Tensor
 
 from cluster.files import write_atomic
 from cluster.resources import MACHINE_FACT, Resources
-from curation.augment import AugmentConfig, draft_px, random_view
-from curation.backbone import Backbone, BackboneConfig, Precision, load_backbone, pool_patches
-from curation.captions import CaptionConfig, CaptionEncoder
-from curation.images import ImageError, bytes_hash, decode, perceptual_hash, pixel_hash, thumbnail
-from curation.schema import (
+from curation.encoders.backbone import Backbone, BackboneConfig, Precision, load_backbone, pool_patches
+from curation.encoders.captions import CaptionConfig, CaptionEncoder
+from curation.encoders.views import AugmentConfig, draft_px, random_view
+from curation.pairs.images import ImageError, bytes_hash, decode, perceptual_hash, pixel_hash, thumbnail
+from curation.pairs.sources import Part, Reject, Sample, SourceConfig, read_part
+from curation.pairs.webdataset import TarWalk
+from curation.shards.codec import Dtype
+from curation.shards.schema import (
     BYTES_HASH,
     CAPTION_EMBEDDING,
     CAPTIONS,
@@ -37,12 +40,9 @@ from curation.schema import (
     SOURCE,
     THUMBNAIL,
     Content,
-    Dtype,
     EmbeddingSpec,
 )
-from curation.shards import write_shard
-from curation.sources import Part, Reject, Sample, SourceConfig, read_part
-from curation.webdataset import TarWalk
+from curation.shards.writer import write_shard
 
 EARLY_PARTS = 8
 EARLY_ROWS = 256

@@ -10,15 +10,22 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
-from curation.balance import keep_probability
+from curation.choice.balance import keep_probability
+from curation.choice.decisions import EXAMPLES, read_decisions
+from curation.clusters.groups import Entries, one_entry_each
+from curation.clusters.hierarchy import cluster_of_rows
+from curation.clusters.levels import Level, read_level
 from curation.curate import CURATION
-from curation.decisions import EXAMPLES, read_decisions
-from curation.galleries import CLUSTERS, Clustering, before_and_after, cluster_strips, pair_gallery, typical_words
-from curation.groups import Entries, one_entry_each
-from curation.hierarchy import cluster_of_rows
-from curation.levels import Level, read_level
-from curation.plots import cluster_map, funnel, size_curves, threshold_curve
-from curation.shards import EmbeddingShards, open_shards
+from curation.pictures.galleries import (
+    CLUSTERS,
+    Clustering,
+    before_and_after,
+    cluster_strips,
+    pair_gallery,
+    typical_words,
+)
+from curation.pictures.plots import cluster_map, funnel, size_curves, threshold_curve
+from curation.shards.reader import EmbeddingShards, open_shards
 
 SIDES = {"image": "images", "text": "captions"}
 SHARES = ("both", "image_only", "text_only", "neither")

@@ -7,7 +7,7 @@ import json
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from curation.tree import Tree, as_text
+from curation.pairs.tree import Tree, as_text
 
 
 class Captioned(NamedTuple):

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from evaluate.benchmarks import ClassificationSet, load_images
 from evaluate.encoder import Encoder
 from evaluate.metrics import Tally, expected_hits, places
 from evaluate.prompts import fill
+from evaluate.sets import ClassificationSet, load_images
 
 TEXTS_AT_ONCE = 2048
 

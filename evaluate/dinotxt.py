@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from curation.backbone import (
+from curation.encoders.backbone import (
     Backbone,
     BackboneConfig,
     Features,
@@ -23,9 +23,9 @@ from curation.backbone import (
     pool_patches,
     resolve,
 )
-from curation.schema import EmbeddingSpec
-from train.export import LoadedModel
-from train.formats import read_model
+from curation.shards.schema import EmbeddingSpec
+from train.export.folder import LoadedModel
+from train.export.formats import read_model
 
 IMAGES_AT_ONCE = {"cpu": 16, "cuda": 128}  # small batches stay in a CPU's cache: 1.4 times the images/s of 64
 TEXTS_AT_ONCE = 512

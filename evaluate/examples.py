@@ -15,10 +15,10 @@ from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from cluster.files import write_atomic
-from evaluate.benchmarks import ClassificationSet, RetrievalSet, SegmentationSet, load_images, load_mask
 from evaluate.classification import Classified
 from evaluate.retrieval import Retrieved
 from evaluate.segmentation import Segmented
+from evaluate.sets import ClassificationSet, RetrievalSet, SegmentationSet, load_images, load_mask
 
 THUMBNAIL_PX = 112
 OVERLAY_PX = 256

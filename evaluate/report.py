@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cluster.files import read_jsonl, write_atomic
-from curation.backbone import describe
+from curation.encoders.backbone import describe
 from curation.report import curation_sections
 from evaluate.figures import COLORS, training_curves
 from evaluate.metrics import Estimate, paired_difference

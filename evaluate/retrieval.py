@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from evaluate.benchmarks import RetrievalSet, load_images
 from evaluate.encoder import Encoder
 from evaluate.metrics import Tally, chance_of_hit, expected_hits, places
+from evaluate.sets import RetrievalSet, load_images
 
 RECALL_AT = (1, 5, 10)
 QUERIES_AT_ONCE = 512

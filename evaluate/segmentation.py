@@ -14,10 +14,10 @@ from jaxtyping import Float, Int32, Int64
 from PIL import Image
 from torch import Tensor
 
-from evaluate.benchmarks import SegmentationSet, load_images, load_mask
 from evaluate.classification import class_embeddings
 from evaluate.encoder import Encoder
 from evaluate.metrics import Tally, constant_map_miou, intersections_and_unions
+from evaluate.sets import SegmentationSet, load_images, load_mask
 from evaluate.windows import axis_matrix, blockwise_argmax, starts
 
 

@@ -20,14 +20,14 @@ from rich.table import Table
 
 from cluster.allocation import REQUEUE_CODE
 from cluster.logs import setup_logging
+from cluster.words import nearest
 from pipeline.commands import COMMANDS
-from pipeline.config import load_recipe
 from pipeline.graph import resolve_backbone
-from pipeline.nearest import nearest
 from pipeline.presets import PRESETS
+from pipeline.recipe_file import load_recipe
 from pipeline.recipes import Recipe
 from pipeline.runner import StepFailed
-from train.trainer import TrainingStopped
+from train.train import TrainingStopped
 
 log = logging.getLogger(__name__)
 

@@ -17,21 +17,21 @@ from rich.table import Table
 from cluster import slurm
 from cluster.files import sha256_file, write_atomic
 from cluster.logs import console as progress_console
-from curation.backbone import describe
-from curation.decisions import why
+from cluster.words import nearest
+from curation.choice.decisions import why
+from curation.encoders.backbone import describe
 from evaluate.tables import results_table
-from pipeline.config import dump_recipe
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.inputs import check_evaluation
-from pipeline.nearest import nearest
 from pipeline.plan import print_plan
+from pipeline.recipe_file import dump_recipe
 from pipeline.recipes import Recipe
 from pipeline.runner import environment, git_state, headline, run_steps
 from pipeline.step import Step, in_order
 from pipeline.store import DamagedOutput, Record, Store, read_record
 from pipeline.tracking import Tracking, tracking_uri
-from train.export import LoadedModel
-from train.formats import FORMATS, export_format, read_model
+from train.export.folder import LoadedModel
+from train.export.formats import FORMATS, export_format, read_model
 from train.loop import MODEL
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.resources import MACHINE_FACT, Resources
 from cluster.storage import absolute
-from curation.sources import source_digest
+from curation.pairs.sources import source_digest
 from pipeline.step import VERSIONS, Output, Step
 
 LENGTH = 12  # hexadecimal digits: 48 bits, a collision among 10,000 outputs has odds of 1 in 5 million

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.storage import kind_of
-from curation import curate, embed, emoji
-from curation.backbone import resolve
-from curation.captions import CaptionConfig
+from curation import curate, embed
+from curation.choice.duplicates import DuplicatesConfig
+from curation.choice.leakage import LeakageConfig
 from curation.curate import CurateConfig
-from curation.dedup import DuplicatesConfig
-from curation.leakage import LeakageConfig
-from evaluate import jobs, report
+from curation.encoders.backbone import resolve
+from curation.encoders.captions import CaptionConfig
+from curation.quickstart import pool
+from evaluate import evaluate, report
 from pipeline.inputs import (
     OPEN_CLIP,
     TASKS,
@@ -28,7 +29,7 @@ from pipeline.inputs import (
 )
 from pipeline.recipes import ComparedArm, Recipe
 from pipeline.step import Output, Step, in_order
-from train import tokenizer, trainer
+from train import tokenizer, train
 from train.loop import TrainConfig
 
 
@@ -58,11 +59,11 @@ def build_steps(recipe: Recipe) -> list[Step]:
 
 def draw_steps(recipe: Recipe) -> list[Step]:
     """The steps of a recipe, whether or not its data are there."""
-    pool = Step("pool", "pool", emoji.run, recipe.emoji, runs_beside=True) if recipe.emoji else None
-    pairs = Output(pool, "train") if pool else user_data(recipe, recipe.data.pairs)
+    pool_step = Step("pool", "pool", pool.run, recipe.emoji, runs_beside=True) if recipe.emoji else None
+    pairs = Output(pool_step, "train") if pool_step else user_data(recipe, recipe.data.pairs)
     embeddings = Step("embed", "embed", embed.run, recipe.embed, {"source": pairs})
-    leakage = _leakage(recipe, pool)
-    datasets = _datasets(recipe, pool)
+    leakage = _leakage(recipe, pool_step)
+    datasets = _datasets(recipe, pool_step)
     images = _images(recipe, pairs)
     arms = [_arm(recipe, "", embeddings, leakage, datasets, images)]
     for name in recipe.compare:
@@ -92,21 +93,21 @@ def _arm(
     pair = {"embeddings": rows, "selection": Output(select)}
     words = Step("tokenizer", f"tokenizer{suffix}", tokenizer.run, recipe.tokenizer, pair, runs_beside=True)
     seen = {**pair, "tokenizer": Output(words), **images}
-    model = Step("train", f"train{suffix}", trainer.run, _train_config(recipe), seen)
+    model = Step("train", f"train{suffix}", train.run, _train_config(recipe), seen)
     if not datasets:
         return [select, words, model]
     tested = {"model": Output(model, "model"), **datasets}
-    return [select, words, model, Step("evaluate", f"evaluate{suffix}", jobs.run, recipe.evaluate, tested)]
+    return [select, words, model, Step("evaluate", f"evaluate{suffix}", evaluate.run, recipe.evaluate, tested)]
 
 
 def _other(recipe: Recipe, name: str, label: str, datasets: Mapping[str, Output | Path]) -> Step:
     """Scores of a model that is not made here."""
     if name.startswith(OPEN_CLIP):
         config = replace(recipe.evaluate, open_clip=name.removeprefix(OPEN_CLIP))
-        return Step("evaluate", f"evaluate@{label}", jobs.run, config, datasets)
+        return Step("evaluate", f"evaluate@{label}", evaluate.run, config, datasets)
     model = user_data(recipe, name)
     config = replace(recipe.evaluate, backbone=backbone_of(model, recipe.evaluate.backbone))
-    return Step("evaluate", f"evaluate@{label}", jobs.run, config, {"model": model, **datasets})
+    return Step("evaluate", f"evaluate@{label}", evaluate.run, config, {"model": model, **datasets})
 
 
 def _images(recipe: Recipe, pairs: Output | Path) -> dict[str, Output | Path]:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import get_args
 
 from cluster.storage import absolute, kind_of
-from curation.backbone import BackboneConfig
-from evaluate.benchmarks import Task, open_classification, open_retrieval, open_segmentation
-from evaluate.jobs import task_of
+from cluster.words import nearest
+from curation.encoders.backbone import BackboneConfig
+from evaluate.evaluate import task_of
 from evaluate.openclip import check_architecture
-from pipeline.nearest import nearest
+from evaluate.sets import Task, open_classification, open_retrieval, open_segmentation
 from pipeline.recipes import Recipe
-from train.export import CONFIG
-from train.formats import is_model
+from train.export.folder import CONFIG
+from train.export.formats import is_model
 
 OPEN_CLIP = "open_clip:"
 TASKS: tuple[Task, ...] = get_args(Task)

@@ -17,13 +17,15 @@ import torch
 from jaxtyping import Int64
 from rich.console import Console
 
-from curation import dinov2, standin
-from curation.backbone import AUTO, PREFERRED, Backbone, describe, geometry_of, load_backbone
-from curation.captions import CaptionConfig, CaptionEncoder
 from curation.embed import EmbedConfig
 from curation.embed_worker import embedding_spec
-from curation.schema import CAPTIONS, CLS, HASHES, KEY, PATCHES, REGISTERS, SOURCE, THUMBNAIL, EmbeddingSpec
-from curation.shards import EmbeddingShards, Manifest, write_manifest, write_shard
+from curation.encoders import dinov2, efficientnet
+from curation.encoders.backbone import AUTO, PREFERRED, Backbone, describe, geometry_of, load_backbone
+from curation.encoders.captions import CaptionConfig, CaptionEncoder
+from curation.shards.manifest import Manifest, write_manifest
+from curation.shards.reader import EmbeddingShards
+from curation.shards.schema import CAPTIONS, CLS, HASHES, KEY, PATCHES, REGISTERS, SOURCE, THUMBNAIL, EmbeddingSpec
+from curation.shards.writer import write_shard
 
 SAMPLE_BYTES = 128_000_000
 MOST_ROWS = 32_768
@@ -100,7 +102,7 @@ def measure(config: EmbedConfig, folder: Path) -> Rates:
 def random_backbone(config: EmbedConfig) -> Backbone:
     """The config's backbone, random where it is a DINOv2: its weights need not be there."""
     named = replace(config.backbone, name=PREFERRED) if config.backbone.name == AUTO else config.backbone
-    if named.name in standin.MODELS:
+    if named.name in efficientnet.MODELS:
         return load_backbone(named, config.precision)
     random = Backbone(dinov2.load_random(named.name), geometry_of(named), describe(named.name), config.precision)
     return random.to("cuda" if torch.cuda.is_available() else "cpu")

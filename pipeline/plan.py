@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from curation.backbone import geometry_of
-from pipeline.clustering import curation_table
+from curation.encoders.backbone import geometry_of
 from pipeline.costs import (
     ADAMW_BYTES,
     STORED_BYTES,
@@ -25,6 +24,7 @@ from pipeline.costs import (
     stored_bytes,
     stored_grid,
 )
+from pipeline.curation_costs import curation_table
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.inputs import check_evaluation
 from pipeline.measure import print_rates

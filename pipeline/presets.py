@@ -1,14 +1,14 @@
 """The recipes that come with the project."""
 
-from curation.backbone import BackboneConfig
-from curation.captions import CaptionConfig
+from curation.choice.duplicates import DuplicatesConfig
+from curation.clusters.hierarchy import LevelsConfig
+from curation.clusters.kmeans import KMeansConfig
 from curation.curate import CurateConfig, TextConfig
-from curation.dedup import DuplicatesConfig
 from curation.embed import EmbedConfig
-from curation.emoji import EmojiConfig
-from curation.hierarchy import LevelsConfig
-from curation.kmeans import KMeansConfig
-from evaluate.jobs import EvaluateConfig
+from curation.encoders.backbone import BackboneConfig
+from curation.encoders.captions import CaptionConfig
+from curation.quickstart.pool import EmojiConfig
+from evaluate.evaluate import EvaluateConfig
 from evaluate.report import ReportConfig
 from evaluate.segmentation import SegmentationConfig
 from pipeline.recipes import DataConfig, Recipe

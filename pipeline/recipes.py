@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from curation.backbone import BackboneConfig
 from curation.curate import CurateConfig
 from curation.embed import EmbedConfig
-from curation.emoji import EmojiConfig
-from evaluate.jobs import EvaluateConfig
+from curation.encoders.backbone import BackboneConfig
+from curation.quickstart.pool import EmojiConfig
+from evaluate.evaluate import EvaluateConfig
 from evaluate.report import ReportConfig
 from train.live import LiveConfig
 from train.loop import TrainConfig

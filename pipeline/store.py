@@ -18,8 +18,8 @@ from pathlib import Path
 
 from cluster.files import sha256_file, sync, write_atomic
 from cluster.storage import absolute
-from curation.shards import MANIFEST, read_manifest
-from curation.shards import verify as verify_shards
+from curation.shards.manifest import MANIFEST, read_manifest
+from curation.shards.manifest import verify as verify_shards
 from pipeline.fingerprint import Json, fingerprint
 from pipeline.step import Output, Step
 

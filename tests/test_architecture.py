@@ -10,15 +10,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("cluster", "curation", "train", "evaluate", "pipeline")
+FLOORS = {
+    "curation": ("pairs", "encoders", "shards", "clusters", "choice", "pictures", "quickstart"),
+    "train": ("export",),
+}
+"""The sub-packages of a package, in the order of the data: each imports only those before it."""
+SHARED = {"pairs", "encoders", "shards", "report"}
+"""What training and evaluation may import of curation: its data layer, and its part of the report page."""
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path for room in ROOMS for path in ROOT.glob(f"{room}/*.py")
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for room in ROOMS
+    for path in ROOT.glob(f"{room}/**/*.py")
 }
 DOORS = {
-    "ahocorasick": {"curation.metadata"},
-    "faiss": {"curation.assign"},
+    "ahocorasick": {"curation.choice.entries"},
+    "faiss": {"curation.clusters.nearest"},
     "mlflow": {"pipeline.tracking"},
-    "numba": {"curation.kernels"},
-    "triton": {"train.kernels"},
+    "numba": {"curation.clusters.kernels", "curation.shards.reader"},
+    "triton": {"train.attention_kernels", "train.loss_kernels"},
     "submitit": {"cluster.allocation", "cluster.slurm"},
     "torch.distributed.fsdp": {"train.parallel"},
     "ray": {
@@ -26,7 +35,7 @@ DOORS = {
         "cluster.resources",
         "cluster.session",
         "cluster.fanout",
-        "train.trainer",
+        "train.train",
     },
 }
 
@@ -76,9 +85,32 @@ def test_no_other_distribution_owns_a_room() -> None:
     assert {room: owners[room] - {"dinotxt"} for room in ROOMS} == {room: set() for room in ROOMS}
 
 
-def test_rooms_are_flat_and_their_init_holds_only_a_docstring() -> None:
-    for room in ROOMS:
-        assert not list((ROOT / room).glob("*/*.py"))
-        body = ast.parse((ROOT / room / "__init__.py").read_text()).body
-        assert len(body) == 1
-        assert ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text()))
+def floor_of(module: str) -> int | None:
+    """The place of a module's sub-package in its package's order; None for a module at the top."""
+    package, *inside = module.split(".")
+    return FLOORS[package].index(inside[0]) if len(inside) > 1 else None
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if floor_of(module) is not None])
+def test_a_sub_package_imports_only_those_before_it(module: str) -> None:
+    package = module.split(".")[0]
+    for name in imports(module) & MODULES.keys():
+        if name.split(".")[0] == package:
+            floor = floor_of(name)
+            is_above = package == "curation" if floor is None else floor > floor_of(module)
+            assert not is_above, f"{module} imports {name}"
+
+
+def test_training_and_evaluation_use_only_the_data_layer_of_curation() -> None:
+    for module in MODULES:
+        if module.split(".")[0] in ("train", "evaluate"):
+            used = {name.split(".")[1] for name in imports(module) & MODULES.keys() if name.startswith("curation.")}
+            assert used <= SHARED, f"{module} imports {used - SHARED} of curation"
+
+
+def test_every_init_holds_only_a_docstring() -> None:
+    folders = {path.parent for path in MODULES.values()}
+    for folder in folders:
+        tree = ast.parse((folder / "__init__.py").read_text())
+        assert len(tree.body) == 1
+        assert ast.get_docstring(tree)

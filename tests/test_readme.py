@@ -15,7 +15,7 @@ TREE = README[README.index("## Where things are") : README.index("A finished wor
 def test_the_tree_names_every_module() -> None:
     named = set(re.findall(r"\w+", TREE))
     rooms = ("cluster", "curation", "train", "evaluate", "pipeline")
-    modules = {path.stem for room in rooms for path in (ROOT / room).glob("*.py")} - {"__init__"}
+    modules = {path.stem for room in rooms for path in (ROOT / room).glob("**/*.py")} - {"__init__"}
     assert modules <= named
 
 

@@ -1,8 +1,8 @@
 """Packed variable-length causal attention: captions laid end to end, no padding anywhere.
 
 Captions are packed sorted by length, so that those of equal length are one contiguous block: on CPU a block is a view
-and one `scaled_dot_product_attention`; on GPU the whole pack is one kernel of ours (train/kernels.py). The text encoder
-is causal and pools at end-of-text, so that packing changes no feature.
+and one `scaled_dot_product_attention`; on GPU the whole pack is one kernel (train/attention_kernels.py). The text
+encoder is causal and pools at end-of-text, so that packing changes no feature.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 if find_spec("triton"):  # comes with a torch for GPUs
-    from train import kernels
+    from train import attention_kernels as kernels
 
 
 @dataclass(frozen=True)

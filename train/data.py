@@ -24,12 +24,12 @@ import torch
 from jaxtyping import Int64, UInt64
 from torch import Tensor
 
-from curation.schema import CAPTIONS, CLS, PATCHES, REGISTERS
-from curation.selection import read_selection
-from curation.shards import EmbeddingShards, open_shards
+from curation.shards.reader import EmbeddingShards, open_shards
+from curation.shards.schema import CAPTIONS, CLS, PATCHES, REGISTERS
+from curation.shards.selection import read_selection
 from train.attention import pack
 from train.batch import Batch, Stored
-from train.live import Images
+from train.images import Images
 from train.shuffle import ShuffleConfig, key_hashes, mix, mix_array, shuffled
 from train.tokenizer import Tokenizer
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from curation import dinov2
-from curation.backbone import BackboneConfig
+from curation.encoders import dinov2
+from curation.encoders.backbone import BackboneConfig
 from train.model import DinoTxt
 
 TRAINING = 3  # forward, and the gradients of inputs and of weights

@@ -5,19 +5,11 @@ crop is a function of (seed, epoch, key), so that a resumed run sees the same. H
 made: the centre.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-
-import numpy as np
-import torch
-from jaxtyping import Int64, UInt8
-from torch import Tensor
 
 from cluster.resources import MACHINE_FACT
-from curation.augment import AugmentConfig, centre_view, draft_px, random_view
-from curation.backbone import (
+from curation.encoders.backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Backbone,
@@ -26,11 +18,9 @@ from curation.backbone import (
     geometry_of,
     load_backbone,
 )
-from curation.images import decode
-from curation.locate import ImageFiles
-from curation.pairs import SourceConfig
-from curation.schema import EmbeddingSpec
-from curation.shards import EmbeddingShards
+from curation.encoders.views import AugmentConfig
+from curation.pairs.sample import SourceConfig
+from curation.shards.schema import EmbeddingSpec
 from train.batch import Batch, Stored
 from train.flop import backbone_flop
 
@@ -50,31 +40,6 @@ class LiveConfig:
     """Arithmetic of the backbone's matmuls; a recipe takes the embed step's."""
     weights: str = field(default="", metadata=MACHINE_FACT)
     """Weights of the backbone, as in embed.backbone.weights; a recipe takes the embed step's."""
-
-
-class Images:
-    """The images of the selected pairs as pixels, read and cropped on the CPU."""
-
-    def __init__(
-        self, config: LiveConfig, source: Path, shards: EmbeddingShards, rows: Int64[np.ndarray, " n"]
-    ) -> None:
-        self.config, self.side, self.spec = config, shards.spec.image_size, live_spec(config, shards.spec)
-        self.files = ImageFiles(config.source, source, shards, rows)
-        self.threads = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="decode")
-
-    def pixels(self, places: Int64[np.ndarray, " b"], draws: Sequence[int] | None) -> UInt8[Tensor, "b 3 s s"]:
-        """The images at some places, cropped by their draws; the centre without draws."""
-        given: Sequence[int | None] = draws or [None] * len(places)
-        views = list(self.threads.map(self._view, places.tolist(), given))
-        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous()
-        return pixels.pin_memory() if torch.cuda.is_available() else pixels
-
-    def _view(self, place: int, draw: int | None) -> UInt8[np.ndarray, "s s 3"]:
-        augment = self.config.augment
-        if draw is None:
-            return np.asarray(centre_view(decode(self.files.read(place), draft_px=self.side), self.side))
-        image = decode(self.files.read(place), draft_px=draft_px(self.side, augment.least_area))
-        return np.asarray(random_view(image, self.side, augment, draw))
 
 
 class Sight:

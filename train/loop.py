@@ -18,16 +18,17 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from cluster.files import append_jsonl
 from cluster.resources import MACHINE_FACT, Resources
-from curation.schema import PATCHES, REGISTERS
+from curation.shards.schema import PATCHES, REGISTERS
 from train.batch import split
 from train.checkpoint import CheckpointConfig, Checkpoints
 from train.data import CaptionUse, Pairs
-from train.export import export_model
+from train.export.folder import export_model
 from train.flop import TRAINING, captions_flop, head_flop
 from train.gradients import backward, clip_gradients
-from train.live import Images, LiveConfig, Sight, as_stored
+from train.images import Images
+from train.live import LiveConfig, Sight, as_stored
 from train.loss import LossConfig
-from train.metrics import METRICS, keep_metrics
+from train.metrics_file import METRICS, keep_metrics
 from train.model import DinoTxt, Features, ModelConfig
 from train.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 from train.parallel import ParallelConfig, parallelize, plain_name

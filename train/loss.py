@@ -19,7 +19,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 if find_spec("triton"):  # comes with a torch for GPUs
-    from train import kernels
+    from train import loss_kernels as kernels
 
 TILE = {"cpu": (2048, 2048), "cuda": (4096, 8192)}  # rows, columns; a GPU wants few calls
 SINGLE_EXP_LIMIT = 80.0  # exp(-80) is still a normal float32

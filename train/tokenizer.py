@@ -20,9 +20,9 @@ from jaxtyping import Int64
 
 from cluster.files import write_atomic
 from cluster.resources import MACHINE_FACT
-from curation.schema import CAPTIONS
-from curation.selection import read_selection
-from curation.shards import EmbeddingShards, open_shards
+from curation.shards.reader import EmbeddingShards, open_shards
+from curation.shards.schema import CAPTIONS
+from curation.shards.selection import read_selection
 
 log = logging.getLogger(__name__)
 

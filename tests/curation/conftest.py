@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from raw_pairs import CAPTIONS as PAIRS
 
-from curation.schema import (
+from curation.shards.manifest import Manifest, write_manifest
+from curation.shards.schema import (
     BYTES_HASH,
     CAPTION_EMBEDDING,
     CAPTIONS,
@@ -22,7 +23,7 @@ from curation.schema import (
     THUMBNAIL,
     EmbeddingSpec,
 )
-from curation.shards import Manifest, write_manifest, write_shard
+from curation.shards.writer import write_shard
 
 
 @pytest.fixture

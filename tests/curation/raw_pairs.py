@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from curation.sources import Reject, Sample, SourceConfig, list_parts, read_part
+from curation.pairs.sources import Reject, Sample, SourceConfig, list_parts, read_part
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]

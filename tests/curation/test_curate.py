@@ -7,20 +7,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import curation.hierarchy
+import curation.clusters.hierarchy
 from cluster.files import sha256_file
 from cluster.resources import Resources
-from curation.balance import entropy, water_fill
+from curation.choice.balance import entropy, water_fill
+from curation.choice.decisions import read_decisions, why
+from curation.choice.duplicates import DuplicatesConfig
+from curation.choice.leakage import LeakageConfig
+from curation.clusters.hierarchy import LevelsConfig
+from curation.clusters.scan import InProcess
 from curation.curate import CurateConfig, TextConfig, curate, run
-from curation.decisions import read_decisions, why
-from curation.dedup import DuplicatesConfig
-from curation.hierarchy import LevelsConfig
-from curation.leakage import LeakageConfig
-from curation.mapped import ShardError
-from curation.scan import InProcess
-from curation.schema import CAPTION_EMBEDDING, CLS
-from curation.selection import read_selection
-from curation.shards import EmbeddingShards
+from curation.shards.mapped import ShardError
+from curation.shards.reader import EmbeddingShards
+from curation.shards.schema import CAPTION_EMBEDDING, CLS
+from curation.shards.selection import read_selection
 
 SIZES = (400, 150, 80, 40, 20, 10)  # rows per true concept
 SUFFIXES = (".npz", ".centroids.npy")
@@ -273,8 +273,8 @@ def test_automatic_clusters_are_no_more_than_distinct_points(tmp_path, embedding
 
 
 def test_clusters_too_many_for_one_stage_are_made_in_two(tmp_path, embedding_spec, write_pool, monkeypatch):
-    monkeypatch.setattr(curation.hierarchy, "LARGEST_STAGE", 4)
-    monkeypatch.setattr(curation.hierarchy, "PARTS", 5)
+    monkeypatch.setattr(curation.clusters.hierarchy, "LARGEST_STAGE", 4)
+    monkeypatch.setattr(curation.clusters.hierarchy, "PARTS", 5)
     spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=32, caption_dim=32)
     write_pool(tmp_path / "pool", spec, (800,))
     out, _ = _run(tmp_path, tmp_path / "pool", levels=LevelsConfig(), text=TextConfig(), duplicates=NO_HASHES)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from curation.assign import Assigner, choose_engine
-from curation.backbone import BackboneConfig, load_backbone
-from curation.vectors import to_unit
+from curation.clusters.nearest import Assigner, choose_engine
+from curation.clusters.vectors import to_unit
+from curation.encoders.backbone import BackboneConfig, load_backbone
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -20,14 +20,15 @@ from PIL import Image
 
 from cluster.files import sha256_file
 from cluster.resources import Resources
-from curation.backbone import BackboneConfig, load_backbone, pool_patches, resolve
-from curation.captions import CaptionConfig, CaptionEncoder
 from curation.embed import EmbedConfig, RejectBudgetError, run, with_resources
 from curation.embed_worker import EmbedWorker, Task
-from curation.images import decode
-from curation.schema import CAPTION_EMBEDDING, CLS, PATCHES, REGISTERS, Content
-from curation.shards import EmbeddingShards, Manifest, ShardEntry, verify, write_manifest
-from curation.sources import SourceConfig, list_parts
+from curation.encoders.backbone import BackboneConfig, load_backbone, pool_patches, resolve
+from curation.encoders.captions import CaptionConfig, CaptionEncoder
+from curation.pairs.images import decode
+from curation.pairs.sources import SourceConfig, list_parts
+from curation.shards.manifest import Manifest, ShardEntry, verify, write_manifest
+from curation.shards.reader import EmbeddingShards
+from curation.shards.schema import CAPTION_EMBEDDING, CLS, PATCHES, REGISTERS, Content
 
 pytestmark = pytest.mark.ray
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import curation.report
-from curation.balance import entropy
+from curation.choice.balance import entropy
+from curation.choice.duplicates import DuplicatesConfig
+from curation.choice.leakage import LeakageConfig
+from curation.clusters.hierarchy import LevelsConfig
+from curation.clusters.scan import InProcess
 from curation.curate import CurateConfig, TextConfig, curate
-from curation.dedup import DuplicatesConfig
-from curation.hierarchy import LevelsConfig
-from curation.leakage import LeakageConfig
 from curation.report import curation_sections
-from curation.scan import InProcess
-from curation.schema import CLS
+from curation.shards.schema import CLS
 
 
 @pytest.fixture

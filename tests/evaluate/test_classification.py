@@ -7,9 +7,9 @@ import pytest
 import torch
 from colors import NAMES, BlindEncoder, ColorEncoder, classification_files, write_tar
 
-from evaluate.benchmarks import ClassificationSet, open_classification
 from evaluate.classification import class_embeddings, classify
 from evaluate.prompts import EMOJI, IMAGENET, PLAIN
+from evaluate.sets import ClassificationSet, open_classification
 
 
 @pytest.fixture

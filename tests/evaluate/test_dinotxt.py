@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from curation.backbone import BackboneConfig, load_backbone, resolve
-from curation.schema import Content, EmbeddingSpec
+from curation.encoders.backbone import BackboneConfig, load_backbone, resolve
+from curation.shards.schema import Content, EmbeddingSpec
 from evaluate.dinotxt import DinoTxtEncoder, load_encoder
 from evaluate.encoder import Encoder
-from train.export import LoadedModel, export_model
+from train.export.folder import LoadedModel, export_model
+from train.export.published import write_published_folder
 from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
-from train.published import write_published_folder
 from train.tokenizer import SentencePieceTokenizer, TokenizerConfig, train_tokenizer
 
 BACKBONE = resolve(BackboneConfig(name="random-vit", image_size=56))

@@ -10,7 +10,7 @@ from colors import BlindEncoder, ColorEncoder, classification_files, retrieval_f
 from rich.console import Console
 
 from cluster.files import append_jsonl
-from evaluate.jobs import EvaluateConfig, Evaluator
+from evaluate.evaluate import EvaluateConfig, Evaluator
 from evaluate.report import ReportConfig, compare, duration, run, split_arms
 from evaluate.results import read_results, result_file
 from evaluate.segmentation import SegmentationConfig

@@ -8,8 +8,8 @@ import torch
 from colors import NAMES, BlindEncoder, ColorEncoder, retrieval_files, write_tar
 from torch.nn.functional import normalize
 
-from evaluate.benchmarks import RetrievalSet, open_retrieval
 from evaluate.retrieval import RECALL_AT, chance_recalls, recall_tallies, retrieve
+from evaluate.sets import RetrievalSet, open_retrieval
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from evaluate.benchmarks import SegmentationSet, load_mask, open_segmentation
 from evaluate.prompts import PLAIN
 from evaluate.segmentation import SegmentationConfig, segment, segmentation_baselines
+from evaluate.sets import SegmentationSet, load_mask, open_segmentation
 
 AS_IT_IS = SegmentationConfig(short_side=64, window=32, stride=16, background_prompts=("black",))
 THRESHOLD = SegmentationConfig(64, 32, 16, background="threshold", background_cosine=0.9)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from curation.schema import EmbeddingSpec
+from curation.shards.schema import EmbeddingSpec
 from pipeline.__main__ import main
-from train.export import export_model, load_model
+from train.export.folder import export_model, load_model
 from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
 from train.tokenizer import TokenizerConfig, train_tokenizer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from curation.backbone import BackboneConfig
+from curation.encoders.backbone import BackboneConfig
 from pipeline.fingerprint import fingerprint
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.presets import PRESETS

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.config import dump_recipe, load_recipe
 from pipeline.presets import PRESETS
+from pipeline.recipe_file import dump_recipe, load_recipe
 
 
 @pytest.mark.parametrize(

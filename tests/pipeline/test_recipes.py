@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from curation.backbone import BackboneConfig
-from curation.pairs import SourceConfig
+from curation.encoders.backbone import BackboneConfig
+from curation.pairs.sample import SourceConfig
 from pipeline.presets import PRESETS
 from pipeline.recipes import DataConfig
 

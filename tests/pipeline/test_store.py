@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curation.schema import HASHES, EmbeddingSpec
-from curation.shards import Manifest, write_manifest, write_shard
+from curation.shards.manifest import Manifest, write_manifest
+from curation.shards.schema import HASHES, EmbeddingSpec
+from curation.shards.writer import write_shard
 from pipeline.runner import make_record
 from pipeline.step import Output, Step
 from pipeline.store import DamagedOutput, Store

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from tiny import TINY, group_of_one
 
-from curation.schema import EmbeddingSpec
-from curation.selection import write_selection
-from curation.shards import EmbeddingShards, Manifest, write_manifest, write_shard
+from curation.shards.manifest import Manifest, write_manifest
+from curation.shards.reader import EmbeddingShards
+from curation.shards.schema import EmbeddingSpec
+from curation.shards.selection import write_selection
+from curation.shards.writer import write_shard
 from train.loop import Job, train
 from train.tokenizer import TokenizerConfig
 from train.tokenizer import run as train_tokenizer

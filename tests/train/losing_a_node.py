@@ -18,7 +18,7 @@ from cluster.files import read_jsonl
 from cluster.resources import Resources
 from cluster.session import session
 from train.checkpoint import CheckpointConfig
-from train.trainer import TrainingStopped, request_stop, run
+from train.train import TrainingStopped, request_stop, run
 
 CONFIG = replace(
     TINY,

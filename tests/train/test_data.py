@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curation.schema import CLS, PATCHES, REGISTERS
-from curation.selection import write_selection
-from curation.shards import EmbeddingShards
+from curation.shards.reader import EmbeddingShards
+from curation.shards.schema import CLS, PATCHES, REGISTERS
+from curation.shards.selection import write_selection
 from train.attention import unpack
 from train.data import CaptionUse, Pairs, Share, encode, times_before
 from train.shuffle import ShuffleConfig

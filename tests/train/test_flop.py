@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from curation.backbone import BackboneConfig
+from curation.encoders.backbone import BackboneConfig
 from train.attention import pack
 from train.flop import backbone_flop, captions_flop, head_flop, peak_tflops, text_flop
 from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig

@@ -35,7 +35,14 @@ def gradients(parts: list[Batch], kind: str) -> tuple[torch.Tensor, list[torch.T
 def test_two_passes_give_the_gradients_of_one(kind: str, most: int) -> None:
     parts = split(batch(), most)
     assert len(parts) == -(-12 // most)
-    torch.testing.assert_close(gradients(parts, kind), gradients([batch()], kind), rtol=1e-4, atol=1e-6)
+    loss, computed = gradients(parts, kind)
+    expected_loss, expected = gradients([batch()], kind)
+    torch.testing.assert_close(loss, expected_loss)
+    for actual, reference in zip(computed, expected, strict=True):
+        # The same float32 terms, added in another order: 36 tokens, 64 to 128 channels. Reordering a sum of n terms moves
+        # it by at most n roundings of the largest partial sum, which is near the tensor's largest value.
+        rounding = torch.finfo(torch.float32).eps * reference.abs().max().item()
+        torch.testing.assert_close(actual, reference, rtol=0, atol=128 * rounding)
 
 
 def test_splitting_keeps_every_pair() -> None:

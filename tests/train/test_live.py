@@ -14,16 +14,17 @@ from safetensors.torch import load_file
 from tiny import TINY
 
 from cluster.files import read_jsonl
-from curation.backbone import BackboneConfig, resolve
-from curation.captions import CaptionConfig
 from curation.embed import EmbedConfig
 from curation.embed_worker import EmbedWorker, Task
-from curation.locate import ImageFiles
-from curation.pairs import SourceConfig
-from curation.schema import PATCHES
-from curation.selection import write_selection
-from curation.shards import EmbeddingShards, Manifest, ShardEntry, spec_from_dict, write_manifest
-from curation.sources import list_parts, read_part
+from curation.encoders.backbone import BackboneConfig, resolve
+from curation.encoders.captions import CaptionConfig
+from curation.pairs.sample import SourceConfig
+from curation.pairs.sources import list_parts, read_part
+from curation.shards.manifest import Manifest, ShardEntry, write_manifest
+from curation.shards.reader import EmbeddingShards
+from curation.shards.schema import PATCHES, spec_from_dict
+from curation.shards.selection import write_selection
+from train.images import ImageFiles
 from train.live import LiveConfig, Sight
 from train.loop import Job, TrainConfig, read_pairs, train
 from train.model import VisionConfig

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from tiny import TINY, group_of_one
 
 from cluster.files import read_jsonl
-from curation.shards import EmbeddingShards
+from curation.shards.reader import EmbeddingShards
 from train import checkpoint
 from train.checkpoint import CheckpointConfig, complete_checkpoints, step_of
-from train.export import load_model
+from train.export.folder import load_model
 from train.loop import Job, TrainConfig, read_pairs, train
 from train.model import VisionConfig
 from train.optim import OptimConfig

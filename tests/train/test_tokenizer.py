@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curation.shards import EmbeddingShards
+from curation.shards.reader import EmbeddingShards
 from train.tokenizer import (
     ClipTokenizer,
     Tokenizer,

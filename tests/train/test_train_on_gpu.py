@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cluster.files import read_jsonl
 from train.attention import grouped_attention, pack, packed_attention
-from train.export import load_model
+from train.export.folder import load_model
 from train.loop import Job, TrainConfig, train
 from train.loss import LossConfig, global_loss
 from train.model import TextConfig, TextEncoder, VisionConfig

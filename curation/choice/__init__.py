@@ -1,0 +1,1 @@
+"""Clusters and duplicates to a selection, with a reason for every row."""

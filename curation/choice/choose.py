@@ -1,0 +1,166 @@
+"""The balance stage: which of the surviving rows are kept, with what probability, and why the others are not."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int32, Int64
+
+from curation.choice.balance import Combine, ImageBalance, TextBalance, combine, entropy, gini, tail_threshold
+from curation.choice.decisions import Decisions
+from curation.choice.entries import check_matched
+from curation.clusters.hierarchy import cluster_of_rows
+from curation.clusters.levels import Level
+
+Method = Literal["both", "image", "text", "random", "none"]
+
+
+class Goal(NamedTuple):
+    """What a selection should be."""
+
+    method: Method
+    combine: Combine
+    num_rows: int
+    threshold: float
+    tail_share: float
+    repeats: int
+
+
+class Coins(NamedTuple):
+    """One number per row of the pool for each purpose."""
+
+    leaf: Float64[np.ndarray, " rows"]
+    text: Float64[np.ndarray, " rows"]
+    random: Float64[np.ndarray, " rows"]
+
+
+def choose(decisions: Decisions, goal: Goal, image_levels: list[Level], coins: Coins, seed: int) -> dict[str, float]:
+    """Drop what the method does not keep; returns the budgets and the threshold that were found.
+
+    Raises ValueError when fewer rows survive than are asked for, or none.
+    """
+    rows = decisions.surviving()
+    if goal.method == "none":
+        return {}
+    if not len(rows):
+        found = {reason: count for reason, count in decisions.counts().items() if count}
+        raise ValueError(
+            f"no pair is left to choose from, by reason {found}: one at least is needed; loosen the largest"
+        )
+    if goal.num_rows > goal.repeats * len(rows):
+        raise ValueError(
+            f"{goal.num_rows} pairs asked of {len(rows)} left after leakage and duplicates: at most those can be kept, "
+            f"{goal.repeats} times each; lower target_rows, loosen duplicates, or raise repeats"
+        )
+    if goal.method == "random":
+        order = rows[np.argsort(coins.random[rows], kind="stable")]
+        decisions.drop(order[goal.num_rows :], "random: not drawn")
+        return {}
+    if goal.method == "image":
+        return _by_image(decisions, rows, goal, _image_balance(decisions, rows, image_levels, coins, seed, goal))
+    text = _text_balance(decisions, rows, coins)
+    if goal.method == "text":
+        return _by_text(decisions, rows, goal, text)
+    return _by_both(decisions, rows, goal, _image_balance(decisions, rows, image_levels, coins, seed, goal), text)
+
+
+def _image_balance(
+    decisions: Decisions, rows: Int64[np.ndarray, " n"], levels: list[Level], coins: Coins, seed: int, goal: Goal
+) -> ImageBalance:
+    parents = [level.labels for level in levels[1:]]
+    num_leaves = len(levels[0].centroids)
+    return ImageBalance(decisions.image_cluster[rows], parents, num_leaves, coins.leaf[rows], seed, goal.repeats)
+
+
+def _text_balance(decisions: Decisions, rows: Int64[np.ndarray, " n"], coins: Coins) -> TextBalance:
+    entries = decisions.text_entries().take(rows)
+    if decisions.entries is not None:
+        check_matched(entries, decisions.entry_names)
+    return TextBalance(entries, coins.text[rows])
+
+
+def _by_image(decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, image: ImageBalance) -> dict[str, float]:
+    copies = image.copies(goal.num_rows)
+    decisions.image_keep[rows] = image.expected_copies(goal.num_rows)
+    decisions.copies[rows] = copies
+    decisions.drop(rows[copies == 0], "balance: image")
+    return {"image_budget": float(goal.num_rows)}
+
+
+def _by_text(decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, text: TextBalance) -> dict[str, float]:
+    given = _given_threshold(goal, text)
+    if given is None:
+        _check_unmatched(goal, text)
+    budget = goal.num_rows if given is None else text.budget(given)
+    threshold = text.threshold(budget) if given is None else given
+    decisions.text_keep[rows] = text.keep_probability(threshold)
+    decisions.drop(rows[~text.keep(budget)], "balance: text")
+    return {"text_budget": float(budget), "text_threshold": threshold}
+
+
+def _by_both(
+    decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, image: ImageBalance, text: TextBalance
+) -> dict[str, float]:
+    given = _given_threshold(goal, text)
+    if given is None and goal.combine == "union":
+        _check_unmatched(goal, text)
+    solved = combine(image, text, goal.num_rows, goal.combine, None if given is None else text.budget(given))
+    threshold = text.threshold(solved.text_budget) if given is None else given
+    decisions.image_keep[rows] = image.expected_copies(solved.image_budget)
+    decisions.text_keep[rows] = text.keep_probability(threshold)
+    decisions.copies[rows] = solved.copies
+    out = solved.copies == 0
+    decisions.drop(rows[out & ~solved.image & ~solved.text], "balance: image and text")
+    decisions.drop(rows[out & ~solved.image], "balance: image")
+    decisions.drop(rows[out], "balance: text")
+    return {
+        "image_budget": float(solved.image_budget),
+        "text_budget": float(solved.text_budget),
+        "text_threshold": threshold,
+        "in_both": float((solved.image & solved.text).sum()),
+        "in_image_only": float((solved.image & ~solved.text).sum()),
+        "in_text_only": float((~solved.image & solved.text).sum()),
+        "in_neither": float((~solved.image & ~solved.text).sum()),
+    }
+
+
+def _check_unmatched(goal: Goal, text: TextBalance) -> None:
+    if goal.num_rows < text.num_unmatched:
+        raise ValueError(
+            f"{goal.num_rows} pairs asked, {text.num_unmatched} hold no metadata entry, and text.unmatched=keep keeps "
+            "them all: at least those must be asked for; raise target_rows or share, or set text.unmatched=drop"
+        )
+
+
+def _given_threshold(goal: Goal, text: TextBalance) -> float | None:
+    """The t that the config names, itself or by the tail share; none when it is to be found for the size."""
+    if goal.threshold:
+        return goal.threshold
+    return tail_threshold(text.counts, goal.tail_share) if goal.tail_share else None
+
+
+def evenness(decisions: Decisions, image_levels: list[Level], text_levels: list[Level]) -> dict[str, float]:
+    """Entropy (bits) and Gini coefficient of every level and of the metadata entries, over all rows and over the kept
+    ones, each as often as it is taken."""
+    figures, copies = dict[str, float](), decisions.taken()
+    for side, levels, bottom in (
+        ("image", image_levels, decisions.image_cluster),
+        ("text", text_levels, decisions.text_cluster),
+    ):
+        taken = copies[bottom >= 0]
+        for number, labels in enumerate(cluster_of_rows(levels) if levels else [], start=1):
+            num_clusters = len(levels[number - 1].centroids)
+            figures |= _evenness(f"{side}_level{number}", labels, taken, num_clusters)
+    if decisions.entries is not None:
+        values = decisions.entries.values
+        figures |= _evenness("text_entries", values, copies[decisions.entries.rows()], len(decisions.entry_names))
+    return figures
+
+
+def _evenness(
+    name: str, labels: Int32[np.ndarray, " n"], taken: Int64[np.ndarray, " n"], num_clusters: int
+) -> dict[str, float]:
+    figures = dict[str, float]()
+    for when, weights in (("before", None), ("after", taken)):
+        sizes = np.bincount(labels, weights, num_clusters).astype(np.int64)
+        figures |= {f"{name}_entropy_{when}": entropy(sizes), f"{name}_gini_{when}": gini(sizes)}
+    return figures

@@ -1,0 +1,1 @@
+"""Vectors to levels of clusters: exact, distributed, resumable k-means."""

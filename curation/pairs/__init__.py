@@ -1,0 +1,1 @@
+"""Raw files on disk to samples, or to rejects with a reason."""

@@ -1,0 +1,1 @@
+"""What curation did, as plots and galleries."""

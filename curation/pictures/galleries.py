@@ -1,0 +1,139 @@
+"""Which rows a reader of the report should see, and their thumbnails as HTML."""
+
+import base64
+import functools
+import html
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+
+from curation.shards.reader import EmbeddingShards
+
+MEMBERS = 14
+CLUSTERS = 8
+WORDS = 8
+CAPTIONS_PER_CLUSTER = 400
+WORD = re.compile(r"[^\W\d_]{3,}")
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Rows by bottom cluster, and which were kept."""
+
+    labels: Int32[np.ndarray, " rows"]
+    kept: Bool[np.ndarray, " rows"]
+    num_clusters: int
+
+    @property
+    def before(self) -> Int64[np.ndarray, " k"]:
+        return np.bincount(self.labels[self.labels >= 0], minlength=self.num_clusters)
+
+    @property
+    def after(self) -> Int64[np.ndarray, " k"]:
+        return np.bincount(self.labels[(self.labels >= 0) & self.kept], minlength=self.num_clusters)
+
+    def largest(self, count: int) -> Int64[np.ndarray, " n"]:
+        return np.argsort(-self.before, kind="stable")[:count]
+
+    def smallest(self, count: int) -> Int64[np.ndarray, " n"]:
+        before = self.before
+        filled = np.flatnonzero(before)
+        return filled[np.argsort(before[filled], kind="stable")][:count]
+
+
+def before_and_after(shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]) -> str:
+    """Per cluster, some of its members side by side with some of those that were kept."""
+    cells = []
+    for cluster in clusters.tolist():
+        rows = np.flatnonzero(clustering.labels == cluster)
+        kept = rows[clustering.kept[rows]]
+        words = typical_words(shards, clustering, np.array([cluster]))[0]
+        title = f"cluster {cluster}: {len(kept):,} of {len(rows):,} kept; {words}"
+        sides = "".join(
+            f'<div style="flex:1 1 300px;min-width:0">{_note(name)}{strip(shards, _spaced(chosen, MEMBERS))}</div>'
+            for name, chosen in (("before", rows), ("kept", kept))
+        )
+        cells.append(f'{_note(title)}<div style="display:flex;flex-wrap:wrap;gap:0 28px">{sides}</div>')
+    return "".join(cells)
+
+
+def cluster_strips(shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]) -> str:
+    """One strip of members per cluster; those dropped are faint."""
+    strips = []
+    for cluster in clusters.tolist():
+        rows = np.flatnonzero(clustering.labels == cluster)
+        title = f"cluster {cluster}: {clustering.kept[rows].sum():,} of {len(rows):,} kept"
+        shown = rows[:MEMBERS]
+        strips.append(f'<div style="flex:0 1 auto">{_note(title)}{strip(shards, shown, clustering.kept[shown])}</div>')
+    return f'<div style="display:flex;flex-wrap:wrap;gap:0 28px">{"".join(strips)}</div>'
+
+
+def _spaced(rows: Int64[np.ndarray, " n"], most: int) -> Int64[np.ndarray, " m"]:
+    """At most so many of the rows, evenly spaced."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))]
+
+
+def strip(shards: EmbeddingShards, rows: Int64[np.ndarray, " n"], kept: Bool[np.ndarray, " n"] | None = None) -> str:
+    """Thumbnails side by side, with the first caption as a tool tip; faint where not kept."""
+    is_clear = np.ones(len(rows), bool) if kept is None else kept
+    pictures = zip(shards.thumbnails(rows), shards.captions(rows), is_clear.tolist(), strict=True)
+    images = [image(data, captions[0] if captions else "", shown) for data, captions, shown in pictures]
+    return f'<div style="display:flex;flex-wrap:wrap;gap:4px;margin:2px 0 10px">{"".join(images)}</div>'
+
+
+def image(data: bytes, title: str, shown: bool = True) -> str:
+    """One thumbnail; where none was stored, its caption."""
+    style = "height:48px;width:48px;object-fit:contain;border-radius:4px" + ("" if shown else ";opacity:.28")
+    if not data:
+        return f'<span style="{style};overflow:hidden;font-size:9px">{html.escape(title[:40])}</span>'
+    source = "data:image/jpeg;base64," + base64.b64encode(data).decode()
+    return f'<img src="{source}" alt="" title="{html.escape(title, quote=True)}" style="{style}">'
+
+
+def pair_gallery(examples: Sequence[dict]) -> str:
+    """Removed pictures, each beside the one it repeats."""
+    cells = []
+    for row in examples:
+        where = f"{row['other']} in {row['other_set']}" if row["other_set"] else row["other"]
+        cosine = "" if np.isnan(row["cosine"]) else f"<br>{row['cosine']:.3f}"
+        cells.append(
+            '<div style="text-align:center;font-size:11px;color:#667080">'
+            f"{image(row['thumbnail'], row['key'])}{image(row['other_thumbnail'], where)}{cosine}</div>"
+        )
+    return f'<div style="display:flex;flex-wrap:wrap;gap:12px;margin:2px 0 10px">{"".join(cells)}</div>'
+
+
+def typical_words(shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]) -> list[str]:
+    """Per cluster, the words whose share of captions exceeds most what the whole pool would give."""
+    everywhere = _shares_of_pool(shards)
+    found = []
+    for cluster in clusters.tolist():
+        shares = _word_shares(shards, np.flatnonzero(clustering.labels == cluster))
+        score = {
+            word: share * np.log(share / everywhere.get(word, 0.5 / shards.num_rows)) for word, share in shares.items()
+        }
+        found.append(", ".join(sorted(score, key=lambda word: (-score[word], word))[:WORDS]))
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _shares_of_pool(shards: EmbeddingShards) -> dict[str, float]:
+    return _word_shares(shards, np.arange(shards.num_rows))
+
+
+def _word_shares(shards: EmbeddingShards, rows: Int64[np.ndarray, " n"]) -> dict[str, float]:
+    """Share of pairs with each word, from at most some hundred evenly spaced pairs a cluster, more for the pool."""
+    most = CAPTIONS_PER_CLUSTER * (20 if len(rows) == shards.num_rows else 1)
+    rows = _spaced(rows, most)
+    counts: Counter[str] = Counter()
+    for captions in shards.captions(rows):
+        counts.update({word for caption in captions for word in WORD.findall(caption.lower())})
+    return {word: count / max(1, len(rows)) for word, count in counts.items()}
+
+
+def _note(text: str) -> str:
+    return f'<div style="font-size:12px;color:#667080">{html.escape(text)}</div>'

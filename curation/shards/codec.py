@@ -1,0 +1,64 @@
+"""Number formats of stored vectors: float16, bfloat16 and int8 with one float32 scale per token.
+
+bfloat16 is stored as its 16 bits in uint16, because Arrow has no such type.
+"""
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+
+Dtype = Literal["float16", "bfloat16", "int8"]
+STORED_TYPES: dict[str, np.dtype] = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.uint16),
+    "int8": np.dtype(np.int8),
+}
+
+
+def encode_tokens(
+    x: Float32[np.ndarray, "n t d"], dtype: Dtype
+) -> tuple[Shaped[np.ndarray, "n t d"], Float32[np.ndarray, "n t"] | None]:
+    """Vectors in their stored format and, for int8, one scale a token; ValueError on values that it cannot hold."""
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            stored, scale = x.astype(np.float16), None
+        finite = bool(np.isfinite(stored).all())
+    else:
+        finite = bool(np.isfinite(x).all())
+        stored, scale = _encode_bfloat16(x) if dtype == "bfloat16" else _encode_int8(x)
+    if not finite:
+        raise ValueError(
+            f"embedding values up to {np.abs(x).max()} do not fit {dtype}: values must be finite, and within 65504 for "
+            "float16; check the backbone's weights, or store bfloat16"
+        )
+    return stored, scale
+
+
+def _encode_bfloat16(x: Float32[np.ndarray, "n t d"]) -> tuple[Shaped[np.ndarray, "n t d"], None]:
+    """Round to nearest, ties to even, as hardware does."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16), None
+
+
+def _encode_int8(x: Float32[np.ndarray, "n t d"]) -> tuple[Shaped[np.ndarray, "n t d"], Float32[np.ndarray, "n t"]]:
+    scale = np.abs(x).max(axis=2, initial=0.0).astype(np.float32) / np.float32(127)
+    divisor = np.where(scale > 0, scale, np.float32(1))
+    with np.errstate(invalid="ignore"):
+        return np.rint(x / divisor[:, :, None]).astype(np.int8), scale
+
+
+def decode_tokens(
+    stored: Shaped[np.ndarray, "n t d"], scale: Float32[np.ndarray, "n t"] | None, dtype: Dtype
+) -> Float32[np.ndarray, "n t d"]:
+    """float32 copies of stored vectors."""
+    if dtype == "float16":
+        return stored.astype(np.float32)
+    if dtype == "bfloat16":
+        bits = stored.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
+    assert scale is not None
+    decoded = stored.astype(np.float32)
+    decoded *= scale[:, :, None]
+    return decoded

@@ -1,0 +1,77 @@
+"""The selection file: which rows of a folder of embeddings are trained on, as keys and row numbers.
+
+Nothing is copied: a selection points into the shards. It is refused for embeddings of other pairs, row by row and key
+by key; another backbone may have made them.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int64
+
+from cluster.files import replacing
+from curation.shards.reader import EmbeddingShards
+from curation.shards.schema import KEY
+
+SELECTION = "selection.arrow"
+CHECKED_AT_ONCE = 1 << 16
+REMEDY = "run the curate step again on these embeddings, or train on the embeddings it was made for"
+
+
+class SelectionError(ValueError):
+    """A selection that cannot be used; the message names the file, the rule and the remedy."""
+
+
+class Selection(NamedTuple):
+    """The selected rows of a folder of embeddings, ascending, and their keys; a row may stand there repeatedly."""
+
+    keys: pa.ChunkedArray
+    rows: Int64[np.ndarray, " rows"]
+
+
+def write_selection(folder: Path, shards: EmbeddingShards, rows: Int64[np.ndarray, " rows"]) -> None:
+    """Write the selection of some rows, ascending, atomically."""
+    assert (np.diff(rows) >= 0).all()
+    metadata = {"rows": str(len(rows)), "embedding_rows": str(shards.num_rows)}
+    keys = shards.keys().combine_chunks().take(pa.array(rows))
+    table = pa.table({"key": keys, "row": pa.array(rows)}).replace_schema_metadata(metadata)
+    write_table(folder / SELECTION, table)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write an Arrow file atomically."""
+    with replacing(path) as temporary, pa.ipc.new_file(temporary, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read_selection(folder: Path, shards: EmbeddingShards | None = None) -> Selection:
+    """The selection in a curate folder; with `shards`, SelectionError when it was made for other embeddings."""
+    path = folder / SELECTION
+    if not path.is_file():
+        raise SelectionError(f"no {SELECTION} in {folder}: the curate step writes it; run the curate step")
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    rows = table["row"].chunk(0) if table["row"].num_chunks == 1 else table["row"].combine_chunks()  # one is not copied
+    selection = Selection(table["key"].cast(pa.large_string()), rows.to_numpy())
+    if shards is not None:
+        _check(path, selection, int(table.schema.metadata[b"embedding_rows"]), shards)
+    return selection
+
+
+def _check(path: Path, selection: Selection, expected: int, shards: EmbeddingShards) -> None:
+    if expected != shards.num_rows:
+        raise SelectionError(
+            f"{path} was made for {expected} embeddings, {shards.folder} has {shards.num_rows}: they must be the same; "
+            f"{REMEDY}"
+        )
+    for start in range(0, len(selection.rows), CHECKED_AT_ONCE):
+        rows = selection.rows[start : start + CHECKED_AT_ONCE]
+        here = shards.strings(KEY, (int(rows[0]), int(rows[-1]) + 1)).combine_chunks().take(pa.array(rows - rows[0]))
+        selected = selection.keys.slice(start, len(rows)).combine_chunks()
+        if not here.equals(selected):
+            wrong = next(index for index in range(len(here)) if here[index] != selected[index])
+            raise SelectionError(
+                f"{path} has key {selected[wrong]} at row {rows[wrong]}, {shards.folder} has {here[wrong]}: they must "
+                f"be the same; {REMEDY}"
+            )

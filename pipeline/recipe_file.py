@@ -1,0 +1,142 @@
+"""A recipe as YAML and back: every field with its documentation out, strictly in.
+
+A field that is left out has its default, not the preset's. Unknown or repeated keys and values of another type are
+errors that name the key, and the nearest valid one.
+"""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import types
+import typing
+from functools import cache
+from typing import Any
+
+import yaml
+
+from cluster.words import nearest
+from pipeline.recipes import Recipe
+
+
+class ConfigError(ValueError):
+    """A recipe file does not describe a recipe."""
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML; each field's documentation stands above it."""
+    return f"# Recipe {recipe.name}. Run it: python -m pipeline run FILE.yaml\n" + "\n".join(_dump(recipe)) + "\n"
+
+
+def load_recipe(text: str, source: str) -> Recipe:
+    """The recipe that `dump_recipe` wrote. ConfigError names the line's key; `source` is the file's name."""
+    try:
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{source} is not YAML ({error}): write a template with `python -m pipeline config quickstart`"
+        ) from error
+    return typing.cast(Recipe, _load(Recipe, values, source))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without keys that are given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice: leave one", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _dump(value: Any, indent: str = "") -> list[str]:
+    owner: type = type(value)
+    lines, docs = [], field_docs(owner)
+    for item in dataclasses.fields(value):
+        entry = getattr(value, item.name)
+        doc = docs.get(item.name, "")
+        lines += [f"{indent}# {line}" for line in textwrap.wrap(doc, 110 - len(indent))]
+        if dataclasses.is_dataclass(entry):
+            lines += [f"{indent}{item.name}:", *_dump(entry, indent + "  ")]
+        else:
+            lines.append(f"{indent}{item.name}: {_literal(entry)}")
+    return lines
+
+
+def _literal(value: object) -> str:
+    return yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+
+
+def _plain(value: object) -> object:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+@cache
+def field_docs(owner: type) -> dict[str, str]:
+    """The text literal under each field of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for name, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(name, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            docs[ast.unparse(name.target)] = inspect.cleandoc(str(text.value.value))
+    return docs
+
+
+def _load(kind: object, value: object, where: str) -> object:
+    """`value`, as read from YAML, as an instance of the annotated type `kind`."""
+    if dataclasses.is_dataclass(kind):
+        return _load_fields(typing.cast(type, kind), value, where)
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _load_union(options, value, where)
+    if origin is typing.Literal:
+        if value not in options:
+            raise ConfigError(f"{where} is {value!r}: it must be one of {', '.join(map(repr, options))}")
+        return value
+    if origin is tuple and isinstance(value, list):
+        kinds = [options[0]] * len(value) if options[-1] is Ellipsis else list(options)
+        if len(kinds) != len(value):
+            raise ConfigError(f"{where} has {len(value)} entries: it must have {len(kinds)}")
+        return tuple(
+            _load(each, item, f"{where}[{index}]") for index, (each, item) in enumerate(zip(kinds, value, strict=True))
+        )
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        return _number(value, where)
+    if not isinstance(kind, type) or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        expected = getattr(kind, "__name__", str(kind))
+        raise ConfigError(f"{where} is {value!r}: it must be of type {expected}")
+    return value
+
+
+def _number(value: int | str, where: str) -> float:
+    """Whole numbers, and what YAML takes for text without a dot: 3e-4."""
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigError(f"{where} is {value!r}: it must be of type float") from None
+
+
+def _load_fields(owner: type, value: object, where: str) -> object:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} is {value!r}: it must be a section with keys")
+    kinds = typing.get_type_hints(owner)
+    for key in value:
+        if key not in kinds:
+            raise ConfigError(f"{where} has the unknown key {key!r}{nearest(str(key), kinds)}")
+    entries = {key: _load(kinds[key], item, f"{where}: {key}") for key, item in value.items()}
+    try:
+        return owner(**entries)
+    except TypeError as error:
+        raise ConfigError(f"{where} is incomplete ({error})") from error
+
+
+def _load_union(options: tuple[object, ...], value: object, where: str) -> object:
+    if value is None and type(None) in options:
+        return None
+    present = [option for option in options if option is not type(None)]
+    matching = [option for option in present if isinstance(option, type) and isinstance(value, option)]
+    return _load((*matching, *present)[0], value, where)

@@ -1,0 +1,126 @@
+"""The step: three tasks through Ray workers, results with their protocol, and nothing done twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+from colors import ColorEncoder, classification_files, retrieval_files, segmentation_files, write_tar
+
+from cluster.resources import Resources
+from evaluate.evaluate import EvaluateConfig, Evaluator, evaluate_sets, task_of
+from evaluate.results import read_results, read_tallies, result_file
+from evaluate.segmentation import SegmentationConfig
+from evaluate.tables import trivial_score
+
+CONFIG = EvaluateConfig(
+    templates="plain",
+    segmentation=SegmentationConfig(64, 32, 16, background_prompts=("black",)),
+    bootstrap_samples=50,
+    resources=Resources(workers=1),
+)
+
+
+@pytest.fixture
+def datasets(tmp_path: Path) -> dict[str, Path]:
+    return {
+        "classification": write_tar(tmp_path / "classification.tar", classification_files()),
+        "retrieval_colors": write_tar(tmp_path / "retrieval.tar", retrieval_files()),
+        "segmentation": write_tar(tmp_path / "segmentation.tar", segmentation_files()),
+    }
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_missing_sets_are_evaluated_by_workers_and_finished_ones_are_kept(datasets: dict[str, Path], out: Path) -> None:
+    Evaluator(CONFIG, out, datasets, ColorEncoder).evaluate("classification")
+    kept = result_file(out, "classification")
+    before = kept.stat().st_mtime_ns
+    summary = evaluate_sets(CONFIG, out, datasets, ColorEncoder)
+    assert kept.stat().st_mtime_ns == before
+    assert [result["benchmark"] for result in read_results(out)] == list(datasets)
+    assert summary["classification/top1"] == summary["retrieval_colors/text_to_image_r1"] == 1.0
+    whole = (out / "results.json").read_bytes()
+    assert evaluate_sets(CONFIG, out, datasets, ColorEncoder) == summary
+    assert (out / "results.json").read_bytes() == whole
+
+
+@pytest.mark.parametrize("benchmark", ["classification", "retrieval_colors", "segmentation"])
+def test_result_carries_its_protocol_intervals_and_pictures(
+    datasets: dict[str, Path], out: Path, benchmark: str
+) -> None:
+    Evaluator(CONFIG, out, datasets, ColorEncoder).evaluate(benchmark)
+    result = json.loads(result_file(out, benchmark).read_text())
+    assert {"data", "ties", "intervals", "image_size"} <= result["protocol"].keys()
+    assert result["encoder"] == "colours"
+    tallies = read_tallies(out, benchmark)
+    assert tallies.keys() == result["metrics"].keys()
+    for metric, tally in tallies.items():
+        measure = result["metrics"][metric]
+        assert measure["low"] <= measure["value"] == tally.value <= measure["high"]
+        assert 0 <= trivial_score(result, metric) <= 1
+    listing = json.loads((out / "examples" / benchmark / "examples.json").read_text())
+    pictures = {text for text in _texts(listing) if text.endswith(".jpg")}
+    assert pictures == {path.name for path in (out / "examples" / benchmark).glob("*.jpg")}
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in _texts(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in _texts(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_evaluation_twice_gives_the_same_result(datasets: dict[str, Path], out: Path) -> None:
+    evaluator = Evaluator(CONFIG, out, datasets, ColorEncoder)
+    seen = []
+    for _ in range(2):
+        evaluator.evaluate("segmentation")
+        seen.append({**json.loads(result_file(out, "segmentation").read_text()), "seconds": 0})
+    assert seen[0] == seen[1]
+
+
+def test_broken_set_leaves_no_result(out: Path, tmp_path: Path) -> None:
+    files = classification_files() | {"red/0.png": b"torn"}
+    broken = {"classification": write_tar(tmp_path / "broken.tar", files)}
+    with pytest.raises(ValueError, match=r"cannot decode red/0\.png"):
+        Evaluator(CONFIG, out, broken, ColorEncoder).evaluate("classification")
+    assert not result_file(out, "classification").exists()
+
+
+@pytest.mark.parametrize(
+    ("benchmarks", "given", "message"),
+    [
+        (("retrieval",), {"classification": "classification"}, "no evaluation set 'retrieval'"),
+        ((), {}, "at least one is required"),
+        ((), {"detection": "classification"}, "names begin with classification, retrieval, segmentation"),
+        ((), {"classification": "absent"}, "no evaluation set at"),
+    ],
+)
+def test_wrong_names_are_refused_before_any_work(
+    tmp_path: Path, benchmarks: tuple[str, ...], given: dict[str, str], message: str
+) -> None:
+    write_tar(tmp_path / "classification", classification_files())
+    sets = {name: tmp_path / file for name, file in given.items()}
+    with pytest.raises(ValueError, match=message):
+        evaluate_sets(EvaluateConfig(benchmarks=benchmarks), tmp_path, sets, ColorEncoder)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("batch_size", 0), ("bootstrap_samples", 0), ("seed", -1), ("num_examples", -1)]
+)
+def test_settings_that_measure_nothing_are_refused(name: str, wrong: int) -> None:
+    with pytest.raises(ValueError, match=rf"evaluate\.{name} is {wrong}: must be at least {wrong + 1}; raise it"):
+        EvaluateConfig(**{name: wrong})
+
+
+def test_task_is_the_first_word_of_a_benchmark() -> None:
+    assert task_of("segmentation_camvid-small") == "segmentation"
+    with pytest.raises(ValueError, match="unknown benchmark"):
+        task_of("retrievals")

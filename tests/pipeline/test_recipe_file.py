@@ -1,0 +1,57 @@
+"""A recipe as YAML: out and in again, strictly."""
+
+import dataclasses
+
+import pytest
+
+from pipeline.fingerprint import canonical
+from pipeline.presets import PRESETS
+from pipeline.recipe_file import ConfigError, dump_recipe, field_docs, load_recipe
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_recipe_survives_yaml(name: str) -> None:
+    assert load_recipe(dump_recipe(PRESETS[name]), "x.yaml") == PRESETS[name]
+
+
+def test_numbers_may_be_written_as_flags_are() -> None:
+    text = dump_recipe(PRESETS["quickstart"])
+    assert load_recipe(text.replace("    lr: 0.001\n", "    lr: 1e-3\n", 1), "x.yaml") == PRESETS["quickstart"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_recipe_has_an_identity(name: str) -> None:
+    assert canonical(PRESETS[name])
+
+
+def test_every_field_is_documented() -> None:
+    """The words under a field are what --help and the YAML file show."""
+
+    def undocumented(owner: type, where: str) -> list[str]:
+        docs = field_docs(owner)
+        missing = [f"{where}.{item.name}" for item in dataclasses.fields(owner) if not docs.get(item.name)]
+        sections = [item for item in dataclasses.fields(owner) if dataclasses.is_dataclass(item.type)]
+        nested = [undocumented(item.type, f"{where}.{item.name}") for item in sections if isinstance(item.type, type)]
+        sections_without = {f"{where}.{item.name}" for item in sections}
+        return [name for name in missing if name not in sections_without] + [name for names in nested for name in names]
+
+    assert undocumented(type(PRESETS["quickstart"]), "recipe") == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("  batch_size: 512", "  batch_sizes: 512", "unknown key 'batch_sizes': did you mean 'batch_size'"),
+        ("  batch_size: 512", "  batch_size: many", "batch_size is 'many': it must be of type int"),
+        ("  content: pooled", "  content: all", "content is 'all': it must be one of"),
+        ("name: quickstart\n", "", "incomplete"),
+        ("train:", "train: [", "is not YAML"),
+        ("    lr: 0.001\n", "    lr: quick\n", "lr is 'quick': it must be of type float"),
+        ("views: 0\n", "views: 1\nviews: 2\n", "the key 'views' is given twice"),
+    ],
+)
+def test_wrong_files_are_refused_by_name(old: str, new: str, complaint: str) -> None:
+    text = dump_recipe(PRESETS["quickstart"])
+    assert old in text
+    with pytest.raises(ConfigError, match=complaint):
+        load_recipe(text.replace(old, new, 1), "mine.yaml")

@@ -1,0 +1,1 @@
+"""A trained model as files that others read, and published models read in."""

@@ -1,0 +1,52 @@
+"""A finished model as plain files: model.safetensors, config.json and its tokenizer; `load_model` reads them back."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cluster.files import write_atomic
+from curation.shards.schema import EmbeddingSpec, spec_from_dict
+from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
+from train.tokenizer import Tokenizer, load_tokenizer
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class LoadedModel(NamedTuple):
+    """A model in evaluation mode, its tokenizer, and what it was trained on."""
+
+    model: DinoTxt
+    tokenizer: Tokenizer
+    spec: EmbeddingSpec
+
+
+def export_model(
+    folder: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, spec: EmbeddingSpec
+) -> None:
+    """Write a model folder; config.json comes last, so that a folder with it is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+    tokenizer.save(folder)
+    fields = {"model": asdict(config), "spec": asdict(spec), "vocab_size": tokenizer.vocab_size}
+    write_atomic(folder / CONFIG, json.dumps(fields, indent=1, sort_keys=True) + "\n")
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """The model that the train step left in a folder, in evaluation mode."""
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"no {CONFIG} in {folder}: a model folder holds {CONFIG} and {WEIGHTS}; run the train step")
+    fields = json.loads((folder / CONFIG).read_text())
+    spec = spec_from_dict(fields["spec"])
+    model = DinoTxt(model_config(fields["model"]), fields["vocab_size"], spec.dim)
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return LoadedModel(model.to(device).eval(), load_tokenizer(folder), spec)
+
+
+def model_config(fields: dict) -> ModelConfig:
+    """A model config from its JSON."""
+    return ModelConfig(TextConfig(**fields["text"]), VisionConfig(**fields["vision"]))

@@ -1,0 +1,1 @@
+"""Code that travels inside an exported folder; nothing here imports it."""

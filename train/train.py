@@ -1,0 +1,292 @@
+"""The train step: the loop on Ray Train workers, which are started again when one dies.
+
+What survives is in `out/checkpoints`, our own: a worker that starts looks there for the last complete one, whatever
+Ray remembers. With `resources.min_workers` it goes on with fewer workers when a node is lost; when one comes, all ranks
+save and end, and more are started: no step is done twice. The driver follows `out/metrics.jsonl` to show progress. A
+file named `stop` in `out`, SIGTERM or SIGUSR2 makes all ranks save and end for good.
+"""
+
+import errno
+import logging
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.context import get_train_context
+from torch.distributed.checkpoint.api import CheckpointException
+
+from cluster.files import read_jsonl, write_atomic
+from cluster.resources import Resources
+from cluster.session import free_port, session
+from cluster.storage import absolute
+from cluster.threads import limit_threads
+from train.checkpoint import complete_checkpoints, step_of
+from train.loop import CHECKPOINTS, Interruption, Job, TrainConfig, check, read_pairs, train
+from train.metrics_file import METRICS, followed, summary
+from train.validation import score
+
+log = logging.getLogger(__name__)
+
+STOP = "stop"
+GROW = "grow"
+FAILED = "failed.txt"
+RAY_FOLDER = "ray"
+GROWTH_S = 60.0  # between two looks for new nodes, so that those that come together start the workers anew once
+MAX_FAILURES = 8
+# Threads that wait for each other by spinning lose their cores to other processes: with two threads on two busy cores a
+# step took fifteen times as long. It must be set before a worker starts.
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+NOISY = ("ray.train", "ray.train.v2", "ray.data")
+LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT}  # other OSErrors pass
+WOULD_FAIL_AGAIN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    TypeError,
+    ValueError,
+    CheckpointException,
+    torch.OutOfMemoryError,
+)
+
+
+class TrainingFailed(RuntimeError):
+    """The loop raised an error that another try would meet again."""
+
+
+class TrainingStopped(RuntimeError):
+    """Training was told to stop, saved a checkpoint and ended; running the step again goes on from there."""
+
+
+def run(
+    config: TrainConfig,
+    *,
+    out: Path,
+    embeddings: Path,
+    selection: Path,
+    tokenizer: Path,
+    source: Path | None = None,
+    **views: Path,
+) -> dict[str, float]:
+    """Step: train on the selected embeddings, going on from what `out` holds; the last metrics of each name.
+
+    `source` is the raw pairs, for a live backbone; `views` are embeddings of further views of the same images.
+    """
+    job = Job(
+        out.resolve(),
+        embeddings.resolve(),
+        selection.resolve(),
+        tokenizer.resolve(),
+        absolute(source) if source else None,
+        tuple(views[name].resolve() for name in sorted(views)),
+    )
+    for name in (STOP, GROW, FAILED):
+        (job.out / name).unlink(missing_ok=True)
+    with session():
+        resources = placement(config)
+        is_elastic = bool(resources.min_workers)
+        world = largest_group(config, resources.workers) if is_elastic else resources.workers
+        check(config, read_pairs(config, job), world)
+        with _stop_on_signal(job.out), followed(job.out / METRICS, config.num_steps):
+            fit_to_the_end(config, job)
+    if (job.out / FAILED).exists():
+        raise TrainingFailed(f"training failed: {(job.out / FAILED).read_text()}")
+    rows = read_jsonl(job.out / METRICS)
+    if (job.out / STOP).exists() and (not rows or rows[-1]["step"] < config.num_steps):
+        raise TrainingStopped(
+            f"training was told to stop and saved step {_saved_step(job)} of {config.num_steps}: run it again to go on"
+        )
+    for folder in (CHECKPOINTS, RAY_FOLDER):
+        shutil.rmtree(job.out / folder, ignore_errors=True)
+    found = summary(rows, config.batch_size)
+    if config.best:
+        best = max((row for row in rows if config.best in row), key=lambda row: score(row, config.best))
+        found |= {"best_step": float(best["step"]), f"best_{config.best}": best[config.best]}
+    if found["captions_cut"]:
+        log.warning(
+            "captions cut to %d tokens: %d (%.1f %% of those seen); raise train.model.text.context to keep them whole",
+            config.model.text.context,
+            found["captions_cut"],
+            100 * found["captions_cut_share"],
+        )
+    return found
+
+
+def placement(config: TrainConfig) -> Resources:
+    """Workers for a run in this Ray session.
+
+    Left to us, that is one worker a GPU, as many as divide the batch; on CPUs one worker with all of a node's: threads
+    share a model, where processes would each gather it.
+    """
+    resources = config.resources.resolve(max_workers=config.batch_size)
+    if config.resources.workers:
+        return resources
+    if not resources.gpus:
+        cpus = max(float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"])
+        return replace(resources, workers=1, cpus=max(resources.cpus or 0.0, cpus))
+    return replace(resources, workers=largest_group(config, resources.workers) or resources.workers)
+
+
+def fit_to_the_end(config: TrainConfig, job: Job) -> None:
+    """Run the loop until it ends: again with more workers when it asks for them, and again after so many failures that
+    Ray gives up, as long as there are new checkpoints between them."""
+    while True:
+        before = _saved_step(job)
+        try:
+            _fit(config, job, placement(config))
+        except ray.train.WorkerGroupError as error:
+            if _saved_step(job) == before:
+                raise
+            log.warning("training failures=%d goes_on_from_step=%d last=%r", MAX_FAILURES, _saved_step(job), error)
+            continue
+        if not (job.out / GROW).exists():
+            return
+        (job.out / GROW).unlink()
+
+
+def _saved_step(job: Job) -> int:
+    """How many steps the last complete checkpoint holds."""
+    saved = complete_checkpoints(job.out / CHECKPOINTS)
+    return step_of(saved[-1]) if saved else 0
+
+
+def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
+    """Run the loop on Ray Train workers, again from the last checkpoint when one is lost."""
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a dead worker is noticed
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    most = max(resources.workers, config.resources.workers)
+    options = resources.actor_options()
+    per_worker = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
+    if "memory" in options:
+        per_worker["memory"] = options["memory"]
+    TorchTrainer(
+        _worker,
+        train_loop_config={"config": config, "job": job, "resources": resources, "most": most},
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees those of Train v1
+            num_workers=(resources.min_workers, most) if resources.min_workers else resources.workers,  # type: ignore[arg-type]
+            use_gpu=bool(resources.gpus),
+            resources_per_worker=per_worker,
+            elastic_resize_monitor_interval_s=math.inf,  # workers that Ray stops to have more of them lose their steps
+        ),
+        torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+        run_config=RunConfig(  # type: ignore[call-arg]
+            name="run",
+            storage_path=str(job.out / RAY_FOLDER),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        ),
+    ).fit()
+
+
+def _worker(arguments: dict) -> None:
+    config: TrainConfig = arguments["config"]
+    job: Job = arguments["job"]
+    limit_threads(arguments["resources"].threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing is read before it is written
+    if (job.out / FAILED).exists():
+        return  # another try would fail alike; the driver raises what the file says
+    try:
+        if is_needed(largest_group(config, dist.get_world_size())):
+            _train_and_grow(config, job, arguments["resources"], arguments["most"])
+    except WOULD_FAIL_AGAIN as error:
+        if not isinstance(error, OSError) or error.errno in LASTING:
+            write_atomic(job.out / FAILED, f"{type(error).__name__}: {error}")
+        raise
+
+
+def _train_and_grow(config: TrainConfig, job: Job, resources: Resources, most: int) -> None:
+    if dist.get_rank() > 0:
+        train(config, job)  # the first rank tells the others when to save or end
+        return
+    is_complete = train(config, job, Interruptions(config, job.out, resources, most))
+    if not is_complete and not (job.out / STOP).exists():
+        (job.out / GROW).touch()
+
+
+class Interruptions:
+    """What asks to save, or to save and end: the driver, a node about to be preempted, room for up to `most` workers.
+
+    For the first rank alone. Ray's own `get_preemption_info` is a barrier of all workers, idle ones too, in each step.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path, resources: Resources, most: int) -> None:
+        self.config, self.out, self.resources, self.most = config, out, resources, most
+        self.was_warned = False
+        self.group, self.looked_s = self._possible(), time.monotonic()
+
+    def __call__(self) -> Interruption:
+        if (self.out / STOP).exists() or self._has_grown():
+            return "stop"
+        if not self.was_warned and get_train_context().preemption_context.preemption_info is not None:
+            self.was_warned = True
+            return "save"
+        return ""
+
+    def _has_grown(self) -> bool:
+        """Whether more workers could train than at the last look."""
+        if not self.resources.min_workers or time.monotonic() - self.looked_s < GROWTH_S:
+            return False
+        before, self.group, self.looked_s = self.group, self._possible(), time.monotonic()
+        return self.group > before
+
+    def _possible(self) -> int:
+        return largest_group(self.config, min(self.most, self.resources.room()))
+
+
+def largest_group(config: TrainConfig, most: int) -> int:
+    """The largest number of workers up to `most` among which a batch can be split; 0 when there is none."""
+    sizes = range(most, 0, -1)
+    return next((size for size in sizes if not config.batch_size % size and not size % config.parallel.replicas), 0)
+
+
+def is_needed(size: int) -> bool:
+    """Make the default process group one of the first `size` ranks; False on a rank that has nothing to do."""
+    rank, world, backend = dist.get_rank(), dist.get_world_size(), dist.get_backend()
+    if size in (0, world):
+        return True
+    address: list[str | None] = [f"tcp://{ray.util.get_node_ip_address()}:{free_port()}" if rank == 0 else None]
+    dist.broadcast_object_list(address)
+    dist.destroy_process_group()
+    if rank >= size:
+        return False
+    dist.init_process_group(backend, init_method=address[0], rank=rank, world_size=size)
+    return True
+
+
+@contextmanager
+def _stop_on_signal(out: Path) -> Iterator[None]:
+    """SIGTERM and SIGUSR2 ask the workers to save and stop; only the main thread may listen for signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, lambda *_: request_stop(out)) for number in (signal.SIGTERM, signal.SIGUSR2)
+    }
+    interrupt = signal.getsignal(signal.SIGINT)  # Ray Train replaces it and leaves its own
+    try:
+        yield
+    finally:
+        for number, handler in {**before, signal.SIGINT: interrupt}.items():
+            signal.signal(number, handler)
+
+
+def request_stop(out: Path) -> None:
+    """Ask the training that writes into `out` to save a checkpoint and stop; from any process."""
+    (out / STOP).touch()
