@@ -39,8 +39,8 @@ def test_two_passes_give_the_gradients_of_one(kind: str, most: int) -> None:
     expected_loss, expected = gradients([batch()], kind)
     torch.testing.assert_close(loss, expected_loss)
     for actual, reference in zip(computed, expected, strict=True):
-        # The same float32 terms, added in another order: 36 tokens, 64 to 128 channels. Reordering a sum of n terms moves
-        # it by at most n roundings of the largest partial sum, which is near the tensor's largest value.
+        # The same float32 terms, added in another order: 36 tokens, 64 to 128 channels. Reordering a sum of n terms
+        # moves it by at most n roundings of the largest partial sum, which is near the tensor's largest value.
         rounding = torch.finfo(torch.float32).eps * reference.abs().max().item()
         torch.testing.assert_close(actual, reference, rtol=0, atol=128 * rounding)
 
