@@ -40,7 +40,7 @@ class Estimate:
 
 def _ratio(
     hits: Float64[np.ndarray, "n columns"], trials: Float64[np.ndarray, "n columns"]
-) -> Float64[np.ndarray, "n"]:
+) -> Float64[np.ndarray, " n"]:
     """Mean of hits / trials over the columns that were tried at all; 0 where none was."""
     tried = trials > 0
     shares = np.where(tried, hits / np.where(tried, trials, 1), 0)
@@ -88,7 +88,7 @@ def _resamples(items: int, samples: int, seed: int) -> Iterator[Float64[np.ndarr
         yield weights
 
 
-def _resampled(tally: Tally, weights: Float64[np.ndarray, "resamples items"]) -> Float64[np.ndarray, "resamples"]:
+def _resampled(tally: Tally, weights: Float64[np.ndarray, "resamples items"]) -> Float64[np.ndarray, " resamples"]:
     return _ratio(weights @ tally.hits, weights @ tally.trials)
 
 
@@ -100,7 +100,7 @@ def places(scores: Float[Tensor, "n answers"], right: Bool[Tensor, "n answers"])
     return torch.stack([(scores > best).sum(1), (level & ~right).sum(1), (level & right).sum(1)]).numpy()
 
 
-def expected_hits(places: Int64[np.ndarray, "3 n"], k: int) -> Float64[np.ndarray, "n"]:
+def expected_hits(places: Int64[np.ndarray, "3 n"], k: int) -> Float64[np.ndarray, " n"]:
     """Probability that a right answer is among the first k when ties are put in random order.
 
     Without ties this is 1 or 0; a model that gives everything one score gets exactly chance.
@@ -121,7 +121,7 @@ def chance_of_hit(candidates: int, right: int, k: int) -> float:
 
 def intersections_and_unions(
     truth: Integer[np.ndarray, "h w"], predicted: Integer[np.ndarray, "h w"], num_classes: int, ignore: int | None
-) -> tuple[Int64[np.ndarray, "c"], Int64[np.ndarray, "c"]]:
+) -> tuple[Int64[np.ndarray, " c"], Int64[np.ndarray, " c"]]:
     """Per class, the pixels in both maps and the pixels in either; pixels labelled `ignore` count nowhere."""
     counted = np.ones(truth.shape, bool) if ignore is None else truth != ignore
     truth, predicted = truth[counted].astype(np.int64), predicted[counted].astype(np.int64)
@@ -130,7 +130,7 @@ def intersections_and_unions(
     return both, either
 
 
-def constant_map_miou(pixels: Int64[np.ndarray, "c"], label: int) -> float:
+def constant_map_miou(pixels: Int64[np.ndarray, " c"], label: int) -> float:
     """mIoU of naming every pixel `label`, when class c covers `pixels[c]` pixels of the truth."""
     named = int((pixels > 0).sum() + (pixels[label] == 0))
     return float(pixels[label] / pixels.sum() / named)

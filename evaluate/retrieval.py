@@ -48,7 +48,7 @@ def retrieve(encoder: Encoder, dataset: RetrievalSet, batch_size: int) -> Retrie
 
 
 def recall_tallies(
-    images: Float[Tensor, "images dim"], captions: Float[Tensor, "captions dim"], owners: Int64[Tensor, "captions"]
+    images: Float[Tensor, "images dim"], captions: Float[Tensor, "captions dim"], owners: Int64[Tensor, " captions"]
 ) -> dict[str, Tally]:
     """Recall at 1, 5, 10 each way; caption j describes image owners[j]."""
     to_image = _all_places(captions, images, torch.arange(len(images)), owners)
@@ -67,8 +67,8 @@ def recall_tallies(
 def _all_places(
     queries: Float[Tensor, "q dim"],
     gallery: Float[Tensor, "g dim"],
-    gallery_ids: Int64[Tensor, "g"],
-    query_ids: Int64[Tensor, "q"],
+    gallery_ids: Int64[Tensor, " g"],
+    query_ids: Int64[Tensor, " q"],
 ) -> Int64[np.ndarray, "3 q"]:
     """The places of every query's right answers, whose id is the query's."""
     blocks = []

@@ -62,7 +62,7 @@ class Queries:
     """What pixels are compared with: unit vectors, a class index for each, and an optional constant competitor."""
 
     vectors: Float[Tensor, "queries dim"]
-    labels: Int64[np.ndarray, "queries"]
+    labels: Int64[np.ndarray, " queries"]
     constant: float | None
     constant_label: int
 
@@ -73,7 +73,7 @@ class Segmented:
 
     maps: dict[int, Int32[np.ndarray, "_ _"]]
     tallies: dict[str, Tally]
-    pixels: Int64[np.ndarray, "classes"]
+    pixels: Int64[np.ndarray, " classes"]
 
 
 def segment(
@@ -173,14 +173,16 @@ def window_scores(
     return (logit_scale * cosines).softmax(-1).permute(0, 3, 1, 2).contiguous()
 
 
-def segmentation_baselines(pixels: Int64[np.ndarray, "classes"], background: int | None) -> dict[str, dict[str, float]]:
+def segmentation_baselines(
+    pixels: Int64[np.ndarray, " classes"], background: int | None
+) -> dict[str, dict[str, float]]:
     """Scores of maps of one class: of the best for each metric, and of the background where there is one."""
     constants = [_constant_map_scores(pixels, label, background) for label in range(len(pixels))]
     best = {metric: max(scores[metric] for scores in constants) for metric in constants[0]}
     return {"best_single_class": best} | ({} if background is None else {"all_background": constants[background]})
 
 
-def _constant_map_scores(pixels: Int64[np.ndarray, "classes"], label: int, background: int | None) -> dict[str, float]:
+def _constant_map_scores(pixels: Int64[np.ndarray, " classes"], label: int, background: int | None) -> dict[str, float]:
     share = float(pixels[label] / pixels.sum())
     scores = {"miou": constant_map_miou(pixels, label), "pixel_accuracy": share}
     if background is not None:

@@ -55,7 +55,7 @@ def blockwise_argmax(
     return torch.cat(parts).numpy()
 
 
-def _bands(rows: Float[Tensor, "h inner_rows"], block: int) -> Iterator[tuple[int, Int64[Tensor, "used"]]]:
+def _bands(rows: Float[Tensor, "h inner_rows"], block: int) -> Iterator[tuple[int, Int64[Tensor, " used"]]]:
     """Each block of rows with the inner rows that it needs: few, since the matrix is banded."""
     for start in range(0, len(rows), block):
         yield start, rows[start : start + block].abs().amax(0).nonzero()[:, 0]

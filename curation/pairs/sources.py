@@ -22,7 +22,7 @@ from curation.pairs.parquet import parquet_parts, read_parquet_part
 from curation.pairs.sample import IMAGE_SUFFIXES, Format, Part, Reject, Row, Sample, SourceConfig, clean_captions
 from curation.pairs.splits import CAPTION_FILES, captions_files, is_divided
 from curation.pairs.tree import ByteRange, Tree, as_text, open_tree
-from curation.pairs.webdataset import TarWalk, read_tar_part, split_name, tar_parts
+from curation.pairs.webdataset import TarWalk, read_tar_part, split_name, tar_parts, tar_samples
 
 HASHED_WHOLE_BYTES = 64_000_000
 ANNOTATION_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")

@@ -103,12 +103,12 @@ def _noise(rng: np.random.Generator, size: int, stretch: int = 1, octaves: int =
 
 
 def _blend(
-    share: Float32[np.ndarray, "..."], low: Float32[np.ndarray, "3"], high: Float32[np.ndarray, "3"]
+    share: Float32[np.ndarray, "..."], low: Float32[np.ndarray, " 3"], high: Float32[np.ndarray, " 3"]
 ) -> Float32[np.ndarray, "..."]:
     return low + share[..., None] * (high - low)
 
 
-def _colour(rng: np.random.Generator, low: float, high: float) -> Float32[np.ndarray, "3"]:
+def _colour(rng: np.random.Generator, low: float, high: float) -> Float32[np.ndarray, " 3"]:
     """A muted colour: one brightness and a small deviation per channel."""
     return np.clip(rng.uniform(low, high) + rng.normal(0, 0.09, 3), 0, 1).astype(np.float32)
 

@@ -31,7 +31,7 @@ class MappedShard:
         self.spec = spec
         self.batches = _open_batches(path, spec)
         sizes = [batch.num_rows for batch in self.batches]
-        self.offsets: Int64[np.ndarray, "batches_plus_1"] = np.cumsum([0, *sizes], dtype=np.int64)
+        self.offsets: Int64[np.ndarray, " batches_plus_1"] = np.cumsum([0, *sizes], dtype=np.int64)
         if self.offsets[-1] != rows:
             raise ShardError(f"{path} has {self.offsets[-1]} rows: the manifest says {rows}; {REMEDY}")
         self._views: dict[str, list[np.ndarray]] = {}

@@ -46,7 +46,7 @@ class EmbeddingShards:
         self.spec = self.manifest.spec
         self.num_rows = self.manifest.num_rows
         self.num_shards = len(self.manifest.shards)
-        self.offsets: Int64[np.ndarray, "shards_plus_1"] = np.cumsum(
+        self.offsets: Int64[np.ndarray, " shards_plus_1"] = np.cumsum(
             [0, *(entry.rows for entry in self.manifest.shards)], dtype=np.int64
         )
         check_maps(self.folder, self.num_shards, maps_to_come)
