@@ -57,10 +57,12 @@ mlflow: $(READY)  ## the dashboard, on http://127.0.0.1:5000 (PORT=)
 	    --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(WORKSPACE))/mlflow.db}" ;; \
 	esac
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff, codespell, mypy; prints how dense the code is
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m codespell_lib .
 	@$(PY) -m mypy cluster curation train evaluate pipeline
+	@$(PY) tests/air.py
 
 test: $(READY)  ## the tests, without the slow ones
 	@$(PY) -m pytest -q

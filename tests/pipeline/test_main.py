@@ -186,7 +186,7 @@ def test_debug_recipe_from_pairs_to_report(
     capsys.readouterr()
     assert main(["status", "debug", "--json", *workspace]) == 0
     rows = json.loads(capsys.readouterr().out)["steps"]
-    assert [row["step"] for row in rows if not row["current"]] == ["train"]  # all before it was re-used
+    assert [row["step"] for row in rows if not row["current"]] == ["train"]  # all before it was reused
 
     _damage_a_shard(tmp_path / "w")
     assert main(["verify", "debug", *workspace]) == 1
