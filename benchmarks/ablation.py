@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.session import session
-from curation.encoders.backbone import BackboneConfig
-from evaluate.segmentation import SegmentationConfig
+from curation.encoders.config import BackboneConfig
+from evaluate.config import SegmentationConfig
 from evaluate.tables import percent
 from pipeline.graph import build_steps, resolve_backbone
 from pipeline.presets import FLICKR8K
@@ -30,7 +30,7 @@ from pipeline.runner import run_steps
 from pipeline.step import in_order
 from pipeline.store import Store
 from pipeline.tracking import Tracking
-from train.model import VisionConfig
+from train.config import VisionConfig
 
 COLUMNS = {
     "text → image R@1": ("retrieval_flickr8k", "text_to_image_r1"),

@@ -19,7 +19,8 @@ from torch import Tensor
 from benchmarks.cost import cost_of
 from benchmarks.text_step import read_captions
 from train.attention import Packed, grouped_attention, pack, packed_attention
-from train.tokenizer import TokenizerConfig, train_tokenizer
+from train.config import TokenizerConfig
+from train.tokenizer import train_tokenizer
 
 PASSES = 20
 

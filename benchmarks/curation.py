@@ -22,11 +22,13 @@ from jaxtyping import Float32, Int64
 
 from cluster.threads import limit_threads
 from curation.choice.balance import ImageBalance, TextBalance, combine, entropy, water_fill
+from curation.choice.config import DuplicatesConfig
 from curation.choice.draws import coins
-from curation.choice.duplicates import DuplicatesConfig, close_hash_pairs, semantic_pairs
+from curation.choice.duplicates import close_hash_pairs, semantic_pairs
+from curation.clusters.config import KMeansConfig, LevelsConfig
 from curation.clusters.groups import one_entry_each
-from curation.clusters.hierarchy import LevelsConfig, cluster_levels
-from curation.clusters.kmeans import KMeansConfig, assign, kmeans
+from curation.clusters.hierarchy import cluster_levels
+from curation.clusters.kmeans import assign, kmeans
 from curation.clusters.scan import points_in_memory
 from curation.clusters.vectors import to_unit
 

@@ -24,7 +24,8 @@ import torch
 from jaxtyping import Float32
 
 from cluster.threads import limit_threads
-from curation.clusters.kmeans import KMeansConfig, assign, kmeans
+from curation.clusters.config import KMeansConfig
+from curation.clusters.kmeans import assign, kmeans
 from curation.clusters.nearest import choose_engine
 from curation.clusters.scan import InProcess, Points, points_in_memory
 from curation.clusters.vectors import ShardVectors, to_unit

@@ -19,9 +19,10 @@ from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CLS, HASHES, PATCHES, EmbeddingSpec
 from curation.shards.selection import write_selection
 from curation.shards.writer import write_shard
+from train.config import ShuffleConfig, TokenizerConfig
 from train.data import Pairs
-from train.shuffle import ShuffleConfig, mix, shuffled
-from train.tokenizer import TokenizerConfig, train_tokenizer
+from train.shuffle import mix, shuffled
+from train.tokenizer import train_tokenizer
 
 SEED = 0
 BLOCK_BYTES = 16_000_000  # of a writer's block, a Parquet row group

@@ -27,8 +27,9 @@ from cluster.fanout import Pool, PoolWorker
 from cluster.resources import Resources
 from cluster.session import session
 from curation.choice.balance import entropy
-from curation.clusters.hierarchy import LevelsConfig, cluster_levels, cluster_of_rows
-from curation.clusters.kmeans import KMeansConfig, kmeans
+from curation.clusters.config import KMeansConfig, LevelsConfig
+from curation.clusters.hierarchy import cluster_levels, cluster_of_rows
+from curation.clusters.kmeans import kmeans
 from curation.clusters.scan import Points, Scanner
 
 SAMPLE_S = 0.1

@@ -29,7 +29,8 @@ from benchmarks.loader import alone
 from benchmarks.loss import full_logits
 from benchmarks.text_step import padded, read_captions
 from curation.encoders import dinov2
-from curation.encoders.backbone import BackboneConfig, geometry_of
+from curation.encoders.config import BackboneConfig, geometry_of
+from curation.encoders.models import DINOV2
 from curation.shards.manifest import Manifest, write_manifest
 from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CLS, HASHES, PATCHES, REGISTERS, EmbeddingSpec
@@ -37,15 +38,23 @@ from curation.shards.selection import write_selection
 from curation.shards.writer import write_shard
 from train.attention import unpack
 from train.batch import Batch
+from train.config import (
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    ShuffleConfig,
+    TextConfig,
+    TokenizerConfig,
+    VisionConfig,
+)
 from train.data import Pairs
 from train.flop import TRAINING, backbone_flop, captions_flop, head_flop, peak_tflops, text_flop
 from train.gradients import backward, clip_gradients
-from train.loss import LossConfig
-from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
-from train.optim import OptimConfig, make_optimizer
-from train.parallel import ParallelConfig, parallelize
-from train.shuffle import ShuffleConfig
-from train.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from train.model import DinoTxt
+from train.optim import make_optimizer
+from train.parallel import parallelize
+from train.tokenizer import load_tokenizer, train_tokenizer
 
 LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-2}  # stored tokens are float16, the live ones as the backbone runs
 IMAGE_SIZE = 224
@@ -97,7 +106,7 @@ class Timing(NamedTuple):
 
 def load_backbone(config: StepConfig) -> dinov2.Dinov2:
     """The frozen encoder with random weights, in the number format of the run."""
-    architecture = dinov2.MODELS[config.backbone]
+    architecture = DINOV2[config.backbone]
     encoder = dinov2.build(architecture, dinov2.hub_names(dinov2.random_state(architecture))).eval()
     return encoder.to(config.device, getattr(torch, config.parallel.dtype))
 

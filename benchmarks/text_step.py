@@ -18,8 +18,9 @@ import tyro
 
 from benchmarks.cost import UNITS, Cost, cost_of
 from train.attention import Packed, pack
-from train.model import TextConfig, TextEncoder
-from train.tokenizer import TokenizerConfig, train_tokenizer
+from train.config import TextConfig, TokenizerConfig
+from train.model import TextEncoder
+from train.tokenizer import train_tokenizer
 
 FEATURE_DIM = 512
 NUM_BUCKETS = 8

@@ -21,6 +21,7 @@ from ray.exceptions import (
 )
 
 from cluster.memory import PeakMemory
+from cluster.placement import resolve
 from cluster.resources import Resources
 from cluster.threads import limit_loaded_libraries, limit_threads
 
@@ -41,7 +42,7 @@ class Pool:
         of them than items or `max_workers`."""
         self._worker = worker
         self._args = [ray.put(arg) for arg in args]
-        self._resources = resources.resolve(max_workers)
+        self._resources = resolve(resources, max_workers)
         self._seats: list[_Seat] = []
         self.peaks_mb: dict[_Seat, float] = {}
         """The most memory that each worker process took in a call, since somebody cleared this."""

@@ -7,9 +7,8 @@ duplicates, balance. All is a function of the config and of the rows in order: n
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,23 +16,22 @@ from jaxtyping import Int64
 
 from cluster.fanout import Pool
 from cluster.files import write_atomic
-from cluster.resources import Resources
-from curation.choice.balance import Combine
-from curation.choice.choose import Coins, Goal, Method, choose, evenness
+from curation.choice.choose import Coins, Goal, choose, evenness
 from curation.choice.decisions import Decisions
 from curation.choice.draws import coins
-from curation.choice.duplicates import PARTS, DuplicatesConfig
+from curation.choice.duplicates import PARTS
 from curation.choice.entries import match_captions, read_entries
-from curation.choice.leakage import LeakageConfig
 from curation.choice.phases import Phase, Phases
 from curation.choice.removal import centroid_distances, drop_duplicates, drop_invalid, drop_leakage
-from curation.clusters.hierarchy import LevelsConfig, automatic_clusters, automatic_levels, cluster_levels
-from curation.clusters.kmeans import KMeansConfig
+from curation.clusters.config import LevelsConfig, automatic_clusters, automatic_levels
+from curation.clusters.hierarchy import cluster_levels
 from curation.clusters.levels import Level
-from curation.clusters.nearest import Engine, choose_engine
-from curation.clusters.scan import Points, Scanner, Workers, cut_spans
+from curation.clusters.nearest import choose_engine
+from curation.clusters.scan import Points, Scanner, Workers
 from curation.clusters.seeding import count_distinct
+from curation.clusters.spans import cut_spans
 from curation.clusters.vectors import ShardVectors
+from curation.config import CurateConfig
 from curation.shards.reader import EmbeddingShards, open_shards
 from curation.shards.schema import CAPTION_EMBEDDING, CLS
 from curation.shards.selection import write_selection
@@ -41,75 +39,6 @@ from curation.shards.selection import write_selection
 CURATION = "curation.json"
 LEAKAGE_INPUT = "leakage_"
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    clusters: int = 0
-    """Clusters of captions; 0: one per 40 rows, as far as these are distinct, a multiple of `split`."""
-    split: int = 0
-    """Parts that each first-stage cluster is split in; 0: one stage, but for more than 50,000 automatic clusters."""
-    threshold: float = 0.0
-    """MetaCLIP's t, in pairs per cluster or entry; 0: found for the target size."""
-    tail_share: float = 0.0
-    """Find t such that clusters or entries below t hold this share of the pairs (0.06 as published); 0: not used."""
-    unmatched: Literal["drop", "keep"] = "drop"
-    """Pairs in whose captions no metadata entry occurs: dropped as published, or never dropped by text."""
-
-    def __post_init__(self) -> None:
-        if self.clusters and self.clusters % max(1, self.split):
-            raise ValueError(
-                f"text.split is {self.split} on {self.clusters} text.clusters: it must divide them; choose other "
-                "numbers, or leave text.clusters out"
-            )
-
-
-@dataclass(frozen=True)
-class CurateConfig:
-    method: Method = "both"
-    """What balances: image clusters, caption clusters, both; random: a draw of the same size; none: keep all."""
-    combine: Combine = "intersection"
-    """With both: a pair must be in both selections, or in either."""
-    target_rows: int = 0
-    """Pairs to keep; 0: `share` decides."""
-    share: float = 0.5
-    """Pairs to keep, as a share of those left after leakage and duplicates."""
-    metric: Literal["cosine", "euclidean"] = "cosine"
-    """Distance between image vectors; captions always use cosine."""
-    levels: LevelsConfig = LevelsConfig()
-    """Hierarchy of image clusters."""
-    text: TextConfig = TextConfig()
-    """Balance over caption clusters, or over metadata entries where the step is given some."""
-    kmeans: KMeansConfig = KMeansConfig()
-    """Every clustering."""
-    repeats: int = 1
-    """How often a pair may be taken to fill the share of a small image cluster; the selection lists it as often."""
-    leaf: Literal["random", "central"] = "random"
-    """Which rows of a bottom cluster are kept first: any, or those nearest its centroid."""
-    duplicates: DuplicatesConfig = DuplicatesConfig()
-    """What counts as a duplicate; applies to every method."""
-    leakage: LeakageConfig = LeakageConfig()
-    """What counts as leakage; applies to every method that is given evaluation embeddings."""
-    error_budget: float = 0.01
-    """Share of rows that may have unusable vectors before the run stops."""
-    engine: Engine = "auto"
-    """Arithmetic of the nearest-centroid search; labels are the same for all but faiss, which is exact to float32."""
-    seed: int = 0
-    """Seed of samples, coins and ties."""
-    resources: Resources = field(default_factory=Resources)
-    """Workers that scan the shards."""
-
-    def __post_init__(self) -> None:
-        if self.target_rows < 0 or not 0 < self.share <= 1:
-            raise ValueError(
-                f"target_rows is {self.target_rows} and share {self.share}: target_rows must be 0 or more, share "
-                "above 0 and at most 1; set one of them"
-            )
-        if self.repeats < 1 or (self.repeats > 1 and self.method not in ("both", "image")):
-            raise ValueError(
-                f"repeats is {self.repeats} with method {self.method}: 1 or more is possible with methods both and "
-                "image; lower it to 1"
-            )
 
 
 def run(

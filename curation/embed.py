@@ -16,12 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster import placement
 from cluster.fanout import Pool
 from cluster.files import write_atomic
 from cluster.logs import progress
 from cluster.resources import MACHINE_FACT, Resources
-from curation.embed_worker import EmbedConfig, EmbedWorker, Task
-from curation.encoders.backbone import resolve
+from curation.config import EmbedConfig
+from curation.embed_worker import EmbedWorker, Task
+from curation.encoders.resolve import resolve
 from curation.pairs.sample import Part
 from curation.pairs.sources import list_parts
 from curation.shards.manifest import Manifest, ShardEntry, write_manifest
@@ -113,7 +115,7 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
 
 def with_resources(config: EmbedConfig, num_tasks: int) -> EmbedConfig:
     """The config for workers of this Ray cluster: they decode in as many threads as they have cores."""
-    return dataclasses.replace(config, resources=config.resources.resolve(num_tasks))
+    return dataclasses.replace(config, resources=placement.resolve(config.resources, num_tasks))
 
 
 class _Totals:

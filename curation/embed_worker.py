@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,13 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from cluster.files import write_atomic
-from cluster.resources import MACHINE_FACT, Resources
-from curation.encoders.backbone import Backbone, BackboneConfig, Precision, load_backbone, pool_patches
-from curation.encoders.captions import CaptionConfig, CaptionEncoder
-from curation.encoders.views import AugmentConfig, draft_px, random_view
+from curation.config import EmbedConfig
+from curation.encoders.backbone import Backbone, load_backbone, pool_patches
+from curation.encoders.captions import CaptionEncoder
+from curation.encoders.views import draft_px, random_view
 from curation.pairs.images import ImageError, bytes_hash, decode, perceptual_hash, pixel_hash, thumbnail
-from curation.pairs.sources import Part, Reject, Sample, SourceConfig, read_part
+from curation.pairs.sources import Part, Reject, Sample, read_part
 from curation.pairs.webdataset import TarWalk
-from curation.shards.codec import Dtype
 from curation.shards.schema import (
     BYTES_HASH,
     CAPTION_EMBEDDING,
@@ -39,54 +38,12 @@ from curation.shards.schema import (
     REGISTERS,
     SOURCE,
     THUMBNAIL,
-    Content,
     EmbeddingSpec,
 )
 from curation.shards.writer import write_shard
 
 EARLY_PARTS = 8
 EARLY_ROWS = 256
-
-
-@dataclass(frozen=True)
-class EmbedConfig:
-    """What is embedded, by which backbone, and what is kept of it."""
-
-    source: SourceConfig = SourceConfig()
-    """How the pairs are stored."""
-    backbone: BackboneConfig = BackboneConfig()
-    """The frozen image encoder."""
-    captions: CaptionConfig = CaptionConfig()
-    """The caption encoder, for text clusters."""
-    content: Content = "tokens"
-    """pooled: CLS and patch mean; grid: CLS, registers and a small patch grid; tokens: all."""
-    grid: int = 4
-    """Side of the patch grid when content is grid."""
-    dtype: Dtype = "float16"
-    """Number format of the stored vectors."""
-    precision: Precision = "bfloat16"
-    """Arithmetic of the backbone's matmuls; bfloat16 is twice as fast, float32 for processors that lack it."""
-    view: int = 0
-    """0: the centre of each image; any other number: a random crop and flip that is its own for each number."""
-    augment: AugmentConfig = AugmentConfig()
-    """How views other than the centre are cropped."""
-    thumbnail_px: int = 48
-    """Longest side of the thumbnails kept for reports, in pixels; 0: none."""
-    batch_size: int = field(default=64, metadata=MACHINE_FACT)
-    """Images in one forward pass."""
-    error_budget: float = field(default=0.01, metadata=MACHINE_FACT)
-    """Share of rows that may be rejected before the run stops."""
-    resources: Resources = Resources()
-    """Workers, and CPUs and GPUs for each."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.error_budget <= 1:
-            raise ValueError(
-                f"error_budget={self.error_budget}: a share from 0 to 1; 0.01 stops at one row in a hundred"
-            )
-        for name in ("grid", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1; leave it out for the default")
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from curation.encoders.backbone import (
-    Backbone,
-    BackboneConfig,
-    Features,
-    Precision,
-    geometry_of,
-    load_backbone,
-    pool_patches,
-    resolve,
-)
+from curation.encoders.backbone import Backbone, Features, load_backbone, pool_patches
+from curation.encoders.config import BackboneConfig, Precision, geometry_of
+from curation.encoders.resolve import resolve
 from curation.shards.schema import EmbeddingSpec
 from train.export.folder import LoadedModel
 from train.export.formats import read_model

@@ -8,64 +8,28 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 from cluster.fanout import Pool
 from cluster.files import write_atomic
 from cluster.logs import progress
-from cluster.resources import Resources
 from cluster.storage import kind_of
-from curation.encoders.backbone import BackboneConfig
 from evaluate import examples
 from evaluate.classification import classify
-from evaluate.dinotxt import Precision, load_encoder
+from evaluate.config import EvaluateConfig, SegmentationConfig
+from evaluate.dinotxt import load_encoder
 from evaluate.encoder import Encoder
 from evaluate.metrics import Tally, chance_of_hit, estimate
 from evaluate.openclip import OpenClipEncoder
-from evaluate.prompts import TEMPLATES, TemplateSet
+from evaluate.prompts import TEMPLATES
 from evaluate.results import RESULTS, Result, as_measure, examples_folder, result_file, write_result
 from evaluate.retrieval import chance_recalls, retrieve
-from evaluate.segmentation import SegmentationConfig, scored_labels, segment, segmentation_baselines
-from evaluate.sets import Task, open_classification, open_retrieval, open_segmentation
+from evaluate.segmentation import scored_labels, segment, segmentation_baselines
+from evaluate.sets import open_classification, open_retrieval, open_segmentation, task_of
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What is measured, and how."""
-
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """The frozen backbone of the model."""
-    open_clip: str = ""
-    """ARCHITECTURE:WEIGHTS of open_clip, measured instead of a model from here; a recipe's `others` sets it."""
-    benchmarks: tuple[str, ...] = ()
-    """Which of the given evaluation sets to run, by input name; empty: all."""
-    templates: TemplateSet = "imagenet"
-    """Prompts for class names: the 80 of CLIP, a short set for drawings, or the bare name."""
-    split: str = "auto"
-    """Split of retrieval sets; "auto": test if there, else val, else every image."""
-    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
-    """Sliding-window protocol."""
-    precision: Precision = "bfloat16"
-    """Arithmetic of the backbone's matmuls, best the same as in embedding; float32 for CPUs that lack bfloat16."""
-    batch_size: int = 64
-    """Images decoded and encoded at a time."""
-    bootstrap_samples: int = 1000
-    """Resamples for confidence intervals."""
-    seed: int = 0
-    """Seed of the bootstrap."""
-    num_examples: int = 8
-    """Examples of each kind kept for the report."""
-    resources: Resources = field(default_factory=Resources)
-
-    def __post_init__(self) -> None:
-        for name, least in {"batch_size": 1, "bootstrap_samples": 1, "seed": 0, "num_examples": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"evaluate.{name} is {getattr(self, name)}: must be at least {least}; raise it")
 
 
 @dataclass(frozen=True)
@@ -126,14 +90,6 @@ def _chosen(config: EvaluateConfig, datasets: Mapping[str, Path]) -> list[str]:
         if not kind_of(datasets[name]):
             raise ValueError(f"no evaluation set at {datasets[name]} ({name}): a folder or .tar file is required")
     return chosen
-
-
-def task_of(benchmark: str) -> Task:
-    """The task that the first word of a benchmark's name says."""
-    for task in get_args(Task):
-        if benchmark == task or benchmark.startswith(f"{task}_"):
-            return task
-    raise ValueError(f"unknown benchmark {benchmark!r}: names begin with {', '.join(get_args(Task))}; rename the input")
 
 
 class Evaluator:

@@ -16,8 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cluster.files import read_jsonl, write_atomic
-from curation.encoders.backbone import describe
+from curation.encoders.config import describe
 from curation.report import curation_sections
+from evaluate.config import ReportConfig
 from evaluate.figures import COLORS, training_curves
 from evaluate.metrics import Estimate, paired_difference
 from evaluate.results import RESULTS, Measure, Result, examples_folder, read_results, read_tallies
@@ -26,25 +27,6 @@ from evaluate.tables import METRIC_NAMES, percent, trivial_score
 PAGE = "report.html"
 TEMPLATE = "report.html.jinja"
 MAIN_ARM = "curated"
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """What the page says of itself."""
-
-    title: str = "dino.txt"
-    """Heading of the page."""
-    subtitle: str = ""
-    """One line under the heading."""
-    bootstrap_samples: int = 2000
-    """Resamples for the intervals of differences between arms."""
-    seed: int = 0
-    """Seed of the bootstrap."""
-
-    def __post_init__(self) -> None:
-        for name, least in {"bootstrap_samples": 1, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"report.{name} is {getattr(self, name)}: must be at least {least}; raise it")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ mean over the windows that see a pixel, bilinear to the mask's size, arg-max (ev
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,46 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from evaluate.classification import class_embeddings
+from evaluate.config import SegmentationConfig
 from evaluate.encoder import Encoder
 from evaluate.metrics import Tally, constant_map_miou, intersections_and_unions
 from evaluate.sets import SegmentationSet, load_images, load_mask
 from evaluate.windows import axis_matrix, blockwise_argmax, starts
-
-
-@dataclass(frozen=True)
-class SegmentationConfig:
-    """Sizes of the sliding-window protocol and what to do with a background class."""
-
-    short_side: int = 512
-    """Short side that images are resized to, px."""
-    window: int = 384
-    """Side of the square window, px; a smaller image is one window."""
-    stride: int = 192
-    """Distance between windows, px; the last one ends at the border."""
-    logit_scale: float = 1.0
-    """Factor on the cosines before the soft-max over classes: 1, as dino.txt is evaluated, and not the trained scale,
-    which would let each window's first choice outvote the mean."""
-    background: Literal["prompts", "threshold"] = "prompts"
-    """Sets with a background class: it scores as the best of `background_prompts`, or a constant cosine."""
-    background_prompts: tuple[str, ...] = ("background", "backdrop", "empty space", "sky", "ground", "wall")
-    """Names of the background, in the same templates as class names; those that are classes of the set are left out."""
-    background_cosine: float = 0.1
-    """With "threshold": a pixel is background where no class has a higher cosine."""
-
-    def __post_init__(self) -> None:
-        for name in ("short_side", "window", "stride"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"segmentation.{name} is {getattr(self, name)}: must be at least 1; raise it")
-        if self.stride > self.window:
-            raise ValueError(
-                f"segmentation.stride is {self.stride} with a window of {self.window} px: must be at most the window, "
-                "or pixels between windows are not seen; lower the stride"
-            )
-        if not self.logit_scale > 0:
-            raise ValueError(
-                f"segmentation.logit_scale is {self.logit_scale}: must be above 0, or the nearest class does not win; "
-                "leave it out for the default"
-            )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Int32
@@ -26,6 +26,14 @@ Task = Literal["classification", "retrieval", "segmentation"]
 MAX_PIXELS = 64_000_000
 WORDNET_ID = re.compile(r"n\d{8}")
 DIGIT = re.compile(r"\d")
+
+
+def task_of(benchmark: str) -> Task:
+    """The task that the first word of a benchmark's name says."""
+    for task in get_args(Task):
+        if benchmark == task or benchmark.startswith(f"{task}_"):
+            return task
+    raise ValueError(f"unknown benchmark {benchmark!r}: names begin with {', '.join(get_args(Task))}; rename the input")
 
 
 @dataclass(frozen=True)

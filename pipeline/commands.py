@@ -19,7 +19,7 @@ from cluster.files import sha256_file, write_atomic
 from cluster.logs import console as progress_console
 from cluster.words import nearest
 from curation.choice.decisions import why
-from curation.encoders.backbone import describe
+from curation.encoders.config import describe
 from evaluate.tables import results_table
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.inputs import check_evaluation

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from train.model import DinoTxt, ModelConfig
+from train.config import ModelConfig
+from train.model import DinoTxt
 
 STORED_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}
 ADAMW_BYTES = 16  # a trained weight in float32, its gradient and two moments

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from curation.clusters.hierarchy import LevelPlan, LevelsConfig, automatic_clusters
-from curation.clusters.scan import cut_spans
-from curation.curate import CurateConfig
+from curation.clusters.config import LevelPlan, LevelsConfig, automatic_clusters
+from curation.clusters.spans import cut_spans
+from curation.config import CurateConfig
 
 CORE_GFLOPS = 200.0  # of k-means, all its parts, at 384 to 1,024 values
 BALANCED_PAIRS_PER_S = 0.65e6  # coins, the tree, text clusters, the search for the exact size

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from cluster.storage import kind_of
 from curation import curate, embed
-from curation.choice.duplicates import DuplicatesConfig
-from curation.choice.leakage import LeakageConfig
-from curation.curate import CurateConfig
-from curation.encoders.backbone import resolve
-from curation.encoders.captions import CaptionConfig
+from curation.choice.config import DuplicatesConfig, LeakageConfig
+from curation.config import CurateConfig
+from curation.encoders.config import CaptionConfig
+from curation.encoders.resolve import resolve
 from curation.quickstart import pool
 from evaluate import evaluate, report
 from pipeline.inputs import (
@@ -30,7 +29,7 @@ from pipeline.inputs import (
 from pipeline.recipes import ComparedArm, Recipe
 from pipeline.step import Output, Step, in_order
 from train import tokenizer, train
-from train.loop import TrainConfig
+from train.config import TrainConfig
 
 
 def resolve_backbone(recipe: Recipe) -> Recipe:

@@ -10,10 +10,9 @@ from typing import get_args
 
 from cluster.storage import absolute, kind_of
 from cluster.words import nearest
-from curation.encoders.backbone import BackboneConfig
-from evaluate.evaluate import task_of
+from curation.encoders.config import BackboneConfig
 from evaluate.openclip import check_architecture
-from evaluate.sets import Task, open_classification, open_retrieval, open_segmentation
+from evaluate.sets import Task, open_classification, open_retrieval, open_segmentation, task_of
 from pipeline.recipes import Recipe
 from train.export.folder import CONFIG
 from train.export.formats import is_model

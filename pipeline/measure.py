@@ -17,11 +17,13 @@ import torch
 from jaxtyping import Int64
 from rich.console import Console
 
-from curation.embed import EmbedConfig
+from curation.config import EmbedConfig
 from curation.embed_worker import embedding_spec
-from curation.encoders import dinov2, efficientnet
-from curation.encoders.backbone import AUTO, PREFERRED, Backbone, describe, geometry_of, load_backbone
-from curation.encoders.captions import CaptionConfig, CaptionEncoder
+from curation.encoders import dinov2
+from curation.encoders.backbone import Backbone, load_backbone
+from curation.encoders.captions import CaptionEncoder
+from curation.encoders.config import AUTO, PREFERRED, CaptionConfig, describe, geometry_of
+from curation.encoders.models import EFFICIENTNET
 from curation.shards.manifest import Manifest, write_manifest
 from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CAPTIONS, CLS, HASHES, KEY, PATCHES, REGISTERS, SOURCE, THUMBNAIL, EmbeddingSpec
@@ -102,7 +104,7 @@ def measure(config: EmbedConfig, folder: Path) -> Rates:
 def random_backbone(config: EmbedConfig) -> Backbone:
     """The config's backbone, random where it is a DINOv2: its weights need not be there."""
     named = replace(config.backbone, name=PREFERRED) if config.backbone.name == AUTO else config.backbone
-    if named.name in efficientnet.MODELS:
+    if named.name in EFFICIENTNET:
         return load_backbone(named, config.precision)
     random = Backbone(dinov2.load_random(named.name), geometry_of(named), describe(named.name), config.precision)
     return random.to("cuda" if torch.cuda.is_available() else "cpu")

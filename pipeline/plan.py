@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from curation.encoders.backbone import geometry_of
+from curation.encoders.config import geometry_of
 from pipeline.costs import (
     ADAMW_BYTES,
     STORED_BYTES,

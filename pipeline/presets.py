@@ -1,24 +1,22 @@
 """The recipes that come with the project."""
 
-from curation.choice.duplicates import DuplicatesConfig
-from curation.clusters.hierarchy import LevelsConfig
-from curation.clusters.kmeans import KMeansConfig
-from curation.curate import CurateConfig, TextConfig
-from curation.embed import EmbedConfig
-from curation.encoders.backbone import BackboneConfig
-from curation.encoders.captions import CaptionConfig
+from curation.choice.config import DuplicatesConfig
+from curation.clusters.config import KMeansConfig, LevelsConfig
+from curation.config import CurateConfig, EmbedConfig, TextConfig
+from curation.encoders.config import BackboneConfig, CaptionConfig
 from curation.quickstart.pool import EmojiConfig
-from evaluate.evaluate import EvaluateConfig
-from evaluate.report import ReportConfig
-from evaluate.segmentation import SegmentationConfig
+from evaluate.config import EvaluateConfig, ReportConfig, SegmentationConfig
 from pipeline.recipes import DataConfig, Recipe
-from train.checkpoint import CheckpointConfig
-from train.loop import TrainConfig
-from train.model import ModelConfig, VisionConfig
-from train.model import TextConfig as TextEncoderConfig
-from train.optim import OptimConfig
-from train.parallel import ParallelConfig
-from train.tokenizer import TokenizerConfig
+from train.config import (
+    CheckpointConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    TokenizerConfig,
+    TrainConfig,
+    VisionConfig,
+)
+from train.config import TextConfig as TextEncoderConfig
 
 QUICKSTART = Recipe(
     name="quickstart",

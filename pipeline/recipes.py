@@ -7,15 +7,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from curation.curate import CurateConfig
-from curation.embed import EmbedConfig
-from curation.encoders.backbone import BackboneConfig
+from curation.config import CurateConfig, EmbedConfig
+from curation.encoders.config import BackboneConfig
 from curation.quickstart.pool import EmojiConfig
-from evaluate.evaluate import EvaluateConfig
-from evaluate.report import ReportConfig
-from train.live import LiveConfig
-from train.loop import TrainConfig
-from train.tokenizer import TokenizerConfig
+from evaluate.config import EvaluateConfig, ReportConfig
+from train.config import LiveConfig, TokenizerConfig, TrainConfig
 
 ComparedArm = Literal["uncurated", "leaky"]
 

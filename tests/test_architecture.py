@@ -32,7 +32,7 @@ DOORS = {
     "torch.distributed.fsdp": {"train.parallel"},
     "ray": {
         "cluster.allocation",
-        "cluster.resources",
+        "cluster.placement",
         "cluster.session",
         "cluster.fanout",
         "train.train",

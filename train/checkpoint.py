@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,31 +21,11 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from cluster.files import write_atomic
+from train.config import CheckpointConfig
 from train.parallel import plain_name
 
 MARKER = "complete.json"
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When checkpoints are made and how many are kept."""
-
-    every_steps: int = 1000
-    """Steps between checkpoints."""
-    every_minutes: float = 15.0
-    """Longest time between checkpoints, minutes."""
-    keep: int = 2
-    """Complete checkpoints kept, beside the best one."""
-    asynchronous: bool = True
-    """Write behind the next steps instead of stopping for it."""
-
-    def __post_init__(self) -> None:
-        for name in ("every_steps", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"checkpoint.{name} is {getattr(self, name)}: must be at least 1; raise it")
-        if not self.every_minutes > 0:
-            raise ValueError(f"checkpoint.every_minutes is {self.every_minutes}: must be above 0; raise it")
 
 
 class Checkpoints:

@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,15 +29,15 @@ from curation.shards.schema import CAPTIONS, CLS, PATCHES, REGISTERS
 from curation.shards.selection import read_selection
 from train.attention import pack
 from train.batch import Batch, Stored
+from train.config import CaptionUse, ShuffleConfig
 from train.images import Images
-from train.shuffle import ShuffleConfig, key_hashes, mix, mix_array, shuffled
+from train.shuffle import key_hashes, mix, mix_array, shuffled
 from train.tokenizer import Tokenizer
 
 PREFETCH = 2
 ROWS_AT_ONCE = 1 << 16  # of a pass over all keys or captions; only numbers are kept of them
 CPU = torch.device("cpu")
 TORCH_TYPES = {"float16": torch.float16, "bfloat16": torch.uint16, "int8": torch.int8}  # bfloat16 lies as its bits
-CaptionUse = Literal["draw", "all"]
 
 
 class Share(NamedTuple):

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from curation.encoders import dinov2
-from curation.encoders.backbone import BackboneConfig
+from curation.encoders.config import BackboneConfig
+from curation.encoders.models import DINOV2, DINOV2_PATCH_SIZE
 from train.model import DinoTxt
 
 TRAINING = 3  # forward, and the gradients of inputs and of weights
@@ -61,14 +61,14 @@ def head_flop(model: DinoTxt, num_tokens: int) -> float:
 
 def backbone_flop(config: BackboneConfig) -> float | None:
     """Forward FLOP of one image; None for a backbone that is not a DINOv2."""
-    architecture = dinov2.MODELS.get(config.name)
+    architecture = DINOV2.get(config.name)
     if architecture is None:
         return None
-    patches = (config.image_size // dinov2.PATCH_SIZE) ** 2
+    patches = (config.image_size // DINOV2_PATCH_SIZE) ** 2
     tokens = 1 + architecture.num_registers + patches
     matrices = 3 if architecture.swiglu else 2
     linear = 4 * architecture.dim**2 + matrices * architecture.dim * architecture.mlp_dim
-    embed = patches * 3 * dinov2.PATCH_SIZE**2 * architecture.dim
+    embed = patches * 3 * DINOV2_PATCH_SIZE**2 * architecture.dim
     attention = 2 * tokens**2 * architecture.dim
     return 2.0 * (embed + architecture.depth * (tokens * linear + attention))
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from train.batch import Batch
-from train.loss import LossConfig, global_loss
+from train.config import LossConfig
+from train.loss import global_loss
 from train.model import DinoTxt, Features
 from train.shuffle import mix
 

@@ -19,7 +19,8 @@ from curation.pairs.sources import image_ranges, list_parts
 from curation.pairs.tree import ByteRange
 from curation.pairs.webdataset import TarWalk
 from curation.shards.reader import EmbeddingShards
-from train.live import LiveConfig, live_spec
+from train.config import LiveConfig
+from train.live import live_spec
 
 
 class Images:

@@ -6,40 +6,16 @@ made: the centre.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from cluster.resources import MACHINE_FACT
-from curation.encoders.backbone import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Backbone,
-    BackboneConfig,
-    Precision,
-    geometry_of,
-    load_backbone,
-)
-from curation.encoders.views import AugmentConfig
-from curation.pairs.sample import SourceConfig
+from curation.encoders.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, load_backbone
+from curation.encoders.config import BackboneConfig, geometry_of
 from curation.shards.schema import EmbeddingSpec
 from train.batch import Batch, Stored
+from train.config import LiveConfig
 from train.flop import backbone_flop
 
 See = Callable[[Batch], Batch]
-
-
-@dataclass(frozen=True)
-class LiveConfig:
-    """Whether, and how, images are seen during training."""
-
-    enabled: bool = False
-    """Run the frozen backbone on the images instead of reading stored tokens; embeddings then serve curation only."""
-    augment: AugmentConfig = AugmentConfig()
-    source: SourceConfig = SourceConfig()
-    """How the pairs are stored; a recipe takes the embed step's."""
-    precision: Precision = "bfloat16"
-    """Arithmetic of the backbone's matmuls; a recipe takes the embed step's."""
-    weights: str = field(default="", metadata=MACHINE_FACT)
-    """Weights of the backbone, as in embed.backbone.weights; a recipe takes the embed step's."""
 
 
 class Sight:

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,25 +17,26 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from cluster.files import append_jsonl
-from cluster.resources import MACHINE_FACT, Resources
 from curation.shards.schema import PATCHES, REGISTERS
 from train.batch import split
-from train.checkpoint import CheckpointConfig, Checkpoints
-from train.data import CaptionUse, Pairs
+from train.checkpoint import Checkpoints
+from train.config import (
+    TrainConfig,
+)
+from train.data import Pairs
 from train.export.folder import export_model
 from train.flop import TRAINING, captions_flop, head_flop
 from train.gradients import backward, clip_gradients
 from train.images import Images
-from train.live import LiveConfig, Sight, as_stored
-from train.loss import LossConfig
+from train.live import Sight, as_stored
 from train.metrics_file import METRICS, keep_metrics
-from train.model import DinoTxt, Features, ModelConfig
-from train.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
-from train.parallel import ParallelConfig, parallelize, plain_name
-from train.shuffle import ShuffleConfig, mix
+from train.model import DinoTxt, Features
+from train.optim import learning_rate, make_optimizer, set_learning_rate
+from train.parallel import parallelize, plain_name
+from train.shuffle import mix
 from train.speed import Speed
 from train.tokenizer import load_tokenizer
-from train.validation import HeldOutMetric, batch_accuracy, score, validate
+from train.validation import batch_accuracy, score, validate
 
 log = logging.getLogger(__name__)
 
@@ -43,55 +44,6 @@ MODEL = "model"
 BEST_MODEL = "best_model"
 CHECKPOINTS = "checkpoints"
 Interruption = Literal["", "save", "stop"]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    batch_size: int = 512
-    """Pairs a step, over all workers; the loss contrasts each with all the others."""
-    num_steps: int = 1000
-    """Optimizer steps."""
-    seed: int = 0
-    """Of initialisation, shuffle, caption draw and drop path."""
-    holdout: float = 0.02
-    """Share of the selected pairs kept for validation, chosen by key."""
-    val_rows: int = 1024
-    """Most pairs used in one validation."""
-    val_every: int = 200
-    """Steps between validations; the last step always has one."""
-    best: HeldOutMetric = ""
-    """Held-out metric whose best step is kept, and exported as best_model/ beside the last one; empty: none."""
-    log_every: int = 10
-    """Steps between lines of metrics."""
-    micro_batch: int = 0
-    """Pairs of a rank encoded at once, features cached between two passes (exact); 0: all in one pass."""
-    captions: CaptionUse = "draw"
-    """draw: one caption a pair and epoch; all: every caption once an epoch, no image twice in a batch."""
-    shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
-    live: LiveConfig = field(default_factory=LiveConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=MACHINE_FACT)
-    resources: Resources = field(default_factory=Resources)
-
-    def __post_init__(self) -> None:
-        at_least = {"batch_size": 2, "num_steps": 1, "val_every": 1, "log_every": 1, "val_rows": 0, "micro_batch": 0}
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"train.{name} is {getattr(self, name)}: must be at least {least}; raise it")
-        if self.optim.warmup_steps >= self.num_steps:
-            raise ValueError(
-                f"train.optim.warmup_steps is {self.optim.warmup_steps} of {self.num_steps} steps: must be fewer, "
-                "or the rate never falls; lower it, or raise train.num_steps"
-            )
-        if not 0 <= self.holdout < 1:
-            raise ValueError(
-                f"train.holdout is {self.holdout}: must be a share from 0 to below 1; 0 turns validation off"
-            )
 
 
 @dataclass(frozen=True)

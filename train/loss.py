@@ -8,9 +8,8 @@ the gradient of the global loss.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,23 +17,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from train.config import LossConfig
+
 if find_spec("triton"):  # comes with a torch for GPUs
     from train import loss_kernels as kernels
 
 TILE = {"cpu": (2048, 2048), "cuda": (4096, 8192)}  # rows, columns; a GPU wants few calls
 SINGLE_EXP_LIMIT = 80.0  # exp(-80) is still a normal float32
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Which loss, and how it is computed."""
-
-    kind: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax: symmetric cross-entropy over the global batch (CLIP); sigmoid: one binary decision a pair (SigLIP)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the matrix products of the loss."""
-    sigmoid_bias: float = -10.0
-    """Constant added to the logits of the sigmoid loss."""
 
 
 class Ring:

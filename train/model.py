@@ -7,8 +7,7 @@ dtype of their weights.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,51 +15,10 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from train.attention import Packed, pack, packed_attention
+from train.config import ModelConfig, TextConfig, VisionConfig
 
 HEAD_DIM = 64
 MAX_LOGIT_SCALE = math.log(100)
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """Size of the text encoder; the published one is 1280 wide with 24 layers, 20 heads and a context of 77."""
-
-    width: int = 384
-    """Channels of a token."""
-    layers: int = 6
-    """Transformer blocks."""
-    heads: int = 6
-    """Attention heads; the width must be a multiple of it."""
-    context: int = 77
-    """Longest caption in tokens, end-of-text included; longer ones are cut."""
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(
-                f"text width {self.width} with {self.heads} heads: heads must divide the width; change one of them"
-            )
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """The head on frozen features; the published one has two blocks."""
-
-    blocks: int = 2
-    """Transformer blocks; 0 leaves a LayerNorm, and is all that pooled embeddings allow."""
-    drop_path: float = 0.3
-    """Share of a batch that skips a branch during training."""
-    layer_scale: float = 1e-5
-    """Initial LayerScale of both branches."""
-    pooling: Literal["cls", "mean", "concat"] = "concat"
-    """Image feature: the CLS token, the mean of the patches, or both side by side."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Text encoder and vision head."""
-
-    text: TextConfig = field(default_factory=TextConfig)
-    vision: VisionConfig = field(default_factory=VisionConfig)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -5,28 +5,11 @@ that a checkpoint can be read into them before the first step.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW with warm-up and cosine; the defaults are the published recipe's."""
-
-    lr: float = 7e-4
-    """Peak learning rate."""
-    weight_decay: float = 1e-4
-    """Decay of matrices and embeddings, per step, times the learning rate."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """Decay of the two moments."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up; then a cosine that would reach 0 one step after the last."""
-    clip_norm: float = 1.0
-    """Largest global norm of the gradient; 0: no clipping."""
+from train.config import OptimConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

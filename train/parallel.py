@@ -5,36 +5,16 @@ float32, since bfloat16 would round it. FSDP averages gradients over ranks, so t
 summed is multiplied by the world size.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
-
 import torch
 import torch.distributed as dist
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from cluster.resources import MACHINE_FACT
+from train.config import ParallelConfig
 from train.model import DinoTxt
 
 CHECKPOINT_PREFIX = "_checkpoint_wrapped_module."
-
-
-@dataclass(frozen=True)
-class ParallelConfig:
-    """How the model is spread and run; of these only the dtype changes what is computed."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of matrix products; parameters, their moments and the reduction of gradients stay float32."""
-    recompute_blocks: bool = field(default=False, metadata=MACHINE_FACT)
-    """Recompute the activations of each block in the backward pass: less memory, a third more arithmetic."""
-    compile: bool = False
-    """Compile each block with torch.compile."""
-    reshard_after_forward: bool = field(default=True, metadata=MACHINE_FACT)
-    """Free a block's gathered parameters after its forward pass and gather them again in the backward pass; one rank
-    gathers nothing."""
-    replicas: int = field(default=1, metadata=MACHINE_FACT)
-    """Groups of ranks that each hold a whole model (HSDP); 1: one group."""
 
 
 def parallelize(model: DinoTxt, config: ParallelConfig, device: torch.device) -> DinoTxt:

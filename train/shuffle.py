@@ -7,31 +7,14 @@ time. The rows are turned by a keyed offset first, so that the cut between block
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt64
 
+from train.config import ShuffleConfig
+
 ROUNDS = 4
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-@dataclass(frozen=True)
-class ShuffleConfig:
-    """The order of the rows in an epoch."""
-
-    order: Literal["rows", "blocks"] = "rows"
-    """rows: any order, best where the pool fits in memory; blocks: in windows, which a disk reads at its full rate."""
-    block_rows: int = 512
-    """Selected rows read together; 64 of tokens are about the 12 MB of a record batch."""
-    window_blocks: int = 32
-    """Blocks whose rows are shuffled together; a window must fit in memory beside the model."""
-
-    def __post_init__(self) -> None:
-        for name in ("block_rows", "window_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"shuffle.{name} is {getattr(self, name)}: must be at least 1; raise it")
 
 
 def shuffled(index: Int64[np.ndarray, " n"], size: int, key: int, config: ShuffleConfig) -> Int64[np.ndarray, " n"]:

@@ -9,9 +9,8 @@ import io
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow.compute as pc
@@ -19,42 +18,16 @@ import sentencepiece
 from jaxtyping import Int64
 
 from cluster.files import write_atomic
-from cluster.resources import MACHINE_FACT
 from curation.shards.reader import EmbeddingShards, open_shards
 from curation.shards.schema import CAPTIONS
 from curation.shards.selection import read_selection
+from train.config import END_OF_TEXT, UNKNOWN, TokenizerConfig
 
 log = logging.getLogger(__name__)
 
 MODEL_FILE = "tokenizer.model"
 CLIP_FILES = ("vocab.json", "merges.txt")
-UNKNOWN, END_OF_TEXT = 0, 1
-SPECIAL_PIECES = 2 + 256  # unknown, end-of-text and the byte fallback
 ROWS_PER_READ = 8192
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """The vocabulary of the text encoder."""
-
-    kind: Literal["sentencepiece", "clip"] = "sentencepiece"
-    """sentencepiece: trained on the selected captions; clip: the published byte pairs, needed by published weights."""
-    vocab_size: int = 4096
-    """Pieces of a sentencepiece vocabulary; fewer when the captions cannot fill it."""
-    algorithm: Literal["bpe", "unigram"] = "bpe"
-    """How pieces are found; unigram is about eight times slower to train."""
-    lowercase: bool = True
-    """Fold case, as CLIP does."""
-    max_captions: int = 2_000_000
-    """Captions that the vocabulary is trained on, evenly spread over the selection."""
-    weights: str = field(default="", metadata=MACHINE_FACT)
-    """Folder with CLIP's vocab.json and merges.txt (kind=clip); a machine fact, not identity."""
-
-    def __post_init__(self) -> None:
-        if self.vocab_size <= SPECIAL_PIECES:
-            raise ValueError(
-                f"vocab_size {self.vocab_size}: must exceed the {SPECIAL_PIECES} byte and special pieces; raise it"
-            )
 
 
 @runtime_checkable

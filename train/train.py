@@ -29,12 +29,14 @@ from ray.train.v2._internal.execution.context import get_train_context
 from torch.distributed.checkpoint.api import CheckpointException
 
 from cluster.files import read_jsonl, write_atomic
+from cluster.placement import resolve, room_for
 from cluster.resources import Resources
 from cluster.session import free_port, session
 from cluster.storage import absolute
 from cluster.threads import limit_threads
 from train.checkpoint import complete_checkpoints, step_of
-from train.loop import CHECKPOINTS, Interruption, Job, TrainConfig, check, read_pairs, train
+from train.config import TrainConfig
+from train.loop import CHECKPOINTS, Interruption, Job, check, read_pairs, train
 from train.metrics_file import METRICS, followed, summary
 from train.validation import score
 
@@ -132,7 +134,7 @@ def placement(config: TrainConfig) -> Resources:
     Left to us, that is one worker a GPU, as many as divide the batch; on CPUs one worker with all of a node's: threads
     share a model, where processes would each gather it.
     """
-    resources = config.resources.resolve(max_workers=config.batch_size)
+    resources = resolve(config.resources, max_workers=config.batch_size)
     if config.resources.workers:
         return resources
     if not resources.gpus:
@@ -247,7 +249,7 @@ class Interruptions:
         return self.group > before
 
     def _possible(self) -> int:
-        return largest_group(self.config, min(self.most, self.resources.room()))
+        return largest_group(self.config, min(self.most, room_for(self.resources)))
 
 
 def largest_group(config: TrainConfig, most: int) -> int:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -10,13 +9,13 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from train.batch import split
+from train.config import HeldOutMetric, LossConfig
 from train.data import Pairs
 from train.live import See, as_stored
-from train.loss import LossConfig, global_loss
+from train.loss import global_loss
 from train.model import DinoTxt, Features
 
 ACCURACY_ROWS = 512
-HeldOutMetric = Literal["", "val_loss", "val_image_to_text_r1", "val_text_to_image_r1"]
 
 
 def score(numbers: Mapping[str, float], metric: HeldOutMetric) -> float:

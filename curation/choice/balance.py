@@ -7,14 +7,14 @@ sampling: Vo et al. 2024 (arXiv:2405.15613); text: MetaCLIP (arXiv:2309.16671).
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
+from curation.choice.config import Combine
 from curation.clusters.groups import Entries, rank_in_groups
 
-Combine = Literal["intersection", "union"]
 HALVINGS = 52  # of an interval: float64 holds no more
 
 

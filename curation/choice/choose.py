@@ -1,17 +1,16 @@
 """The balance stage: which of the surviving rows are kept, with what probability, and why the others are not."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
-from curation.choice.balance import Combine, ImageBalance, TextBalance, combine, entropy, gini, tail_threshold
+from curation.choice.balance import ImageBalance, TextBalance, combine, entropy, gini, tail_threshold
+from curation.choice.config import Combine, Method
 from curation.choice.decisions import Decisions
 from curation.choice.entries import check_matched
 from curation.clusters.hierarchy import cluster_of_rows
 from curation.clusters.levels import Level
-
-Method = Literal["both", "image", "text", "random", "none"]
 
 
 class Goal(NamedTuple):

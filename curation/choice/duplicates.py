@@ -8,49 +8,21 @@ that thousands of pictures that are all alike cost no more memory than others. S
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
+from curation.choice.config import DuplicatesConfig
 from curation.clusters.groups import Entries, even_parts, rows_by_cluster
-from curation.clusters.scan import Points, Span
+from curation.clusters.scan import Points
+from curation.clusters.spans import Span
 
 HASH_BITS = 64
-MOST_BITS = 4  # bands of 12 bits: beyond, so many hashes share one that ten million take hours
 PARTS, PART_ROWS = 16, 1 << 20  # what workers share: at least so many parts, of about so many rows at most
 TILE_ROWS = 2048
 ADJOINING_SCORES = 1 << 26
 SCREEN_ROUNDING = 1e-5  # products of float32 screen, cosines decide
-
-
-@dataclass(frozen=True)
-class DuplicatesConfig:
-    exact: bool = True
-    """Drop images whose bytes or pixels equal another's."""
-    perceptual_bits: int = 1
-    """Drop images whose perceptual hash differs in at most this many of 64 bits; -1: not used."""
-    perceptual_cosine: float = 0.97
-    """... when the cosine of their vectors is also at least this."""
-    cosine: float = 0.985
-    """Drop images whose vector has at least this cosine with another's; above 1: not used."""
-    neighbours: int = 4
-    """Clusters next to each cluster in which duplicates are sought; 0: in the own one only, for millions of them."""
-    keep: Literal["central", "caption"] = "central"
-    """Which of several duplicates stays: the one nearest its centroid, or the one with the longest captions."""
-
-    def __post_init__(self) -> None:
-        check_bits("duplicates", self.perceptual_bits)
-
-
-def check_bits(name: str, perceptual_bits: int) -> None:
-    """ValueError unless hashes that differ in so many bits can be found by what they share."""
-    if not -1 <= perceptual_bits <= MOST_BITS:
-        raise ValueError(
-            f"{name}.perceptual_bits is {perceptual_bits}: -1 (not used) to {MOST_BITS} are possible, as the search "
-            f"for more compares nearly all pairs of images; choose one of them, or lower {name}.cosine instead"
-        )
 
 
 class Pairs(NamedTuple):

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from curation.clusters.groups import Entries
-from curation.clusters.scan import Points, Span
+from curation.clusters.scan import Points
+from curation.clusters.spans import Span
 from curation.clusters.vectors import ShardVectors
 
 SPACING = str.maketrans({**{mark: f" {mark} " for mark in ",.;:?!`"}, **dict.fromkeys("\t\n\r", " ")})

@@ -5,7 +5,6 @@ finding, the most certain: equal pixels or bytes, then close perceptual hashes, 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,10 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int32, Int64
 
-from curation.choice.duplicates import check_bits, close_hashes_between
+from curation.choice.config import LeakageConfig
+from curation.choice.duplicates import close_hashes_between
 from curation.clusters.groups import Entries
 from curation.clusters.kmeans import assign
-from curation.clusters.scan import Points, Span
+from curation.clusters.scan import Points
+from curation.clusters.spans import Span
 from curation.clusters.vectors import ShardVectors
 from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import BYTES_HASH, CAPTIONS, CLS, PERCEPTUAL_HASH, PIXEL_HASH
@@ -24,23 +25,6 @@ from curation.shards.schema import BYTES_HASH, CAPTIONS, CLS, PERCEPTUAL_HASH, P
 COMPARED_PAIRS = 1 << 14  # at a time
 
 How = Literal["same image", "perceptual hash", "cosine", "caption"]
-
-
-@dataclass(frozen=True)
-class LeakageConfig:
-    exact: bool = True
-    """Find pool images whose bytes or pixels equal an evaluation image's."""
-    perceptual_bits: int = 1
-    """Find pool images whose perceptual hash differs in at most this many of 64 bits; -1: not used."""
-    perceptual_cosine: float = 0.97
-    """... when the cosine of their vectors is also at least this."""
-    cosine: float = 0.985
-    """Find pool images whose vector has at least this cosine with an evaluation image's; above 1: not used."""
-    captions: Literal["list", "remove"] = "list"
-    """Pool pairs one of whose captions equals an evaluation caption: listed in the decisions, or removed too."""
-
-    def __post_init__(self) -> None:
-        check_bits("leakage", self.perceptual_bits)
 
 
 class Finding(NamedTuple):

@@ -4,10 +4,11 @@ import numpy as np
 import pyarrow.compute as pc
 from jaxtyping import Float64, Int64
 
+from curation.choice.config import DuplicatesConfig, LeakageConfig
 from curation.choice.decisions import Decisions, Reason
 from curation.choice.draws import coins
-from curation.choice.duplicates import DuplicatesConfig, Pairs, equal_pairs, perceptual_pairs, semantic_pairs
-from curation.choice.leakage import How, LeakageConfig, find_leakage
+from curation.choice.duplicates import Pairs, equal_pairs, perceptual_pairs, semantic_pairs
+from curation.choice.leakage import How, find_leakage
 from curation.clusters.levels import Level
 from curation.clusters.scan import Points
 from curation.shards.schema import BYTES_HASH, CAPTIONS, PERCEPTUAL_HASH, PIXEL_HASH

@@ -6,7 +6,6 @@ to the same bits. Empty clusters are refilled with the rows farthest from their 
 """
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,30 +13,15 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from cluster.files import replacing
+from curation.clusters.config import KMeansConfig
 from curation.clusters.kernels import add_rows
 from curation.clusters.scan import Far, Points
-from curation.clusters.seeding import SAME_POINT, Seeding, choose_seeds
+from curation.clusters.seeding import SAME_POINT, choose_seeds
 from curation.clusters.vectors import to_unit
 
 REMEDY = "lower curate.levels.clusters (images) or curate.text.clusters (captions)"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class KMeansConfig:
-    iterations: int = 25
-    """Most Lloyd iterations per clustering."""
-    tolerance: float = 1e-4
-    """Stop when the objective falls by less than this share in one iteration."""
-    seeding: Seeding = "k-means++"
-    """How the first centroids are chosen: k-means++ and random from a sample, k-means|| from all rows."""
-    sample_per_centroid: int = 16
-    """Rows in that sample, per centroid."""
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"kmeans.iterations is {self.iterations}: at least 1 is needed; 10 to 50 are usual")
 
 
 class State(NamedTuple):

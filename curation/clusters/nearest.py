@@ -7,16 +7,16 @@ tile. FAISS is the independent reference, exact up to float32.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
+from typing import Protocol
 
 import faiss
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int32, Int64
 
+from curation.clusters.config import Engine
 from curation.clusters.kernels import INT8_MOST, decide, shift_and_round, shortlist
 
-Engine = Literal["auto", "int8", "float32", "torch", "faiss"]
 Shortlist = tuple[Int64[np.ndarray, " n_plus_1"], Int32[np.ndarray, " pairs"]]
 
 EXACT_VALUES = 1 << 18  # of centroids in float64, 2 MB: copies of all are too much where there are many

@@ -11,17 +11,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
+from curation.clusters.config import Engine
 from curation.clusters.kernels import add_by_label, squared_distances
-from curation.clusters.nearest import Assigner, Engine
+from curation.clusters.nearest import Assigner
+from curation.clusters.spans import Span, cut_spans
 from curation.clusters.vectors import ArrayVectors, Vectors, to_unit
 
 BLOCK_VALUES = 1 << 19  # of one block of vectors: 2 MB, which stays near the processor
 FAR_STRIDE, FAR_ROWS = 16, 64
-LARGEST_SPAN = 1 << 17
-SMALLEST_SPAN = 1 << 13
-SPANS = 16
-
-Span = tuple[int, int]
 
 
 class Far(NamedTuple):
@@ -99,12 +96,6 @@ class Points:
     def without_workers(self) -> "Points":
         """What travels to a worker process."""
         return replace(self, workers=InProcess())
-
-
-def cut_spans(num_rows: int) -> list[Span]:
-    """Row ranges whose length depends on this number only; no more workers than these can be busy."""
-    length = min(max(-(-num_rows // SPANS), SMALLEST_SPAN), LARGEST_SPAN)
-    return [(start, min(start + length, num_rows)) for start in range(0, num_rows, length)]
 
 
 class Scanner:

@@ -4,16 +4,13 @@ k-means++ (Arthur and Vassilvitskii 2007) on a sample; k-means|| (Bahmani et al.
 when a sample would miss too much; random rows. All depends on the seed and on the rows in order only.
 """
 
-from typing import Literal
-
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from curation.clusters.config import Seeding
 from curation.clusters.kernels import squared_distances
 from curation.clusters.nearest import Assigner
 from curation.clusters.scan import Far, Points
-
-Seeding = Literal["k-means++", "k-means||", "random"]
 
 SAME_POINT = 1e-6  # squared distance, relative to the squared length, below which float32 cannot tell points apart
 ROUNDS = 4

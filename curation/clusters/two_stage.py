@@ -13,11 +13,13 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from cluster.files import replacing
+from curation.clusters.config import KMeansConfig
 from curation.clusters.groups import even_parts, rows_by_cluster
-from curation.clusters.kmeans import KMeansConfig, assign, kmeans
+from curation.clusters.kmeans import assign, kmeans
 from curation.clusters.levels import write_level
-from curation.clusters.scan import InProcess, Points, Span
+from curation.clusters.scan import InProcess, Points
 from curation.clusters.seeding import choose_seeds
+from curation.clusters.spans import Span
 from curation.clusters.vectors import ArrayVectors
 
 FEWEST_PARTS = 64

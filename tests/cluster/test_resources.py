@@ -2,6 +2,7 @@
 
 import pytest
 
+from cluster.placement import resolve
 from cluster.resources import Resources
 
 
@@ -52,19 +53,19 @@ def test_actor_options_need_a_resolved_number_of_gpus() -> None:
     ],
 )
 def test_resolve_fills_the_cluster_and_no_more(asked: Resources, max_workers: int | None, workers: int) -> None:
-    resolved = asked.resolve(max_workers)
+    resolved = resolve(asked, max_workers)
     assert (resolved.workers, resolved.gpus) == (workers, 0)
-    assert resolved.resolve(max_workers) == resolved
+    assert resolve(resolved, max_workers) == resolved
 
 
 def test_a_worker_with_a_gpu_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": cpus, "GPU": 4.0}} for cpus in (18.0, 64.0)]
     monkeypatch.setattr("ray.nodes", lambda: nodes)
-    resolved = Resources().resolve()
+    resolved = resolve(Resources())
     assert (resolved.workers, resolved.gpus, resolved.cpus) == (8, 1.0, 4.0)
-    assert Resources(gpus=0.5).resolve().cpus == 2.0
-    assert Resources(cpus=3.0).resolve().cpus == 3.0
-    assert Resources(gpus=0.0).resolve().cpus == 1.0
+    assert resolve(Resources(gpus=0.5)).cpus == 2.0
+    assert resolve(Resources(cpus=3.0)).cpus == 3.0
+    assert resolve(Resources(gpus=0.0)).cpus == 1.0
 
 
 @pytest.mark.ray
@@ -81,4 +82,4 @@ def test_a_worker_with_a_gpu_has_its_share_of_the_cores(monkeypatch: pytest.Monk
 )
 def test_resolve_refuses_what_ray_would_leave_pending_for_ever(asked: Resources) -> None:
     with pytest.raises(ValueError, match=r"do not fit: the Ray cluster has room for \d"):
-        asked.resolve()
+        resolve(asked)

@@ -10,7 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from curation.pairs.sources import Reject, Sample, SourceConfig, list_parts, read_part
+from curation.pairs.sample import SourceConfig
+from curation.pairs.sources import Reject, Sample, list_parts, read_part
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]

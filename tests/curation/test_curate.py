@@ -7,16 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import curation.clusters.hierarchy
+import curation.clusters.config
 from cluster.files import sha256_file
 from cluster.resources import Resources
 from curation.choice.balance import entropy, water_fill
+from curation.choice.config import DuplicatesConfig, LeakageConfig
 from curation.choice.decisions import read_decisions, why
-from curation.choice.duplicates import DuplicatesConfig
-from curation.choice.leakage import LeakageConfig
-from curation.clusters.hierarchy import LevelsConfig
+from curation.clusters.config import LevelsConfig
 from curation.clusters.scan import InProcess
-from curation.curate import CurateConfig, TextConfig, curate, run
+from curation.config import CurateConfig, TextConfig
+from curation.curate import curate, run
 from curation.shards.mapped import ShardError
 from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CAPTION_EMBEDDING, CLS
@@ -273,8 +273,8 @@ def test_automatic_clusters_are_no_more_than_distinct_points(tmp_path, embedding
 
 
 def test_clusters_too_many_for_one_stage_are_made_in_two(tmp_path, embedding_spec, write_pool, monkeypatch):
-    monkeypatch.setattr(curation.clusters.hierarchy, "LARGEST_STAGE", 4)
-    monkeypatch.setattr(curation.clusters.hierarchy, "PARTS", 5)
+    monkeypatch.setattr(curation.clusters.config, "LARGEST_STAGE", 4)
+    monkeypatch.setattr(curation.clusters.config, "PARTS", 5)
     spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=32, caption_dim=32)
     write_pool(tmp_path / "pool", spec, (800,))
     out, _ = _run(tmp_path, tmp_path / "pool", levels=LevelsConfig(), text=TextConfig(), duplicates=NO_HASHES)

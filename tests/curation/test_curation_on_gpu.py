@@ -6,7 +6,8 @@ import torch
 
 from curation.clusters.nearest import Assigner, choose_engine
 from curation.clusters.vectors import to_unit
-from curation.encoders.backbone import BackboneConfig, load_backbone
+from curation.encoders.backbone import load_backbone
+from curation.encoders.config import BackboneConfig
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

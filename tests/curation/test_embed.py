@@ -20,12 +20,16 @@ from PIL import Image
 
 from cluster.files import sha256_file
 from cluster.resources import Resources
-from curation.embed import EmbedConfig, RejectBudgetError, run, with_resources
+from curation.config import EmbedConfig
+from curation.embed import RejectBudgetError, run, with_resources
 from curation.embed_worker import EmbedWorker, Task
-from curation.encoders.backbone import BackboneConfig, load_backbone, pool_patches, resolve
-from curation.encoders.captions import CaptionConfig, CaptionEncoder
+from curation.encoders.backbone import load_backbone, pool_patches
+from curation.encoders.captions import CaptionEncoder
+from curation.encoders.config import BackboneConfig, CaptionConfig
+from curation.encoders.resolve import resolve
 from curation.pairs.images import decode
-from curation.pairs.sources import SourceConfig, list_parts
+from curation.pairs.sample import SourceConfig
+from curation.pairs.sources import list_parts
 from curation.shards.manifest import Manifest, ShardEntry, verify, write_manifest
 from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CAPTION_EMBEDDING, CLS, PATCHES, REGISTERS, Content

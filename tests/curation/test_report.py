@@ -8,11 +8,11 @@ import pytest
 
 import curation.report
 from curation.choice.balance import entropy
-from curation.choice.duplicates import DuplicatesConfig
-from curation.choice.leakage import LeakageConfig
-from curation.clusters.hierarchy import LevelsConfig
+from curation.choice.config import DuplicatesConfig, LeakageConfig
+from curation.clusters.config import LevelsConfig
 from curation.clusters.scan import InProcess
-from curation.curate import CurateConfig, TextConfig, curate
+from curation.config import CurateConfig, TextConfig
+from curation.curate import curate
 from curation.report import curation_sections
 from curation.shards.schema import CLS
 

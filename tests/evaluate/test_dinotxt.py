@@ -9,14 +9,17 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from curation.encoders.backbone import BackboneConfig, load_backbone, resolve
+from curation.encoders.backbone import load_backbone
+from curation.encoders.config import BackboneConfig
+from curation.encoders.resolve import resolve
 from curation.shards.schema import Content, EmbeddingSpec
 from evaluate.dinotxt import DinoTxtEncoder, load_encoder
 from evaluate.encoder import Encoder
+from train.config import ModelConfig, TextConfig, TokenizerConfig, VisionConfig
 from train.export.folder import LoadedModel, export_model
 from train.export.published import write_published_folder
-from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
-from train.tokenizer import SentencePieceTokenizer, TokenizerConfig, train_tokenizer
+from train.model import DinoTxt
+from train.tokenizer import SentencePieceTokenizer, train_tokenizer
 
 BACKBONE = resolve(BackboneConfig(name="random-vit", image_size=56))
 GRIDS: dict[Content, tuple[int, int]] = {"pooled": (1, 1), "grid": (2, 2), "tokens": (4, 4)}

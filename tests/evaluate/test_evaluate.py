@@ -7,9 +7,10 @@ import pytest
 from colors import ColorEncoder, classification_files, retrieval_files, segmentation_files, write_tar
 
 from cluster.resources import Resources
-from evaluate.evaluate import EvaluateConfig, Evaluator, evaluate_sets, task_of
+from evaluate.config import EvaluateConfig, SegmentationConfig
+from evaluate.evaluate import Evaluator, evaluate_sets
 from evaluate.results import read_results, read_tallies, result_file
-from evaluate.segmentation import SegmentationConfig
+from evaluate.sets import task_of
 from evaluate.tables import trivial_score
 
 CONFIG = EvaluateConfig(

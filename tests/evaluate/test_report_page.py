@@ -10,10 +10,10 @@ from colors import BlindEncoder, ColorEncoder, classification_files, retrieval_f
 from rich.console import Console
 
 from cluster.files import append_jsonl
-from evaluate.evaluate import EvaluateConfig, Evaluator
-from evaluate.report import ReportConfig, compare, duration, run, split_arms
+from evaluate.config import EvaluateConfig, ReportConfig, SegmentationConfig
+from evaluate.evaluate import Evaluator
+from evaluate.report import compare, duration, run, split_arms
 from evaluate.results import read_results, result_file
-from evaluate.segmentation import SegmentationConfig
 from evaluate.tables import results_table
 
 RECORD = {

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from evaluate.config import SegmentationConfig
 from evaluate.prompts import PLAIN
-from evaluate.segmentation import SegmentationConfig, segment, segmentation_baselines
+from evaluate.segmentation import segment, segmentation_baselines
 from evaluate.sets import SegmentationSet, load_mask, open_segmentation
 
 AS_IT_IS = SegmentationConfig(short_side=64, window=32, stride=16, background_prompts=("black",))

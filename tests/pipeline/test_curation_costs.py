@@ -1,7 +1,7 @@
 """Costs of curation against counts made by hand."""
 
-from curation.clusters.hierarchy import LevelPlan
-from curation.curate import CurateConfig
+from curation.clusters.config import LevelPlan
+from curation.config import CurateConfig
 from pipeline.curation_costs import Passes, curation_table, level_passes
 
 

@@ -8,9 +8,10 @@ import torch
 
 from curation.shards.schema import EmbeddingSpec
 from pipeline.__main__ import main
+from train.config import ModelConfig, TextConfig, TokenizerConfig, VisionConfig
 from train.export.folder import export_model, load_model
-from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
-from train.tokenizer import TokenizerConfig, train_tokenizer
+from train.model import DinoTxt
+from train.tokenizer import train_tokenizer
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.resources import MACHINE_FACT, Resources
-from curation.embed import EmbedConfig
+from curation.config import EmbedConfig
 from pipeline.fingerprint import canonical, fingerprint
 from pipeline.step import VERSIONS, Output, Step
 

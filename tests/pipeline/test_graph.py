@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from curation.encoders.backbone import BackboneConfig
+from curation.encoders.config import BackboneConfig
 from pipeline.fingerprint import fingerprint
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.presets import PRESETS
 from pipeline.recipes import Recipe
 from pipeline.step import Output, Step, in_order
-from train.live import LiveConfig
+from train.config import LiveConfig
 
 DEBUG = PRESETS["debug"]
 

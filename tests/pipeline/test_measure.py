@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from curation.embed import EmbedConfig
-from curation.encoders.backbone import BackboneConfig
+from curation.config import EmbedConfig
+from curation.encoders.config import BackboneConfig
 from pipeline.measure import Rates, measure, verdict
 
 RATES = Rates(row_bytes=1000, write=100.0, read_disk=50.0, read_memory=900.0, backbone=10.0)

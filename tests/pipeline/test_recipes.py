@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from curation.encoders.backbone import BackboneConfig
+from curation.encoders.config import BackboneConfig
 from curation.pairs.sample import SourceConfig
 from pipeline.presets import PRESETS
 from pipeline.recipes import DataConfig

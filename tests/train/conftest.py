@@ -12,8 +12,8 @@ from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import EmbeddingSpec
 from curation.shards.selection import write_selection
 from curation.shards.writer import write_shard
+from train.config import TokenizerConfig
 from train.loop import Job, train
-from train.tokenizer import TokenizerConfig
 from train.tokenizer import run as train_tokenizer
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow", "pink", "brown")

@@ -17,7 +17,7 @@ from tiny import TINY
 from cluster.files import read_jsonl
 from cluster.resources import Resources
 from cluster.session import session
-from train.checkpoint import CheckpointConfig
+from train.config import CheckpointConfig
 from train.train import TrainingStopped, request_stop, run
 
 CONFIG = replace(

@@ -11,8 +11,8 @@ from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CLS, PATCHES, REGISTERS
 from curation.shards.selection import write_selection
 from train.attention import unpack
-from train.data import CaptionUse, Pairs, Share, encode, times_before
-from train.shuffle import ShuffleConfig
+from train.config import CaptionUse, ShuffleConfig
+from train.data import Pairs, Share, encode, times_before
 from train.tokenizer import load_tokenizer
 
 ROWS, BLOCKS = ShuffleConfig(), ShuffleConfig("blocks", block_rows=10, window_blocks=4)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from curation.encoders.backbone import BackboneConfig
+from curation.encoders.config import BackboneConfig
 from train.attention import pack
+from train.config import ModelConfig, TextConfig, VisionConfig
 from train.flop import backbone_flop, captions_flop, head_flop, peak_tflops, text_flop
-from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
+from train.model import DinoTxt
 
 with torch.device("meta"):
     MODEL = DinoTxt(ModelConfig(TextConfig(1280, 24, 20), VisionConfig(blocks=2)), 49_408, 1024)

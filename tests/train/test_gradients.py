@@ -7,9 +7,9 @@ import torch
 
 from train.attention import pack, unpack
 from train.batch import Batch, Stored, split
+from train.config import LossConfig, ModelConfig, TextConfig, VisionConfig
 from train.gradients import backward, clip_gradients
-from train.loss import LossConfig
-from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
+from train.model import DinoTxt
 
 CAPTIONS = [[2 + (7 * row + place) % 20 for place in range(row % 5)] + [1] for row in range(12)]
 

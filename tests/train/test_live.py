@@ -14,22 +14,20 @@ from safetensors.torch import load_file
 from tiny import TINY
 
 from cluster.files import read_jsonl
-from curation.embed import EmbedConfig
+from curation.config import EmbedConfig
 from curation.embed_worker import EmbedWorker, Task
-from curation.encoders.backbone import BackboneConfig, resolve
-from curation.encoders.captions import CaptionConfig
+from curation.encoders.config import BackboneConfig, CaptionConfig
+from curation.encoders.resolve import resolve
 from curation.pairs.sample import SourceConfig
 from curation.pairs.sources import list_parts, read_part
 from curation.shards.manifest import Manifest, ShardEntry, write_manifest
 from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import PATCHES, spec_from_dict
 from curation.shards.selection import write_selection
+from train.config import LiveConfig, ShuffleConfig, TokenizerConfig, TrainConfig, VisionConfig
 from train.images import ImageFiles
-from train.live import LiveConfig, Sight
-from train.loop import Job, TrainConfig, read_pairs, train
-from train.model import VisionConfig
-from train.shuffle import ShuffleConfig
-from train.tokenizer import TokenizerConfig
+from train.live import Sight
+from train.loop import Job, read_pairs, train
 from train.tokenizer import run as train_tokenizer
 
 ROWS = 60

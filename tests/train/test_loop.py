@@ -15,13 +15,10 @@ from tiny import TINY, group_of_one
 from cluster.files import read_jsonl
 from curation.shards.reader import EmbeddingShards
 from train import checkpoint
-from train.checkpoint import CheckpointConfig, complete_checkpoints, step_of
+from train.checkpoint import complete_checkpoints, step_of
+from train.config import CheckpointConfig, OptimConfig, ParallelConfig, ShuffleConfig, TrainConfig, VisionConfig
 from train.export.folder import load_model
-from train.loop import Job, TrainConfig, read_pairs, train
-from train.model import VisionConfig
-from train.optim import OptimConfig
-from train.parallel import ParallelConfig
-from train.shuffle import ShuffleConfig
+from train.loop import Job, read_pairs, train
 from train.validation import validate
 
 

@@ -10,7 +10,8 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from train import loss as loss_module
-from train.loss import LossConfig, contrastive_loss, global_loss, sigmoid_loss
+from train.config import LossConfig
+from train.loss import contrastive_loss, global_loss, sigmoid_loss
 
 BIAS = -4.0
 

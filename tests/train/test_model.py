@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from train.attention import Packed, pack
-from train.model import DinoTxt, ModelConfig, TextConfig, TextEncoder, VisionConfig, VisionHead
+from train.config import ModelConfig, TextConfig, VisionConfig
+from train.model import DinoTxt, TextEncoder, VisionHead
 
 CAPTIONS = [[5, 6, 7, 1], [1], [9, 1], [3, 3, 3, 3, 3, 3, 1], [8, 2, 4, 1], [2, 1]]
 

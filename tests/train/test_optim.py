@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
-from train.optim import OptimConfig, learning_rate, make_optimizer
+from train.config import ModelConfig, OptimConfig, TextConfig, VisionConfig
+from train.model import DinoTxt
+from train.optim import learning_rate, make_optimizer
 
 
 def test_rate_rises_linearly_then_falls_to_zero() -> None:

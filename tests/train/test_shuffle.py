@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from train.shuffle import ShuffleConfig, key_hashes, mix, permute, shuffled
+from train.config import ShuffleConfig
+from train.shuffle import key_hashes, mix, permute, shuffled
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 65, 1000])

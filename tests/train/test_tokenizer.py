@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 
 from curation.shards.reader import EmbeddingShards
-from train.tokenizer import (
-    ClipTokenizer,
-    Tokenizer,
-    TokenizerConfig,
-    load_tokenizer,
-    run,
-    selected_captions,
-    train_tokenizer,
-)
+from train.config import TokenizerConfig
+from train.tokenizer import ClipTokenizer, Tokenizer, load_tokenizer, run, selected_captions, train_tokenizer
 
 CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "green", "blue") for thing in ("apple", "dog", "old boat")]
 STRANGE = ["", "🙂👍🏽", "مرحبا بالعالم", "nul\x00inside", "word " * 10_000, "ＦＵＬＬ Width"]

@@ -27,10 +27,8 @@ from cluster.resources import Resources
 from cluster.session import ROOT
 from train import train as trainer
 from train.checkpoint import MARKER, complete_checkpoints, step_of
+from train.config import ModelConfig, OptimConfig, ParallelConfig, VisionConfig
 from train.loop import Job
-from train.model import ModelConfig, VisionConfig
-from train.optim import OptimConfig
-from train.parallel import ParallelConfig
 from train.train import (
     TrainingFailed,
     TrainingStopped,

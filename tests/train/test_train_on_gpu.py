@@ -15,11 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cluster.files import read_jsonl
 from train.attention import grouped_attention, pack, packed_attention
+from train.config import LossConfig, ParallelConfig, TextConfig, TrainConfig, VisionConfig
 from train.export.folder import load_model
-from train.loop import Job, TrainConfig, train
-from train.loss import LossConfig, global_loss
-from train.model import TextConfig, TextEncoder, VisionConfig
-from train.parallel import ParallelConfig
+from train.loop import Job, train
+from train.loss import global_loss
+from train.model import TextEncoder
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

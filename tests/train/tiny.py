@@ -6,10 +6,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from train.checkpoint import CheckpointConfig
-from train.loop import TrainConfig
-from train.model import ModelConfig, TextConfig, VisionConfig
-from train.optim import OptimConfig
+from train.config import CheckpointConfig, ModelConfig, OptimConfig, TextConfig, TrainConfig, VisionConfig
 
 TINY = TrainConfig(
     model=ModelConfig(TextConfig(width=32, layers=2, heads=2, context=12), VisionConfig(blocks=0)),

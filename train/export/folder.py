@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cluster.files import write_atomic
 from curation.shards.schema import EmbeddingSpec, spec_from_dict
-from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
+from train.config import ModelConfig, TextConfig, VisionConfig
+from train.model import DinoTxt
 from train.tokenizer import Tokenizer, load_tokenizer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

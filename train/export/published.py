@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from curation.shards.schema import EmbeddingSpec, spec_from_dict
+from train.config import ModelConfig, TextConfig, VisionConfig
 from train.export.folder import LoadedModel
-from train.model import HEAD_DIM, DinoTxt, LogitScale, ModelConfig, TextConfig, VisionConfig, num_heads
+from train.model import HEAD_DIM, DinoTxt, LogitScale, num_heads
 from train.tokenizer import load_tokenizer
 
 State = dict[str, Tensor]

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 import curation.choice.duplicates
+from curation.choice.config import DuplicatesConfig, LeakageConfig
 from curation.choice.duplicates import (
-    DuplicatesConfig,
     close_hash_pairs,
     close_hashes_between,
     equal_pairs,
     perceptual_pairs,
     semantic_pairs,
 )
-from curation.choice.leakage import LeakageConfig
-from curation.clusters.kmeans import KMeansConfig, assign, kmeans
+from curation.clusters.config import KMeansConfig
+from curation.clusters.kmeans import assign, kmeans
 from curation.clusters.scan import points_in_memory
 from curation.clusters.vectors import to_unit
 

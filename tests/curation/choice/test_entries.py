@@ -5,13 +5,14 @@ import re
 import numpy as np
 import pytest
 
+from curation.choice.config import DuplicatesConfig
 from curation.choice.decisions import why
-from curation.choice.duplicates import DuplicatesConfig
 from curation.choice.entries import match_captions, read_entries
-from curation.clusters.hierarchy import LevelsConfig
+from curation.clusters.config import LevelsConfig
 from curation.clusters.scan import InProcess, Points
 from curation.clusters.vectors import ShardVectors
-from curation.curate import CurateConfig, TextConfig, curate
+from curation.config import CurateConfig, TextConfig
+from curation.curate import curate
 from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CLS
 from curation.shards.selection import read_selection

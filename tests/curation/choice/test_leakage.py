@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import curation.choice.leakage
-import curation.clusters.scan
+import curation.clusters.spans
 from cluster.memory import PeakMemory, private_mb
-from curation.choice.leakage import LeakageConfig, find_leakage
+from curation.choice.config import LeakageConfig
+from curation.choice.leakage import find_leakage
 from curation.clusters.scan import InProcess, Points
 from curation.clusters.vectors import ShardVectors, to_unit
 from curation.shards.reader import EmbeddingShards
@@ -85,7 +86,7 @@ def captions_found(pool, points, other):
 
 def test_captions_are_found_as_by_a_loop_over_all(opened, monkeypatch):
     """Spans cut shards and record batches anywhere; the first caption of a row that occurs there names the row."""
-    monkeypatch.setattr(curation.clusters.scan, "SMALLEST_SPAN", 7)
+    monkeypatch.setattr(curation.clusters.spans, "SMALLEST_SPAN", 7)
     monkeypatch.setattr(curation.shards.writer, "BATCH_ROWS", 9)
     rng = np.random.default_rng(0)
     drawn = [[f" Word {word}" for word in rng.integers(0, 99, rng.integers(1, 5))] for _ in range(200)]
@@ -105,7 +106,7 @@ def test_captions_are_found_as_by_a_loop_over_all(opened, monkeypatch):
 
 
 def test_captions_are_compared_a_span_at_a_time(opened, monkeypatch):
-    monkeypatch.setattr(curation.clusters.scan, "SMALLEST_SPAN", 1000)
+    monkeypatch.setattr(curation.clusters.spans, "SMALLEST_SPAN", 1000)
     rows, length = 30_000, 2000
     captions = [[f"{row:0{length}d}"] for row in range(rows)]
     pool, points, _ = opened("pool", np.ones((rows, 8), np.float32), captions=captions)

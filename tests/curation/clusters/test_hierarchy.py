@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from curation.clusters.hierarchy import LevelsConfig, cluster_levels, cluster_of_rows, nearest_rows
-from curation.clusters.kmeans import KMeansConfig, assign
+from curation.clusters.config import KMeansConfig, LevelsConfig
+from curation.clusters.hierarchy import cluster_levels, cluster_of_rows, nearest_rows
+from curation.clusters.kmeans import assign
 from curation.clusters.scan import points_in_memory
 
 

@@ -6,9 +6,11 @@ import pytest
 import curation.clusters.kmeans
 from cluster.fanout import Pool
 from cluster.resources import Resources
-from curation.clusters.kmeans import KMeansConfig, assign, kmeans
-from curation.clusters.scan import InProcess, Points, Scanner, cut_spans, points_in_memory
+from curation.clusters.config import KMeansConfig
+from curation.clusters.kmeans import assign, kmeans
+from curation.clusters.scan import InProcess, Points, Scanner, points_in_memory
 from curation.clusters.seeding import choose_seeds
+from curation.clusters.spans import cut_spans
 from curation.clusters.vectors import ArrayVectors, ShardVectors, to_unit
 from curation.shards.schema import CLS
 

@@ -6,8 +6,9 @@ import pytest
 import curation.clusters.two_stage
 from cluster.fanout import Pool
 from cluster.resources import Resources
-from curation.clusters.hierarchy import LevelPlan, cluster_levels
-from curation.clusters.kmeans import KMeansConfig, assign, kmeans
+from curation.clusters.config import KMeansConfig, LevelPlan
+from curation.clusters.hierarchy import cluster_levels
+from curation.clusters.kmeans import assign, kmeans
 from curation.clusters.scan import InProcess, Points, Scanner, points_in_memory
 from curation.clusters.two_stage import Part
 from curation.clusters.vectors import ArrayVectors, to_unit

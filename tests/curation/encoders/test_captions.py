@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from curation.encoders.captions import CaptionConfig, CaptionEncoder
+from curation.encoders.captions import CaptionEncoder
+from curation.encoders.config import CaptionConfig
 
 CAPTIONS = [
     "a black dog runs over the grass",

@@ -11,9 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from curation.encoders import dinov2
-from curation.encoders.backbone import BackboneConfig, load_backbone, resolve
+from curation.encoders.backbone import load_backbone
+from curation.encoders.config import BackboneConfig
+from curation.encoders.models import DINOV2, Architecture
+from curation.encoders.resolve import resolve
 
-TINY = dinov2.Architecture(32, 2, 2, 4, False, "")
+TINY = Architecture(32, 2, 2, 4, False, "")
 
 
 def published_forward(state: dict[str, Tensor], images: Tensor, num_heads: int) -> Tensor:
@@ -70,7 +73,7 @@ def published_mlp(block: dict[str, Tensor], x: Tensor) -> Tensor:
 @pytest.mark.parametrize("swiglu", [False, True])
 @pytest.mark.parametrize("registers", [0, 4])
 def test_encoder_equals_the_published_architecture(registers: int, swiglu: bool, size: tuple[int, int]) -> None:
-    architecture = dinov2.Architecture(48, 3, 3, registers, swiglu, "")
+    architecture = Architecture(48, 3, 3, registers, swiglu, "")
     state = dinov2.random_state(architecture, seed=1)
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -82,7 +85,7 @@ def test_encoder_equals_the_published_architecture(registers: int, swiglu: bool,
 
 @pytest.mark.parametrize("size", [224, 112])
 def test_vit_small_equals_the_library_run_from_hub_names(size: int) -> None:
-    architecture = dinov2.MODELS["dinov2-vits14-reg"]
+    architecture = DINOV2["dinov2-vits14-reg"]
     state = dinov2.hub_names(dinov2.random_state(architecture))
     config = transformers.Dinov2WithRegistersConfig(
         hidden_size=384, num_hidden_layers=12, num_attention_heads=6, patch_size=14, image_size=224
@@ -102,7 +105,7 @@ def test_positions_at_the_published_size_are_untouched() -> None:
 
 @pytest.mark.parametrize("name", ["dinov2-vits14", "dinov2-vits14-reg"])
 def test_published_file_and_hub_folder_give_the_same_features(tmp_path: Path, name: str) -> None:
-    state = dinov2.random_state(dinov2.MODELS[name])
+    state = dinov2.random_state(DINOV2[name])
     torch.save(state, tmp_path / "meta.pth")
     (tmp_path / "hub").mkdir()
     hub = {key: value.contiguous() for key, value in dinov2.hub_names(state).items()}
@@ -137,4 +140,4 @@ def test_foreign_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_giant_has_the_published_swiglu_width() -> None:
-    assert dinov2.MODELS["dinov2-vitg14"].mlp_dim == 4096
+    assert DINOV2["dinov2-vitg14"].mlp_dim == 4096

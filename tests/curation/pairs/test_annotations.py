@@ -19,7 +19,8 @@ from raw_pairs import (
     write_siblings,
 )
 
-from curation.pairs.sources import Sample, SourceConfig, list_parts
+from curation.pairs.sample import SourceConfig
+from curation.pairs.sources import Sample, list_parts
 
 ODD_CAPTIONS = ["x" * 10_000, "grin \N{GRINNING FACE}", "قطة على الطاولة", "two\nlines\0 and NUL"]
 

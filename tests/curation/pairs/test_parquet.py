@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from raw_pairs import CAPTIONS, Draw, Encode, captions_of, read_all, reasons_of
 
-from curation.pairs.sources import Sample, SourceConfig, list_parts, read_part
+from curation.pairs.sample import SourceConfig
+from curation.pairs.sources import Sample, list_parts, read_part
 
 
 @pytest.mark.parametrize("kind", ["bytes", "struct", "path"])

@@ -23,7 +23,8 @@ from raw_pairs import (
     write_tar,
 )
 
-from curation.pairs.sources import SourceConfig, image_ranges, list_parts, read_part, source_digest
+from curation.pairs.sample import SourceConfig
+from curation.pairs.sources import image_ranges, list_parts, read_part, source_digest
 
 
 @pytest.mark.parametrize("in_tar", [False, True])

@@ -20,7 +20,8 @@ from raw_pairs import (
     write_tar,
 )
 
-from curation.pairs.sources import SourceConfig, list_parts, read_part
+from curation.pairs.sample import SourceConfig
+from curation.pairs.sources import list_parts, read_part
 from curation.pairs.webdataset import TarWalk
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from curation.shards.schema import Content, EmbeddingSpec
+from train.config import ModelConfig, TextConfig, TokenizerConfig, VisionConfig
 from train.export.folder import LoadedModel
 from train.export.formats import FORMATS, TOLERANCE, export_format, features_of, probe_tokens, read_model
-from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
-from train.tokenizer import ClipTokenizer, SentencePieceTokenizer, Tokenizer, TokenizerConfig, train_tokenizer
+from train.model import DinoTxt
+from train.tokenizer import ClipTokenizer, SentencePieceTokenizer, Tokenizer, train_tokenizer
 
 WORDS = ("dog", "snow", "child", "park", "photo", "tower", "café", "size", "long", "caption")
 SOURCE = {"recipe": "test", "fingerprint": "0123"}

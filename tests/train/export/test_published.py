@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.config import ModelConfig, TextConfig, VisionConfig
 from train.export.published import from_published, read_published, to_published, write_published
-from train.model import DinoTxt, ModelConfig, TextConfig, VisionConfig
+from train.model import DinoTxt
 
 State = dict[str, Tensor]
 CAPTIONS = [[60, 5, 6, 7, 61], [60, 61], [60, 9, 9, 9, 9, 9, 9, 9, 9, 9, 61], [60, 1, 61]]

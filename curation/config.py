@@ -1,0 +1,123 @@
+"""Settings of the steps embed and curate."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cluster.resources import MACHINE_FACT, Resources
+from curation.choice.config import Combine, DuplicatesConfig, LeakageConfig, Method
+from curation.clusters.config import Engine, KMeansConfig, LevelsConfig
+from curation.encoders.config import BackboneConfig, CaptionConfig, Precision
+from curation.encoders.views import AugmentConfig
+from curation.pairs.sample import SourceConfig
+from curation.shards.codec import Dtype
+from curation.shards.schema import Content
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """What is embedded, by which backbone, and what is kept of it."""
+
+    source: SourceConfig = SourceConfig()
+    """How the pairs are stored."""
+    backbone: BackboneConfig = BackboneConfig()
+    """The frozen image encoder."""
+    captions: CaptionConfig = CaptionConfig()
+    """The caption encoder, for text clusters."""
+    content: Content = "tokens"
+    """pooled: CLS and patch mean; grid: CLS, registers and a small patch grid; tokens: all."""
+    grid: int = 4
+    """Side of the patch grid when content is grid."""
+    dtype: Dtype = "float16"
+    """Number format of the stored vectors."""
+    precision: Precision = "bfloat16"
+    """Arithmetic of the backbone's matmuls; bfloat16 is twice as fast, float32 for processors that lack it."""
+    view: int = 0
+    """0: the centre of each image; any other number: a random crop and flip that is its own for each number."""
+    augment: AugmentConfig = AugmentConfig()
+    """How views other than the centre are cropped."""
+    thumbnail_px: int = 48
+    """Longest side of the thumbnails kept for reports, in pixels; 0: none."""
+    batch_size: int = field(default=64, metadata=MACHINE_FACT)
+    """Images in one forward pass."""
+    error_budget: float = field(default=0.01, metadata=MACHINE_FACT)
+    """Share of rows that may be rejected before the run stops."""
+    resources: Resources = Resources()
+    """Workers, and CPUs and GPUs for each."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.error_budget <= 1:
+            raise ValueError(
+                f"error_budget={self.error_budget}: a share from 0 to 1; 0.01 stops at one row in a hundred"
+            )
+        for name in ("grid", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1; leave it out for the default")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    clusters: int = 0
+    """Clusters of captions; 0: one per 40 rows, as far as these are distinct, a multiple of `split`."""
+    split: int = 0
+    """Parts that each first-stage cluster is split in; 0: one stage, but for more than 50,000 automatic clusters."""
+    threshold: float = 0.0
+    """MetaCLIP's t, in pairs per cluster or entry; 0: found for the target size."""
+    tail_share: float = 0.0
+    """Find t such that clusters or entries below t hold this share of the pairs (0.06 as published); 0: not used."""
+    unmatched: Literal["drop", "keep"] = "drop"
+    """Pairs in whose captions no metadata entry occurs: dropped as published, or never dropped by text."""
+
+    def __post_init__(self) -> None:
+        if self.clusters and self.clusters % max(1, self.split):
+            raise ValueError(
+                f"text.split is {self.split} on {self.clusters} text.clusters: it must divide them; choose other "
+                "numbers, or leave text.clusters out"
+            )
+
+
+@dataclass(frozen=True)
+class CurateConfig:
+    method: Method = "both"
+    """What balances: image clusters, caption clusters, both; random: a draw of the same size; none: keep all."""
+    combine: Combine = "intersection"
+    """With both: a pair must be in both selections, or in either."""
+    target_rows: int = 0
+    """Pairs to keep; 0: `share` decides."""
+    share: float = 0.5
+    """Pairs to keep, as a share of those left after leakage and duplicates."""
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    """Distance between image vectors; captions always use cosine."""
+    levels: LevelsConfig = LevelsConfig()
+    """Hierarchy of image clusters."""
+    text: TextConfig = TextConfig()
+    """Balance over caption clusters, or over metadata entries where the step is given some."""
+    kmeans: KMeansConfig = KMeansConfig()
+    """Every clustering."""
+    repeats: int = 1
+    """How often a pair may be taken to fill the share of a small image cluster; the selection lists it as often."""
+    leaf: Literal["random", "central"] = "random"
+    """Which rows of a bottom cluster are kept first: any, or those nearest its centroid."""
+    duplicates: DuplicatesConfig = DuplicatesConfig()
+    """What counts as a duplicate; applies to every method."""
+    leakage: LeakageConfig = LeakageConfig()
+    """What counts as leakage; applies to every method that is given evaluation embeddings."""
+    error_budget: float = 0.01
+    """Share of rows that may have unusable vectors before the run stops."""
+    engine: Engine = "auto"
+    """Arithmetic of the nearest-centroid search; labels are the same for all but faiss, which is exact to float32."""
+    seed: int = 0
+    """Seed of samples, coins and ties."""
+    resources: Resources = field(default_factory=Resources)
+    """Workers that scan the shards."""
+
+    def __post_init__(self) -> None:
+        if self.target_rows < 0 or not 0 < self.share <= 1:
+            raise ValueError(
+                f"target_rows is {self.target_rows} and share {self.share}: target_rows must be 0 or more, share "
+                "above 0 and at most 1; set one of them"
+            )
+        if self.repeats < 1 or (self.repeats > 1 and self.method not in ("both", "image")):
+            raise ValueError(
+                f"repeats is {self.repeats} with method {self.method}: 1 or more is possible with methods both and "
+                "image; lower it to 1"
+            )

@@ -1,0 +1,229 @@
+"""Settings of the steps tokenizer and train, from the vocabulary to the whole run."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cluster.resources import MACHINE_FACT, Resources
+from curation.encoders.config import Precision
+from curation.encoders.views import AugmentConfig
+from curation.pairs.sample import SourceConfig
+
+UNKNOWN, END_OF_TEXT = 0, 1
+SPECIAL_PIECES = 2 + 256  # unknown, end-of-text and the byte fallback
+CaptionUse = Literal["draw", "all"]
+HeldOutMetric = Literal["", "val_loss", "val_image_to_text_r1", "val_text_to_image_r1"]
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The vocabulary of the text encoder."""
+
+    kind: Literal["sentencepiece", "clip"] = "sentencepiece"
+    """sentencepiece: trained on the selected captions; clip: the published byte pairs, needed by published weights."""
+    vocab_size: int = 4096
+    """Pieces of a sentencepiece vocabulary; fewer when the captions cannot fill it."""
+    algorithm: Literal["bpe", "unigram"] = "bpe"
+    """How pieces are found; unigram is about eight times slower to train."""
+    lowercase: bool = True
+    """Fold case, as CLIP does."""
+    max_captions: int = 2_000_000
+    """Captions that the vocabulary is trained on, evenly spread over the selection."""
+    weights: str = field(default="", metadata=MACHINE_FACT)
+    """Folder with CLIP's vocab.json and merges.txt (kind=clip); a machine fact, not identity."""
+
+    def __post_init__(self) -> None:
+        if self.vocab_size <= SPECIAL_PIECES:
+            raise ValueError(
+                f"vocab_size {self.vocab_size}: must exceed the {SPECIAL_PIECES} byte and special pieces; raise it"
+            )
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Size of the text encoder; the published one is 1280 wide with 24 layers, 20 heads and a context of 77."""
+
+    width: int = 384
+    """Channels of a token."""
+    layers: int = 6
+    """Transformer blocks."""
+    heads: int = 6
+    """Attention heads; the width must be a multiple of it."""
+    context: int = 77
+    """Longest caption in tokens, end-of-text included; longer ones are cut."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(
+                f"text width {self.width} with {self.heads} heads: heads must divide the width; change one of them"
+            )
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The head on frozen features; the published one has two blocks."""
+
+    blocks: int = 2
+    """Transformer blocks; 0 leaves a LayerNorm, and is all that pooled embeddings allow."""
+    drop_path: float = 0.3
+    """Share of a batch that skips a branch during training."""
+    layer_scale: float = 1e-5
+    """Initial LayerScale of both branches."""
+    pooling: Literal["cls", "mean", "concat"] = "concat"
+    """Image feature: the CLS token, the mean of the patches, or both side by side."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Text encoder and vision head."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+
+
+@dataclass(frozen=True)
+class ShuffleConfig:
+    """The order of the rows in an epoch."""
+
+    order: Literal["rows", "blocks"] = "rows"
+    """rows: any order, best where the pool fits in memory; blocks: in windows, which a disk reads at its full rate."""
+    block_rows: int = 512
+    """Selected rows read together; 64 of tokens are about the 12 MB of a record batch."""
+    window_blocks: int = 32
+    """Blocks whose rows are shuffled together; a window must fit in memory beside the model."""
+
+    def __post_init__(self) -> None:
+        for name in ("block_rows", "window_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"shuffle.{name} is {getattr(self, name)}: must be at least 1; raise it")
+
+
+@dataclass(frozen=True)
+class LiveConfig:
+    """Whether, and how, images are seen during training."""
+
+    enabled: bool = False
+    """Run the frozen backbone on the images instead of reading stored tokens; embeddings then serve curation only."""
+    augment: AugmentConfig = AugmentConfig()
+    source: SourceConfig = SourceConfig()
+    """How the pairs are stored; a recipe takes the embed step's."""
+    precision: Precision = "bfloat16"
+    """Arithmetic of the backbone's matmuls; a recipe takes the embed step's."""
+    weights: str = field(default="", metadata=MACHINE_FACT)
+    """Weights of the backbone, as in embed.backbone.weights; a recipe takes the embed step's."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up and cosine; the defaults are the published recipe's."""
+
+    lr: float = 7e-4
+    """Peak learning rate."""
+    weight_decay: float = 1e-4
+    """Decay of matrices and embeddings, per step, times the learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of the two moments."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up; then a cosine that would reach 0 one step after the last."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient; 0: no clipping."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Which loss, and how it is computed."""
+
+    kind: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax: symmetric cross-entropy over the global batch (CLIP); sigmoid: one binary decision a pair (SigLIP)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the matrix products of the loss."""
+    sigmoid_bias: float = -10.0
+    """Constant added to the logits of the sigmoid loss."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the model is spread and run; of these only the dtype changes what is computed."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of matrix products; parameters, their moments and the reduction of gradients stay float32."""
+    recompute_blocks: bool = field(default=False, metadata=MACHINE_FACT)
+    """Recompute the activations of each block in the backward pass: less memory, a third more arithmetic."""
+    compile: bool = False
+    """Compile each block with torch.compile."""
+    reshard_after_forward: bool = field(default=True, metadata=MACHINE_FACT)
+    """Free a block's gathered parameters after its forward pass and gather them again in the backward pass; one rank
+    gathers nothing."""
+    replicas: int = field(default=1, metadata=MACHINE_FACT)
+    """Groups of ranks that each hold a whole model (HSDP); 1: one group."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are made and how many are kept."""
+
+    every_steps: int = 1000
+    """Steps between checkpoints."""
+    every_minutes: float = 15.0
+    """Longest time between checkpoints, minutes."""
+    keep: int = 2
+    """Complete checkpoints kept, beside the best one."""
+    asynchronous: bool = True
+    """Write behind the next steps instead of stopping for it."""
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"checkpoint.{name} is {getattr(self, name)}: must be at least 1; raise it")
+        if not self.every_minutes > 0:
+            raise ValueError(f"checkpoint.every_minutes is {self.every_minutes}: must be above 0; raise it")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batch_size: int = 512
+    """Pairs a step, over all workers; the loss contrasts each with all the others."""
+    num_steps: int = 1000
+    """Optimizer steps."""
+    seed: int = 0
+    """Of initialisation, shuffle, caption draw and drop path."""
+    holdout: float = 0.02
+    """Share of the selected pairs kept for validation, chosen by key."""
+    val_rows: int = 1024
+    """Most pairs used in one validation."""
+    val_every: int = 200
+    """Steps between validations; the last step always has one."""
+    best: HeldOutMetric = ""
+    """Held-out metric whose best step is kept, and exported as best_model/ beside the last one; empty: none."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    micro_batch: int = 0
+    """Pairs of a rank encoded at once, features cached between two passes (exact); 0: all in one pass."""
+    captions: CaptionUse = "draw"
+    """draw: one caption a pair and epoch; all: every caption once an epoch, no image twice in a batch."""
+    shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
+    live: LiveConfig = field(default_factory=LiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=MACHINE_FACT)
+    resources: Resources = field(default_factory=Resources)
+
+    def __post_init__(self) -> None:
+        at_least = {"batch_size": 2, "num_steps": 1, "val_every": 1, "log_every": 1, "val_rows": 0, "micro_batch": 0}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"train.{name} is {getattr(self, name)}: must be at least {least}; raise it")
+        if self.optim.warmup_steps >= self.num_steps:
+            raise ValueError(
+                f"train.optim.warmup_steps is {self.optim.warmup_steps} of {self.num_steps} steps: must be fewer, "
+                "or the rate never falls; lower it, or raise train.num_steps"
+            )
+        if not 0 <= self.holdout < 1:
+            raise ValueError(
+                f"train.holdout is {self.holdout}: must be a share from 0 to below 1; 0 turns validation off"
+            )
