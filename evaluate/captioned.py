@@ -7,7 +7,8 @@ import json
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from curation.pairs.tree import Tree, as_text
+from curation.pairs.text import as_text
+from curation.pairs.tree import Tree
 
 
 class Captioned(NamedTuple):

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
-from curation.pairs.images import ImageError, decode
-from curation.pairs.sample import IMAGE_SUFFIXES, clean_captions
+from curation.pairs.images import IMAGE_SUFFIXES, ImageError, decode
+from curation.pairs.text import clean_captions
 from curation.pairs.tree import Tree, open_tree
 from evaluate.captioned import captioned, locate, read_json
 from evaluate.prompts import IMAGENETTE_NAMES

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from curation.encoders.views import centre_view, draft_px, random_view
 from curation.pairs.images import decode
+from curation.pairs.ranges import ByteRange
 from curation.pairs.sample import SourceConfig
 from curation.pairs.sources import image_ranges, list_parts
-from curation.pairs.tree import ByteRange
 from curation.pairs.webdataset import TarWalk
 from curation.shards.reader import EmbeddingShards
 from train.config import LiveConfig

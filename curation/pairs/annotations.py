@@ -1,126 +1,111 @@
-"""Annotated data sets to rows: Karpathy JSON, COCO JSON, a captions file beside images, a text file beside each image.
+"""Karpathy's and COCO's caption files to one record per image, for the pool and for evaluation sets alike.
 
-Each function takes the tree of a folder or tar and gives every row, bad ones included; nothing but annotations is read.
-A record that names no image is a row of its own, "unreadable record", so that it counts.
+Nothing is judged here: captions stand as in the file, and a record that does not name its image says what it lacks.
+Whether that is a rejected row (the pool) or an error (a set whose every image counts) is the caller's decision.
 """
 
-import csv
-import io
-import json
-import logging
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import PurePosixPath
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
-from curation.pairs.sample import IMAGE_SUFFIXES, Row, SourceConfig, clean_captions
-from curation.pairs.splits import is_of_other_split
-from curation.pairs.tree import Tree, as_text
-
-IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "file", "path", "image_path", "image_name", "key")
-CAPTION_FIELDS = ("captions", "caption", "text", "title", "sentence")
-MOST_JSON_FILES = 64
-HEAD_BYTES = 65_536
-
-logger = logging.getLogger(__name__)
+AnnotationKind = Literal["karpathy", "coco", "coco without captions"]
+FIRST_RECORDS = 100
 
 
-def find_json(tree: Tree, only: str, kinds: Sequence[str], split: str) -> tuple[str, str, dict] | None:
-    """(kind, name, content) of the annotation file, `only` when it is given: Karpathy's before COCO's.
+class AnnotatedImage(NamedTuple):
+    """One image of an annotation file, or a record that names none."""
 
-    ValueError when the COCO files are named after other splits.
+    place: str
+    """Where the record is: its number from 1, behind its table for COCO ("images:3")."""
+    file_name: str
+    """As in the file; empty when there is a problem."""
+    folder: str
+    """Karpathy's filepath; empty where there is none."""
+    split: str
+    """Karpathy's split of the image; empty where there is none, as in COCO, whose files are named after splits."""
+    captions: tuple[object, ...]
+    """As in the file, in its order, neither cleaned nor checked: text, if all is well."""
+    problem: str = ""
+    """Why the record names no image; empty when it does."""
+
+
+def annotation_kind(content: Any) -> AnnotationKind | None:
+    """What a parsed JSON file is, by its first records: Karpathy's format, COCO's, or neither.
+
+    Karpathy's: {"images": [{"filename": ..., "sentences": [...]}]}. COCO's: {"images": [{"id": ..., "file_name": ...}],
+    "annotations": [{"image_id": ..., "caption": ...}]}; its other files (boxes, key points) have no captions.
     """
-    coco = None
-    for name in [only] if only else _json_names(tree, split):
-        if coco is not None and not ("karpathy" in kinds and _begins_as_karpathy(tree, name)):
-            continue
-        content = _parsed(tree, name)
-        if "karpathy" in kinds and _is_karpathy(content):
-            return "karpathy", name, content
-        if coco is None and "coco" in kinds and _is_coco(content):
-            coco = "coco", name, content
-    if coco is not None and not only and is_of_other_split(coco[1], split):
-        raise ValueError(
-            f"split {split!r} is empty: {coco[1]} is named after another and no COCO file after this one; set "
-            "source.split to one that is there, or empty"
-        )
-    return coco
+    if _has(content, "images", "filename") and (_has(content, "images", "sentences") or "annotations" not in content):
+        return "karpathy"
+    if _has(content, "images", "file_name") and isinstance(content.get("annotations"), list):
+        return "coco" if _has(content, "annotations", "caption") else "coco without captions"
+    return None
 
 
-def _json_names(tree: Tree, split: str) -> list[str]:
-    """The JSON files, those named after captions and the split first; none of very many, which are something else."""
-    names = tree.with_suffix(".json")
-
-    def rank(name: str) -> tuple[bool, bool, bool, str]:
-        base = PurePosixPath(name).name.lower()
-        is_other = is_of_other_split(name, split)
-        return is_other, "caption" not in base and "dataset" not in base, split not in base, name
-
-    return sorted(names, key=rank) if len(names) <= MOST_JSON_FILES else []
+def _has(content: Any, table: str, field: str) -> bool:
+    """Whether any of the first records of a table has a field."""
+    records = content.get(table) if isinstance(content, dict) else None
+    first = records[:FIRST_RECORDS] if isinstance(records, list) else []
+    return any(isinstance(record, dict) and field in record for record in first)
 
 
-def _begins_as_karpathy(tree: Tree, name: str) -> bool:
-    """COCO's other files are long: parsed, they would take gigabytes."""
-    found = tree.files[name]
-    return b'"sentences"' in found._replace(size=min(found.size, HEAD_BYTES)).read()
+def annotated_images(content: dict[str, Any]) -> list[AnnotatedImage]:
+    """The records of a file of kind "karpathy" or "coco", one per image, in the order of its table of images.
+
+    COCO's annotations that lead to no image come first, each as a record with a problem.
+    """
+    kind = annotation_kind(content)
+    return list(_karpathy(content) if kind == "karpathy" else _coco(content))
 
 
-def _parsed(tree: Tree, name: str) -> Any:
-    try:
-        return json.loads(tree.files[name].read())
-    except ValueError as error:
-        logger.warning("annotation_file=%s ignored=%r", name, str(error))
-        return None
-
-
-def _is_karpathy(content: Any) -> bool:
-    return _first(content, "images", "sentences") and "filename" in content["images"][0]
-
-
-def _is_coco(content: Any) -> bool:
-    return _first(content, "images", "file_name") and _first(content, "annotations", "caption")
-
-
-def _first(content: Any, table: str, field: str) -> bool:
-    rows = content.get(table) if isinstance(content, dict) else None
-    return isinstance(rows, list) and bool(rows) and isinstance(rows[0], dict) and field in rows[0]
-
-
-def karpathy_rows(tree: Tree, name: str, content: dict, config: SourceConfig) -> list[Row]:
-    """One row an image of the split."""
-    images = [
-        (number, image) for number, image in _numbered(content["images"]) if config.wants_split(image.get("split"))
-    ]
-    if not images:
-        found = sorted({str(image.get("split")) for _, image in _numbered(content["images"])})
-        raise ValueError(f"split {config.split!r} is empty: {name} has the splits {found}; set source.split to one")
-    pairs, unreadable, near = [], [], str(PurePosixPath(name).parent)
-    for number, image in images:
-        if file_name := _text(image, "filename"):
-            captions = (sentence.get("raw") for _, sentence in _numbered(image.get("sentences")))
-            path = str(PurePosixPath(_text(image, "filepath")) / file_name)
-            pairs.append((path if tree.find(path, near) else file_name, clean_captions(captions)))
-        else:
-            unreadable.append(f"{name}:{number}")
-    return _rows(tree, name, pairs, unreadable)
-
-
-def coco_rows(tree: Tree, name: str, content: dict) -> list[Row]:
-    """One row an image, with all its captions in file order."""
-    captions: dict[Any, list[object]] = {}
-    pairs, unreadable = [], []
-    for number, annotation in _numbered(content["annotations"]):
-        image_id = annotation.get("image_id")
-        if isinstance(image_id, int | float | str):
-            captions.setdefault(image_id, []).append(annotation.get("caption"))
-        else:
-            unreadable.append(f"{name}:annotations:{number}")
+def _karpathy(content: dict[str, Any]) -> Iterator[AnnotatedImage]:
     for number, image in _numbered(content["images"]):
-        image_id, file_name = image.get("id"), _text(image, "file_name")
-        if isinstance(image_id, int | float | str) and file_name:
-            pairs.append((file_name, clean_captions(captions.get(image_id, []))))
-        else:
-            unreadable.append(f"{name}:images:{number}")
-    return _rows(tree, name, pairs, unreadable)
+        file_name = _text(image, "filename")
+        sentences = image.get("sentences")
+        captions = tuple(_sentence(item) for item in sentences) if isinstance(sentences, list) else ()
+        problem = "" if file_name else 'it has no "filename"'
+        yield AnnotatedImage(str(number), file_name, _text(image, "filepath"), _text(image, "split"), captions, problem)
+
+
+def _sentence(sentence: object) -> object:
+    """The text of Karpathy's sentence: as such, as {"raw": ...}, or only cut into {"tokens": [...]}."""
+    if not isinstance(sentence, dict):
+        return sentence
+    tokens = sentence.get("tokens")
+    joined = " ".join(map(str, tokens)) if isinstance(tokens, list) else None
+    return sentence.get("raw", joined)
+
+
+def _coco(content: dict[str, Any]) -> Iterator[AnnotatedImage]:
+    captions: dict[str, list[object]] = {}
+    places: dict[str, str] = {}
+    for number, annotation in _numbered(content["annotations"]):
+        place = f"annotations:{number}"
+        image_id = _identifier(annotation.get("image_id"))
+        if not image_id:
+            yield AnnotatedImage(place, "", "", "", (), 'it has no "image_id" that is a number or text')
+            continue
+        caption = annotation.get("caption")
+        captions.setdefault(image_id, []).extend(caption if isinstance(caption, list) else [caption])
+        places.setdefault(image_id, place)
+
+    images = [(number, _identifier(image.get("id")), image) for number, image in _numbered(content["images"])]
+    known = {image_id for _, image_id, _ in images}
+    for image_id, place in places.items():
+        if image_id not in known:
+            yield AnnotatedImage(place, "", "", "", (), f'no record of "images" has the id {image_id}')
+
+    for number, image_id, image in images:
+        file_name = _text(image, "file_name")
+        problem = "" if image_id and file_name else 'it has no "id" that is a number or text, or no "file_name"'
+        texts = tuple(captions.get(image_id, ()))
+        yield AnnotatedImage(f"images:{number}", "" if problem else file_name, "", "", texts, problem)
+
+
+def _identifier(value: object) -> str:
+    """An id as text, equal for 7, 7.0 and "7"; empty for what is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else ""
 
 
 def _numbered(records: object) -> Iterator[tuple[int, dict]]:
@@ -129,117 +114,6 @@ def _numbered(records: object) -> Iterator[tuple[int, dict]]:
         yield number, record if isinstance(record, dict) else {}
 
 
-def _text(record: dict, *fields: str) -> str:
-    """The first of these fields that holds text."""
-    return next((record[field] for field in fields if isinstance(record.get(field), str) and record[field]), "")
-
-
-def captions_rows(tree: Tree, names: Sequence[str], config: SourceConfig) -> dict[str, list[Row]]:
-    """Rows by captions file, one an image; captions of repeated lines with other text are joined.
-
-    Keys are the images' names, below the folder of their file where there are several.
-    """
-    rows, num_images = {}, 0
-    for name in names:
-        merged, unreadable = _merged_records(tree, name, config)
-        pairs = ((image, clean_captions(captions)) for image, captions in merged.items())
-        rows[name] = _rows(tree, name, pairs, unreadable, f"{PurePosixPath(name).parent}/" if len(names) > 1 else "")
-        num_images += len(merged)
-    if not num_images:
-        raise ValueError(
-            f"{' and '.join(names[:2])} names no image of split {config.split!r}: each record needs one of "
-            f"{IMAGE_FIELDS} and one of {CAPTION_FIELDS}; rename its fields, or set source.split"
-        )
-    return rows
-
-
-def _merged_records(tree: Tree, name: str, config: SourceConfig) -> tuple[dict[str, list[object]], list[str]]:
-    """Captions by image of the split, and the records that name no image."""
-    text = tree.files[name].read().decode("utf-8-sig", "replace")
-    merged: dict[str, list[object]] = {}
-    unreadable = []
-    for number, record in _records(name, text):
-        if not config.wants_split(record.get("split")):
-            continue
-        if image := _text(record, *IMAGE_FIELDS):
-            captions: Any = next((record[field] for field in CAPTION_FIELDS if record.get(field) is not None), [])
-            merged.setdefault(image, []).extend(captions if isinstance(captions, list) else [captions])
-        else:
-            unreadable.append(f"{name}:{number}")
-    return merged, unreadable
-
-
-def _records(name: str, text: str) -> Iterable[tuple[int, dict]]:
-    """(number, record) of a JSON, JSON-lines, comma- or tab-separated file; empty where a line is no record."""
-    if name.endswith(".jsonl"):
-        lines = enumerate(text.split("\n"), start=1)
-        return [(number, _record(line)) for number, line in lines if line.strip()]
-    try:
-        if name.endswith(".json"):
-            content = json.loads(text, strict=False)
-            if isinstance(content, dict):
-                content = [{"image": image, "captions": captions} for image, captions in content.items()]
-            return _numbered(content)
-        return enumerate(_table(name, text), start=1)
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{name} cannot be parsed ({error}): repair it there, then run again") from error
-
-
-def _record(line: str) -> dict:
-    try:
-        record = json.loads(line, strict=False)
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _table(name: str, text: str) -> list[dict]:
-    """Rows under a header. Tabs need no quotes: where these do not pair, those of a .tsv are part of its captions."""
-    lines, delimiter = io.StringIO(text.replace("\0", " "), newline=""), "\t" if name.endswith(".tsv") else ","
-    table = csv.DictReader(lines, delimiter=delimiter, strict=True)
-    try:
-        return [_as_wide_as_its_header(record, delimiter) for record in table]
-    except csv.Error as error:
-        if delimiter == ",":
-            raise csv.Error(f"{error}, line {table.reader.line_num}") from error
-        lines.seek(0)
-        table = csv.DictReader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-        return [_as_wide_as_its_header(record, delimiter) for record in table]
-
-
-def _as_wide_as_its_header(record: dict, delimiter: str) -> dict:
-    """A record with more fields than the header: what is too many belongs to a caption in the last, or it is none."""
-    rest = record.pop(None, None)
-    if rest is None:
-        return record
-    last = next(reversed(record))
-    return {**record, last: delimiter.join([record[last], *rest])} if last in CAPTION_FIELDS else {}
-
-
-def sibling_rows(tree: Tree) -> list[Row]:
-    """One row an image, its captions the lines of the .txt file of the same name."""
-    rows = []
-    for name in tree.with_suffix(*IMAGE_SUFFIXES):
-        text = tree.files.get(str(PurePosixPath(name).with_suffix(".txt")))
-        rows.append(Row(name, tree.files[name], () if text is None else text))
-    return rows
-
-
-def _rows(
-    tree: Tree,
-    name: str,
-    pairs: Iterable[tuple[str, tuple[str, ...]]],
-    unreadable: Iterable[str],
-    key_prefix: str = "",
-) -> list[Row]:
-    """Rows in the order of file `name`, the second with a key marked; then those of its unreadable records."""
-    near = str(PurePosixPath(name).parent)
-    return [*_marked(tree, near, pairs, key_prefix), *(Row(key, None, (), "unreadable record") for key in unreadable)]
-
-
-def _marked(tree: Tree, near: str, pairs: Iterable[tuple[str, tuple[str, ...]]], key_prefix: str) -> Iterator[Row]:
-    seen: set[str] = set()
-    for given, captions in pairs:
-        name = as_text(given)
-        yield Row(key_prefix + name, tree.find(name, near), captions, "duplicate key" if name in seen else None)
-        seen.add(name)
+def _text(record: dict, field: str) -> str:
+    value = record.get(field)
+    return value if isinstance(value, str) else ""

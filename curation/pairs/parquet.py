@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.storage import BLOCK_BYTES, is_remote, kind_of, open_arrow, read_range, size_of
-from curation.pairs.sample import Part, Reject, Sample, SourceConfig, clean_captions
+from curation.pairs.sample import Part, Reject, Sample, SourceConfig
 from curation.pairs.splits import of_split
+from curation.pairs.text import clean_captions
 from curation.pairs.tree import Tree
 
 IMAGE_COLUMNS = ("image", "jpg", "png", "webp", "image_bytes", "bytes", "image_path", "path", "file_name", "filename")

@@ -2,18 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from curation.pairs.images import Reason
-from curation.pairs.tree import ByteRange
+from curation.pairs.ranges import ByteRange
 
 Format = Literal["auto", "folder", "karpathy", "coco", "webdataset", "parquet"]
-
-MAX_CAPTION_CHARS = 10_000
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-CONTROL_TO_SPACE = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")
 
 
 @dataclass(frozen=True)
@@ -101,17 +96,3 @@ class Part:
 
 def _text(captions: tuple[str, ...] | ByteRange) -> tuple[str, ...] | int:
     return captions.size if isinstance(captions, ByteRange) else captions
-
-
-def clean_captions(raw: Iterable[object]) -> tuple[str, ...]:
-    """Captions that any consumer can store and print: no control characters or lone surrogates, one line, not empty."""
-    return tuple(_clean(raw))
-
-
-def _clean(raw: Iterable[object]) -> Iterator[str]:
-    for caption in raw:
-        if isinstance(caption, str):
-            valid = caption.encode("utf-8", "replace").decode()
-            text = " ".join(valid.translate(CONTROL_TO_SPACE).split())[:MAX_CAPTION_CHARS]
-            if text:
-                yield text

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cluster.storage import kind_of, read_range, size_of
-from curation.pairs.annotations import (
+from curation.pairs.images import IMAGE_SUFFIXES
+from curation.pairs.lists import (
     captions_rows,
     coco_rows,
     find_json,
@@ -19,9 +20,11 @@ from curation.pairs.annotations import (
     sibling_rows,
 )
 from curation.pairs.parquet import parquet_parts, read_parquet_part
-from curation.pairs.sample import IMAGE_SUFFIXES, Format, Part, Reject, Row, Sample, SourceConfig, clean_captions
+from curation.pairs.ranges import ByteRange
+from curation.pairs.sample import Format, Part, Reject, Row, Sample, SourceConfig
 from curation.pairs.splits import CAPTION_FILES, captions_files, is_divided
-from curation.pairs.tree import ByteRange, Tree, as_text, open_tree
+from curation.pairs.text import as_text, clean_captions
+from curation.pairs.tree import Tree, open_tree
 from curation.pairs.webdataset import TarWalk, read_tar_part, split_name, tar_parts, tar_samples
 
 HASHED_WHOLE_BYTES = 64_000_000

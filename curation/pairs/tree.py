@@ -1,34 +1,19 @@
-"""Files by relative name, in a folder or inside one uncompressed tar, each as a byte range that any process can read.
+"""Files by relative name, in a folder or inside uncompressed tars, each as a byte range that any process can read.
 
-Annotated data sets (Karpathy, COCO, folder with captions) are read through a tree, so that a folder and a tar of it are
-the same thing: nothing is unpacked.
+Every annotated layout is read through a tree, so that a folder and a tar of it are the same thing: nothing is unpacked.
 """
 
-import io
 import posixpath
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import unicodedata
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
-import pyarrow as pa
-
-from cluster.storage import files_below, is_remote, kind_of, open_arrow, open_file, read_range
-
-PADDING_BYTES = 1 << 20
-
-
-class ByteRange(NamedTuple):
-    """Where the bytes of one file are: a whole file, or a member of a tar."""
-
-    path: str
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """All bytes; shorter than `size` when the file has been cut."""
-        return read_range(self.path, self.offset, self.size)
+from cluster.storage import files_below, kind_of
+from curation.pairs.images import IMAGE_SUFFIXES
+from curation.pairs.ranges import ByteRange
+from curation.pairs.tars import tar_members
+from curation.pairs.text import as_text
 
 
 @dataclass(frozen=True)
@@ -38,32 +23,62 @@ class Tree:
     root: Path
     is_file: bool
     files: dict[str, ByteRange]
-    by_basename: dict[str, list[str]] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        by_basename: dict[str, list[str]] = {}
-        for name in self.files:
-            by_basename.setdefault(PurePosixPath(name).name, []).append(name)
-        object.__setattr__(self, "by_basename", by_basename)
 
     @property
     def name(self) -> str:
         """The root's own name."""
         return as_text(self.root.name)
 
-    def find(self, name: str, near: str = "") -> ByteRange | None:
-        """A file by its name in an annotation file that lies in folder `near`.
+    @cached_property
+    def by_basename(self) -> dict[str, list[str]]:
+        """Full names by the last part of the name."""
+        by_basename: dict[str, list[str]] = {}
+        for name in self.files:
+            by_basename.setdefault(PurePosixPath(name).name, []).append(name)
+        return by_basename
 
-        Looked for beside the annotations, as given, then anywhere: the one file whose path ends in the whole name, or
-        whose whole path ends the name.
+    @cached_property
+    def _by_form(self) -> dict[str, list[str]]:
+        """Full names by the last part of the name, images also by its stem, whatever their case and Unicode form."""
+        by_form: dict[str, list[str]] = {}
+        for name in self.files:
+            base = _form(posixpath.basename(name))
+            stem, suffix = posixpath.splitext(base)
+            by_form.setdefault(base, []).append(name)
+            if suffix in IMAGE_SUFFIXES:
+                by_form.setdefault(stem, []).append(name)
+        return by_form
+
+    def find(self, name: str, *folders: str) -> list[str]:
+        """The files that a name in a list can mean: one when it is clear, none when missing, several when ambiguous.
+
+        The first of these ways in which any file fits decides: the name in one of `folders`, in their order; the name
+        from the root; the same without regard to case and Unicode form; every file whose path ends in the whole name,
+        or whose whole path ends the name. A name without an image's suffix may mean an image of that stem.
+
+        >>> tree.find("cats/1.jpg", "lists")    # files: data/cats/1.jpg, data/dogs/1.jpg
+        ["data/cats/1.jpg"]
+        >>> tree.find("1.jpg", "lists")
+        ["data/cats/1.jpg", "data/dogs/1.jpg"]
         """
-        for candidate in (posixpath.normpath(posixpath.join(near, name)), name):
+        spellings = (name, name.replace("\\", "/")) if "\\" in name else (name,)
+        wanted = [
+            posixpath.normpath(posixpath.join(folder, spelled)) for spelled in spellings for folder in (*folders, "")
+        ]
+        for candidate in wanted:
             if candidate in self.files:
-                return self.files[candidate]
-        parts = PurePosixPath(name).parts
-        same_name = self.by_basename.get(parts[-1], []) if parts else []
-        fitting = [found for found in same_name if _is_tail(PurePosixPath(found).parts, parts)]
-        return self.files[fitting[0]] if len(fitting) == 1 else None
+                return [candidate]
+
+        # Only files with the same last part can fit, whatever their folders are.
+        base = posixpath.basename(wanted[-1])
+        alike = self._by_form.get(_form(base), []) if base else []
+        for candidate in wanted:
+            if same := [file for file in alike if _is_named(file, candidate)]:
+                return same
+
+        # A path of another machine may be longer than ours: /home/me/data/cats/1.jpg for cats/1.jpg.
+        parts = _parts(wanted[-1].removeprefix("/"))
+        return [file for file in alike if _is_tail(_parts(file), parts) or _is_tail(_parts(_stem(file)), parts)]
 
     def outermost(self, *basenames: str) -> str | None:
         """The file of one of these names that is nearest the root."""
@@ -75,67 +90,35 @@ class Tree:
         return [name for name in self.files if name.lower().endswith(suffixes)]
 
 
+def _form(name: str) -> str:
+    """Equal for names that differ in case, or in how their accents are composed (macOS writes NFD)."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0]
+
+
+def _is_named(file: str, name: str) -> bool:
+    return _form(name) in (_form(file), _form(_stem(file)))
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(_form(name).split("/"))
+
+
 def _is_tail(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
     """Whether the longer path ends in the whole of the shorter one."""
     common = min(len(left), len(right))
     return left[-common:] == right[-common:]
 
 
-def as_text(name: str) -> str:
-    """A file's name as UTF-8 can hold it: bytes of another encoding are spelled out, as in caf\\udce9.jpg."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def open_tree(path: Path) -> Tree:
     """The tree of a folder or of an uncompressed tar; ValueError when there is neither."""
     kind = kind_of(path)
     if not kind:
-        raise ValueError(f"{path} does not exist: a folder or an uncompressed .tar is needed; correct the path")
+        raise ValueError(f"{path} does not exist: a folder or an uncompressed .tar is required; correct the path")
     if kind == "file":
         return Tree(path, True, dict(sorted(tar_members(path))))
     files = {as_text(name): ByteRange(where, 0, size) for name, where, size in sorted(files_below(path))}
     return Tree(path, False, files)
-
-
-def tar_members(path: Path) -> Iterator[tuple[str, ByteRange]]:
-    """Every regular, visible file of a tar, in its order; ValueError when it is compressed, cut or no tar."""
-    try:
-        with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                name = member.name.removeprefix("./")
-                if member.isfile() and not any(part.startswith(".") for part in name.split("/")):
-                    yield as_text(name), ByteRange(str(path), member.offset_data, member.size)
-                archive.members = []  # type: ignore[attr-defined]  # the index would grow with the archive
-            _check_end(file, archive.offset)
-    except tarfile.TarError as error:
-        raise _damaged(path, error) from error
-
-
-def check_tar_end(path: Path) -> None:
-    """ValueError when a tar has been cut: a whole one ends in zeros. One small read, without its headers."""
-    with open_arrow(path) if is_remote(path) else path.open("rb") as file:
-        try:
-            _check_end(file, max(0, file.seek(0, io.SEEK_END) - tarfile.BLOCKSIZE))
-        except tarfile.TarError as error:
-            raise _damaged(path, error) from error
-
-
-def _check_end(file: io.BufferedReader | pa.NativeFile, offset: int) -> None:
-    """What follows the last member is zeros alone, a block at least; tarfile itself is silent about anything else."""
-    file.seek(offset)
-    tail = file.read(tarfile.BLOCKSIZE)
-    if tail.strip(b"\0") or len(tail) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"neither a header nor the end mark at byte {offset}")
-    while padding := file.read(PADDING_BYTES):
-        if padding.strip(b"\0"):
-            raise tarfile.ReadError(
-                f"more follows its end mark at byte {offset}, as where tars were joined by cat: unpack it with "
-                "tar --ignore-zeros and pack it again"
-            )
-
-
-def _damaged(path: Path, error: tarfile.TarError) -> ValueError:
-    return ValueError(
-        f"{path} cannot be read as a tar ({error}): it must be whole and uncompressed, since files are read in place; "
-        "unpack compressed archives, fetch cut ones again"
-    )

@@ -11,9 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster.storage import size_of
-from curation.pairs.sample import IMAGE_SUFFIXES, Part, Reject, Sample, SourceConfig, clean_captions
+from curation.pairs.images import IMAGE_SUFFIXES
+from curation.pairs.ranges import ByteRange
+from curation.pairs.sample import Part, Reject, Sample, SourceConfig
 from curation.pairs.splits import of_split
-from curation.pairs.tree import ByteRange, Tree, check_tar_end, tar_members
+from curation.pairs.tars import check_tar_end, tar_members
+from curation.pairs.text import clean_captions
+from curation.pairs.tree import Tree
 
 MEGABYTE = 1_000_000
 CHECKS_AT_ONCE = 32

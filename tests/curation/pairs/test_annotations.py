@@ -19,6 +19,7 @@ from raw_pairs import (
     write_siblings,
 )
 
+from curation.pairs.annotations import AnnotatedImage, annotated_images, annotation_kind
 from curation.pairs.sample import SourceConfig
 from curation.pairs.sources import Sample, list_parts
 
@@ -183,7 +184,7 @@ def test_each_record_without_an_image_name_is_a_reject(images: Path, name: str) 
 
 
 def test_odd_records_of_karpathy_and_coco_are_rejects(images: Path) -> None:
-    odd = [5, {"split": "train"}, {"filename": 5}, {"filename": "b.jpg", "filepath": None, "sentences": ["bare", None]}]
+    odd = [5, {"split": "train"}, {"filename": 5}, {"filename": "b.jpg", "filepath": None, "sentences": [None]}]
     (images / "dataset.json").write_text(json.dumps({"images": [*karpathy()[:1], *odd]}))
     rows = read_all(images / "dataset.json")
     assert rows[0].captions == ("a cat", "one cat")
@@ -215,3 +216,35 @@ def test_a_missing_image_is_not_replaced_by_another_of_its_name(images: Path) ->
     rows = read_all(images)
     assert reasons_of(rows) == dict.fromkeys(["cat/1.jpg", "cow/1.jpg", "1.jpg"], "missing file")
     assert [row.key for row in rows if isinstance(row, Sample)] == names[3:]
+
+
+def test_karpathys_sentences_may_be_text_objects_or_tokens() -> None:
+    sentences = ["bare", {"raw": "raw"}, {"tokens": ["only", "tokens"]}, {}]
+    content = {"images": [{"filename": "a.jpg", "filepath": "x", "split": "val", "sentences": sentences}, {"split": 5}]}
+    assert annotation_kind(content) == "karpathy"
+    assert annotated_images(content) == [
+        AnnotatedImage("1", "a.jpg", "x", "val", ("bare", "raw", "only tokens", None)),
+        AnnotatedImage("2", "", "", "", (), 'it has no "filename"'),
+    ]
+
+
+def test_cocos_ids_may_be_numbers_or_text_and_captions_of_no_image_are_records_too() -> None:
+    images = [{"id": "7", "file_name": "a.jpg"}, {"id": 8.0, "file_name": "b.jpg"}]
+    captions = [
+        {"image_id": 7, "caption": "one"},
+        {"image_id": 8, "caption": ["two", "three"]},
+        {"image_id": 9, "caption": "x"},
+    ]
+    content = {"images": images, "annotations": captions}
+    assert annotation_kind(content) == "coco"
+    assert annotated_images(content) == [
+        AnnotatedImage("annotations:3", "", "", "", (), 'no record of "images" has the id 9'),
+        AnnotatedImage("images:1", "a.jpg", "", "", ("one",)),
+        AnnotatedImage("images:2", "b.jpg", "", "", ("two", "three")),
+    ]
+
+
+def test_annotations_without_captions_are_told_apart() -> None:
+    boxes = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}]}
+    assert annotation_kind(boxes) == "coco without captions"
+    assert [annotation_kind(content) for content in (5, [], {"images": 5}, {"images": [5]})] == [None] * 4

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from curation.pairs.ranges import ByteRange
 from curation.pairs.splits import captions_files, is_of_other_split, of_split
-from curation.pairs.tree import ByteRange, Tree
+from curation.pairs.tree import Tree
 
 OF_ALL = ["a.tar", "000/captions.json", "latest.json", "evaluation/trainees.csv", "trainval.json", "restval.tar"]
 
