@@ -81,7 +81,7 @@ class StepConfig:
     """The frozen encoder."""
     device: str = "cpu"
     """cpu or cuda."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: ParallelConfig = field(default_factory=lambda: ParallelConfig(dtype="float32"))
     """Number format of both; compilation and recomputation of what both train."""
     contenders: tuple[str, ...] = ("ours", "reference")
     """Which to run."""

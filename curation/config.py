@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.machine import AUTO, PRECISION, PrecisionChoice
 from cluster.resources import MACHINE_FACT, Resources
 from curation.choice.config import Combine, DuplicatesConfig, LeakageConfig, Method
 from curation.clusters.config import Engine, KMeansConfig, LevelsConfig
-from curation.encoders.config import BackboneConfig, CaptionConfig, Precision
+from curation.encoders.config import BackboneConfig, CaptionConfig
 from curation.encoders.views import AugmentConfig
 from curation.pairs.sample import SourceConfig
 from curation.shards.codec import Dtype
@@ -29,8 +30,9 @@ class EmbedConfig:
     """Side of the patch grid when content is grid."""
     dtype: Dtype = "float16"
     """Number format of the stored vectors."""
-    precision: Precision = "bfloat16"
-    """Arithmetic of the backbone's matmuls; bfloat16 is twice as fast, float32 for processors that lack it."""
+    precision: PrecisionChoice = field(default=AUTO, metadata=PRECISION)
+    """Number format of the backbone's products; auto: bfloat16 where the workers' device is fast in it, otherwise
+    float32."""
     view: int = 0
     """0: the centre of each image; any other number: a random crop and flip that is its own for each number."""
     augment: AugmentConfig = AugmentConfig()

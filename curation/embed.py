@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import placement
+from cluster.devices import settled
 from cluster.fanout import Pool
 from cluster.files import write_atomic
 from cluster.logs import progress
@@ -114,8 +115,9 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
 
 
 def with_resources(config: EmbedConfig, num_tasks: int) -> EmbedConfig:
-    """The config for workers of this Ray cluster: they decode in as many threads as they have cores."""
-    return dataclasses.replace(config, resources=placement.resolve(config.resources, num_tasks))
+    """The config for workers of this Ray session: precision chosen, one decoding thread per core."""
+    resources = placement.resolve(config.resources, num_tasks)
+    return dataclasses.replace(settled(config, resources), resources=resources)
 
 
 class _Totals:

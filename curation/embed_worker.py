@@ -19,6 +19,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from cluster.files import write_atomic
+from cluster.machine import settled_precision
 from curation.config import EmbedConfig
 from curation.encoders.backbone import Backbone, load_backbone, pool_patches
 from curation.encoders.captions import CaptionEncoder
@@ -79,7 +80,7 @@ class EmbedWorker:
     def __init__(self, config: EmbedConfig, out: Path) -> None:
         self.config = config
         self.out = out
-        self.backbone = load_backbone(config.backbone, config.precision)
+        self.backbone = load_backbone(config.backbone, settled_precision(config.precision))
         self.encoder = CaptionEncoder(config.captions)
         self.spec = embedding_spec(config, self.backbone, self.encoder)
         self.walks = dict[str, TarWalk]()

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.machine import AUTO, PRECISION, PrecisionChoice
 from cluster.resources import Resources
-from curation.encoders.config import BackboneConfig, Precision
+from curation.encoders.config import BackboneConfig
 from evaluate.prompts import TemplateSet
 
 
@@ -60,8 +61,9 @@ class EvaluateConfig:
     """Split of retrieval sets; "auto": test if there, else val, else every image."""
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     """Sliding-window protocol."""
-    precision: Precision = "bfloat16"
-    """Arithmetic of the backbone's matmuls, best the same as in embedding; float32 for CPUs that lack bfloat16."""
+    precision: PrecisionChoice = field(default=AUTO, metadata=PRECISION)
+    """Number format of the backbone's products, best the same as in embedding; auto: bfloat16 where the workers' device
+    is fast in it, otherwise float32."""
     batch_size: int = 64
     """Images decoded and encoded at a time."""
     bootstrap_samples: int = 1000

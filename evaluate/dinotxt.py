@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cluster.machine import Precision
 from curation.encoders.backbone import Backbone, Features, load_backbone, pool_patches
-from curation.encoders.config import BackboneConfig, Precision, geometry_of
+from curation.encoders.config import BackboneConfig, geometry_of
 from curation.encoders.resolve import resolve
 from curation.shards.schema import EmbeddingSpec
 from train.export.folder import LoadedModel

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from cluster.devices import settled
 from cluster.fanout import Pool
 from cluster.files import write_atomic
 from cluster.logs import progress
+from cluster.machine import settled_precision
 from cluster.storage import kind_of
 from evaluate import examples
 from evaluate.classification import classify
@@ -48,7 +50,8 @@ def run(config: EvaluateConfig, *, out: Path, model: Path | None = None, **datas
     Returns every metric as "<benchmark>/<metric>". Results that `out` holds already are kept.
     """
     if model:
-        return evaluate_sets(config, out, datasets, partial(load_encoder, model, config.backbone, config.precision))
+        precision = settled_precision(settled(config, config.resources).precision)
+        return evaluate_sets(config, out, datasets, partial(load_encoder, model, config.backbone, precision))
     architecture, _, weights = config.open_clip.partition(":")
     return evaluate_sets(config, out, datasets, partial(OpenClipEncoder, architecture, weights))
 

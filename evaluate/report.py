@@ -176,6 +176,7 @@ def _lineage(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
             "duration": duration(record["seconds"]) if "seconds" in record else "",
             "finished": str(record.get("finished", ""))[:16].replace("T", " "),
             "host": str(record.get("host", "")),
+            "choices": "; ".join(record.get("choices", {}).values()),
             "commit": str(record.get("commit", ""))[:10] + (" +" if record.get("dirty") else ""),
         }
         for label, record in records.items()

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Int64
 from rich.console import Console
 
+from cluster.devices import settled
+from cluster.machine import settled_precision
 from curation.config import EmbedConfig
 from curation.embed_worker import embedding_spec
 from curation.encoders import dinov2
@@ -88,7 +90,7 @@ def verdict(rates: Rates) -> str:
 
 def measure(config: EmbedConfig, folder: Path) -> Rates:
     """The rates of an embed config, with a sample written to a folder on the disk in question."""
-    config = replace(config, captions=CaptionConfig())
+    config = replace(settled(config, config.resources), captions=CaptionConfig())
     backbone = random_backbone(config)
     spec = embedding_spec(config, backbone, CaptionEncoder(config.captions))
     rows = max(1, min(MOST_ROWS, SAMPLE_BYTES // spec.row_bytes()))
@@ -105,8 +107,9 @@ def random_backbone(config: EmbedConfig) -> Backbone:
     """The config's backbone, random where it is a DINOv2: its weights need not be there."""
     named = replace(config.backbone, name=PREFERRED) if config.backbone.name == AUTO else config.backbone
     if named.name in EFFICIENTNET:
-        return load_backbone(named, config.precision)
-    random = Backbone(dinov2.load_random(named.name), geometry_of(named), describe(named.name), config.precision)
+        return load_backbone(named, settled_precision(config.precision))
+    precision = settled_precision(config.precision)
+    random = Backbone(dinov2.load_random(named.name), geometry_of(named), describe(named.name), precision)
     return random.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

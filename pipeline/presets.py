@@ -34,7 +34,6 @@ QUICKSTART = Recipe(
         num_steps=200,
         val_every=50,
         optim=OptimConfig(lr=1e-3, warmup_steps=20),
-        parallel=ParallelConfig(dtype="bfloat16"),
         checkpoint=CheckpointConfig(every_steps=50),
     ),
     evaluate=EvaluateConfig(
@@ -98,7 +97,6 @@ FLICKR8K = Recipe(
         num_steps=200,
         val_every=50,
         optim=OptimConfig(lr=2e-3, weight_decay=5.0, warmup_steps=20),
-        parallel=ParallelConfig(dtype="bfloat16"),
         checkpoint=CheckpointConfig(every_steps=50),
     ),
     evaluate=EvaluateConfig(split="val", segmentation=SegmentationConfig(short_side=352, window=224, stride=112)),
@@ -113,7 +111,6 @@ OWN = Recipe(
     embed=EmbedConfig(content="pooled"),
     train=TrainConfig(
         model=ModelConfig(vision=VisionConfig(blocks=0)),
-        parallel=ParallelConfig(dtype="bfloat16"),
     ),
     compare=(),
 )
@@ -146,7 +143,7 @@ VITL14 = Recipe(
         num_steps=50_000,
         val_every=1000,
         optim=OptimConfig(lr=7e-4, weight_decay=1e-4, betas=(0.9, 0.99), warmup_steps=2000),
-        parallel=ParallelConfig(dtype="bfloat16", recompute_blocks=True, compile=True),
+        parallel=ParallelConfig(recompute_blocks=True, compile=True),
     ),
     compare=(),
     report=ReportConfig(title="dino.txt on ViT-L/14"),

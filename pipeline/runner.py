@@ -19,8 +19,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
-from cluster.files import remove_torn, write_atomic
+from cluster.devices import precision_choice, slow_choices
+from cluster.files import append_jsonl, read_jsonl, remove_torn, write_atomic
 from cluster.session import ROOT, session
 from pipeline.fingerprint import canonical, fingerprint, input_identity
 from pipeline.step import Step, ancestors, in_order
@@ -30,6 +32,7 @@ from pipeline.tracking import Tracking
 log = logging.getLogger(__name__)
 
 ERROR = "error.txt"
+CHOICES = "choices.jsonl"
 VERSIONS_OF = ("torch", "ray", "pyarrow", "numpy", "mlflow", "sentencepiece")
 
 
@@ -76,10 +79,20 @@ def run_steps(
     status = "FAILED"
     try:
         with session():
+            show_choices(todo, console)
             _run_all(todo, lambda step: _run_step(step, store, tracking, step.label in again), console, ordered)
         status = "FINISHED"
     finally:
         tracking.finish(status, *_results(ordered, store))
+
+
+def show_choices(todo: Sequence[Step], console: Console) -> None:
+    """Say what `auto` stands for on this machine. ValueError, before anything runs, for a choice that is impossible."""
+    for warning in [warning for step in todo for warning in slow_choices(step.config, step.label)]:
+        log.warning("%s", warning)
+    choices = dict.fromkeys(str(choice) for step in todo if (choice := precision_choice(step.config)))
+    for choice in choices:
+        console.print(f"precision [b]{escape(choice)}[/b]", soft_wrap=True, highlight=False)
 
 
 def _run_all(todo: list[Step], run: Callable[[Step], Record], console: Console, ordered: Sequence[Step]) -> None:
@@ -133,16 +146,29 @@ def _run_step(step: Step, store: Store, tracking: Tracking, again: bool) -> Reco
         remove_torn(out)
         try:
             inputs = {name: store.resolve(source) for name, source in step.inputs.items()}
+            choices = note_choices(step, out)
             started, clock = datetime.now(UTC), time.perf_counter()
             with tracking.step(step, out) as track:
                 summary = {name: float(value) for name, value in step.run(step.config, out=out, **inputs).items()}
                 track(summary)
             remove_torn(out)  # of workers that were lost while others went on
-            record = make_record(step, summary, out, started, time.perf_counter() - clock)
+            (out / CHOICES).unlink(missing_ok=True)
+            record = make_record(step, summary, out, started, time.perf_counter() - clock, choices)
             store.commit(step, record)
         except Exception as error:
             raise _failure(step, error, out) from error
         return record
+
+
+def note_choices(step: Step, out: Path) -> dict[str, str]:
+    """What `auto` stands for in this run of a step and stood for in earlier, unfinished ones, which `out` remembers."""
+    choice = precision_choice(step.config)
+    if choice is None:
+        return {}
+    earlier = [row["precision"] for row in read_jsonl(out / CHOICES)]
+    if str(choice) not in earlier:
+        append_jsonl(out / CHOICES, {"precision": str(choice)})
+    return {"precision": ", then ".join(dict.fromkeys([*earlier, str(choice)]))}
 
 
 def _failure(step: Step, error: Exception, out: Path) -> StepFailed:
@@ -157,7 +183,14 @@ def _failure(step: Step, error: Exception, out: Path) -> StepFailed:
     )
 
 
-def make_record(step: Step, summary: Mapping[str, float], out: Path, started: datetime, seconds: float) -> Record:
+def make_record(
+    step: Step,
+    summary: Mapping[str, float],
+    out: Path,
+    started: datetime,
+    seconds: float,
+    choices: Mapping[str, str],
+) -> Record:
     """The record of a step that has just ended with its output in `out`, on this machine, with this code."""
     commit, dirty = git_state()
     return Record(
@@ -176,6 +209,7 @@ def make_record(step: Step, summary: Mapping[str, float], out: Path, started: da
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
         files=list_files(out),
+        choices=dict(choices),
         checksums=checksums(out),
     )
 

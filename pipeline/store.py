@@ -52,6 +52,8 @@ class Record:
     seconds: float
     files: dict[str, int]
     """Bytes of every file of the output."""
+    choices: dict[str, str] = field(default_factory=dict)
+    """What `auto` stood for on the machine that made the output, and why; of all machines that continued it."""
     checksums: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every file but shards, whose manifest has theirs; none in records written before there were any."""
 

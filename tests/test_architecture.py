@@ -32,6 +32,7 @@ DOORS = {
     "torch.distributed.fsdp": {"train.parallel"},
     "ray": {
         "cluster.allocation",
+        "cluster.devices",
         "cluster.placement",
         "cluster.session",
         "cluster.fanout",

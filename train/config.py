@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.machine import AUTO, PRECISION, Precision, PrecisionChoice
 from cluster.resources import MACHINE_FACT, Resources
-from curation.encoders.config import Precision
 from curation.encoders.views import AugmentConfig
 from curation.pairs.sample import SourceConfig
 
@@ -106,8 +106,8 @@ class LiveConfig:
     augment: AugmentConfig = AugmentConfig()
     source: SourceConfig = SourceConfig()
     """How the pairs are stored; a recipe takes the embed step's."""
-    precision: Precision = "bfloat16"
-    """Arithmetic of the backbone's matmuls; a recipe takes the embed step's."""
+    precision: PrecisionChoice = field(default=AUTO, metadata=PRECISION)
+    """Number format of the backbone's products; a recipe takes the embed step's."""
     weights: str = field(default="", metadata=MACHINE_FACT)
     """Weights of the backbone, as in embed.backbone.weights; a recipe takes the embed step's."""
 
@@ -136,7 +136,7 @@ class LossConfig:
 
     kind: Literal["softmax", "sigmoid"] = "softmax"
     """softmax: symmetric cross-entropy over the global batch (CLIP); sigmoid: one binary decision a pair (SigLIP)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "float32"
     """Number format of the matrix products of the loss."""
     sigmoid_bias: float = -10.0
     """Constant added to the logits of the sigmoid loss."""
@@ -146,8 +146,9 @@ class LossConfig:
 class ParallelConfig:
     """How the model is spread and run; of these only the dtype changes what is computed."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of matrix products; parameters, their moments and the reduction of gradients stay float32."""
+    dtype: PrecisionChoice = field(default=AUTO, metadata=PRECISION)
+    """Number format of matrix products; auto: bfloat16 where the workers' device is fast in it, otherwise float32.
+    Parameters, their moments and the sums of gradients are float32 in any case."""
     recompute_blocks: bool = field(default=False, metadata=MACHINE_FACT)
     """Recompute the activations of each block in the backward pass: less memory, a third more arithmetic."""
     compile: bool = False

@@ -8,6 +8,7 @@ made: the centre.
 from collections.abc import Callable
 from dataclasses import replace
 
+from cluster.machine import settled_precision
 from curation.encoders.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, load_backbone
 from curation.encoders.config import BackboneConfig, geometry_of
 from curation.shards.schema import EmbeddingSpec
@@ -23,7 +24,7 @@ class Sight:
 
     def __init__(self, config: LiveConfig, spec: EmbeddingSpec) -> None:
         named = backbone_of(config, spec)
-        self.backbone: Backbone = load_backbone(named, config.precision)
+        self.backbone: Backbone = load_backbone(named, settled_precision(config.precision))
         self.flop = backbone_flop(named) or 0.0
         """FLOP of an image; 0 where it is not known."""
 

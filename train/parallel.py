@@ -11,6 +11,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from cluster.machine import settled_precision
 from train.config import ParallelConfig
 from train.model import DinoTxt
 
@@ -26,8 +27,8 @@ def parallelize(model: DinoTxt, config: ParallelConfig, device: torch.device) ->
             if config.recompute_blocks:
                 stack[index] = checkpoint_wrapper(block)
     mesh = _mesh(config.replicas, device)
-    half = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    dtype = getattr(torch, settled_precision(config.dtype))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     blocks = (*model.text.blocks, *model.vision.blocks) if mesh.size() > 1 else ()  # one rank shares with nobody
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)

@@ -28,6 +28,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.context import get_train_context
 from torch.distributed.checkpoint.api import CheckpointException
 
+from cluster.devices import settled
 from cluster.files import read_jsonl, write_atomic
 from cluster.placement import resolve, room_for
 from cluster.resources import Resources
@@ -99,6 +100,7 @@ def run(
     for name in (STOP, GROW, FAILED):
         (job.out / name).unlink(missing_ok=True)
     with session():
+        config = settled(config, config.resources)
         resources = placement(config)
         is_elastic = bool(resources.min_workers)
         world = largest_group(config, resources.workers) if is_elastic else resources.workers

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cluster.files import sha256_file
+from cluster.machine import Precision
 from curation.encoders import dinov2, efficientnet
-from curation.encoders.config import BackboneConfig, Geometry, Precision, describe, geometry_of
+from curation.encoders.config import BackboneConfig, Geometry, describe, geometry_of
 from curation.encoders.models import EFFICIENTNET
 from curation.encoders.resolve import resolve
 from curation.encoders.views import centre_view

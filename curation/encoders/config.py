@@ -20,7 +20,6 @@ from curation.encoders.models import (
 
 AUTO = "auto"
 PREFERRED, FALLBACK = "dinov2-vits14-reg", "efficientnet-lite0"
-Precision = Literal["float32", "bfloat16"]
 NAMES = (AUTO, *DINOV2, *EFFICIENTNET)
 
 

@@ -29,7 +29,7 @@ def finish(store: Store, step: Step = STEP, text: str = "four") -> Path:
     out = store.partial(step)
     (out / "deep").mkdir(parents=True)
     (out / "deep" / "file.txt").write_text(text)
-    store.commit(step, make_record(step, {"rows": 4.0}, out, datetime.now(UTC), 1.5))
+    store.commit(step, make_record(step, {"rows": 4.0}, out, datetime.now(UTC), 1.5, {}))
     return store.folder(step)
 
 
@@ -92,7 +92,7 @@ def test_shards_are_verified_by_their_manifest(tmp_path: Path) -> None:
     rows |= {name: np.ones((1, 1, 2), np.float32) for name in spec.vector_columns()}
     rows |= {name: np.zeros(1, np.uint64) for name in HASHES}
     write_manifest(out, Manifest(spec, (write_shard(out / "shard-00000.arrow", spec, [rows]),)))
-    store.commit(STEP, make_record(STEP, {}, out, datetime.now(UTC), 1.5))
+    store.commit(STEP, make_record(STEP, {}, out, datetime.now(UTC), 1.5, {}))
     [record] = store.records()
     assert list(record.checksums) == ["manifest.json"]
     shard = store.folder(STEP) / "shard-00000.arrow"

@@ -200,7 +200,7 @@ def test_compiled_blocks_train_as_plain_ones_and_are_not_compiled_for_every_pack
     for name in ("plain", "compiled"):
         (tmp_path / name).mkdir()
     assert train(config, job(paths, tmp_path / "plain"))
-    compiled = replace(config, parallel=ParallelConfig(compile=True))
+    compiled = replace(config, parallel=ParallelConfig(dtype="float32", compile=True))
     mp.spawn(compiled_main, (compiled, job(paths, tmp_path / "compiled")))
     np.testing.assert_allclose(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), rtol=1e-3)
 

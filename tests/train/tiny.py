@@ -6,7 +6,15 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from train.config import CheckpointConfig, ModelConfig, OptimConfig, TextConfig, TrainConfig, VisionConfig
+from train.config import (
+    CheckpointConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    TextConfig,
+    TrainConfig,
+    VisionConfig,
+)
 
 TINY = TrainConfig(
     model=ModelConfig(TextConfig(width=32, layers=2, heads=2, context=12), VisionConfig(blocks=0)),
@@ -16,6 +24,7 @@ TINY = TrainConfig(
     log_every=1,
     val_every=10,
     optim=OptimConfig(lr=3e-3, warmup_steps=2),
+    parallel=ParallelConfig(dtype="float32"),
     checkpoint=CheckpointConfig(every_steps=5),
 )
 
