@@ -163,7 +163,7 @@ def test_machine_facts_and_the_budget_keep_every_shard(embedded: Embedded, sourc
 
 def test_workers_decode_in_as_many_threads_as_their_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 24.0, "GPU": 2.0}}])
-    resources = with_resources(EmbedConfig(), num_tasks=9).resources
+    resources = with_resources(EmbedConfig(precision="float32"), num_tasks=9).resources
     assert (resources.workers, resources.threads) == (2, 12)
 
 
