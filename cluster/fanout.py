@@ -2,13 +2,16 @@
 
 Each worker process builds one object of the class (say, a loaded backbone) and is handed one item after another. When a
 process or its node dies, what it had finished is kept, its unfinished items go to the others, and a new one is started.
+A method that is a generator yields how much of its item is done, for progress, and returns the result.
 """
 
+import inspect
 import logging
+import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import ray
 from ray.exceptions import (
@@ -28,9 +31,11 @@ from cluster.threads import limit_loaded_libraries, limit_threads
 IN_FLIGHT = 2  # calls per worker: one runs, one waits at its door
 START_ATTEMPTS = 4
 PATIENCE_S = 60.0
+COUNT_EVERY_S = 1.0  # between two counts of one call
 LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
 
 T = TypeVar("T")
+_Call: TypeAlias = ray.ObjectRef | ray.ObjectRefGenerator
 logger = logging.getLogger(__name__)
 
 
@@ -57,44 +62,65 @@ class Pool:
             ray.kill(seat.actor)
         self._seats = []
 
-    def map(self, method: str, items: Sequence[T], *shared: object, retries: int = 3) -> Iterator[tuple[T, Any]]:
+    def map(
+        self,
+        method: str,
+        items: Sequence[T],
+        *shared: object,
+        retries: int = 3,
+        on_count: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[T, Any]]:
         """Yield (item, worker.method(item, *shared)) for each item as it completes; `shared` travels once.
 
         An item is given to a worker again when the worker died, at most `retries` times; methods must bear that.
-        An exception of the method itself propagates at once, with a note that names the item.
+        An exception of the method itself propagates at once, with a note that names the item. `on_count` is called
+        with what generator methods have counted inside the unfinished items, all together (`Meter.under_way`).
         """
         references = [ray.put(value) for value in shared]
         work = _Work(items, retries)
         while len(self._seats) < min(self._resources.workers, len(items)):
             self._seats.append(self._new_seat())
+
         try:
             while work.remaining:
                 self._hand_out(work, method, references)
                 event = self._next_event()
                 if event is None:
                     continue
-                seat, reference = event
-                index = seat.calls.get(reference)
+
+                seat, call = event
+                index = seat.calls.get(call)
                 try:
-                    answer = ray.get(reference)
+                    answer = ray.get(next(call) if isinstance(call, ray.ObjectRefGenerator) else call)
                 except RayTaskError as error:
                     raise _named(error, self._worker, method, None if index is None else items[index]) from error
                 except LOST as error:
                     self._replace(seat, error, work)
                     continue
+
                 if index is None:
                     seat.starting = None
+                elif isinstance(answer, int):
+                    seat.counts[index] = answer
+                    self._tell(on_count)
                 else:
-                    del seat.calls[reference]
-                    result, peak_mb = answer
-                    self.peaks_mb[seat] = max(self.peaks_mb.get(seat, 0.0), peak_mb)
-                    yield work.done(index), result
+                    del seat.calls[call]
+                    seat.counts.pop(index, None)
+                    self._tell(on_count)
+                    self.peaks_mb[seat] = max(self.peaks_mb.get(seat, 0.0), answer.peak_mb)
+                    yield work.done(index), answer.result
         finally:
             for seat in self._seats:
                 seat.calls.clear()
+                seat.counts.clear()
+
+    def _tell(self, on_count: Callable[[int], None] | None) -> None:
+        if on_count:
+            on_count(sum(sum(seat.counts.values()) for seat in self._seats))
 
     def _hand_out(self, work: "_Work[T]", method: str, references: list[ray.ObjectRef]) -> None:
         """Give waiting items to the started workers that have least to do."""
+        is_counted = inspect.isgeneratorfunction(getattr(self._worker, method, None))
         while work.waiting:
             started = [seat for seat in self._seats if seat.starting is None]
             seat = min(started, key=lambda seat: len(seat.calls), default=None)
@@ -102,11 +128,12 @@ class Pool:
             if seat is None or len(seat.calls) >= in_flight:
                 return
             index, item = work.take()
-            seat.calls[seat.actor.call.remote(method, item, *references)] = index
+            remote = seat.actor.stream.options(num_returns="streaming") if is_counted else seat.actor.call
+            seat.calls[remote.remote(method, item, *references)] = index
 
-    def _next_event(self) -> "tuple[_Seat, ray.ObjectRef] | None":
-        """A worker that has started, finished a call or died; nothing when that takes very long."""
-        owners = {reference: seat for seat in self._seats for reference in seat.references()}
+    def _next_event(self) -> "tuple[_Seat, _Call] | None":
+        """A worker that has started, counted, finished a call or died; nothing when that takes very long."""
+        owners = {call: seat for seat in self._seats for call in seat.pending()}
         ready, _ = ray.wait(list(owners), num_returns=1, timeout=PATIENCE_S)
         if ready:
             return owners[ready[0]], ready[0]
@@ -168,9 +195,13 @@ class _Seat:
         self.actor = actor
         self.starting: ray.ObjectRef | None = starting
         self.attempt = attempt
-        self.calls: dict[ray.ObjectRef, int] = {}
+        self.calls: dict[_Call, int] = {}
+        """Items that the worker was handed, by index."""
+        self.counts: dict[int, int] = {}
+        """What its generator methods have counted inside those items."""
 
-    def references(self) -> list[ray.ObjectRef]:
+    def pending(self) -> "list[_Call]":
+        """What the pool waits for."""
         return list(self.calls) if self.starting is None else [self.starting]
 
 
@@ -185,11 +216,34 @@ class PoolWorker:
         self.worker = worker(*args)
         limit_loaded_libraries(self.threads)
 
-    def call(self, method: str, item: object, *shared: object) -> tuple[Any, float]:
-        """The result, and the peak memory of this process until then, in MB."""
+    def call(self, method: str, item: object, *shared: object) -> "Answer":
+        """What the method returns."""
         with PeakMemory() as memory:
             result = getattr(self.worker, method)(item, *shared)
-        return result, memory.peak_mb
+        return Answer(result, memory.peak_mb)
+
+    def stream(self, method: str, item: object, *shared: object) -> "Iterator[int | Answer]":
+        """What the generator method yields, but at most once a second, and then what it returns."""
+        counted_s = time.monotonic()
+        with PeakMemory() as memory:
+            counts = getattr(self.worker, method)(item, *shared)
+            while True:
+                try:
+                    count = next(counts)
+                except StopIteration as end:
+                    result = end.value
+                    break
+                if time.monotonic() - counted_s >= COUNT_EVERY_S:
+                    counted_s = time.monotonic()
+                    yield int(count)
+        yield Answer(result, memory.peak_mb)
+
+
+class Answer(NamedTuple):
+    """What a call of a worker's method returned, and the peak memory of the process until then."""
+
+    result: Any
+    peak_mb: float
 
 
 def _named(error: RayTaskError, worker: type, method: str, item: object) -> BaseException:

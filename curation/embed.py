@@ -20,7 +20,7 @@ from cluster import placement
 from cluster.devices import settled
 from cluster.fanout import Pool
 from cluster.files import write_atomic
-from cluster.logs import progress
+from cluster.progress import progress
 from cluster.resources import MACHINE_FACT, Resources
 from curation.config import EmbedConfig
 from curation.embed_worker import EmbedWorker, Task

@@ -15,8 +15,8 @@ from pathlib import Path
 from cluster.devices import settled
 from cluster.fanout import Pool
 from cluster.files import write_atomic
-from cluster.logs import progress
 from cluster.machine import settled_precision
+from cluster.progress import progress
 from cluster.storage import kind_of
 from evaluate import examples
 from evaluate.classification import classify

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.files import read_jsonl, write_atomic
-from cluster.logs import progress
+from cluster.progress import progress
 
 METRICS = "metrics.jsonl"
 FOLLOW_S = 0.5

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from cluster.fanout import Pool
-from cluster.logs import progress
 from cluster.memory import PeakMemory
+from cluster.progress import progress
 from curation.clusters.scan import Workers
 
 

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,6 +47,20 @@ class Arithmetic:
     def note(self, item: int, journal: Path) -> None:
         with journal.open("a") as file:
             file.write(f"{item}\n")
+
+    def count_up(self, item: int, folder: Path) -> Generator[int, None, int]:
+        """Count to the item, one at a time; die half-way at the first sight of item 4."""
+        marker = folder / "died"
+        for count in range(1, item + 1):
+            if item == 4 and count == 3 and not marker.exists():
+                marker.touch()
+                os._exit(1)
+            yield count
+        return item + self.offset
+
+    def fail_half_way(self, item: int) -> Generator[int, None, int]:
+        yield item
+        raise ValueError(f"bad value {item}")
 
     def fill(self, megabytes: int) -> int:
         return int(np.ones(megabytes << 20, np.uint8).sum(dtype=np.int64))
@@ -107,6 +121,24 @@ def test_map_survives_the_death_of_a_worker(pool: Pool, tmp_path: Path, is_signa
     results = sorted(pool.map("die_once", list(range(10)), tmp_path, is_signal))
     assert results == [(item, item + 100) for item in range(10)]
     assert (tmp_path / "died").exists()
+
+
+def test_a_generator_method_counts_and_returns(pool: Pool, tmp_path: Path) -> None:
+    """A worker that dies half-way through an item takes its count of it along."""
+    counts: list[int] = []
+    items = [1, 2, 3, 4, 5]
+    results = sorted(pool.map("count_up", items, tmp_path, on_count=counts.append))
+    assert results == [(item, item + 100) for item in items]
+    assert (tmp_path / "died").exists()
+    assert counts[-1] == 0
+    assert max(counts) <= sum(items)
+
+
+def test_a_generator_method_raises_its_own_exception_with_the_item(pool: Pool) -> None:
+    with pytest.raises(ValueError, match="bad value 7") as caught:
+        list(pool.map("fail_half_way", [7]))
+    assert any("Arithmetic.fail_half_way(7)" in note for note in caught.value.__notes__)
+    assert list(pool.map("add", [1])) == [(1, 101)]
 
 
 def test_map_gives_up_on_an_item_that_kills_every_worker(pool: Pool) -> None:
