@@ -22,15 +22,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.cost import UNITS, Cost, cost_of, peak_mb
 from benchmarks.loader import alone
 from benchmarks.loss import full_logits
 from benchmarks.text_step import padded, read_captions
-from curation.encoders import dinov2
-from curation.encoders.config import BackboneConfig, geometry_of
-from curation.encoders.models import DINOV2
+from curation.encoders.backbone import random_backbone
+from curation.encoders.config import BackboneConfig, backbone_flop, geometry_of
 from curation.shards.manifest import Manifest, write_manifest
 from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CLS, HASHES, PATCHES, REGISTERS, EmbeddingSpec
@@ -49,7 +48,7 @@ from train.config import (
     VisionConfig,
 )
 from train.data import Pairs
-from train.flop import TRAINING, backbone_flop, captions_flop, head_flop, peak_tflops, text_flop
+from train.flop import TRAINING, captions_flop, head_flop, peak_tflops, text_flop
 from train.gradients import backward, clip_gradients
 from train.model import DinoTxt
 from train.optim import make_optimizer
@@ -104,11 +103,10 @@ class Timing(NamedTuple):
     flop: float
 
 
-def load_backbone(config: StepConfig) -> dinov2.Dinov2:
+def load_backbone(config: StepConfig) -> nn.Module:
     """The frozen encoder with random weights, in the number format of the run."""
-    architecture = DINOV2[config.backbone]
-    encoder = dinov2.build(architecture, dinov2.hub_names(dinov2.random_state(architecture))).eval()
-    return encoder.to(config.device, getattr(torch, config.parallel.dtype))
+    backbone = random_backbone(BackboneConfig(config.backbone, image_size=IMAGE_SIZE))
+    return backbone.encoder.to(config.device, getattr(torch, config.parallel.dtype))
 
 
 def pixels_of(config: StepConfig) -> Tensor:
@@ -200,7 +198,6 @@ def flop_of(config: StepConfig, model: DinoTxt, batch: Batch, is_ours: bool) -> 
     if is_ours:
         return TRAINING * (captions_flop(model, batch.captions.groups) + pairs * head)
     seen = backbone_flop(BackboneConfig(config.backbone, image_size=IMAGE_SIZE))
-    assert seen is not None
     return pairs * (seen + TRAINING * (text_flop(model, config.context) + head))
 
 

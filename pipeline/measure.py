@@ -21,11 +21,9 @@ from cluster.devices import settled
 from cluster.machine import settled_precision
 from curation.config import EmbedConfig
 from curation.embed_worker import embedding_spec
-from curation.encoders import dinov2
-from curation.encoders.backbone import Backbone, load_backbone
+from curation.encoders.backbone import Backbone, random_backbone
 from curation.encoders.captions import CaptionEncoder
-from curation.encoders.config import AUTO, PREFERRED, CaptionConfig, describe, geometry_of
-from curation.encoders.models import EFFICIENTNET
+from curation.encoders.config import CaptionConfig
 from curation.shards.manifest import Manifest, write_manifest
 from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CAPTIONS, CLS, HASHES, KEY, PATCHES, REGISTERS, SOURCE, THUMBNAIL, EmbeddingSpec
@@ -91,7 +89,7 @@ def verdict(rates: Rates) -> str:
 def measure(config: EmbedConfig, folder: Path) -> Rates:
     """The rates of an embed config, with a sample written to a folder on the disk in question."""
     config = replace(settled(config, config.resources), captions=CaptionConfig())
-    backbone = random_backbone(config)
+    backbone = random_backbone(config.backbone, settled_precision(config.precision))
     spec = embedding_spec(config, backbone, CaptionEncoder(config.captions))
     rows = max(1, min(MOST_ROWS, SAMPLE_BYTES // spec.row_bytes()))
     write = written(spec, folder, rows)
@@ -101,16 +99,6 @@ def measure(config: EmbedConfig, folder: Path) -> Rates:
     shards = EmbeddingShards(folder)
     warm = rate_of(lambda: gathered(shards, order), rows)
     return Rates(spec.row_bytes(), write, rows / cold, warm, images_per_s(config, backbone))
-
-
-def random_backbone(config: EmbedConfig) -> Backbone:
-    """The config's backbone, random where it is a DINOv2: its weights need not be there."""
-    named = replace(config.backbone, name=PREFERRED) if config.backbone.name == AUTO else config.backbone
-    if named.name in EFFICIENTNET:
-        return load_backbone(named, settled_precision(config.precision))
-    precision = settled_precision(config.precision)
-    random = Backbone(dinov2.load_random(named.name), geometry_of(named), describe(named.name), precision)
-    return random.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def written(spec: EmbeddingSpec, folder: Path, rows: int) -> float:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from curation.encoders.config import geometry_of
+from curation.encoders.config import backbone_flop, geometry_of
 from pipeline.costs import (
     ADAMW_BYTES,
     STORED_BYTES,
@@ -32,7 +32,7 @@ from pipeline.recipes import Recipe
 from pipeline.runner import pending
 from pipeline.step import Output, Step, in_order
 from pipeline.store import Record, Store
-from train.flop import TRAINING, backbone_flop, head_flop, text_flop
+from train.flop import TRAINING, head_flop, text_flop
 from train.model import DinoTxt
 
 SUSTAINED_TFLOPS = 400.0  # bf16 on one H100
@@ -153,8 +153,7 @@ def _arithmetic_table(recipe: Recipe, model: DinoTxt, full: TokenGrid, rows: int
     """Training as it is usually done, as the recipe does it, and, where tokens are stored, embedding `rows` pairs."""
     is_live = recipe.train.live.enabled
     kept = full if is_live else stored_grid(full, recipe.embed.content, recipe.embed.grid)
-    seen_once = backbone_flop(recipe.embed.backbone)
-    backbone = seen_once or 0.0
+    backbone = backbone_flop(recipe.embed.backbone)
     reference = StepCost(
         backbone, TRAINING * text_flop(model, PADDED_TOKENS), TRAINING * head_flop(model, full.num_tokens)
     )
@@ -184,15 +183,12 @@ def _arithmetic_table(recipe: Recipe, model: DinoTxt, full: TokenGrid, rows: int
         table.add_row(name, *cells, f"{total:.3g}", f"{gpu_hours(total, SUSTAINED_TFLOPS):,.3g}")
     whole = reference.total * pairs / (ours.total * pairs + embedding.total * rows)
     table.add_row("ratio", "", "", "", f"{reference.total / ours.total:.1f}", f"{whole:.1f}", "")
-    if seen_once is None:
-        table.caption = "the backbone's own FLOP is counted for DINOv2 only"
     return table
 
 
 def _storage_table(recipe: Recipe, full: TokenGrid, rows: int) -> Table:
     """Disk for each way to store, and the read rate below which a GPU would rather recompute."""
-    live = backbone_flop(recipe.embed.backbone)
-    rate = SUSTAINED_TFLOPS * 1e12 / live if live else None
+    rate = SUSTAINED_TFLOPS * 1e12 / backbone_flop(recipe.embed.backbone)
     title = f"\nStore or recompute: {rows:,} pairs"
     columns = ("content", "bytes a pair", "all", "reading beats recomputing above")
     table = Table(*columns, title=title, title_justify="left", box=None)
@@ -205,7 +201,7 @@ def _storage_table(recipe: Recipe, full: TokenGrid, rows: int) -> Table:
     ):
         size = stored_bytes(stored_grid(full, content, recipe.embed.grid), dtype)
         mark = " (chosen)" if (content, dtype) == (recipe.embed.content, recipe.embed.dtype) else ""
-        limit = f"{human_bytes(size * rate)}/s a GPU" if rate else "not known for this backbone"
+        limit = f"{human_bytes(size * rate)}/s a GPU"
         table.add_row(f"{content} {dtype}{mark}", f"{size:,}", human_bytes(size * rows), limit)
     return table
 

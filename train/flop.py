@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from curation.encoders.config import BackboneConfig
-from curation.encoders.models import DINOV2, DINOV2_PATCH_SIZE
 from train.model import DinoTxt
 
 TRAINING = 3  # forward, and the gradients of inputs and of weights
@@ -57,20 +55,6 @@ def head_flop(model: DinoTxt, num_tokens: int) -> float:
     """Forward FLOP of the vision head on one image of so many tokens."""
     attention = model.config.vision.blocks * 2 * num_tokens**2 * model.image_dim
     return 2.0 * (_matrix_weights(model.vision.blocks) * num_tokens + attention)
-
-
-def backbone_flop(config: BackboneConfig) -> float | None:
-    """Forward FLOP of one image; None for a backbone that is not a DINOv2."""
-    architecture = DINOV2.get(config.name)
-    if architecture is None:
-        return None
-    patches = (config.image_size // DINOV2_PATCH_SIZE) ** 2
-    tokens = 1 + architecture.num_registers + patches
-    matrices = 3 if architecture.swiglu else 2
-    linear = 4 * architecture.dim**2 + matrices * architecture.dim * architecture.mlp_dim
-    embed = patches * 3 * DINOV2_PATCH_SIZE**2 * architecture.dim
-    attention = 2 * tokens**2 * architecture.dim
-    return 2.0 * (embed + architecture.depth * (tokens * linear + attention))
 
 
 def _matrix_weights(module: nn.Module) -> int:

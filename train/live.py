@@ -9,12 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cluster.machine import settled_precision
-from curation.encoders.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, load_backbone
-from curation.encoders.config import BackboneConfig, geometry_of
+from curation.encoders.backbone import Backbone, load_backbone
+from curation.encoders.config import BackboneConfig, backbone_flop, geometry_of
 from curation.shards.schema import EmbeddingSpec
 from train.batch import Batch, Stored
 from train.config import LiveConfig
-from train.flop import backbone_flop
 
 See = Callable[[Batch], Batch]
 
@@ -25,15 +24,14 @@ class Sight:
     def __init__(self, config: LiveConfig, spec: EmbeddingSpec) -> None:
         named = backbone_of(config, spec)
         self.backbone: Backbone = load_backbone(named, settled_precision(config.precision))
-        self.flop = backbone_flop(named) or 0.0
-        """FLOP of an image; 0 where it is not known."""
+        self.flop = backbone_flop(named)
+        """Forward FLOP for one image."""
 
     def see(self, batch: Batch) -> Batch:
         """The batch with the backbone's tokens of its pixels, on the backbone's device."""
         batch = batch.to(self.backbone.device)
         pixels = batch.vision[0].values.float() / 255.0
-        mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        cls, registers, patches = self.backbone((pixels - mean) / std)
+        cls, registers, patches = self.backbone(self.backbone.normalize_batch(pixels))
         return replace(batch, vision=(Stored(cls[:, None]), Stored(registers), Stored(patches)))
 
 

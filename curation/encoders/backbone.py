@@ -1,11 +1,9 @@
 """The frozen image backbone: images in; CLS, registers and patches out, with their geometry.
 
-DINOv2 (curation/encoders/dinov2.py) when its weights are given, cached or can be fetched; else an EfficientNet-Lite
-stand-in (curation/encoders/efficientnet.py). `resolve` decides once, before anything runs; its choice and the weights'
-sha256 are identity.
+curation/encoders/families.py lists the backbones; curation/encoders/resolve.py chooses one, once, before anything runs.
 """
 
-import logging
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,20 +15,16 @@ from torch import Tensor, nn
 
 from cluster.files import sha256_file
 from cluster.machine import Precision
-from curation.encoders import dinov2, efficientnet
-from curation.encoders.config import BackboneConfig, Geometry, describe, geometry_of
-from curation.encoders.models import EFFICIENTNET
+from curation.encoders.config import BackboneConfig, Geometry, concrete, geometry_of
+from curation.encoders.families import MEMBERS, Family
 from curation.encoders.resolve import resolve
 from curation.encoders.views import centre_view
-from curation.encoders.weights import find_weights
-
-logger = logging.getLogger(__name__)
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from curation.encoders.weights import find_weights, read_tensors, recognize
 
 
 class Features(NamedTuple):
+    """A backbone's tokens for a batch of images."""
+
     cls: Float[Tensor, "b d"]
     registers: Float[Tensor, "b r d"]
     patches: Float[Tensor, "b p d"]
@@ -39,26 +33,40 @@ class Features(NamedTuple):
 class Backbone(nn.Module):
     """A frozen encoder with its preprocessing; forward takes any sides that are multiples of the patch size."""
 
-    def __init__(self, encoder: nn.Module, geometry: Geometry, description: str, precision: Precision) -> None:
+    def __init__(self, encoder: nn.Module, geometry: Geometry, name: str, precision: Precision) -> None:
         super().__init__()
-        self.precision = precision
         self.encoder = encoder
         self.geometry = geometry
-        self.description = description
+        self.name = name
+        self.precision = precision
         self.requires_grad_(False).eval()
+
+    @property
+    def family(self) -> Family:
+        return MEMBERS[self.name]
+
+    @property
+    def description(self) -> str:
+        return f"{self.name}: {self.family.description}"
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
     def preprocess(self, image: Image.Image) -> Float[Tensor, "3 s s"]:
-        """Short side resized to image_size (bicubic, antialiased), centre crop, ImageNet statistics; on the CPU."""
+        """Short side resized to image_size (bicubic, antialiased), center crop, the family's statistics; on the CPU."""
         return self.normalize(centre_view(_rgb(image), self.geometry.image_size))
 
     def normalize(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
-        """ImageNet statistics without resizing, for dense use; on the CPU."""
+        """The family's mean and standard deviation without resizing, for dense use; on the CPU."""
         pixels = torch.from_numpy(np.array(_rgb(image), dtype=np.float32)) / 255.0
-        return ((pixels - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)).permute(2, 0, 1).contiguous()
+        return ((pixels - torch.tensor(self.family.mean)) / torch.tensor(self.family.std)).permute(2, 0, 1).contiguous()
+
+    def normalize_batch(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Pixel values of 0 to 1, on any device, with the family's mean and standard deviation."""
+        mean = pixels.new_tensor(self.family.mean).view(3, 1, 1)
+        std = pixels.new_tensor(self.family.std).view(3, 1, 1)
+        return (pixels - mean) / std
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
@@ -68,6 +76,7 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"images are {tuple(images.shape[2:])}: sides must be multiples of {patch_size}; crop or pad"
             )
+
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             cls, registers, patches = self.encoder(images.to(self.device))
         return Features(cls.float(), registers.float(), patches.float())
@@ -90,15 +99,33 @@ def load_backbone(config: BackboneConfig, precision: Precision = "float32") -> B
     """The frozen backbone of a config, on the GPU when there is one; its matmuls are done in the given precision."""
     config = resolve(config)
     file = find_weights(config.name, config.weights)
-    if file is not None and sha256_file(file) != config.digest:
-        raise ValueError(f"weights {file} are not those the backbone was resolved with: restore them, or resolve anew")
-    encoder: nn.Module
-    if config.name in EFFICIENTNET:
-        assert file is not None
-        encoder = efficientnet.load_standin(config.name, file)
-    elif file is None:
-        encoder = dinov2.load_random(config.name)
-    else:
-        encoder = dinov2.load_dinov2(config.name, file)
+    if file is None:
+        return random_backbone(config, precision)
+    if sha256_file(file) != config.digest:
+        raise ValueError(
+            f"weights {file} are not those that the backbone was resolved with: restore them, or resolve it again"
+        )
+
+    state = read_tensors(file)
+    names = recognize(state)
+    if config.name not in names:
+        raise ValueError(
+            f"weights {file} are those of {' or '.join(names) or 'no known backbone'}, not of {config.name}: "
+            "name that one or give others"
+        )
+    return _on_device(config, state, precision)
+
+
+def random_backbone(config: BackboneConfig, precision: Precision = "float32") -> Backbone:
+    """A backbone with seeded random weights where its family can make them, else with its own; for tests and timing."""
+    config = replace(config, name=concrete(config.name))
+    family = MEMBERS[config.name]
+    state = family.code().random_state(family.members[config.name])
+    return load_backbone(config, precision) if state is None else _on_device(config, state, precision)
+
+
+def _on_device(config: BackboneConfig, state: dict[str, Tensor], precision: Precision) -> Backbone:
+    family = MEMBERS[config.name]
+    encoder = family.code().build(family.members[config.name], state)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Backbone(encoder, geometry_of(config), describe(config.name), precision).to(device)
+    return Backbone(encoder, geometry_of(config), config.name, precision).to(device)

@@ -5,28 +5,43 @@ CLS token and there are no registers; EfficientNetLite says what stands for CLS 
 """
 
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from curation.encoders.models import EFFICIENTNET
+from curation.encoders.architectures import EfficientNet
+from curation.encoders.library import State
 
+PATCH_SIZE = 32
 BATCH_NORM_EPS = 1e-3
 
 # (blocks, stride of the first): kernels and widths are read off the weights
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 
 
-def block_strides(name: str) -> list[int]:
+def matches(architecture: EfficientNet, state: State) -> bool:
+    """Whether the weights are those of this architecture."""
+    last = f"_blocks.{len(block_strides(architecture)) - 1}._project_conv.weight"
+    return last in state and state[last].shape[0] == architecture.dim
+
+
+def build(architecture: EfficientNet, state: State) -> "EfficientNetLite":
+    """The network with the package's weights."""
+    return EfficientNetLite(architecture, state)
+
+
+def random_state(architecture: EfficientNet, seed: int = 0) -> None:
+    """There are none: kernels and widths are read off the weights, which a package always has."""
+
+
+def block_strides(architecture: EfficientNet) -> list[int]:
     """The stride of every block; depth scaling leaves the first and the last stage alone."""
-    _, _, depth = EFFICIENTNET[name]
     last = len(STAGES) - 1
     strides: list[int] = []
     for stage, (blocks, stride) in enumerate(STAGES):
-        repeats = blocks if stage in (0, last) else math.ceil(blocks * depth)
+        repeats = blocks if stage in (0, last) else math.ceil(blocks * architecture.depth_multiplier)
         strides += [stride] + [1] * (repeats - 1)
     return strides
 
@@ -35,13 +50,21 @@ class Convolution(nn.Module):
     """A convolution with batch norm folded in; stride 2 pads even inputs as TensorFlow does, the far side more."""
 
     def __init__(
-        self, state: dict[str, Tensor], conv: str, norm: str, stride: int = 1, relu: bool = True, affine: bool = True
+        self, state: State, conv: str, norm: str, stride: int = 1, relu: bool = True, affine: bool = True
     ) -> None:
         super().__init__()
-        weight, scale = state[f"{conv}.weight"], torch.rsqrt(state[f"{norm}.running_var"] + BATCH_NORM_EPS)
-        gain, shift = state[f"{norm}.weight"], state[f"{norm}.bias"]
+        weight = state[f"{conv}.weight"]
+        scale = torch.rsqrt(state[f"{norm}.running_var"] + BATCH_NORM_EPS)
+        gain = state[f"{norm}.weight"]
+        shift = state[f"{norm}.bias"]
+
+        # Without its gain and shift, batch norm leaves channels of mean 0 and variance 1. The sign of the gain stays,
+        # because CLS is a maximum: a negative gain makes what was a channel's minimum its strongest response.
         if not affine:
-            gain, shift = gain.sign(), torch.zeros_like(shift)
+            gain = gain.sign()
+            shift = torch.zeros_like(shift)
+
+        # Folding: gain * (conv(x) - mean) / std + shift is a convolution with scaled weights and its own bias
         scale = scale * gain
         self.weight = nn.Parameter((weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last))
         self.bias = nn.Parameter(shift - state[f"{norm}.running_mean"] * scale)
@@ -61,7 +84,7 @@ class Convolution(nn.Module):
 class Block(nn.Module):
     """Inverted residual: expand, depthwise, project (linear)."""
 
-    def __init__(self, state: dict[str, Tensor], prefix: str, stride: int, affine: bool = True) -> None:
+    def __init__(self, state: State, prefix: str, stride: int, affine: bool = True) -> None:
         super().__init__()
         layers = []
         if f"{prefix}._expand_conv.weight" in state:
@@ -69,7 +92,11 @@ class Block(nn.Module):
         layers.append(Convolution(state, f"{prefix}._depthwise_conv", f"{prefix}._bn1", stride))
         layers.append(Convolution(state, f"{prefix}._project_conv", f"{prefix}._bn2", relu=False, affine=affine))
         self.layers = nn.Sequential(*layers)
-        dim_in, dim_out = layers[0].weight.shape[1 if len(layers) == 3 else 0], layers[-1].weight.shape[0]
+
+        # The first layer is depthwise where nothing is expanded: its input channels then are its output channels
+        is_expanding = len(layers) == 3
+        dim_in = layers[0].weight.shape[1 if is_expanding else 0]
+        dim_out = layers[-1].weight.shape[0]
         self.residual = stride == 1 and dim_in == dim_out
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k i j"]:
@@ -80,7 +107,7 @@ class Block(nn.Module):
 class EfficientNetLite(nn.Module):
     """Patches: the last block's linear output (stride 32) without its batch norm's gain and shift; CLS: their maximum.
 
-    Without gain and shift each channel has mean 0 and variance 1 over ImageNet; cosines need such centred features.
+    Without gain and shift each channel has mean 0 and variance 1 over ImageNet; cosines need such centered features.
     Measured with Lite0, a bag-of-words text encoder trained contrastively on concat(CLS, mean of patches):
 
         CLS                                       Apple, Twitter emoji top-1 of 1,672    Flickr8k val text to image R@10
@@ -92,20 +119,17 @@ class EfficientNetLite(nn.Module):
     Lite2 at 128 px is below Lite0. One core: 200 images/s at 128 px, 330 at 96, 50 at 224 (Lite2 35).
     """
 
-    def __init__(self, name: str, state: dict[str, Tensor]) -> None:
+    def __init__(self, architecture: EfficientNet, state: State) -> None:
         super().__init__()
+        self.dim = architecture.dim
         self.stem = Convolution(state, "_conv_stem", "_bn0", stride=2)
-        strides = block_strides(name)
+
+        strides = block_strides(architecture)
+        last = len(strides) - 1
         self.blocks = nn.Sequential(
-            *(Block(state, f"_blocks.{i}", stride, affine=i < len(strides) - 1) for i, stride in enumerate(strides))
+            *(Block(state, f"_blocks.{i}", stride, affine=i < last) for i, stride in enumerate(strides))
         )
-        self.dim = EFFICIENTNET[name][1]
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
         maps = self.blocks(self.stem(images.contiguous(memory_format=torch.channels_last)))
         return maps.amax(dim=(2, 3)), maps.new_zeros(len(maps), 0, self.dim), maps.flatten(2).transpose(1, 2)
-
-
-def load_standin(name: str, file: Path) -> EfficientNetLite:
-    """The network with the package's weights."""
-    return EfficientNetLite(name, torch.load(file, map_location="cpu", weights_only=True))

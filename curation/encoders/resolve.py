@@ -1,12 +1,14 @@
 """The choice of the frozen backbone, made once before anything runs: its name and its weights' sha256 are identity."""
 
+import hashlib
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 from cluster.files import sha256_file
 from curation.encoders.config import AUTO, FALLBACK, PREFERRED, BackboneConfig, fit_image_size
-from curation.encoders.models import EFFICIENTNET_DESCRIPTION, random_digest
-from curation.encoders.weights import find_weights, given_file, hub_answers, is_cached
+from curation.encoders.families import MEMBERS
+from curation.encoders.weights import find_weights, hub_answers, is_cached, named_file, read_tensors, recognize
 
 logger = logging.getLogger(__name__)
 
@@ -14,26 +16,45 @@ logger = logging.getLogger(__name__)
 def resolve(config: BackboneConfig) -> BackboneConfig:
     """The config with a concrete name, a fitting image size and the weights' sha256; once resolved it stays as it is.
 
-    auto: the DINOv2 whose weights are given; else ViT-S/14 with registers when the hub's cache holds it or the hub
-    answers within three seconds; else the stand-in.
+    auto: the backbone that the named weights belong to; else DINOv2 ViT-S/14 with registers when the hub's cache holds
+    it or the hub answers within three seconds; else the stand-in.
     """
     if config.digest:
         return config
+
     name, reason = (config.name, "named") if config.name != AUTO else _choose(config.weights)
     file = find_weights(name, config.weights)
     digest = random_digest(name) if file is None else sha256_file(file)
     image_size = fit_image_size(config.image_size, name)
+
     logger.info("backbone=%s reason=%r image_size=%d digest=%s", name, reason, image_size, digest[:12])
     return replace(config, name=name, digest=digest, image_size=image_size)
 
 
 def _choose(weights: str) -> tuple[str, str]:
+    """A backbone's name and why it was chosen."""
     if weights:
-        from curation.encoders import dinov2  # torch reads the file; no other choice needs it
-
-        return dinov2.model_name(dinov2.read_state(given_file(weights))), "weights given"
+        return _only_match(named_file(weights)), "weights named"
     if is_cached(PREFERRED):
         return PREFERRED, "in the hub's cache"
     if hub_answers(PREFERRED):
         return PREFERRED, "offered by the hub"
-    return FALLBACK, f"no DINOv2 weights given or cached and the hub does not answer: {EFFICIENTNET_DESCRIPTION}"
+    description = MEMBERS[FALLBACK].description
+    return FALLBACK, f"no DINOv2 weights named or cached and the hub does not answer: {description}"
+
+
+def _only_match(file: Path) -> str:
+    names = recognize(read_tensors(file))
+    if not names:
+        raise ValueError(f"weights {file} belong to no known backbone ({', '.join(MEMBERS)}): give a published file")
+    if len(names) > 1:
+        raise ValueError(
+            f"weights {file} fit {' and '.join(names)}, which have the same shape: the backbone must be named; "
+            f"add --embed.backbone.name {names[0]} or another of them"
+        )
+    return names[0]
+
+
+def random_digest(name: str) -> str:
+    """Stands for the sha256 of the seeded weights: they are a function of the name."""
+    return hashlib.sha256(f"{name}: seeded random weights, version 1".encode()).hexdigest()

