@@ -19,13 +19,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The file is synced before the rename and the folder after it. When the body fails, `path` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(path)
     try:
         yield temporary
-        sync(temporary)
-        temporary.replace(path)
+        put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A hidden path in the same folder that nobody else uses; `remove_torn` knows its form."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Give a complete file its name: the file is on disk before the rename, and the name after it."""
+    sync(temporary)
+    temporary.replace(path)
     sync(path.parent)
 
 

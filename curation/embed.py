@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ from cluster.resources import MACHINE_FACT, Resources
 from curation.config import EmbedConfig
 from curation.embed_worker import EmbedWorker, Task
 from curation.encoders.resolve import resolve
-from curation.pairs.sample import Part
-from curation.pairs.sources import list_parts
+from curation.pairs.sample import Part, Sample
+from curation.pairs.sources import list_parts, read_part
 from curation.shards.manifest import Manifest, ShardEntry, write_manifest
 from curation.shards.schema import PATCHES, REGISTERS, spec_from_dict
+
+FIRST_ROWS = 16
+TAR_BYTES = 2304  # of a tar per row, beside the image: headers, a caption and what fills both up to 512
 
 logger = logging.getLogger(__name__)
 
@@ -99,19 +103,31 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
         return
     config = with_resources(config, len(waiting))
     totals = _Totals(tasks, records)
-    sizes = [task.part.num_rows for task in waiting]
-    total, unit = (len(waiting), "parts") if None in sizes else (sum(size or 0 for size in sizes), "images")
+    kept_rows = totals.read
     with (
         Pool(EmbedWorker, config, out, resources=config.resources) as pool,
-        progress(total, "embed", unit) as advance,
+        progress(estimated_rows(config, waiting), "embed", "images") as meter,
     ):
-        for task, record in pool.map("embed", waiting):
+        for task, record in pool.map("embed", waiting, on_count=meter.under_way):
             records[task.index] = record
             totals.add(task, record)
-            advance(record["read"] if unit == "images" else 1, images=float(totals.read), rejects=float(totals.rejects))
+            meter(record["read"], rejects=totals.rejects)
+            meter.total = round(totals.of_all(totals.read)) - kept_rows
             if record["is_stopped"] or totals.rejects > config.error_budget * totals.of_all(totals.read):
                 raise _budget_error(config, out, [records[index] for index in sorted(records)])
             _check_space(out, len(tasks) - len(records), totals.of_all(totals.bytes) - totals.bytes)
+
+
+def estimated_rows(config: EmbedConfig, tasks: Sequence[Task]) -> int:
+    """About how many rows the parts hold; the first rows of a tar tell how long its others are."""
+    if all(task.part.num_rows is not None for task in tasks):
+        return sum(task.part.num_rows or 0 for task in tasks)
+
+    part = tasks[0].part
+    first = [row for row in islice(read_part(config.source, part), FIRST_ROWS) if isinstance(row, Sample)]
+    row_bytes = [len(row.image) + TAR_BYTES for row in first] or [part.stop - part.start]
+    mean_bytes = sum(row_bytes) / len(row_bytes)
+    return max(1, round(sum(task.part.stop - task.part.start for task in tasks) / mean_bytes))
 
 
 def with_resources(config: EmbedConfig, num_tasks: int) -> EmbedConfig:

@@ -1,17 +1,17 @@
 """One process of the embed step: loads the backbone once, then turns parts into shards.
 
-Decoding runs in threads beside the forward pass when the worker has a GPU or several CPUs; on one CPU it runs in line,
-which is faster there. Rows keep their order either way, so the bytes of a shard depend on its part alone.
+Images are decoded in threads beside the forward pass when the worker has a GPU or several cores, and in line on one
+core, which is faster there. Rows keep their order either way: the bytes of a shard depend on its part alone.
 """
 
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,10 +41,13 @@ from curation.shards.schema import (
     THUMBNAIL,
     EmbeddingSpec,
 )
-from curation.shards.writer import write_shard
+from curation.shards.writer import ShardWriter
 
 EARLY_PARTS = 8
 EARLY_ROWS = 256
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,32 @@ class Prepared:
     thumbnail: bytes
 
 
+@dataclass
+class Account:
+    """What became of the rows of a part that were read so far."""
+
+    read: int = 0
+    captions: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+
+    def add(self, row: Prepared | Reject) -> None:
+        """Count one row."""
+        self.read += 1
+        if isinstance(row, Reject):
+            self.rejects.append(row)
+        else:
+            self.captions += len(row.sample.captions)
+
+    def is_hopeless(self, error_budget: float) -> bool:
+        """Whether more than the square root of the budget (10 % for 1 %) was rejected: wrong data shows at once."""
+        return self.read >= EARLY_ROWS and len(self.rejects) > math.sqrt(error_budget) * self.read
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts, and every reject, as the sidecar holds them."""
+        rejects = [asdict(reject) for reject in self.rejects]
+        return {"read": self.read, "captions": self.captions, "num_rejects": len(rejects), "rejects": rejects}
+
+
 class EmbedWorker:
     """Turns parts into shards and their sidecars."""
 
@@ -85,20 +114,48 @@ class EmbedWorker:
         self.spec = embedding_spec(config, self.backbone, self.encoder)
         self.walks = dict[str, TarWalk]()
 
-    def embed(self, task: Task) -> dict[str, Any]:
-        """Write the task's shard, then its sidecar, which is returned; a part that is mostly bad is left unfinished."""
-        reading = _Reading(self, task)
-        record: dict[str, Any] = {"task": task.digest, "part": task.part.name, "is_stopped": False}
-        try:
-            entry = write_shard(self.out / task.shard, self.spec, reading.batches())
-        except _TooManyRejects:
-            return record | reading.counts() | {"is_stopped": True}
-        record |= reading.counts() | {"entry": asdict(entry), "spec": asdict(self.spec)}
+    def embed(self, task: Task) -> Generator[int, None, dict[str, Any]]:
+        """Write the task's shard, then its sidecar, which is returned; yields how many rows it has read so far.
+
+        A part that is mostly bad is given up early and leaves no file: its record says `is_stopped`.
+        """
+        record: dict[str, Any] = {"task": task.digest, "part": task.part.name, "precision": self.config.precision}
+        account = Account()
+        batch: list[Prepared] = []
+
+        with ShardWriter(self.out / task.shard, self.spec) as writer:
+            for row in self._rows(task.part):
+                account.add(row)
+                if isinstance(row, Prepared):
+                    batch.append(row)
+                elif task.index < EARLY_PARTS and account.is_hopeless(self.config.error_budget):
+                    return record | account.as_json() | {"is_stopped": True}
+
+                if len(batch) == self.config.batch_size:
+                    writer.append(self.columns(batch))
+                    batch = []
+                    yield account.read
+
+            if batch:
+                writer.append(self.columns(batch))
+            entry = writer.commit()
+
+        record |= account.as_json() | {"is_stopped": False, "entry": asdict(entry), "spec": asdict(self.spec)}
         write_atomic(self.out / task.sidecar, json.dumps(record, indent=1))
         return record
 
-    def prepare(self, sample: Sample) -> Prepared | Reject:
-        """Decode one image; a bad one is a reject."""
+    def _rows(self, part: Part) -> Iterator[Prepared | Reject]:
+        """The part's pairs in order, decoded, or rejected with a reason."""
+        samples = read_part(self.config.source, part, self.walks)
+        threads = self.config.resources.threads
+        if self.backbone.device.type == "cpu" and threads == 1:
+            return map(self.prepare, samples)
+        return map_ahead(self.prepare, samples, threads, 2 * self.config.batch_size)
+
+    def prepare(self, sample: Sample | Reject) -> Prepared | Reject:
+        """Decode one image; a bad one is a reject. What was rejected before stays rejected."""
+        if isinstance(sample, Reject):
+            return sample
         side, view = self.config.backbone.image_size, self.config.view
         try:
             image = decode(sample.image, draft_px=draft_px(side, self.config.augment.least_area if view else 1.0))
@@ -170,66 +227,13 @@ def _mean_embeddings(encoder: CaptionEncoder, captions: Sequence[tuple[str, ...]
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.float32(1e-12))
 
 
-class _TooManyRejects(Exception):
-    """Most of a part is bad: not worth going on."""
-
-
-class _Reading:
-    """One pass over a part: batches of columns come out, rejects are counted on the way."""
-
-    def __init__(self, worker: EmbedWorker, task: Task) -> None:
-        self.worker = worker
-        self.task = task
-        self.read = 0
-        self.captions = 0
-        self.rejects: list[Reject] = []
-
-    def counts(self) -> dict[str, Any]:
-        rejects = [asdict(reject) for reject in self.rejects]
-        return {"read": self.read, "captions": self.captions, "num_rejects": len(rejects), "rejects": rejects}
-
-    def batches(self) -> Iterator[dict[str, Any]]:
-        batch: list[Prepared] = []
-        for row in self._rows():
-            self.read += 1
-            if isinstance(row, Reject):
-                self.rejects.append(row)
-                self._check_early()
-                continue
-            self.captions += len(row.sample.captions)
-            batch.append(row)
-            if len(batch) == self.worker.config.batch_size:
-                yield self.worker.columns(batch)
-                batch = []
-        if batch:
-            yield self.worker.columns(batch)
-
-    def _check_early(self) -> None:
-        """In the first parts, stop at the square root of the budget (10 % for 1 %): wrong data shows at once."""
-        limit = math.sqrt(self.worker.config.error_budget) * self.read
-        if self.task.index < EARLY_PARTS and self.read >= EARLY_ROWS and len(self.rejects) > limit:
-            raise _TooManyRejects
-
-    def _rows(self) -> Iterator[Prepared | Reject]:
-        worker = self.worker
-        items = read_part(worker.config.source, self.task.part, worker.walks)
-        threads = worker.config.resources.threads
-        if worker.backbone.device.type == "cpu" and threads == 1:
-            return (item if isinstance(item, Reject) else worker.prepare(item) for item in items)
-        return _in_threads(worker, items, threads)
-
-
-def _in_threads(worker: EmbedWorker, items: Iterable[Sample | Reject], threads: int) -> Iterator[Prepared | Reject]:
-    """Decode two batches ahead of the forward pass, in order."""
-    ahead: deque[Reject | Future[Prepared | Reject]] = deque()
+def map_ahead(work: Callable[[S], T], items: Iterable[S], threads: int, most: int) -> Iterator[T]:
+    """The results of all items in order, computed by threads while the caller uses earlier ones, `most` at a time."""
+    ahead: deque[Future[T]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as executor:
         for item in items:
-            ahead.append(item if isinstance(item, Reject) else executor.submit(worker.prepare, item))
-            if len(ahead) > 2 * worker.config.batch_size:
-                yield _result(ahead.popleft())
+            ahead.append(executor.submit(work, item))
+            if len(ahead) > most:
+                yield ahead.popleft().result()
         while ahead:
-            yield _result(ahead.popleft())
-
-
-def _result(item: Reject | Future[Prepared | Reject]) -> Prepared | Reject:
-    return item if isinstance(item, Reject) else item.result()
+            yield ahead.popleft().result()

@@ -1,10 +1,11 @@
-"""Write one Arrow shard: rows in, a file out, committed by a rename.
+"""Write one Arrow shard: batches in, a file out, committed by a rename.
 
 The bytes depend on the rows alone, never on how they were batched.
 """
 
 import errno
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.files import replacing, sha256_file
+from cluster.files import put_in_place, sha256_file, temporary_beside
 from curation.shards.manifest import ShardEntry
 from curation.shards.schema import KEY, EmbeddingSpec, arrow_schema, record_batch
 
@@ -21,54 +22,98 @@ BATCH_ROWS = 8192
 
 
 def write_shard(path: Path, spec: EmbeddingSpec, batches: Iterable[Mapping[str, Any]]) -> ShardEntry:
-    """Write one shard atomically and return its manifest entry.
+    """Write all batches as one shard and return its manifest entry."""
+    with ShardWriter(path, spec) as writer:
+        for batch in batches:
+            writer.append(batch)
+        return writer.commit()
+
+
+class ShardWriter:
+    """Takes the batches of one shard; the file appears under its name with `commit`, and without it leaves no trace.
 
     A batch maps every column to its values: vectors as float32 "n t d" (caption embeddings "n d"), encoded here;
-    strings, captions and thumbnails as lists; hashes as uint64. The bytes depend on the rows only, never on how they
-    were batched.
+    strings, captions and thumbnails as lists; hashes as uint64. A full disk raises an OSError that names the remedy.
     """
-    try:
-        with replacing(path) as temporary:
-            with temporary.open("wb") as file:
-                rows = _write_batches(file, spec, batches)
-            return ShardEntry(path.name, rows, temporary.stat().st_size, sha256_file(temporary))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        message = (
-            f"no space left on the disk of {path.parent} while writing {path.name}: a row needs about "
-            f"{spec.row_bytes()} bytes; free space or choose another workspace, then run again (finished shards stay)"
-        )
-        raise OSError(errno.ENOSPC, message) from error
 
+    def __init__(self, path: Path, spec: EmbeddingSpec) -> None:
+        self._path = path
+        self._spec = spec
+        self._temporary = temporary_beside(path)
+        self._rows_per_batch = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, spec.row_bytes())))
+        self._num_rows = 0
+        self._pending: list[Mapping[str, Any]] = []
+        self._num_pending = 0
+        self._is_committed = False
 
-def _write_batches(file: Any, spec: EmbeddingSpec, batches: Iterable[Mapping[str, Any]]) -> int:
-    rows, rows_per_batch = 0, max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, spec.row_bytes())))
-    with pa.ipc.new_file(file, arrow_schema(spec)) as writer:
-        for batch in _regroup(batches, rows_per_batch):
-            writer.write_batch(record_batch(spec, batch))
-            rows += len(batch[KEY])
-    return rows
+    def __enter__(self) -> "ShardWriter":
+        with self._full_disk_named():
+            self._file = self._temporary.open("wb")
+            self._arrow = pa.ipc.new_file(self._file, arrow_schema(self._spec))
+        return self
 
+    def append(self, batch: Mapping[str, Any]) -> None:
+        """Add rows; they are written once there are enough of them for a record batch."""
+        self._pending.append(batch)
+        self._num_pending += len(batch[KEY])
+        if self._num_pending < self._rows_per_batch:
+            return
 
-def _regroup(batches: Iterable[Mapping[str, Any]], size: int) -> Iterator[dict[str, Any]]:
-    """Batches of `size` rows, the last one shorter, cut before Arrow: its slices keep neighbours as padding."""
-    pending: list[Mapping[str, Any]] = []
-    waiting = 0
-    for batch in batches:
-        pending.append(batch)
-        waiting += len(batch[KEY])
-        if waiting >= size:
-            joined = _joined(pending)
-            for start in range(0, waiting - size + 1, size):
-                yield {name: values[start : start + size] for name, values in joined.items()}
-            waiting %= size
-            pending = [{name: values[len(values) - waiting :] for name, values in joined.items()}]
-    if waiting:
-        yield _joined(pending)
+        # Rows are cut into record batches before Arrow sees them: a slice of an Arrow array drags its neighbors along.
+        size = self._rows_per_batch
+        joined = _joined(self._pending)
+        num_left = self._num_pending % size
+        for start in range(0, self._num_pending - num_left, size):
+            self._write({name: values[start : start + size] for name, values in joined.items()})
+
+        self._pending = [{name: values[len(values) - num_left :] for name, values in joined.items()}]
+        self._num_pending = num_left
+
+    def commit(self) -> ShardEntry:
+        """Write what is left, give the file its name, and return its manifest entry."""
+        if self._num_pending:
+            self._write(_joined(self._pending))
+        with self._full_disk_named():
+            self._arrow.close()
+            self._file.close()
+            entry = ShardEntry(
+                self._path.name, self._num_rows, self._temporary.stat().st_size, sha256_file(self._temporary)
+            )
+            put_in_place(self._temporary, self._path)
+        self._is_committed = True
+        return entry
+
+    def __exit__(self, *error: object) -> None:
+        if self._is_committed:
+            return
+        with suppress(OSError):  # what a full disk has refused to take is removed in any case
+            self._arrow.close()
+        with suppress(OSError):
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _write(self, batch: Mapping[str, Any]) -> None:
+        with self._full_disk_named():
+            self._arrow.write_batch(record_batch(self._spec, batch))
+        self._num_rows += len(batch[KEY])
+
+    @contextmanager
+    def _full_disk_named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            message = (
+                f"no space left on the disk of {self._path.parent} while writing {self._path.name}: a row needs about "
+                f"{self._spec.row_bytes()} bytes; free space or choose another workspace, then run again (finished "
+                "shards stay)"
+            )
+            raise OSError(errno.ENOSPC, message) from error
 
 
 def _joined(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rows of all batches as one batch."""
     joined = {}
     for name, first in batches[0].items():
         parts = [batch[name] for batch in batches]

@@ -11,6 +11,7 @@ import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -21,14 +22,14 @@ from PIL import Image
 from cluster.files import sha256_file
 from cluster.resources import Resources
 from curation.config import EmbedConfig
-from curation.embed import RejectBudgetError, run, with_resources
+from curation.embed import RejectBudgetError, estimated_rows, run, with_resources
 from curation.embed_worker import EmbedWorker, Task
 from curation.encoders.backbone import load_backbone, pool_patches
 from curation.encoders.captions import CaptionEncoder
 from curation.encoders.config import BackboneConfig, CaptionConfig
 from curation.encoders.resolve import resolve
 from curation.pairs.images import decode
-from curation.pairs.sample import SourceConfig
+from curation.pairs.sample import Part, SourceConfig
 from curation.pairs.sources import list_parts
 from curation.shards.manifest import Manifest, ShardEntry, verify, write_manifest
 from curation.shards.reader import EmbeddingShards
@@ -114,13 +115,23 @@ def worker_and_tasks(config: EmbedConfig, source: Path, out: Path) -> tuple[Embe
     return EmbedWorker(config, out), tasks
 
 
+def embed(worker: EmbedWorker, task: Task) -> dict[str, Any]:
+    """The record of a task that is embedded in this process."""
+    counts = worker.embed(task)
+    while True:
+        try:
+            next(counts)
+        except StopIteration as end:
+            return end.value
+
+
 @pytest.mark.parametrize("content", ["pooled", "grid"])
 def test_pooled_and_grid_are_averages_of_the_tokens(
     embedded: Embedded, source: Path, tmp_path: Path, content: Content
 ) -> None:
     tokens = EmbeddingShards(embedded[0])
     worker, tasks = worker_and_tasks(replace(CONFIG, content=content, grid=1), source, tmp_path)
-    records = [worker.embed(task) for task in tasks]
+    records = [embed(worker, task) for task in tasks]
     write_manifest(tmp_path, Manifest(worker.spec, tuple(ShardEntry(**record["entry"]) for record in records)))
     shards = EmbeddingShards(tmp_path)
     assert (REGISTERS in shards.spec.vector_columns()) == (content == "grid")
@@ -142,8 +153,27 @@ def test_bytes_do_not_depend_on_workers(embedded: Embedded, source: Path, tmp_pa
 def test_bytes_do_not_depend_on_threads(embedded: Embedded, source: Path, tmp_path: Path) -> None:
     worker, tasks = worker_and_tasks(replace(CONFIG, resources=Resources(cpus=2.0)), source, tmp_path)
     for task in tasks:
-        worker.embed(task)
+        embed(worker, task)
         assert (tmp_path / task.shard).read_bytes() == (embedded[0] / task.shard).read_bytes()
+
+
+def test_rows_are_counted_while_their_part_is_embedded(source: Path, tmp_path: Path) -> None:
+    worker, tasks = worker_and_tasks(replace(CONFIG, batch_size=5), source, tmp_path)
+    assert list(worker.embed(tasks[0])) == [5, 10, 15]  # of 16
+
+
+def test_rows_of_tars_are_estimated_from_the_first_ones(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for i in range(200):
+            for name, size in ((f"{i:03d}.jpg", 3000 + i), (f"{i:03d}.txt", 40)):
+                info = tarfile.TarInfo(name)
+                info.size = size
+                archive.addfile(info, io.BytesIO(b"a" * size))
+    config = replace(CONFIG, source=SourceConfig(part_mb=1))
+    tasks = [Task(i, part, "") for i, part in enumerate(list_parts(config.source, tmp_path))]
+
+    assert 150 < estimated_rows(config, tasks) < 250
+    assert estimated_rows(config, [Task(0, Part("rows", "rows", num_rows=7), "")]) == 7
 
 
 def test_second_run_keeps_every_shard(embedded: Embedded, source: Path) -> None:
@@ -259,7 +289,7 @@ def test_wrong_data_stops_its_part_early(tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
     worker, tasks = worker_and_tasks(replace(CONFIG, source=SourceConfig(part_rows=2000)), tmp_path, tmp_path / "out")
     (tmp_path / "out").mkdir()
-    record = worker.embed(tasks[0])
+    record = embed(worker, tasks[0])
     assert record["is_stopped"]
     assert (record["read"], len(record["rejects"])) == (256, 256)
     assert list((tmp_path / "out").iterdir()) == []
@@ -271,8 +301,8 @@ def test_full_disk_is_a_clear_error_and_later_the_shard_completes(
     worker, tasks = worker_and_tasks(CONFIG, source, full_disk)
     (full_disk / "ballast").write_bytes(b"x" * 1_020_000)
     with pytest.raises(OSError, match="no space left on the disk"):
-        worker.embed(tasks[0])
+        embed(worker, tasks[0])
     assert [path.name for path in full_disk.iterdir()] == ["ballast"]
     (full_disk / "ballast").unlink()
-    worker.embed(tasks[0])
+    embed(worker, tasks[0])
     assert (full_disk / "shard-00000.arrow").read_bytes() == (embedded[0] / "shard-00000.arrow").read_bytes()

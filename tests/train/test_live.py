@@ -47,7 +47,10 @@ def embed(config: EmbedConfig, source: Path, out: Path) -> Path:
     """The embed step without Ray."""
     out.mkdir()
     worker = EmbedWorker(replace(config, backbone=resolve(config.backbone)), out)
-    records = [worker.embed(Task(index, part, "")) for index, part in enumerate(list_parts(SOURCE, source))]
+    for index, part in enumerate(list_parts(SOURCE, source)):
+        assert list(worker.embed(Task(index, part, "")))[-1] > 0
+
+    records = [json.loads(sidecar.read_text()) for sidecar in sorted(out.glob("shard-*.json"))]
     entries = tuple(ShardEntry(**record["entry"]) for record in records)
     write_manifest(out, Manifest(spec_from_dict(records[0]["spec"]), entries))
     return out
