@@ -33,7 +33,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one qkv product (no bias); packed and causal, or dense."""
+    """Multi-head self-attention with one product for queries, keys and values (no bias)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -41,13 +41,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "*b d"], layout: Packed | None = None) -> Float[Tensor, "*b d"]:
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # *b 3 heads d/heads
-        if layout is not None:
-            return self.proj(packed_attention(qkv, layout).flatten(-2))
-        q, k, v = qkv.unbind(-3)
-        attended = F.scaled_dot_product_attention(q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2))
-        return self.proj(attended.transpose(-3, -2).flatten(-2))
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """Every token of an image attends to all of them."""
+        q, k, v = self._qkv(x).transpose(1, 3).unbind(2)  # b heads t d/heads
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(attended.transpose(1, 2).flatten(-2))
+
+    def attend(self, x: Float[Tensor, "n d"], layout: Packed) -> Float[Tensor, "n d"]:
+        """Every token of a caption attends to those before it and to itself; before the output projection."""
+        return packed_attention(self._qkv(x), layout).flatten(-2)
+
+    def _qkv(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b 3 h w"]:
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1))
 
 
 class TextMlp(nn.Module):
@@ -63,7 +68,7 @@ class TextMlp(nn.Module):
 
 
 class TextBlock(nn.Module):
-    """Pre-norm causal transformer block on packed tokens."""
+    """Pre-norm causal transformer block on packed tokens; the last of a stack computes only the ends of captions."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -72,8 +77,15 @@ class TextBlock(nn.Module):
         self.mlp_norm = LayerNorm(width)
         self.mlp = TextMlp(width)
 
-    def forward(self, x: Float[Tensor, "n d"], layout: Packed) -> Float[Tensor, "n d"]:
-        x = x + self.attention(self.attention_norm(x), layout)
+    def forward(self, x: Float[Tensor, "n d"], layout: Packed, is_last: bool = False) -> Float[Tensor, "m d"]:
+        """All tokens; of the last block the end-of-text tokens, in the caller's order of captions."""
+        attended = self.attention.attend(self.attention_norm(x), layout)
+        if is_last:
+            # What follows attention treats each token alone, and nobody reads the others after the last block.
+            x = x[layout.ends]
+            attended = attended[layout.ends]
+
+        x = x + self.attention.proj(attended)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -110,10 +122,9 @@ class TextEncoder(nn.Module):
         # as float32, since the gradients of a row that occurs often are added up in the row's own format
         words = F.embedding(captions.tokens, self.token_embedding.weight.float())
         x = words + F.embedding(captions.positions, self.position_embedding.float())
-        for block in self.blocks:
-            x = block(x, captions)
-        ends = x[captions.ends]  # pick first, then norm and project: a caption has one end-of-text
-        return self.projection(self.norm(ends)).float()
+        for index, block in enumerate(self.blocks):
+            x = block(x, captions, index == len(self.blocks) - 1)
+        return self.projection(self.norm(x)).float()
 
 
 class SwiGlu(nn.Module):

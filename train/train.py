@@ -172,7 +172,6 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
     """Run the loop on Ray Train workers, again from the last checkpoint when one is lost."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a dead worker is noticed
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     most = max(resources.workers, config.resources.workers)
     options = resources.actor_options()

@@ -22,8 +22,9 @@ with torch.device("meta"):
         (text_flop(MODEL, 20.0), 19e9),
     ],
 )
-def test_flop_is_the_published_to_three_percent(flop: float, published: float) -> None:
-    assert flop == pytest.approx(published, rel=0.03)
+def test_flop_is_the_published_to_five_percent(flop: float, published: float) -> None:
+    """Not to one: the published text encoder computes all tokens of its last block, ours the ends of captions."""
+    assert flop == pytest.approx(published, rel=0.05)
 
 
 def test_head_flop_is_what_torch_counts() -> None:
@@ -31,6 +32,15 @@ def test_head_flop_is_what_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         MODEL.vision.eval()(tokens[0][:, 0], *tokens[1:])
     assert head_flop(MODEL, 261) == counter.get_total_flops()
+
+
+def test_text_flop_is_what_torch_counts_but_for_the_causal_half() -> None:
+    length = 20
+    with FlopCounterMode(display=False) as counter:
+        MODEL.text(pack([[1] * length] * 3).to("meta"))
+
+    half_of_attention = 24 * 2 * length**2 * 1280  # torch counts the whole square of each caption
+    assert 3 * (text_flop(MODEL, float(length)) + half_of_attention) == counter.get_total_flops()
 
 
 def test_packed_captions_cost_what_each_costs_alone() -> None:
