@@ -105,8 +105,8 @@ class CurateConfig:
     """What counts as leakage; applies to every method that is given evaluation embeddings."""
     error_budget: float = 0.01
     """Share of rows that may have unusable vectors before the run stops."""
-    engine: Engine = "auto"
-    """Arithmetic of the nearest-centroid search; labels are the same for all but faiss, which is exact to float32."""
+    engine: Engine = field(default="auto", metadata=MACHINE_FACT)
+    """Who multiplies in the search for nearest centroids; auto: chosen for this machine. Labels are exact with each."""
     seed: int = 0
     """Seed of samples, coins and ties."""
     resources: Resources = field(default_factory=Resources)

@@ -62,6 +62,9 @@ def curate(
     metadata: Path | None = None,
 ) -> dict[str, float]:
     """The step, with given workers: `run` gives it a pool of processes."""
+    # Decided once, here: the workers use what the driver's machine is fast with.
+    config = replace(config, engine=choose_engine(config.engine))
+    logger.info("engine=%s", config.engine)
     shards = open_shards(embeddings)
     _check(config, shards, evaluation, metadata)
     known = {name.removeprefix(LEAKAGE_INPUT): open_shards(path) for name, path in sorted(evaluation.items())}
@@ -201,7 +204,7 @@ def _write_summary(
     counts = decisions.counts()
     report = {
         "method": config.method,
-        "engine": choose_engine(config.engine),
+        "engine": config.engine,
         "rows": len(decisions.reason),
         "counts": counts,
         "figures": figures,

@@ -24,9 +24,10 @@ MODULES = {
 }
 DOORS = {
     "ahocorasick": {"curation.choice.entries"},
-    "faiss": {"curation.clusters.nearest"},
+    "faiss": {"curation.clusters.screens"},
     "mlflow": {"pipeline.tracking"},
     "numba": {"curation.clusters.kernels", "curation.shards.reader"},
+    "onnxruntime": {"curation.clusters.integers", "train.export.onnx_text"},
     "triton": {"train.attention_kernels", "train.loss_kernels"},
     "submitit": {"cluster.allocation", "cluster.slurm"},
     "torch.distributed.fsdp": {"train.parallel"},

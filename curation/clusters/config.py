@@ -7,7 +7,8 @@ ROWS_PER_CLUSTER = 40
 LARGEST_STAGE = 50_000  # clusters: seeding them takes minutes, in the driver alone, and grows with their square
 PARTS = 100
 CLUSTERS_PER_CLUSTER = 10
-Engine = Literal["auto", "int8", "float32", "torch", "faiss"]
+Engine = Literal["auto", "onnxruntime", "onednn", "faiss", "torch"]
+"""Who multiplies: 8-bit integers by onnxruntime or oneDNN, float32 by FAISS's exact search, bfloat16 by torch (GPU)."""
 Seeding = Literal["k-means++", "k-means||", "random"]
 
 

@@ -1,0 +1,150 @@
+"""Screens: cheap, rounded scores of rows and centroids, and the few centroids that may be the nearest by them.
+
+A screen lists every centroid whose score lies within twice the error bound of the row's best score (bounds.py), so the
+nearest centroid is always among those listed, whatever the rounding.
+"""
+
+from typing import NamedTuple, Protocol
+
+import faiss
+import numpy as np
+import torch
+from jaxtyping import Float32, Int32, Int64
+
+from curation.clusters.bounds import FLOAT32_ROUNDING, SLACK, Centered, float64_blocks, longest_row
+from curation.clusters.integers import IntegerProduct
+from curation.clusters.kernels import INT8_MOST, shift_and_round, shortlist
+
+SMALLEST_TILE = 64  # rows
+LARGEST_TILE = 4096
+TILE_SCORES = 1 << 19
+GPU_TILE_SCORES = 1 << 26
+BFLOAT16_ROUNDING = 2.0**-8
+
+
+class Shortlist(NamedTuple):
+    """Candidates of some rows: those of row i are columns[ends[i] : ends[i + 1]], at least one."""
+
+    ends: Int64[np.ndarray, " n_plus_1"]
+    columns: Int32[np.ndarray, " pairs"]
+
+
+class Screen(Protocol):
+    """Lists the centroids that may be nearest."""
+
+    tile_rows: int
+    """Rows that one call may have at most."""
+
+    def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
+        """The candidates of each row; the next call overwrites them."""
+        ...
+
+
+class IntegerScreen:
+    """Products of 8-bit integers: centroids share one scale, each row has its own."""
+
+    def __init__(self, centered: Centered, product: type[IntegerProduct]) -> None:
+        self.centered = centered
+        num_clusters, dim = centered.centroids.shape
+        self.centroid_scale = max(centered.largest / product.largest_weight, 1e-30)
+        integers, self.residual = centered.rounded(torch.int8, self.centroid_scale)
+        self.product = product(integers.numpy())
+
+        # Buffers that every call uses again.
+        self.tile_rows = tile_rows(num_clusters, TILE_SCORES)
+        self.rounded = np.empty((self.tile_rows, dim), np.int8)
+        self.row_scale, self.lost, self.length = np.empty((3, self.tile_rows), np.float32)
+        self.products = np.empty((self.tile_rows, num_clusters), np.int32)
+        self.ends = np.empty(self.tile_rows + 1, np.int64)
+        self.columns = np.empty(self.tile_rows * num_clusters, np.int32)
+
+    def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
+        """The candidates of each row; the next call overwrites them."""
+        rows = slice(len(x))
+        scale = self.row_scale[rows]
+        lost = self.lost[rows]
+        length = self.length[rows]
+        shift_and_round(x, self.centered.mean, self.rounded, scale, lost, length)
+
+        self.product(self.rounded[rows], self.products[rows])
+
+        margin = 2 * self.centered.bound(length, lost, self.residual)
+        scale *= np.float32(self.centroid_scale)
+        shortlist(self.products[rows], scale, self.centered.bias, margin, self.ends, self.columns)
+        return Shortlist(self.ends, self.columns)
+
+
+class FaissScreen:
+    """FAISS's exact search in float32: the best two scores decide most rows, all scores are looked at for the others.
+
+    The bias is one more coordinate, which is 1 in every row, so that inner products serve both metrics.
+    """
+
+    def __init__(self, centered: Centered) -> None:
+        self.centered = centered
+        num_clusters, dim = centered.centroids.shape
+        self.extended = np.empty((num_clusters, dim + 1), np.float32)
+        self.extended[:, -1] = centered.bias
+        self.residual = 0.0
+        for rows, exact in float64_blocks(centered.centroids):
+            offsets = exact - centered.mean
+            self.extended[rows, :-1] = offsets
+            self.residual = max(self.residual, longest_row(offsets - self.extended[rows, :-1]))
+
+        # Rounding errors of the sum in which the bias is one term.
+        self.bias_in_sum = (dim + 8) * FLOAT32_ROUNDING * centered.largest_bias
+        self.tile_rows = LARGEST_TILE
+
+    def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
+        """The candidates of each row."""
+        shifted = np.ones((len(x), x.shape[1] + 1), np.float32)
+        np.subtract(x, self.centered.mean, out=shifted[:, :-1])
+        num_best = min(2, len(self.extended))
+        scores, nearest = faiss.knn(shifted, self.extended, num_best, metric=faiss.METRIC_INNER_PRODUCT)
+
+        length = np.linalg.norm(shifted[:, :-1], axis=1)
+        bound = self.centered.bound(length, np.float32(FLOAT32_ROUNDING) * length, self.residual)
+        least = scores[:, 0] - 2 * (bound + np.float32(self.bias_in_sum))
+        close = np.flatnonzero(scores[:, -1] >= least) if num_best > 1 else ()
+
+        candidates = list(nearest[:, :1].astype(np.int32))
+        for row in close:
+            candidates[row] = np.flatnonzero(self.extended @ shifted[row] >= least[row]).astype(np.int32)
+        ends = np.cumsum([0, *map(len, candidates)], dtype=np.int64)
+        return Shortlist(ends, np.concatenate([np.empty(0, np.int32), *candidates]))
+
+
+class TorchScreen:
+    """Products in bfloat16 on the GPU; without one, on the processor."""
+
+    def __init__(self, centered: Centered) -> None:
+        self.centered = centered
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.mean = torch.from_numpy(centered.mean).to(self.device)
+        self.bias = torch.from_numpy(centered.bias).to(self.device)
+        rounded, self.residual = centered.rounded(torch.bfloat16)
+        self.offsets = rounded.to(self.device)
+        self.tile_rows = tile_rows(len(rounded), GPU_TILE_SCORES)
+
+    def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
+        """The candidates of each row."""
+        shifted = torch.from_numpy(x).to(self.device) - self.mean
+        rounded = shifted.bfloat16()
+        scores = (rounded @ self.offsets.T).float() + self.bias
+        top = scores.amax(1)
+
+        lost = torch.linalg.vector_norm(rounded - shifted, dim=1)
+        length = torch.linalg.vector_norm(shifted, dim=1)
+        bound = torch.from_numpy(self.centered.bound(length.cpu().numpy(), lost.cpu().numpy(), self.residual))
+
+        # The products are rounded to bfloat16, too. Near the top they are at most this large: the score less its bias.
+        largest = torch.maximum(top - self.bias.min(), self.bias.max() - top)
+        least = top - 2 * (bound.to(self.device) + SLACK * BFLOAT16_ROUNDING * largest)
+
+        rows, columns = (scores >= least[:, None]).nonzero().T.cpu().numpy()
+        return Shortlist(np.searchsorted(rows, np.arange(len(x) + 1)), columns.astype(np.int32))
+
+
+def tile_rows(num_clusters: int, scores: int) -> int:
+    """Rows per tile, so that a tile has about `scores` scores."""
+    return max(SMALLEST_TILE, min(LARGEST_TILE, scores // num_clusters))
