@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int32, Int64
 
 from curation.clusters.bounds import FLOAT32_ROUNDING, SLACK, Centered, float64_blocks, longest_row
 from curation.clusters.integers import IntegerProduct
-from curation.clusters.kernels import INT8_MOST, shift_and_round, shortlist
+from curation.clusters.kernels import shift_and_round, shortlist
 
 SMALLEST_TILE = 64  # rows
 LARGEST_TILE = 4096
