@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from curation.choice.balance import entropy, gini
-from curation.choice.decisions import read_decisions
+from curation.choice.why import read_decisions
 from curation.quickstart.pool import Concept, read_concepts
 from evaluate.results import read_tallies
 from evaluate.sets import open_classification

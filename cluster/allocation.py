@@ -25,10 +25,10 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
 from submitit.helpers import DelayedSubmission
 
+from cluster.endings import REQUEUE
 from cluster.logs import setup_logging
 from cluster.session import folder_for_sockets, free_port, object_store_bytes
 
-REQUEUE_CODE = 85
 START_TIMEOUT_S = 300.0
 DRIVER_GRACE_S = 45.0  # of SLURM's 60
 STEP_GRACE_S = 15.0
@@ -51,7 +51,7 @@ class RayJob:
             os.waitid(os.P_PID, self.driver.pid, os.WEXITED | os.WNOWAIT)  # leaves `wait` to the signal's handler
             code = self.driver.wait()
         logger.info("driver_exit=%d", code)
-        if code == REQUEUE_CODE:
+        if code == REQUEUE:
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
         sys.exit(code if code >= 0 else 128 - code)
 

@@ -7,9 +7,6 @@ They become numbers in cluster/placement.py, against the running Ray cluster.
 import math
 from dataclasses import dataclass
 
-MACHINE_FACT = {"machine_fact": True}
-"""Metadata of a config's field that says how or where, not what, is computed: it is no part of a fingerprint either."""
-
 BYTES_PER_GB = 1024**3
 
 

@@ -31,7 +31,7 @@ def submit(command: Sequence[str], resources: Resources, folder: Path, name: str
     """Submit `command` and return the job's id; `folder`, on a file system that all nodes share, receives its logs.
 
     The job holds `resources.nodes` nodes and all of `resources.workers` on them, or whole nodes when workers is 0.
-    Inside, `cluster.session` finds the job's Ray. A command that exits with REQUEUE_CODE is requeued and run again.
+    Inside, `cluster.session` finds the job's Ray. A command that exits with `endings.REQUEUE` is requeued.
     """
     if shutil.which("sbatch") is None:
         raise ValueError("sbatch is not on PATH: SLURM jobs are submitted with it; log in to a node of the cluster")

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.identity import MACHINE_FACT
 from cluster.machine import AUTO, PRECISION, PrecisionChoice
-from cluster.resources import MACHINE_FACT, Resources
+from cluster.resources import Resources
 from curation.choice.config import Combine, DuplicatesConfig, LeakageConfig, Method
 from curation.clusters.config import Engine, KMeansConfig, LevelsConfig
 from curation.encoders.config import BackboneConfig, CaptionConfig

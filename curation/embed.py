@@ -21,8 +21,8 @@ from cluster import placement
 from cluster.devices import settled
 from cluster.fanout import Pool
 from cluster.files import write_atomic
+from cluster.identity import identity
 from cluster.progress import progress
-from cluster.resources import MACHINE_FACT, Resources
 from curation.config import EmbedConfig
 from curation.embed_worker import EmbedWorker, Task
 from curation.encoders.resolve import resolve
@@ -70,19 +70,10 @@ def run(config: EmbedConfig, *, out: Path, source: Path) -> dict[str, float]:
 
 def _tasks(config: EmbedConfig, source: Path) -> list[Task]:
     """One task a part; its digest covers the part's data and every setting that changes what is stored."""
-    identity = json.dumps(_without_machine_facts(config), sort_keys=True)
+    settings = json.dumps(identity(config), sort_keys=True)
     parts = list_parts(config.source, source)
-    digests = (hashlib.sha256(f"{identity}\n{part.digest()}".encode()).hexdigest() for part in parts)
+    digests = (hashlib.sha256(f"{settings}\n{part.digest()}".encode()).hexdigest() for part in parts)
     return [Task(index, part, digest) for index, (part, digest) in enumerate(zip(parts, digests, strict=True))]
-
-
-def _without_machine_facts(value: Any) -> Any:
-    """A config as JSON holds it, less what says how or where it is computed."""
-    if not dataclasses.is_dataclass(value):
-        return value
-    kept = (item.name for item in dataclasses.fields(value) if item.metadata != MACHINE_FACT)
-    settings = {name: getattr(value, name) for name in kept}
-    return {name: _without_machine_facts(x) for name, x in settings.items() if not isinstance(x, Resources)}
 
 
 def _finished(out: Path, task: Task) -> dict | None:

@@ -11,7 +11,8 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from curation.choice.balance import keep_probability
-from curation.choice.decisions import EXAMPLES, read_decisions
+from curation.choice.decisions import EXAMPLES
+from curation.choice.why import read_decisions
 from curation.clusters.groups import Entries, one_entry_each
 from curation.clusters.hierarchy import cluster_of_rows
 from curation.clusters.levels import Level, read_level

@@ -9,13 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.storage import kind_of
-from curation import curate, embed
 from curation.choice.config import DuplicatesConfig, LeakageConfig
 from curation.config import CurateConfig
 from curation.encoders.config import CaptionConfig
 from curation.encoders.resolve import resolve
-from curation.quickstart import pool
-from evaluate import evaluate, report
 from pipeline.inputs import (
     OPEN_CLIP,
     TASKS,
@@ -27,9 +24,16 @@ from pipeline.inputs import (
     user_data,
 )
 from pipeline.recipes import ComparedArm, Recipe
-from pipeline.step import Output, Step, in_order
-from train import tokenizer, train
+from pipeline.step import Output, RunOf, Step, in_order
 from train.config import TrainConfig
+
+POOL = RunOf("curation.quickstart.pool")
+EMBED = RunOf("curation.embed")
+CURATE = RunOf("curation.curate")
+TOKENIZER = RunOf("train.tokenizer")
+TRAIN = RunOf("train.train")
+EVALUATE = RunOf("evaluate.evaluate")
+REPORT = RunOf("evaluate.report")
 
 
 def resolve_backbone(recipe: Recipe) -> Recipe:
@@ -58,9 +62,9 @@ def build_steps(recipe: Recipe) -> list[Step]:
 
 def draw_steps(recipe: Recipe) -> list[Step]:
     """The steps of a recipe, whether or not its data are there."""
-    pool_step = Step("pool", "pool", pool.run, recipe.emoji, runs_beside=True) if recipe.emoji else None
+    pool_step = Step("pool", "pool", POOL, recipe.emoji, runs_beside=True) if recipe.emoji else None
     pairs = Output(pool_step, "train") if pool_step else user_data(recipe, recipe.data.pairs)
-    embeddings = Step("embed", "embed", embed.run, recipe.embed, {"source": pairs})
+    embeddings = Step("embed", "embed", EMBED, recipe.embed, {"source": pairs})
     leakage = _leakage(recipe, pool_step)
     datasets = _datasets(recipe, pool_step)
     images = _images(recipe, pairs)
@@ -73,7 +77,7 @@ def draw_steps(recipe: Recipe) -> list[Step]:
     shown = {
         step.label.replace("@", "_"): Output(step) for step in (embeddings, *(step for arm in arms for step in arm))
     }
-    page = Step("report", "report", report.run, recipe.report, shown, runs_beside=True)
+    page = Step("report", "report", REPORT, recipe.report, shown, runs_beside=True)
     return [embeddings, *(step for arm in arms for step in arm), page]
 
 
@@ -88,25 +92,25 @@ def _arm(
     """Selection, tokenizer and model of one arm; its scores, where there is a set to score it on."""
     rows = Output(embeddings)
     entries = {"metadata": user_data(recipe, recipe.data.metadata)} if recipe.data.metadata else {}
-    select = Step("curate", f"curate{suffix}", curate.run, recipe.curate, {"embeddings": rows, **leakage, **entries})
+    select = Step("curate", f"curate{suffix}", CURATE, recipe.curate, {"embeddings": rows, **leakage, **entries})
     pair = {"embeddings": rows, "selection": Output(select)}
-    words = Step("tokenizer", f"tokenizer{suffix}", tokenizer.run, recipe.tokenizer, pair, runs_beside=True)
+    words = Step("tokenizer", f"tokenizer{suffix}", TOKENIZER, recipe.tokenizer, pair, runs_beside=True)
     seen = {**pair, "tokenizer": Output(words), **images}
-    model = Step("train", f"train{suffix}", train.run, _train_config(recipe), seen)
+    model = Step("train", f"train{suffix}", TRAIN, _train_config(recipe), seen)
     if not datasets:
         return [select, words, model]
     tested = {"model": Output(model, "model"), **datasets}
-    return [select, words, model, Step("evaluate", f"evaluate{suffix}", evaluate.run, recipe.evaluate, tested)]
+    return [select, words, model, Step("evaluate", f"evaluate{suffix}", EVALUATE, recipe.evaluate, tested)]
 
 
 def _other(recipe: Recipe, name: str, label: str, datasets: Mapping[str, Output | Path]) -> Step:
     """Scores of a model that is not made here."""
     if name.startswith(OPEN_CLIP):
         config = replace(recipe.evaluate, open_clip=name.removeprefix(OPEN_CLIP))
-        return Step("evaluate", f"evaluate@{label}", evaluate.run, config, datasets)
+        return Step("evaluate", f"evaluate@{label}", EVALUATE, config, datasets)
     model = user_data(recipe, name)
     config = replace(recipe.evaluate, backbone=backbone_of(model, recipe.evaluate.backbone))
-    return Step("evaluate", f"evaluate@{label}", evaluate.run, config, {"model": model, **datasets})
+    return Step("evaluate", f"evaluate@{label}", EVALUATE, config, {"model": model, **datasets})
 
 
 def _images(recipe: Recipe, pairs: Output | Path) -> dict[str, Output | Path]:
@@ -116,7 +120,7 @@ def _images(recipe: Recipe, pairs: Output | Path) -> dict[str, Output | Path]:
     config = replace(recipe.embed, captions=CaptionConfig(), thumbnail_px=0)
     return {
         f"view_{view:03d}": Output(
-            Step("embed", f"embed@view{view}", embed.run, replace(config, view=view), {"source": pairs})
+            Step("embed", f"embed@view{view}", EMBED, replace(config, view=view), {"source": pairs})
         )
         for view in range(1, recipe.views + 1)
     }
@@ -155,7 +159,7 @@ def _leakage(recipe: Recipe, pool: Step | None) -> dict[str, Output]:
     else:
         sets = dict(by_stem(recipe, recipe.data.leakage))
     return {
-        f"leakage_{name}": Output(Step("embed", f"embed@{name}", embed.run, config, {"source": data}))
+        f"leakage_{name}": Output(Step("embed", f"embed@{name}", EMBED, config, {"source": data}))
         for name, data in sets.items()
     }
 

@@ -11,11 +11,9 @@ from typing import get_args
 from cluster.storage import absolute, kind_of
 from cluster.words import nearest
 from curation.encoders.config import BackboneConfig
-from evaluate.openclip import check_architecture
 from evaluate.sets import Task, open_classification, open_retrieval, open_segmentation, task_of
 from pipeline.recipes import Recipe
-from train.export.folder import CONFIG
-from train.export.formats import is_model
+from train.export.names import CONFIG, is_model
 
 OPEN_CLIP = "open_clip:"
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -39,6 +37,8 @@ def check_named(recipe: Recipe) -> None:
 
 def _check_other(recipe: Recipe, name: str) -> None:
     if name.startswith(OPEN_CLIP):
+        from evaluate.openclip import check_architecture  # imports torch, which other recipes need not wait for
+
         check_architecture(name.split(":")[1])
     elif not is_model(user_data(recipe, name)):
         raise ValueError(

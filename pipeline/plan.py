@@ -17,23 +17,21 @@ from curation.encoders.config import backbone_flop, geometry_of
 from pipeline.costs import (
     ADAMW_BYTES,
     STORED_BYTES,
+    PaperModel,
     TokenGrid,
     gpu_hours,
-    model_on_paper,
-    num_parameters,
     stored_bytes,
     stored_grid,
 )
 from pipeline.curation_costs import curation_table
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.inputs import check_evaluation
-from pipeline.measure import print_rates
 from pipeline.recipes import Recipe
+from pipeline.record import Record
 from pipeline.runner import pending
 from pipeline.step import Output, Step, in_order
-from pipeline.store import Record, Store
+from pipeline.store import Store
 from train.flop import TRAINING, head_flop, text_flop
-from train.model import DinoTxt
 
 SUSTAINED_TFLOPS = 400.0  # bf16 on one H100
 CAPTION_TOKENS = 20.0  # mean of a web caption with end-of-text
@@ -66,7 +64,7 @@ def print_plan(
         console.print(f"[yellow]cannot run yet:[/yellow] {escape(str(error))}\n", soft_wrap=True)
         console.print(_names_table(in_order(draw_steps(recipe))))
     grid = full_grid(recipe)
-    model = model_on_paper(recipe.train.model, recipe.tokenizer.vocab_size, grid.dim)
+    model = PaperModel(recipe.train.model, recipe.tokenizer.vocab_size, grid.dim)
     console.print(_sizes_table(recipe, model, grid))
     console.print(_arithmetic_table(recipe, model, grid, pool_rows))
     if pool_rows:
@@ -74,6 +72,8 @@ def print_plan(
         clustered_dim = 0 if recipe.data.metadata else recipe.embed.captions.dim  # entries are sought in the words
         console.print(curation_table(recipe.curate, pool_rows, grid.dim, clustered_dim))
     if is_measured:
+        from pipeline.measure import print_rates  # torch, and the backbone itself
+
         print_rates(recipe.embed, store.workspace, console)
 
 
@@ -110,11 +110,11 @@ def _steps_table(steps: Sequence[Step], store: Store, todo: Sequence[Step]) -> T
     return table
 
 
-def _sizes_table(recipe: Recipe, model: DinoTxt, full: TokenGrid) -> Table:
+def _sizes_table(recipe: Recipe, model: PaperModel, full: TokenGrid) -> Table:
     embed, train = recipe.embed, recipe.train
     kept = stored_grid(full, embed.content, embed.grid)
-    feature = model.text.projection.out_features
-    trained = num_parameters(model)
+    feature = model.feature_dim
+    trained = model.num_weights
     table = Table("tensor", "shape", "size", title="\nSizes", title_justify="left", box=None)
     batch, side = train.batch_size, embed.backbone.image_size
     for name, shape, bytes_each in (
@@ -131,8 +131,8 @@ def _sizes_table(recipe: Recipe, model: DinoTxt, full: TokenGrid) -> Table:
         ("trained weights with AdamW state", (trained,), ADAMW_BYTES),
     ):
         table.add_row(name, " x ".join(f"{length:,}" for length in shape), human_bytes(math.prod(shape) * bytes_each))
-    table.add_row("text encoder", f"{num_parameters(model.text):,} weights", "")
-    table.add_row("vision head", f"{num_parameters(model.vision):,} weights", "")
+    table.add_row("text encoder", f"{model.text_weights:,} weights", "")
+    table.add_row("vision head", f"{model.head_weights:,} weights", "")
     return table
 
 
@@ -149,7 +149,7 @@ class StepCost:
         return self.backbone + self.text + self.head
 
 
-def _arithmetic_table(recipe: Recipe, model: DinoTxt, full: TokenGrid, rows: int) -> Table:
+def _arithmetic_table(recipe: Recipe, model: PaperModel, full: TokenGrid, rows: int) -> Table:
     """Training as it is usually done, as the recipe does it, and, where tokens are stored, embedding `rows` pairs."""
     is_live = recipe.train.live.enabled
     kept = full if is_live else stored_grid(full, recipe.embed.content, recipe.embed.grid)

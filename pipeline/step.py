@@ -4,12 +4,38 @@ The function is called as `run(config, out=Path, **inputs: Path) -> Mapping[str,
 conductor. Two steps of one recipe may share a name (two models, say); their labels differ.
 """
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+
+from cluster.identity import Json, identity
+from pipeline.fingerprint import data_identity, digest
 
 VERSIONS = {"embed": 2, "curate": 3, "tokenizer": 2, "train": 3, "evaluate": 3, "report": 2}
 """Of the code of a kind of step, 1 if not named; raised by the change that makes it put out something else."""
+
+
+class StepError(RuntimeError):
+    """A step raised; its finished shards, iterations or checkpoints are kept for the next run."""
+
+
+@dataclass(frozen=True)
+class RunOf:
+    """The function `run` of a module, which is imported when the function is called.
+
+    So a recipe is drawn, planned and looked up without what its steps compute with.
+    """
+
+    module: str
+
+    def __call__(self, config: object, **paths: Path) -> Mapping[str, float]:
+        return self.function()(config, **paths)
+
+    def function(self) -> Callable[..., Mapping[str, float]]:
+        """The function itself."""
+        return importlib.import_module(self.module).run
 
 
 @dataclass(frozen=True)
@@ -24,6 +50,22 @@ class Step:
     runs_beside: bool = False
     """In a thread beside other steps; otherwise alone, in the main thread, as signals and Ray Train need it."""
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of what the step puts out: of its name, code version, config and inputs."""
+        return digest(
+            {
+                "step": self.name,
+                "version": VERSIONS.get(self.name, 1),
+                "config": identity(self.config),
+                "inputs": self.input_identities(),
+            }
+        )
+
+    def input_identities(self) -> dict[str, Json]:
+        """Identity of each input by its name."""
+        return {name: input_identity(source) for name, source in sorted(self.inputs.items())}
+
     def upstream(self) -> "list[Step]":
         return [source.step for source in self.inputs.values() if isinstance(source, Output)]
 
@@ -34,6 +76,13 @@ class Output:
 
     step: Step
     path: str = ""
+
+
+def input_identity(source: Output | Path) -> Json:
+    """[fingerprint, path inside] of a step's output; the content digest of user data."""
+    if isinstance(source, Output):
+        return [source.step.fingerprint, source.path]
+    return data_identity(source)
 
 
 def in_order(steps: Sequence[Step]) -> list[Step]:

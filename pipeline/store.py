@@ -4,61 +4,35 @@ A step builds in a `.partial` sibling that survives an interruption; the record 
 renamed. A file lock per output keeps two runs on one workspace from building the same thing at once.
 """
 
-import fcntl
-import json
 import logging
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from cluster.files import sha256_file, sync, write_atomic
 from cluster.storage import absolute
 from curation.shards.manifest import MANIFEST, read_manifest
 from curation.shards.manifest import verify as verify_shards
-from pipeline.fingerprint import Json, fingerprint
+from pipeline.record import RECORD, DamagedOutputError, Record, read_record, write_record
 from pipeline.step import Output, Step
 
-log = logging.getLogger(__name__)
+LOCKS = ".locks"
+CHECKED_SHARE = 0.02  # of the time that an output took to make: what checking it before it is read may cost
+CHECKED_BYTES_PER_S = 1e9  # sha256 of one core
+CHECKED_LEAST_BYTES = 16e6  # milliseconds
 
-RECORD = "record.json"
-
-
-class DamagedOutput(ValueError):
-    """A finished output is not as its record says."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """What record.json holds: everything needed to say how an output came to be."""
-
-    step: str
-    label: str
-    fingerprint: str
-    config: Json
-    inputs: dict[str, Json]
-    summary: dict[str, float]
-    commit: str
-    dirty: bool
-    environment: dict[str, str]
-    command: str
-    host: str
-    started: str
-    finished: str
-    seconds: float
-    files: dict[str, int]
-    """Bytes of every file of the output."""
-    choices: dict[str, str] = field(default_factory=dict)
-    """What `auto` stood for on the machine that made the output, and why; of all machines that continued it."""
-    checksums: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of every file but shards, whose manifest has theirs; none in records written before there were any."""
+logger = logging.getLogger(__name__)
 
 
 class Store:
+    """The outputs of one workspace."""
+
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace.resolve()
 
@@ -66,27 +40,39 @@ class Store:
         """Final place of what a step puts out, or has put out, there or not."""
         if isinstance(output, Record):
             return self.workspace / output.step / output.fingerprint
-        return self.workspace / output.name / fingerprint(output)
+        return self.workspace / output.name / output.fingerprint
 
     def partial(self, step: Step) -> Path:
+        """Where a step builds its output."""
         return self.folder(step).with_suffix(".partial")
+
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder of the workspace. ValueError names the file that lies where a folder is needed."""
+        for path in (*reversed(folder.parents), folder):
+            if path.is_relative_to(self.workspace) and path.exists() and not path.is_dir():
+                raise ValueError(
+                    f"{path} is a file: the workspace needs a folder of this name; move the file away, or choose "
+                    "another folder with --workspace"
+                )
+        folder.mkdir(parents=True, exist_ok=True)
 
     def resolve(self, source: Output | Path) -> Path:
         """Path that a step receives for one of its inputs."""
         return absolute(source) if isinstance(source, Path) else self.folder(source.step) / source.path
 
     def record(self, step: Step) -> Record | None:
+        """The record of a step's output; None where it is not finished."""
         return read_record(self.folder(step))
 
     def records(self) -> list[Record]:
         """All finished outputs in the workspace, oldest first; a record that cannot be read is left out and logged."""
-        found = []
+        readable = []
         for folder in self.finished_folders():
             try:
-                found.append(read_record(folder))
-            except DamagedOutput as error:
-                log.warning("%s", error)
-        return sorted((record for record in found if record), key=lambda record: record.finished)
+                readable.append(read_record(folder))
+            except DamagedOutputError as error:
+                logger.warning("%s", error)
+        return sorted((record for record in readable if record), key=lambda record: record.finished)
 
     def finished_folders(self) -> list[Path]:
         """Where the workspace has a record, by step and fingerprint."""
@@ -94,7 +80,7 @@ class Store:
         return [folder for folder in folders if not folder.suffix]
 
     def check_sizes(self, *steps: Step, forced: Sequence[str] = ()) -> None:
-        """DamagedOutput naming all finished outputs of which a file is missing or has another size than recorded.
+        """DamagedOutputError naming all finished outputs of which a file is missing or has another size than recorded.
 
         The remedy rebuilds them, and what is `forced` already.
         """
@@ -103,9 +89,28 @@ class Store:
             record = self.record(step)
             if record and (problems := damaged_files(self.folder(step), record)):
                 damaged[step.label] = problems[0]
-        if damaged:
-            remedy = f"rebuild with --force {' '.join([*forced, *damaged])}"
-            raise DamagedOutput(f"{'; '.join(damaged.values())}: finished outputs must not change; {remedy}")
+        _refuse(damaged, forced)
+
+    def check_content(self, step: Step) -> None:
+        """DamagedOutputError when a file of a finished output has other bytes than recorded.
+
+        Small files come first, as many as two hundredths of the time that the output took to make allow.
+        """
+        folder = self.folder(step)
+        record = self.record(step)
+        if record is None:
+            return
+
+        problems = damaged_files(folder, record)
+        checksums = {**record.checksums, **_shard_checksums(folder)}
+        left = max(CHECKED_LEAST_BYTES, CHECKED_SHARE * record.seconds * CHECKED_BYTES_PER_S)
+        for name in sorted(set(checksums) & set(record.files), key=lambda name: record.files[name]):
+            left -= record.files[name]
+            if problems or left < 0:
+                break
+            problems = changed_files(folder, {name: checksums[name]})
+        if problems:
+            _refuse({step.label: problems[0]})
 
     def verify(self, output: Step | Record) -> list[str]:
         """Every problem of a finished output, one line each, none if it is not there; reads every byte once."""
@@ -115,20 +120,27 @@ class Store:
             return []
         if problems := damaged_files(folder, record):
             return problems
-        problems = [
-            f"{folder / name} has another sha256 than recorded: it was changed"
-            for name, checksum in record.checksums.items()
-            if sha256_file(folder / name) != checksum
+
+        problems = changed_files(folder, record.checksums)
+        shards = _shard_checksums(folder)
+        problems += [
+            f"{folder / name} has no sha256 in the record: it was added, or the record was edited"
+            for name in list_files(folder)
+            if name not in record.checksums and name not in shards
         ]
+        if not record.seal:
+            problems.append(f"{folder / RECORD} has no seal: it was edited, or written by an earlier version")
         return problems + (verify_shards(folder) if (folder / MANIFEST).exists() else [])
 
     def commit(self, step: Step, record: Record) -> None:
         """Make the partial output final: all of it is on disk before its name says that it is done."""
-        partial, final = self.partial(step), self.folder(step)
-        write_atomic(partial / RECORD, json.dumps(asdict(record), indent=1))
+        partial = self.partial(step)
+        final = self.folder(step)
+        write_record(partial, record)
         for path in partial.rglob("*"):
             if path.is_file():
                 sync(path)
+
         replaced = final.with_suffix(".replaced")
         if final.exists():
             shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed between these lines
@@ -140,31 +152,29 @@ class Store:
     @contextmanager
     def claim(self, step: Step) -> Iterator[None]:
         """Hold the right to build this output; waits for another run that holds it, saying once who that is."""
-        path = self.workspace / ".locks" / f"{step.name}-{fingerprint(step)}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as lock:
-            said = False
-            while not _try_lock(lock.fileno()):
-                if not said:
-                    lock.seek(0)
-                    log.warning("step=%s is being built by %s: waiting for it", step.label, lock.read().strip())
-                    said = True
-                time.sleep(0.5)
-            lock.truncate(0)
-            lock.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}")
-            lock.flush()
+        path = self.workspace / LOCKS / f"{step.name}-{step.fingerprint}"
+        self.make_folder(path.parent)
+        holder = path.with_suffix(".holder")
+        lock = FileLock(path)
+
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            who = holder.read_text().strip() if holder.exists() else "another run"
+            logger.warning("step %s is being built by %s: waiting for it to end", step.label, who)
+            lock.acquire()
+        try:
+            write_atomic(holder, f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}")
             yield
+        finally:
+            lock.release()
 
 
-def read_record(folder: Path) -> Record | None:
-    """The record of a finished output; None where there is none. DamagedOutput if it cannot be read."""
-    try:
-        found = json.loads((folder / RECORD).read_text())
-        return Record(**{item.name: found[item.name] for item in fields(Record) if item.name in found})
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (TypeError, ValueError) as error:
-        raise DamagedOutput(f"{folder / RECORD} cannot be read ({error}): delete {folder} and run again") from error
+def _refuse(damaged: Mapping[str, str], forced: Sequence[str] = ()) -> None:
+    """DamagedOutputError for damaged outputs, by the labels of their steps."""
+    if damaged:
+        remedy = f"rebuild with --force {' '.join([*forced, *damaged])}"
+        raise DamagedOutputError(f"{'; '.join(damaged.values())}: finished outputs must not change; {remedy}")
 
 
 def list_files(folder: Path) -> dict[str, int]:
@@ -175,8 +185,16 @@ def list_files(folder: Path) -> dict[str, int]:
 
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below `folder` but the record and shards: those are in the folder's manifest."""
-    shards = {entry.file for entry in read_manifest(folder).shards} if (folder / MANIFEST).exists() else set()
+    shards = _shard_checksums(folder)
     return {name: sha256_file(folder / name) for name in list_files(folder) if name not in shards}
+
+
+def _shard_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of the shards that a folder's manifest lists; none where it cannot be read."""
+    try:
+        return {entry.file: entry.sha256 for entry in read_manifest(folder).shards}
+    except (ValueError, OSError):
+        return {}
 
 
 def damaged_files(folder: Path, record: Record) -> list[str]:
@@ -191,9 +209,10 @@ def damaged_files(folder: Path, record: Record) -> list[str]:
     return problems
 
 
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def changed_files(folder: Path, recorded: Mapping[str, str]) -> list[str]:
+    """One line for every file whose bytes have another SHA-256 than recorded."""
+    return [
+        f"{folder / name} has another sha256 than recorded: it was changed"
+        for name, checksum in recorded.items()
+        if sha256_file(folder / name) != checksum
+    ]

@@ -4,7 +4,6 @@ The store is `$MLFLOW_TRACKING_URI`, or an sqlite database inside the workspace.
 first failure it warns once and is off for the rest of the run.
 """
 
-import fcntl
 import logging
 import os
 import re
@@ -18,12 +17,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
+from filelock import FileLock
 
 from cluster.files import read_jsonl
-from pipeline.fingerprint import Json, canonical, fingerprint
+from cluster.identity import Json, identity
 from pipeline.step import Step
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ class Tracking:
 
     def _start_step(self, step: Step) -> str:
         """The identity of a nested run."""
-        tags = {"mlflow.parentRunId": self._parent, "fingerprint": fingerprint(step), "step": step.name}
+        tags = {"mlflow.parentRunId": self._parent, "fingerprint": step.fingerprint, "step": step.name}
         run = self._client.create_run(self._experiment, run_name=step.label, tags={**tags, **_owner()}).info.run_id
         self._statuses[run] = "FAILED"
         self._log_params(run, step.config)
@@ -135,7 +135,7 @@ class Tracking:
     def _log_params(self, run: str, config: object) -> None:
         from mlflow.entities import Param
 
-        params = [Param(name, str(value)[:PARAM_CHARS]) for name, value in flatten(canonical(config)).items()]
+        params = [Param(name, str(value)[:PARAM_CHARS]) for name, value in flatten(identity(config)).items()]
         for start in range(0, len(params), 100):
             self._client.log_batch(run, params=params[start : start + 100])
 
@@ -171,19 +171,16 @@ class Tracking:
         except Exception as error:  # the boundary: whatever the tracking server does must not stop the work
             if self.is_on:
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                log.warning("tracking=off uri=%s reason=%s: the run goes on without", self.uri, reason)
+                logger.warning("tracking=off uri=%s reason=%s: the run goes on without", self.uri, reason)
             self.is_on = False
             return None
 
 
-@contextmanager
-def _one_at_a_time(workspace: Path) -> Iterator[None]:
+def _one_at_a_time(workspace: Path) -> FileLock:
     """MLflow creates its tables on first use, and two runs that begin together would both try."""
     path = workspace / ".locks" / "mlflow"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return FileLock(path)
 
 
 def _owner() -> dict[str, str]:

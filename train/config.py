@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.identity import MACHINE_FACT
 from cluster.machine import AUTO, PRECISION, Precision, PrecisionChoice
-from cluster.resources import MACHINE_FACT, Resources
+from cluster.resources import Resources
 from curation.encoders.views import AugmentConfig
 from curation.pairs.sample import SourceConfig
 
@@ -78,6 +79,15 @@ class ModelConfig:
 
     text: TextConfig = field(default_factory=TextConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
+
+    def feature_dim(self, image_dim: int) -> int:
+        """Length of an image or caption feature, for backbone tokens of this width."""
+        return 2 * image_dim if self.vision.pooling == "concat" else image_dim
+
+
+def swiglu_hidden(dim: int) -> int:
+    """Hidden size of the head's gated MLP: two thirds of four times the width, up to a multiple of 64."""
+    return (int(8 * dim / 3) + 63) // 64 * 64
 
 
 @dataclass(frozen=True)

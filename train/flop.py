@@ -6,11 +6,12 @@ torch's counter, which could not serve here: it counts only what was computed, a
 """
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
-from torch import nn
+from train.config import ModelConfig, swiglu_hidden
 
-from train.model import DinoTxt, TextBlock
-
+TEXT_ATTENTION = 3  # squares of the width: queries, keys and values
+TEXT_AFTER_ATTENTION = 1 + 2 * 4  # squares of the width: the output projection, and two layers four times as wide
 TRAINING = 3  # forward, and the gradients of inputs and of weights
 PEAK_TFLOPS = {  # dense bfloat16, by what the device's name holds; the vendors' data sheets
     "H200 NVL": 835.0,
@@ -35,12 +36,25 @@ def peak_tflops(device_name: str) -> float | None:
     return PEAK_TFLOPS[max(found, key=len)] if found else None
 
 
-def text_flop(model: DinoTxt, num_tokens: float) -> float:
+@runtime_checkable
+class Sized(Protocol):
+    """What the cost of a model depends on: DinoTxt, or a recipe's model that is not built."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Width and depth."""
+
+    @property
+    def image_dim(self) -> int:
+        """Width of the backbone's tokens."""
+
+
+def text_flop(model: Sized, num_tokens: float) -> float:
     """Forward FLOP of one caption of so many tokens."""
     return captions_flop(model, [(1, num_tokens)])
 
 
-def captions_flop(model: DinoTxt, groups: Sequence[tuple[int, float | int]]) -> float:
+def captions_flop(model: Sized, groups: Sequence[tuple[int, float | int]]) -> float:
     """Forward FLOP of packed captions, given as (captions, tokens each); causal attention computes half its square."""
     text = model.config.text
     captions = sum(count for count, _ in groups)
@@ -48,23 +62,25 @@ def captions_flop(model: DinoTxt, groups: Sequence[tuple[int, float | int]]) -> 
     attention = text.layers * text.width * sum(count * length**2 for count, length in groups)
 
     # Of the last block, what follows attention is computed for the ends of captions only.
-    for_all = _matrix_weights(model.text.blocks) - _matrix_weights_after_attention(model)
-    for_ends = _matrix_weights_after_attention(model) + model.text.projection.weight.numel()
+    after_attention = TEXT_AFTER_ATTENTION * text.width**2
+    for_all = text_matrix_weights(model) - after_attention
+    for_ends = after_attention + text.width * model.config.feature_dim(model.image_dim)
     return 2.0 * (for_all * tokens + for_ends * captions + attention)
 
 
-def head_flop(model: DinoTxt, num_tokens: int) -> float:
+def text_matrix_weights(model: Sized) -> int:
+    """Weights of the matrices in the text encoder's blocks."""
+    text = model.config.text
+    return text.layers * (TEXT_ATTENTION + TEXT_AFTER_ATTENTION) * text.width**2
+
+
+def head_flop(model: Sized, num_tokens: int) -> float:
     """Forward FLOP of the vision head on one image of so many tokens."""
     attention = model.config.vision.blocks * 2 * num_tokens**2 * model.image_dim
-    return 2.0 * (_matrix_weights(model.vision.blocks) * num_tokens + attention)
+    return 2.0 * (head_matrix_weights(model) * num_tokens + attention)
 
 
-def _matrix_weights_after_attention(model: DinoTxt) -> int:
-    """Matrix weights of the last text block behind its attention: the output projection and the two layers."""
-    last = model.text.blocks[-1]
-    assert isinstance(last, TextBlock)
-    return last.attention.proj.weight.numel() + _matrix_weights(last.mlp)
-
-
-def _matrix_weights(module: nn.Module) -> int:
-    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+def head_matrix_weights(model: Sized) -> int:
+    """Weights of the matrices in the head's blocks: four of attention, and three of the gated MLP."""
+    dim = model.image_dim
+    return model.config.vision.blocks * (4 * dim**2 + 3 * dim * swiglu_hidden(dim))

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from train.attention import Packed, pack, packed_attention
-from train.config import ModelConfig, TextConfig, VisionConfig
+from train.config import ModelConfig, TextConfig, VisionConfig, swiglu_hidden
 
 HEAD_DIM = 64
 MAX_LOGIT_SCALE = math.log(100)
@@ -132,7 +132,7 @@ class SwiGlu(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        hidden = (int(8 * dim / 3) + 63) // 64 * 64
+        hidden = swiglu_hidden(dim)
         self.w1 = nn.Linear(dim, hidden)
         self.w2 = nn.Linear(dim, hidden)
         self.w3 = nn.Linear(hidden, dim)
@@ -229,8 +229,7 @@ class DinoTxt(nn.Module):
         super().__init__()
         self.config = config
         self.image_dim = image_dim
-        feature_dim = 2 * image_dim if config.vision.pooling == "concat" else image_dim
-        self.text = TextEncoder(config.text, vocab_size, feature_dim)
+        self.text = TextEncoder(config.text, vocab_size, config.feature_dim(image_dim))
         self.vision = VisionHead(config.vision, image_dim)
         self.logit_scale = LogitScale()
 

@@ -29,6 +29,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 from torch.distributed.checkpoint.api import CheckpointException
 
 from cluster.devices import settled
+from cluster.endings import StoppedError
 from cluster.files import read_jsonl, write_atomic
 from cluster.placement import resolve, room_for
 from cluster.resources import Resources
@@ -71,10 +72,6 @@ class TrainingFailed(RuntimeError):
     """The loop raised an error that another try would meet again."""
 
 
-class TrainingStopped(RuntimeError):
-    """Training was told to stop, saved a checkpoint and ended; running the step again goes on from there."""
-
-
 def run(
     config: TrainConfig,
     *,
@@ -111,7 +108,7 @@ def run(
         raise TrainingFailed(f"training failed: {(job.out / FAILED).read_text()}")
     rows = read_jsonl(job.out / METRICS)
     if (job.out / STOP).exists() and (not rows or rows[-1]["step"] < config.num_steps):
-        raise TrainingStopped(
+        raise StoppedError(
             f"training was told to stop and saved step {_saved_step(job)} of {config.num_steps}: run it again to go on"
         )
     for folder in (CHECKPOINTS, RAY_FOLDER):

@@ -4,22 +4,20 @@ Reasons are given in the order of the stages; the first one stands. The table is
 read.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float32, Int16, Int32, Int64
 
 from curation.choice.duplicates import Pairs
+from curation.choice.why import DECISIONS
 from curation.clusters.groups import Entries, one_entry_each
 from curation.shards.reader import EmbeddingShards
 from curation.shards.selection import write_table
 
-DECISIONS = "decisions.arrow"
 EXAMPLES = "examples.arrow"
 EXAMPLES_PER_REASON = 24
 
@@ -153,24 +151,3 @@ class Decisions:
         return table.append_column("thumbnail", thumbnails).append_column(
             "other_thumbnail", pa.array(others, pa.binary())
         )
-
-
-def read_decisions(folder: Path) -> pa.Table:
-    """The decision table of a curate folder, memory-mapped."""
-    return pa.ipc.open_file(pa.memory_map(str(folder / DECISIONS))).read_all()
-
-
-def why(folder: Path, key: str) -> dict[str, object]:
-    """What became of one pair: its clusters, keep probabilities, reason, and the pair or image it was dropped for.
-
-    Raises KeyError when no row of the pool has that key.
-    """
-    table = read_decisions(folder)
-    row = pc.index(table["key"], pa.scalar(key, table["key"].type)).as_py()
-    if row < 0:
-        raise KeyError(f"no pair {key!r} in {folder / DECISIONS}: keys are those of the embeddings; see its key column")
-    answer: dict[str, object] = {"row": row}
-    for name in table.column_names:
-        value = table[name][row].as_py()
-        answer[name] = None if isinstance(value, float) and math.isnan(value) else value
-    return answer

@@ -7,7 +7,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cluster.resources import MACHINE_FACT
+from cluster.identity import MACHINE_FACT
 from curation.encoders.families import MEMBERS
 
 AUTO = "auto"

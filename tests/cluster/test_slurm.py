@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from slurm_harness import local_slurm, missing, wait_for_end
 
-from cluster.allocation import REQUEUE_CODE, _per_node
+from cluster.allocation import _per_node
+from cluster.endings import REQUEUE
 from cluster.resources import Resources
 from cluster.session import ROOT
 from cluster.slurm import _gpus, _minutes, submit
@@ -136,7 +137,7 @@ def test_the_job_ends_as_its_driver(slurm: Path) -> None:
 @pytest.mark.parametrize(
     ("first_time", "interruption"),
     [
-        (f"sys.exit({REQUEUE_CODE})", []),
+        (f"sys.exit({REQUEUE})", []),
         ("open({pipe!r}, 'w').close(); open({pipe!r}).read()", ["scancel", "--signal=USR2", "--batch", "{job}"]),
         (
             "open({pipe!r}, 'w').close(); open({pipe!r}).read()",

@@ -12,7 +12,7 @@ from cluster.files import sha256_file
 from cluster.resources import Resources
 from curation.choice.balance import entropy, water_fill
 from curation.choice.config import DuplicatesConfig, LeakageConfig
-from curation.choice.decisions import read_decisions, why
+from curation.choice.why import read_decisions, why
 from curation.clusters.config import LevelsConfig
 from curation.clusters.scan import InProcess
 from curation.config import CurateConfig, TextConfig

@@ -1,22 +1,47 @@
-"""Arithmetic against the figures published for ViT-L/14 and dino.txt (arXiv:2412.16334)."""
+"""Arithmetic against the model itself, and the figures published for ViT-L/14 and dino.txt (arXiv:2412.16334)."""
 
-from pipeline.costs import (
-    TokenGrid,
-    gpu_hours,
-    model_on_paper,
-    num_parameters,
-    stored_bytes,
-    stored_grid,
-)
+import pytest
+import torch
+
+from pipeline.costs import PaperModel, TokenGrid, gpu_hours, stored_bytes, stored_grid
 from pipeline.presets import PRESETS
+from train.config import ModelConfig, TextConfig, VisionConfig
+from train.flop import head_matrix_weights, text_matrix_weights
+from train.model import DinoTxt
 
 VITL14 = TokenGrid(1024, 4, 16, 16)
-MODEL = model_on_paper(PRESETS["vitl14"].train.model, 49_408, 1024)
 
 
 def test_parameters_are_the_published_ones() -> None:
-    assert num_parameters(MODEL.text) == 538_131_200
-    assert num_parameters(MODEL.vision) == 25_326_336
+    model = PaperModel(PRESETS["vitl14"].train.model, 49_408, 1024)
+    assert model.text_weights == 538_131_200
+    assert model.head_weights == 25_326_336
+
+
+@pytest.mark.parametrize("pooling", ["cls", "concat"])
+@pytest.mark.parametrize(("width", "layers", "blocks", "dim"), [(32, 1, 0, 24), (48, 3, 2, 40), (64, 2, 1, 384)])
+def test_weights_are_those_of_the_model_that_is_built(
+    pooling: str, width: int, layers: int, blocks: int, dim: int
+) -> None:
+    text = TextConfig(width=width, layers=layers, heads=4, context=12)
+    config = ModelConfig(text, VisionConfig(blocks=blocks, pooling=pooling))  # type: ignore[arg-type]
+    with torch.device("meta"):
+        built = DinoTxt(config, 300, dim)
+    paper = PaperModel(config, 300, dim)
+
+    assert paper.text_weights == count(built.text)
+    assert paper.head_weights == count(built.vision)
+    assert paper.num_weights == count(built)
+    assert text_matrix_weights(built) == count_matrices(built.text.blocks)
+    assert head_matrix_weights(built) == count_matrices(built.vision.blocks)
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def count_matrices(module: torch.nn.Module) -> int:
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, torch.nn.Linear))
 
 
 def test_stored_bytes_follow_content_and_format() -> None:

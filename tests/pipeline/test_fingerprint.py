@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.resources import MACHINE_FACT, Resources
+from cluster.identity import MACHINE_FACT, identity
+from cluster.resources import Resources
 from curation.config import EmbedConfig
-from pipeline.fingerprint import canonical, fingerprint
 from pipeline.step import VERSIONS, Output, Step
 
 
@@ -36,7 +36,7 @@ SECOND = Step("second", "second", nothing, Config(), {"rows": Output(FIRST)})
 
 def test_fingerprint_is_frozen() -> None:
     """Golden: a changed value here would orphan every user's finished outputs."""
-    assert fingerprint(FIRST) == "4fd9c9afdbdb"
+    assert FIRST.fingerprint == "4fd9c9afdbdb"
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def test_fingerprint_is_frozen() -> None:
     ],
 )
 def test_machine_facts_bear_no_identity(config: Config) -> None:
-    assert fingerprint(replace(FIRST, config=config)) == fingerprint(FIRST)
+    assert replace(FIRST, config=config).fingerprint == FIRST.fingerprint
 
 
 def test_a_larger_error_budget_is_the_same_embedding() -> None:
     """So that a run which was stopped for its rejects goes on with the shards that are there."""
     strict, lenient = (Step("embed", "embed", nothing, EmbedConfig(error_budget=share)) for share in (0.01, 0.5))
-    assert fingerprint(strict) == fingerprint(lenient)
+    assert strict.fingerprint == lenient.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -66,25 +66,25 @@ def test_a_larger_error_budget_is_the_same_embedding() -> None:
     ],
 )
 def test_literals_bear_identity_downstream_too(other: Step) -> None:
-    assert fingerprint(other) != fingerprint(FIRST)
-    assert fingerprint(replace(SECOND, inputs={"rows": Output(other)})) != fingerprint(SECOND)
+    assert other.fingerprint != FIRST.fingerprint
+    assert replace(SECOND, inputs={"rows": Output(other)}).fingerprint != SECOND.fingerprint
 
 
 def test_a_new_version_of_the_code_bears_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = fingerprint(FIRST)
+    before = FIRST.fingerprint
     monkeypatch.setitem(VERSIONS, FIRST.name, 2)
-    assert fingerprint(FIRST) != before
+    assert replace(FIRST).fingerprint != before
 
 
 def test_label_bears_no_identity() -> None:
-    assert fingerprint(replace(FIRST, label="first@arm")) == fingerprint(FIRST)
+    assert replace(FIRST, label="first@arm").fingerprint == FIRST.fingerprint
 
 
 def test_data_identity_is_content_not_place(tmp_path: Path) -> None:
     for name, text in (("a", "one"), ("b", "one"), ("c", "two!")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "captions.txt").write_text(text)
-    a, b, c = (fingerprint(replace(SECOND, inputs={"rows": tmp_path / name})) for name in "abc")
+    a, b, c = (replace(SECOND, inputs={"rows": tmp_path / name}).fingerprint for name in "abc")
     assert a == b
     assert a != c
 
@@ -92,4 +92,4 @@ def test_data_identity_is_content_not_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [Path("x"), {1, 2}, float("nan"), object(), {1: "a"}, nothing])
 def test_unstable_values_are_refused_by_name(value: object) -> None:
     with pytest.raises((TypeError, ValueError), match=r"config\.deep\[0\]"):
-        canonical({"deep": [value]})
+        identity({"deep": [value]})

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from curation.encoders.config import BackboneConfig
-from pipeline.fingerprint import fingerprint
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.presets import PRESETS
 from pipeline.recipes import Recipe
@@ -27,7 +26,7 @@ def test_each_view_is_embedded_once_for_all_arms_and_given_to_training() -> None
     for label in ("train", "train@uncurated"):
         views = {name: source for name, source in found[label].inputs.items() if name.startswith("view_")}
         assert [source.step for source in views.values()] == [found["embed@view1"], found["embed@view2"]]
-    assert fingerprint(found["embed"]) == fingerprint(steps(DEBUG)["embed"])
+    assert found["embed"].fingerprint == steps(DEBUG)["embed"].fingerprint
 
 
 def test_a_live_backbone_is_given_the_pairs_as_the_embed_step_reads_them() -> None:
@@ -51,12 +50,12 @@ def test_the_content_of_metadata_entries_is_part_of_the_selection(tmp_path: Path
     step = _curate(str(entries))
     assert step.inputs["metadata"] == entries
     assert "metadata" not in _curate("").inputs
-    before = fingerprint(step)
-    assert before != fingerprint(_curate(""))
-    assert before == fingerprint(_curate(str(moved)))
+    before = step.fingerprint
+    assert before != _curate("").fingerprint
+    assert before == _curate(str(moved)).fingerprint
     other = tmp_path / "other.txt"
     other.write_text("dog\ncats\n")
-    assert before != fingerprint(_curate(str(other)))
+    assert before != _curate(str(other)).fingerprint
 
 
 def test_compared_arms_differ_in_their_selection_only() -> None:

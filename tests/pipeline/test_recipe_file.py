@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from pipeline.fingerprint import canonical
+from cluster.identity import identity
 from pipeline.presets import PRESETS
 from pipeline.recipe_file import ConfigError, dump_recipe, field_docs, load_recipe
 
@@ -21,7 +21,7 @@ def test_numbers_may_be_written_as_flags_are() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_recipe_has_an_identity(name: str) -> None:
-    assert canonical(PRESETS[name])
+    assert identity(PRESETS[name])
 
 
 def test_every_field_is_documented() -> None:

@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 
 from cluster.files import append_jsonl
-from pipeline.runner import StepFailed, pending, run_steps
-from pipeline.step import Output, Step
-from pipeline.store import DamagedOutput, Store
+from pipeline.record import DamagedOutputError
+from pipeline.runner import pending, run_steps
+from pipeline.step import Output, Step, StepError
+from pipeline.store import Store
 from pipeline.tracking import Tracking
 
 pytestmark = pytest.mark.ray
@@ -110,7 +111,7 @@ def test_changed_step_is_made_beside_the_old_one(run: Callable[..., Store]) -> N
 
 def test_failed_step_continues_from_what_it_had(run: Callable[..., Store]) -> None:
     flaky = replace(TWO, config=Config(2.0, fail_before=2))
-    with pytest.raises(StepFailed, match="two failed: RuntimeError: not yet"):
+    with pytest.raises(StepError, match="two failed: RuntimeError: not yet"):
         run(flaky)
     store = run(flaky)
     assert (store.folder(flaky) / "pieces").read_text() == "xx"
@@ -119,7 +120,7 @@ def test_failed_step_continues_from_what_it_had(run: Callable[..., Store]) -> No
 
 def test_files_that_a_killed_run_left_half_written_are_not_in_the_output(run: Callable[..., Store]) -> None:
     flaky = replace(TWO, config=Config(2.0, fail_before=2))
-    with pytest.raises(StepFailed) as failure:
+    with pytest.raises(StepError) as failure:
         run(flaky)
     out = Path(re.search(r"kept in (\S+):", str(failure.value))[1])
     (out / "deep").mkdir()
@@ -138,7 +139,7 @@ def test_forced_step_that_failed_continues_when_forced_again(run: Callable[..., 
     store = run(TWO)
     flaky = replace(TWO, run=partial(add, must_have=3))
     for _ in range(2):
-        with pytest.raises(StepFailed, match="run the same command again"):
+        with pytest.raises(StepError, match="run the same command again"):
             run(flaky, force=["two"])
         assert (store.folder(TWO) / "sum").read_text() == "3.0"
     run(flaky, force=["two"])
@@ -147,7 +148,7 @@ def test_forced_step_that_failed_continues_when_forced_again(run: Callable[..., 
 
 @pytest.mark.parametrize("runs_beside", [True, False])
 def test_failure_names_the_error_and_the_file_with_its_traceback(run: Callable[..., Store], runs_beside: bool) -> None:
-    with pytest.raises(StepFailed, match=r"step bad failed: KeyError: 'step'\nraised by nobody\n") as caught:
+    with pytest.raises(StepError, match=r"step bad failed: KeyError: 'step'\nraised by nobody\n") as caught:
         run(Step("bad", "bad", fail, Config(), runs_beside=runs_beside), ONE)
     file = Path(str(caught.value).split()[-1])
     assert file.name == "error.txt"
@@ -187,7 +188,7 @@ def test_what_follows_from_a_forced_step_is_made_anew_too(run: Callable[..., Sto
 def test_damaged_input_stops_the_run_with_the_remedy(run: Callable[..., Store]) -> None:
     store = run(TWO)
     (store.folder(ONE) / "sum").write_text("")
-    with pytest.raises(DamagedOutput, match=r"--force one$"):
+    with pytest.raises(DamagedOutputError, match=r"--force one$"):
         run(ALL)
 
 
@@ -197,9 +198,9 @@ def test_all_damaged_outputs_that_are_needed_are_named_at_once(run: Callable[...
         (store.folder(step) / "sum").write_text("")
     other = Step("other", "other", add, Config(7.0))
     run(ALL, other, only=["other"])
-    with pytest.raises(DamagedOutput, match=r"two/.*; .*two/.*--force two two@arm$"):
+    with pytest.raises(DamagedOutputError, match=r"two/.*; .*two/.*--force two two@arm$"):
         run(ALL)
-    with pytest.raises(DamagedOutput, match=r"--force two two@arm$"):
+    with pytest.raises(DamagedOutputError, match=r"--force two two@arm$"):
         run(ALL, force=["two"])
     run(ALL, force=["two", "two@arm"])
     assert (store.folder(TWO) / "sum").read_text() == "3.0"

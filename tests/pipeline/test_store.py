@@ -13,9 +13,10 @@ import pytest
 from curation.shards.manifest import Manifest, write_manifest
 from curation.shards.schema import HASHES, EmbeddingSpec
 from curation.shards.writer import write_shard
-from pipeline.runner import make_record
+from pipeline.provenance import make_record
+from pipeline.record import DamagedOutputError
 from pipeline.step import Output, Step
-from pipeline.store import DamagedOutput, Store
+from pipeline.store import Store
 
 
 def nothing(config: object, *, out: Path, **inputs: Path) -> Mapping[str, float]:
@@ -102,14 +103,66 @@ def test_shards_are_verified_by_their_manifest(tmp_path: Path) -> None:
     assert len(store.verify(record)) == 1
 
 
-def test_a_record_without_checksums_is_verified_by_size(tmp_path: Path) -> None:
-    """As records were written at first."""
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"summary": {"rows": 5.0}},
+        {"config": {"size": 4}},
+        {"checksums": {}},
+        {"commit": "0" * 40},
+        {"files": None},
+        {"files": {"deep/file.txt": "four"}},
+        {"summary": {"rows": "many"}},
+        {"summary": "done"},
+        {"seconds": True},
+        {"checksums": ["x"]},
+    ],
+)
+def test_an_edited_record_is_damage(tmp_path: Path, edit: dict) -> None:
     store = Store(tmp_path)
     path = finish(store) / "record.json"
-    path.write_text(
-        json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "checksums"})
-    )
+    path.write_text(json.dumps(json.loads(path.read_text()) | edit))
+    with pytest.raises(DamagedOutputError, match=r"record\.json (was edited|cannot be read).*: delete"):
+        store.record(STEP)
+
+
+def test_a_record_without_its_seal_is_named_by_verify(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = finish(store) / "record.json"
     assert store.verify(STEP) == []
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seal": ""}))
+    assert store.verify(STEP) == [f"{path} has no seal: it was edited, or written by an earlier version"]
+
+
+def test_a_file_that_was_added_is_named_by_verify(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    added = finish(store) / "added.txt"
+    added.write_text("x")
+    assert store.verify(STEP) == [f"{added} has no sha256 in the record: it was added, or the record was edited"]
+
+
+def test_bytes_that_changed_without_a_change_of_size_are_found_before_they_are_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    file = finish(store) / "deep" / "file.txt"
+    store.check_content(STEP)
+    file.write_text("fouR")
+    store.check_sizes(STEP)
+    with pytest.raises(DamagedOutputError, match=r"file\.txt has another sha256.*--force make"):
+        store.check_content(STEP)
+
+
+@pytest.mark.parametrize("place", [".", "make", ".locks"])
+def test_a_file_where_the_workspace_needs_a_folder_is_named(tmp_path: Path, place: str) -> None:
+    workspace = tmp_path / "w"
+    blocking = workspace / place
+    blocking.parent.mkdir(parents=True, exist_ok=True)
+    blocking.write_text("mine")
+    store = Store(workspace)
+    with (
+        pytest.raises(ValueError, match=f"{blocking.resolve()} is a file: the workspace needs a folder"),
+        store.claim(STEP),
+    ):
+        store.make_folder(store.partial(STEP))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
@@ -121,7 +174,7 @@ def test_damage_is_named_with_the_remedy(tmp_path: Path, damage: str) -> None:
         file.write_text("f")
     else:
         file.unlink()
-    with pytest.raises(DamagedOutput, match=r"file\.txt.*--force make"):
+    with pytest.raises(DamagedOutputError, match=r"file\.txt.*--force make"):
         store.check_sizes(STEP)
     assert len(store.verify(STEP)) == 1
 
@@ -129,7 +182,7 @@ def test_damage_is_named_with_the_remedy(tmp_path: Path, damage: str) -> None:
 def test_unreadable_record_is_an_error_not_a_missing_one(tmp_path: Path) -> None:
     store = Store(tmp_path)
     (finish(store) / "record.json").write_text('{"step": "mak')
-    with pytest.raises(DamagedOutput, match=r"record\.json"):
+    with pytest.raises(DamagedOutputError, match=r"record\.json"):
         store.record(STEP)
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 from tiny import TINY
 
+from cluster.endings import StoppedError
 from cluster.files import read_jsonl
 from cluster.resources import Resources
 from cluster.session import session
 from train.config import CheckpointConfig
-from train.train import TrainingStopped, request_stop, run
+from train.train import request_stop, run
 
 CONFIG = replace(
     TINY,
@@ -63,7 +64,7 @@ def train(folder: Path, address: str) -> None:
     with session(address=address):
         try:
             run(CONFIG, out=folder / "out", **paths)
-        except TrainingStopped as stopped:
+        except StoppedError as stopped:
             (folder / "stopped.txt").write_text(str(stopped))
 
 

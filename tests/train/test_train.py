@@ -22,6 +22,7 @@ from ray.train import WorkerGroupError
 from safetensors.torch import load_file
 from tiny import TINY
 
+from cluster.endings import StoppedError
 from cluster.files import read_jsonl
 from cluster.resources import Resources
 from cluster.session import ROOT
@@ -29,16 +30,7 @@ from train import train as trainer
 from train.checkpoint import MARKER, complete_checkpoints, step_of
 from train.config import ModelConfig, OptimConfig, ParallelConfig, VisionConfig
 from train.loop import Job
-from train.train import (
-    TrainingFailed,
-    TrainingStopped,
-    fit_to_the_end,
-    is_needed,
-    largest_group,
-    placement,
-    request_stop,
-    run,
-)
+from train.train import TrainingFailed, fit_to_the_end, is_needed, largest_group, placement, request_stop, run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 ONE_WORKER = Resources(workers=1, cpus=1.0)
@@ -103,7 +95,7 @@ def test_two_workers_stop_on_request_and_go_on(pooled_pairs: dict[str, Path], tm
     config = replace(TINY, resources=Resources(workers=2, cpus=1.0), num_steps=60)
     with (
         once(lambda: len(read_jsonl(tmp_path / "metrics.jsonl")) > 2, lambda: request_stop(tmp_path)),
-        pytest.raises(TrainingStopped, match="run it again"),
+        pytest.raises(StoppedError, match="run it again"),
     ):
         run(config, out=tmp_path, **pooled_pairs)
     assert run(config, out=tmp_path, **pooled_pairs)["step"] == 60

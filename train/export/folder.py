@@ -12,10 +12,9 @@ from torch import Tensor
 from cluster.files import write_atomic
 from curation.shards.schema import EmbeddingSpec, spec_from_dict
 from train.config import ModelConfig, TextConfig, VisionConfig
+from train.export.names import CONFIG, WEIGHTS
 from train.model import DinoTxt
 from train.tokenizer import Tokenizer, load_tokenizer
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class LoadedModel(NamedTuple):

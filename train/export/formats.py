@@ -19,8 +19,9 @@ from torch.nn.functional import normalize
 
 from cluster.files import write_atomic
 from curation.encoders.backbone import Features
-from train.export.folder import CONFIG, LoadedModel, export_model, load_model
+from train.export.folder import LoadedModel, export_model, load_model
 from train.export.huggingface import huggingface_features, write_huggingface
+from train.export.names import CONFIG
 from train.export.onnx_text import onnx_features, write_onnx
 from train.export.published import RECORD, load_published, write_published_folder
 
@@ -114,11 +115,6 @@ def features_of(loaded: LoadedModel, captions: Sequence[str], tokens: Features) 
 def read_model(folder: Path) -> LoadedModel:
     """A model of a folder of ours, or of one with published dino.txt files and their tokenizer."""
     return load_model(folder) if (folder / CONFIG).is_file() else load_published(folder)
-
-
-def is_model(folder: Path) -> bool:
-    """Whether `read_model` would find one there."""
-    return (folder / CONFIG).is_file() or any(folder.glob("*head*.pth"))
 
 
 def _write_own(folder: Path, loaded: LoadedModel) -> None:

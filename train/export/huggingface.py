@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cluster.files import write_atomic
 from curation.encoders.backbone import Features
-from train.export.folder import CONFIG, WEIGHTS, LoadedModel
+from train.export.folder import LoadedModel
+from train.export.names import CONFIG, WEIGHTS
 from train.model import num_heads
 from train.tokenizer import SentencePieceTokenizer
 

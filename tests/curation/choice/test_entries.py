@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from curation.choice.config import DuplicatesConfig
-from curation.choice.decisions import why
 from curation.choice.entries import match_captions, read_entries
+from curation.choice.why import why
 from curation.clusters.config import LevelsConfig
 from curation.clusters.scan import InProcess, Points
 from curation.clusters.vectors import ShardVectors

@@ -1,0 +1,212 @@
+"""Runs the steps that are left to do: in order, what is independent side by side, continuing what was interrupted.
+
+A step's record is taken from what is known here: config, inputs, commit, environment; the step itself only returns its
+summary.
+"""
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from cluster.devices import precision_choice, slow_choices
+from cluster.endings import StoppedError, stop_on_sigterm
+from cluster.files import append_jsonl, read_jsonl, remove_torn, write_atomic
+from cluster.progress import progress
+from cluster.session import session
+from pipeline.lines import headline, state_after, step_line
+from pipeline.provenance import make_record
+from pipeline.record import Record
+from pipeline.step import Step, StepError, ancestors
+from pipeline.store import Store
+from pipeline.tracking import Tracking
+
+ERROR = "error.txt"
+CHOICES = "choices.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+def execute(
+    todo: Sequence[Step],
+    ordered: Sequence[Step],
+    store: Store,
+    console: Console,
+    open_tracking: Callable[[], Tracking],
+) -> None:
+    """Bring the steps in `todo` to a record each. StepError, after the running steps have ended, when one raises."""
+    again = {step.label for step in todo if store.record(step)}
+    tracking = open_tracking()
+    status = "FAILED"
+    try:
+        with session(), stop_on_sigterm():
+            show_choices(todo, console)
+            run = _Run(ordered, store, tracking, console, again)
+            run.all(todo)
+        status = "FINISHED"
+    finally:
+        tracking.finish(status, *_results(ordered, store))
+
+
+def show_choices(todo: Sequence[Step], console: Console) -> None:
+    """Say what `auto` stands for on this machine. ValueError, before anything runs, for a choice that is impossible."""
+    for step in todo:
+        for warning in slow_choices(step.config, step.label):
+            logger.warning("%s", warning)
+
+    choices = dict.fromkeys(str(choice) for step in todo if (choice := precision_choice(step.config)))
+    for choice in choices:
+        console.print(f"precision [b]{escape(choice)}[/b]", soft_wrap=True, highlight=False)
+
+
+class _Run:
+    """The steps of one run while they run."""
+
+    def __init__(
+        self, ordered: Sequence[Step], store: Store, tracking: Tracking, console: Console, again: set[str]
+    ) -> None:
+        self.ordered = ordered
+        self.store = store
+        self.tracking = tracking
+        self.console = console
+        self.again = again
+        """Labels of finished steps that are to be run again."""
+        self._lock = threading.Lock()
+        self._checked = set[Path]()
+
+    def all(self, todo: Sequence[Step]) -> None:
+        """Run each step once its inputs are there, in threads or, for those that run alone, in this one."""
+        waiting = list(todo)
+        running = dict[Future[Record], Step]()
+        errors: list[BaseException] = []
+        threads = ThreadPoolExecutor(max_workers=len(todo))  # not a context: an interrupt must not wait for the steps
+
+        try:
+            while waiting or running:
+                side_by_side, alone = _ready(waiting, list(running.values()))
+                for step in side_by_side:
+                    waiting.remove(step)
+                    running[threads.submit(self.one, step)] = step
+                for step in alone:
+                    waiting.remove(step)
+                    self._show(step, self.one(step))
+
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    step = running.pop(future)
+                    if error := future.exception():
+                        errors.append(error)
+                        waiting.clear()
+                    else:
+                        self._show(step, future.result())
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+        if errors:
+            raise errors[0]
+
+    def one(self, step: Step) -> Record:
+        """The record of a step, which runs unless another run on this workspace has built it meanwhile."""
+        with self.store.claim(step):
+            done = self.store.record(step)
+            if done and step.label not in self.again:
+                return done
+
+            out = self.store.partial(step)  # with what an interrupted run has left there, a forced one too
+            self.store.make_folder(out)
+            (out / ERROR).unlink(missing_ok=True)
+            remove_torn(out)
+            logger.info("step %s starts", step.label)
+            try:
+                with progress(None, step.label):
+                    self._check_inputs(step)
+                    record = self._work(step, out)
+                    self.store.commit(step, record)
+            except Exception as error:
+                raise _failure(step, error, out) from error
+        return record
+
+    def _work(self, step: Step, out: Path) -> Record:
+        """Call the step's function, followed by tracking."""
+        inputs = {name: self.store.resolve(source) for name, source in step.inputs.items()}
+        choices = note_choices(step, out)
+        started = datetime.now(UTC)
+        clock_s = time.perf_counter()
+
+        with self.tracking.step(step, out) as track:
+            summary = {name: float(value) for name, value in step.run(step.config, out=out, **inputs).items()}
+            track(summary)
+
+        remove_torn(out)  # of workers that were lost while others went on
+        (out / CHOICES).unlink(missing_ok=True)
+        return make_record(step, summary, out, started, time.perf_counter() - clock_s, choices)
+
+    def _check_inputs(self, step: Step) -> None:
+        """Compare the outputs that the step reads with their checksums, each once in a run."""
+        for source in step.upstream():
+            folder = self.store.folder(source)
+            with self._lock:
+                is_new = folder not in self._checked
+                self._checked.add(folder)
+            if is_new:
+                self.store.check_content(source)
+
+    def _show(self, step: Step, record: Record) -> None:
+        line = step_line(self.ordered, step, state_after(record.seconds), headline(record.summary))
+        self.console.print(line, soft_wrap=True)
+
+
+def _ready(waiting: Sequence[Step], running: Sequence[Step]) -> tuple[list[Step], list[Step]]:
+    """The steps to start now: those that run side by side; when there is none and nothing runs, one that runs alone."""
+    unfinished = {step.label for step in (*waiting, *running)}
+    able = [step for step in waiting if not any(need.label in unfinished for need in ancestors(step))]
+    side_by_side = [step for step in able if step.runs_beside]
+    return side_by_side, [] if side_by_side or running else able[:1]
+
+
+def note_choices(step: Step, out: Path) -> dict[str, str]:
+    """What `auto` stands for in this run of a step and stood for in earlier, unfinished ones, which `out` remembers."""
+    choice = precision_choice(step.config)
+    if choice is None:
+        return {}
+
+    earlier = [row["precision"] for row in read_jsonl(out / CHOICES)]
+    if str(choice) not in earlier:
+        append_jsonl(out / CHOICES, {"precision": str(choice)})
+    return {"precision": ", then ".join(dict.fromkeys([*earlier, str(choice)]))}
+
+
+def _failure(step: Step, error: Exception, out: Path) -> StepError:
+    """What the error is and where its traceback lies."""
+    if isinstance(error, StoppedError):
+        return StepError(f"step {step.label} was stopped: {error}")
+
+    with suppress(OSError):  # on a full disk the message has to do
+        write_atomic(out / ERROR, "".join(traceback.format_exception(error)))
+    reason = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+    return StepError(
+        f"step {step.label} failed: {reason}\n"
+        f"Finished work is kept in {out}: run the same command again to resume, or delete the folder to start over. "
+        f"Traceback: {out / ERROR}"
+    )
+
+
+def _results(ordered: Sequence[Step], store: Store) -> tuple[dict[str, float], Mapping[str, Path]]:
+    """What the parent run shows: the scores of every model; the files to keep, by the folder they go to."""
+    metrics = dict[str, float]()
+    artifacts = dict[str, Path]()
+
+    for step in ordered:
+        record = store.record(step)
+        if record and step.name == "evaluate":
+            metrics |= {f"{step.label}/{name}".replace("@", "."): value for name, value in record.summary.items()}
+            artifacts[step.label] = store.folder(step) / "results.json"
+        if record and step.name == "report":
+            artifacts[step.label] = store.folder(step) / "report.html"
+    return metrics, artifacts

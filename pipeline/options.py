@@ -1,0 +1,144 @@
+"""The words of a command line: a verb, a recipe, further words and the verb's options; what is left are fields.
+
+argparse reads the words, since they may stand anywhere among the options; tyro reads the fields of the recipe. The help
+of a verb shows both; `--help WORD` shows the options and fields that the word occurs in.
+"""
+
+import re
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cluster.endings import DONE, FAILED, INTERRUPTED, REQUEUE, USAGE
+from cluster.words import nearest
+from pipeline.presets import PRESETS
+from pipeline.recipe_file import field_docs
+from pipeline.recipes import Recipe
+from pipeline.verbs import VERBS
+
+SHORT = re.compile(r"^--embed\.backbone(=.*)?$")
+CODES = (
+    f"exit codes: {DONE} done, {FAILED} failed, {USAGE} wrong usage, {INTERRUPTED} interrupted, "
+    f"{REQUEUE} asked to stop (run the same command again)"
+)
+ALWAYS = ("verb", "recipe", "workspace", "verbose", "help", "flags")
+
+
+class Option(NamedTuple):
+    """One option of some verbs."""
+
+    text: str
+    metavar: str | None = None
+    kind: type = str
+    is_list: bool = False
+
+    def add_to(self, parser: ArgumentParser, name: str) -> None:
+        """Make the parser know it; an option without a metavar is a switch."""
+        if self.metavar is None:
+            parser.add_argument(f"--{name}", action="store_true", help=self.text)
+        elif self.is_list:
+            parser.add_argument(f"--{name}", nargs="+", default=[], metavar=self.metavar, help=self.text)
+        else:
+            default = 0 if self.kind is int else None
+            parser.add_argument(f"--{name}", type=self.kind, default=default, metavar=self.metavar, help=self.text)
+
+
+OPTIONS = {
+    "only": Option("run these steps and any missing inputs", "STEP", is_list=True),
+    "force": Option("rerun these steps and everything downstream, done or not", "STEP", is_list=True),
+    "rows": Option("pairs in the pool, where it is not embedded yet", "N", int),
+    "measure": Option("time reading and the backbone on this machine"),
+    "json": Option("print JSON"),
+    "to": Option("write the formats into folders below this one", "FOLDER", Path),
+    "format": Option("write these formats, not all", "FORMAT", is_list=True),
+    "model": Option("export this model folder instead of the recipe's", "FOLDER", Path),
+}
+
+
+def parse_words(words: Sequence[str]) -> Namespace:
+    """The options of a command; `flags` holds the fields of the recipe. ValueError for what the verb does not take."""
+    options, flags = _parser().parse_known_intermixed_args(words)
+    options.flags = flags
+    if options.verb is None:
+        _parser().print_help()
+        raise SystemExit(DONE if options.help is not None else USAGE)
+    if options.verb not in VERBS:
+        raise ValueError(f"there is no verb {options.verb!r}{nearest(options.verb, VERBS)}; verbs: {', '.join(VERBS)}")
+
+    verb = VERBS[options.verb]
+    if verb.needs == "nothing" and flags:
+        raise ValueError(f"`{options.verb}` has no option {' '.join(flags)}: leave it out")
+    for name, value in vars(options).items():
+        if value and name not in (*verb.takes, *ALWAYS):
+            option = f"word {' '.join(value)}" if name == "words" else f"option --{name}"
+            takers = ", ".join(other for other, entry in VERBS.items() if name in entry.takes)
+            raise ValueError(f"`{options.verb}` has no {option} (only {takers}): leave it out")
+    return options
+
+
+def _parser() -> ArgumentParser:
+    """The parser of everything but the fields of a recipe."""
+    listing = "\n".join(f"  {name:<9} {verb.text}" for name, verb in VERBS.items())
+    parser = ArgumentParser(
+        prog="python -m pipeline",
+        description=f"{listing}\n\nrecipes: {', '.join(PRESETS)}, or a YAML file",
+        epilog="every field of the recipe is an option too, such as --train.optim.lr 3e-4; "
+        f"`VERB RECIPE --help [WORD]` lists them. {CODES}",
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("verb", nargs="?", metavar="VERB", help=SUPPRESS)
+    parser.add_argument("recipe", nargs="?", default="quickstart", metavar="RECIPE", help="default: quickstart")
+    parser.add_argument("words", nargs="*", metavar="STEP [KEY]", help="with show and export: a step; with show, a key")
+    parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="folder of all outputs")
+    parser.add_argument("--verbose", action="store_true", help="print every log line, and the workers' output")
+    parser.add_argument("--help", "-h", nargs="?", const="", metavar="WORD", help="help, on what WORD occurs in")
+    for name, option in OPTIONS.items():
+        takers = ", ".join(verb for verb, entry in VERBS.items() if name in entry.takes)
+        option._replace(text=f"with {takers}: {option.text}").add_to(parser, name)
+    return parser
+
+
+def print_help(verb: str, recipe: Recipe | None, word: str, console: Console) -> None:
+    """What a verb takes: its options, then the fields of the recipe with their values, by section."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    names = [*(name for name in VERBS[verb].takes if name in OPTIONS)]
+    rows = [(f"--{name} {OPTIONS[name].metavar or ''}", OPTIONS[name].text) for name in names]
+    rows += [("--workspace FOLDER", "folder of all outputs"), ("--verbose", "print every log line")]
+    rows += list(_field_rows(recipe, "")) if recipe else []
+
+    section = ""
+    for flag, text in rows:
+        if word.lower() not in f"{flag} {text}".lower():
+            continue
+        here = flag.split()[0].rpartition(".")[0]
+        if here != section:
+            section = here
+            table.add_row("", "")
+        table.add_row(escape(flag), escape(text))
+
+    console.print(f"[b]python -m pipeline {verb}[/b]: {VERBS[verb].text}\n")
+    console.print(table)
+    console.print(f"\n{CODES}", soft_wrap=True)
+
+
+def _field_rows(config: object, prefix: str) -> Iterator[tuple[str, str]]:
+    """The flag of every field with its value, and its documentation."""
+    docs = field_docs(type(config))
+    for item in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, item.name)
+        flag = f"{prefix}{item.name}".replace("_", "-")
+        if is_dataclass(value):
+            yield from _field_rows(value, f"{flag}.")
+        else:
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            yield f"--{flag} {shown}".rstrip(), docs.get(item.name, "")

@@ -1,0 +1,55 @@
+"""The verbs of the command line, in one table: what each says, does, needs and takes."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from rich.console import Console
+
+from pipeline import commands
+from pipeline.recipes import Recipe
+
+Needs = Literal["nothing", "recipe", "weights"]
+"""nothing: no recipe; recipe: as it is named; weights: its backbone named, with the digest of its weights."""
+
+
+class Verb(NamedTuple):
+    """One verb; `takes` names its options besides --workspace and --verbose, and `words` further words."""
+
+    text: str
+    needs: Needs
+    call: Callable[[Recipe, Namespace, Console], int] | Callable[[Namespace, Console], int]
+    takes: tuple[str, ...] = ()
+
+
+VERBS = {
+    "recipes": Verb("list the recipes", "nothing", commands.recipes),
+    "config": Verb("print the recipe as YAML, with the documentation of every field", "recipe", commands.config),
+    "plan": Verb(
+        "what would run, what is done and what it costs; runs nothing",
+        "recipe",
+        commands.plan,
+        ("only", "force", "rows", "measure"),
+    ),
+    "run": Verb("run what is not done yet", "weights", commands.run, ("only", "force")),
+    "submit": Verb(
+        "run as one SLURM job on the nodes of train.resources; requeued when preempted",
+        "weights",
+        commands.submit,
+        ("only", "force"),
+    ),
+    "status": Verb("list every output of the workspace with its summary", "recipe", commands.status, ("json",)),
+    "show": Verb(
+        "print the scores; the record of one STEP; or why curation selected or dropped the pair KEY",
+        "weights",
+        commands.show,
+        ("words", "json"),
+    ),
+    "verify": Verb("check every output of the workspace against its record and checksums", "recipe", commands.verify),
+    "export": Verb(
+        "write a trained model as safetensors, dinotxt, huggingface and onnx, each compared with the model",
+        "weights",
+        commands.export,
+        ("words", "to", "format", "model"),
+    ),
+}
