@@ -18,7 +18,14 @@ from torch import Tensor
 
 from benchmarks.cost import cost_of
 from benchmarks.text_step import read_captions
-from train.attention import Packed, grouped_attention, pack, packed_attention
+from train.attention import (
+    Packed,
+    grouped_attention,
+    pack,
+    packed_attention,
+    varlen_attention,
+    xformers_attention,
+)
 from train.config import TokenizerConfig
 from train.tokenizer import train_tokenizer
 
@@ -41,25 +48,6 @@ class AttentionConfig:
     """Timed runs of 20 passes; the quickest counts."""
 
 
-def varlen(qkv: Tensor, layout: Packed) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    longest = max(length for _, length in layout.groups)
-    q, k, v = qkv.unbind(1)
-    attended = varlen_attn(q, k, v, layout.starts, layout.starts, longest, longest, window_size=(-1, 0))
-    assert isinstance(attended, Tensor)
-    return attended
-
-
-def xformers(qkv: Tensor, layout: Packed) -> Tensor:
-    from xformers.ops import memory_efficient_attention
-    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
-
-    lengths = [length for count, length in layout.groups for _ in range(count)]
-    mask = BlockDiagonalCausalMask.from_seqlens(lengths, device=qkv.device)
-    return memory_efficient_attention(*(part[None] for part in qkv.unbind(1)), attn_bias=mask)[0]
-
-
 def padded(qkv: Tensor, _: Packed) -> Tensor:
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # b t 3 h d to b h t d
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
@@ -73,9 +61,9 @@ def main(config: AttentionConfig) -> None:
     layout = pack(tokenizer.encode([texts[pick] for pick in picks], config.context)).to(device)
     contenders: dict[str, Callable[[Tensor, Packed], Tensor]] = {
         "ours": packed_attention,
-        "torch varlen_attn": varlen,
-        "xformers": xformers,
-        "one SDPA a length": lambda qkv, layout: grouped_attention(*qkv.unbind(1), layout),
+        "torch varlen_attn": varlen_attention,
+        "xformers": xformers_attention,
+        "one SDPA a length": grouped_attention,
         f"SDPA padded to {config.context}": padded,
     }
     print(f"{config.batch_size} captions, {len(layout.tokens)} tokens, {torch.cuda.get_device_name()}")

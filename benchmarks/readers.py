@@ -19,7 +19,7 @@ from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CLS, HASHES, PATCHES, EmbeddingSpec
 from curation.shards.selection import write_selection
 from curation.shards.writer import write_shard
-from train.config import ShuffleConfig, TokenizerConfig
+from train.config import ShuffleConfig, TokenizerConfig, TrainConfig
 from train.data import Pairs
 from train.shuffle import mix, shuffled
 from train.tokenizer import train_tokenizer
@@ -100,7 +100,7 @@ def read_ours_in_blocks(folder: Path, records: Records) -> Batches:
 @cache
 def open_pairs(folder: Path) -> Pairs:
     words = train_tokenizer(TokenizerConfig(vocab_size=300), (f"{CAPTION} {row}" for row in range(1000)))
-    return Pairs(folder, folder / "selection", words, 77, 0.0, SEED, ShuffleConfig(), "draw")
+    return Pairs(folder, folder / "selection", words, TrainConfig(seed=SEED, holdout=0.0))
 
 
 def read_pairs(folder: Path, records: Records) -> Batches:

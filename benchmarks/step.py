@@ -42,9 +42,9 @@ from train.config import (
     ModelConfig,
     OptimConfig,
     ParallelConfig,
-    ShuffleConfig,
     TextConfig,
     TokenizerConfig,
+    TrainConfig,
     VisionConfig,
 )
 from train.data import Pairs
@@ -147,7 +147,8 @@ def measure(config: StepConfig, folder: Path, is_ours: bool) -> Timing:
     device = torch.device(config.device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     words = load_tokenizer(folder)
-    pairs = Pairs(folder, folder, words, config.context, 0.0, 0, ShuffleConfig(), "draw")
+    model_config = ModelConfig(text=TextConfig(context=config.context))
+    pairs = Pairs(folder, folder, words, TrainConfig(model=model_config, holdout=0.0))
     torch.manual_seed(0)
     model = DinoTxt(config.model(), words.vocab_size, pairs.spec.dim).to(device)
     flop = flop_of(config, model, pairs.batch(0, config.batch_size), is_ours)

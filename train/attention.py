@@ -1,14 +1,16 @@
-"""Packed variable-length causal attention: captions laid end to end, no padding anywhere.
+"""Causal attention over packed captions: laid end to end, without padding.
 
-Captions are packed sorted by length, so that those of equal length are one contiguous block: on CPU a block is a view
-and one `scaled_dot_product_attention`; on GPU the whole pack is one kernel (train/attention_kernels.py). The text
-encoder is causal and pools at end-of-text, so that packing changes no feature.
+Captions are sorted by length, so that those of equal length are one contiguous block. On a CPU a block is a view and
+one `scaled_dot_product_attention`; on a GPU the whole pack is one kernel: ours (train/attention_kernels.py), torch's
+or that of xformers. The text encoder is causal and pools at end-of-text: packing changes no feature.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +18,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
-if find_spec("triton"):  # comes with a torch for GPUs
-    from train import attention_kernels as kernels
+from train.config import AttentionChoice
+
+TRITON_WIDTHS = (16, 32, 64, 128)
+"""Channels per head that our kernel knows."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class Packed:
         )
 
 
+PackedAttention = Callable[[Tensor, Packed], Tensor]
+"""Queries, keys and values "n 3 h d", and their layout, to what each token attends to, "n h d"."""
+
+
 def pack(captions: Sequence[Sequence[int]]) -> Packed:
     """Lay token lists end to end, sorted by length (stable)."""
     lengths = np.array([len(caption) for caption in captions])
@@ -78,34 +86,129 @@ def unpack(packed: Packed) -> list[list[int]]:
     return [tokens[end + 1 - length : end + 1] for end, length in zip(packed.ends.tolist(), lengths, strict=True)]
 
 
-@torch.compiler.disable  # a compiler would make code for each batch's groups
-def packed_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "n h d"]:
-    """Causal attention within each packed caption."""
-    if qkv.device.type == "cuda" and qkv.shape[-1] in kernels.WIDTHS:
-        return kernels.attend(qkv, layout.starts)
-    query, key, value = qkv.unbind(1)
-    return grouped_attention(query, key, value, layout)
-
-
-def grouped_attention(
-    query: Float[Tensor, "n h d"], key: Float[Tensor, "n h d"], value: Float[Tensor, "n h d"], layout: Packed
+@torch.compiler.disable  # a compiler would make code for the groups of each batch
+def packed_attention(
+    qkv: Float[Tensor, "n 3 h d"], layout: Packed, choice: AttentionChoice = "auto"
 ) -> Float[Tensor, "n h d"]:
-    """Causal attention, one call for each run of equal-length captions; works on any device.
+    """Causal attention within each packed caption."""
+    case = Case(qkv.device.type, qkv.shape[-1], qkv.dtype == torch.float32, installed_kernels())
+    return choose_attention(choice, case)(qkv, layout)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the choice of a kernel depends on."""
+
+    device: str
+    """cpu or cuda."""
+    width: int
+    """Channels per head."""
+    is_float32: bool
+    installed: frozenset[str]
+    """Kernels whose package could be imported."""
+
+
+@cache
+def installed_kernels() -> frozenset[str]:
+    """Kernels whose package could be imported in this process."""
+    return frozenset(kernel for kernel, package in PACKAGES.items() if _is_installed(package))
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that would hold it
+        return False
+
+
+def choose_attention(choice: AttentionChoice, case: Case) -> PackedAttention:
+    """The kernel that a name stands for.
+
+    ValueError, with the names that are possible, where it is not installed or cannot run.
+    """
+    if choice == "auto":
+        choice = "grouped" if why_not("triton", case) else "triton"
+
+    problem = why_not(choice, case)
+    if problem:
+        possible = ", ".join(["auto", *(name for name in KERNELS if not why_not(name, case))])
+        raise ValueError(f"train.parallel.attention is {choice}, but {problem}; possible here: {possible}")
+    return KERNELS[choice]
+
+
+def why_not(kernel: str, case: Case) -> str:
+    """Why a kernel cannot be used; empty where it can."""
+    if kernel == "grouped":
+        return ""
+    if case.device != "cuda":
+        return "it runs on GPUs alone"
+    if kernel not in case.installed:
+        return f"{PACKAGES[kernel]} is not installed, which comes with {SOURCES[kernel]}"
+    if kernel == "triton" and case.width not in TRITON_WIDTHS:
+        return f"heads have {case.width} channels, and it takes {', '.join(map(str, TRITON_WIDTHS))}"
+    if kernel == "varlen" and case.is_float32:
+        return "it does not multiply float32"
+    return ""
+
+
+def grouped_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "n h d"]:
+    """One call of torch per run of captions of equal length; works on any device.
 
     In float32 on CPU, also for bfloat16 input: torch's bfloat16 kernel is six times slower on captions of ten tokens.
     """
-    if query.device.type == "cpu" and query.dtype != torch.float32:
-        in_full = grouped_attention(query.float(), key.float(), value.float(), layout)
-        return in_full.to(query.dtype)
+    if qkv.device.type == "cpu" and qkv.dtype != torch.float32:
+        return grouped_attention(qkv.float(), layout).to(qkv.dtype)
+
     sizes = [count * length for count, length in layout.groups]
     outputs = []
-    for (count, length), q, k, v in zip(
-        layout.groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
-    ):
-        if length == 1:
-            outputs.append(v)
+    for (count, length), group in zip(layout.groups, qkv.split(sizes), strict=True):
+        if length == 1:  # a token that is alone attends to itself
+            outputs.append(group[:, 2])
             continue
-        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))  # b h t d
+        q, k, v = group.unflatten(0, (count, length)).transpose(1, 3).unbind(2)  # captions heads tokens channels
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
+
+
+def triton_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "n h d"]:
+    """One kernel of ours, made for captions of a few tokens."""
+    from train import attention_kernels  # needs Triton, which only a torch for GPUs brings along
+
+    return attention_kernels.attend(qkv, layout.starts)
+
+
+def varlen_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "n h d"]:
+    """Torch's kernel for sequences of any length."""
+    from torch.nn.attention.varlen import varlen_attn  # not in every torch that is supported
+
+    query, key, value = qkv.unbind(1)
+    longest = layout.groups[-1][1]
+    causal = (-1, 0)  # a window: all tokens before one, none after it
+    return varlen_attn(query, key, value, layout.starts, layout.starts, longest, longest, window_size=causal)
+
+
+def xformers_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "n h d"]:
+    """The kernel of xformers, with a mask of one causal block per caption."""
+    from xformers.ops import memory_efficient_attention  # optional, in the extra `gpu`
+
+    query, key, value = qkv[None].unbind(2)
+    return memory_efficient_attention(query, key, value, attn_bias=xformers_mask(layout, qkv.device))[0]
+
+
+def xformers_mask(layout: Packed, device: torch.device) -> Any:
+    """What lets a token see the tokens of its own caption up to itself."""
+    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
+
+    lengths = [length for count, length in layout.groups for _ in range(count)]
+    return BlockDiagonalCausalMask.from_seqlens(lengths, device=device)
+
+
+KERNELS: dict[str, PackedAttention] = {
+    "grouped": grouped_attention,
+    "triton": triton_attention,
+    "varlen": varlen_attention,
+    "xformers": xformers_attention,
+}
+PACKAGES = {"triton": "triton", "varlen": "torch.nn.attention.varlen", "xformers": "xformers"}
+SOURCES = {"triton": "a torch for GPUs", "varlen": "torch 2.10", "xformers": "the extra gpu"}

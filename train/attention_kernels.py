@@ -14,8 +14,6 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 BLOCK = tl.constexpr(32)
-WIDTHS = (16, 32, 64, 128)
-"""Channels of a head that the kernels know."""
 
 
 @triton.jit

@@ -12,6 +12,7 @@ from curation.pairs.sample import SourceConfig
 UNKNOWN, END_OF_TEXT = 0, 1
 SPECIAL_PIECES = 2 + 256  # unknown, end-of-text and the byte fallback
 CaptionUse = Literal["draw", "all"]
+AttentionChoice = Literal["auto", "grouped", "triton", "varlen", "xformers"]
 HeldOutMetric = Literal["", "val_loss", "val_image_to_text_r1", "val_text_to_image_r1"]
 
 
@@ -24,13 +25,13 @@ class TokenizerConfig:
     vocab_size: int = 4096
     """Pieces of a sentencepiece vocabulary; fewer when the captions cannot fill it."""
     algorithm: Literal["bpe", "unigram"] = "bpe"
-    """How pieces are found; unigram is about eight times slower to train."""
+    """How the pieces are learned; unigram takes about eight times as long."""
     lowercase: bool = True
     """Fold case, as CLIP does."""
     max_captions: int = 2_000_000
-    """Captions that the vocabulary is trained on, evenly spread over the selection."""
+    """Largest number of captions that the vocabulary is learned from, evenly spread over the selection."""
     weights: str = field(default="", metadata=MACHINE_FACT)
-    """Folder with CLIP's vocab.json and merges.txt (kind=clip); a machine fact, not identity."""
+    """Folder with CLIP's vocab.json and merges.txt, for kind=clip."""
 
     def __post_init__(self) -> None:
         if self.vocab_size <= SPECIAL_PIECES:
@@ -78,7 +79,9 @@ class ModelConfig:
     """Text encoder and vision head."""
 
     text: TextConfig = field(default_factory=TextConfig)
+    """The text encoder."""
     vision: VisionConfig = field(default_factory=VisionConfig)
+    """The head on the frozen backbone's tokens."""
 
     def feature_dim(self, image_dim: int) -> int:
         """Length of an image or caption feature, for backbone tokens of this width."""
@@ -95,9 +98,10 @@ class ShuffleConfig:
     """The order of the rows in an epoch."""
 
     order: Literal["rows", "blocks"] = "rows"
-    """rows: any order, best where the pool fits in memory; blocks: in windows, which a disk reads at its full rate."""
+    """rows: a permutation of all rows, best where the pool fits in memory; blocks: within windows, which a disk reads
+    at its full rate."""
     block_rows: int = 512
-    """Selected rows read together; 64 of tokens are about the 12 MB of a record batch."""
+    """Selected rows that are read together; 64 rows of tokens are about 12 MB, a record batch."""
     window_blocks: int = 32
     """Blocks whose rows are shuffled together; a window must fit in memory beside the model."""
 
@@ -109,11 +113,12 @@ class ShuffleConfig:
 
 @dataclass(frozen=True)
 class LiveConfig:
-    """Whether, and how, images are seen during training."""
+    """Whether the frozen backbone runs during training, and on which crops."""
 
     enabled: bool = False
     """Run the frozen backbone on the images instead of reading stored tokens; embeddings then serve curation only."""
     augment: AugmentConfig = AugmentConfig()
+    """Sizes of the random crops."""
     source: SourceConfig = SourceConfig()
     """How the pairs are stored; a recipe takes the embed step's."""
     precision: PrecisionChoice = field(default=AUTO, metadata=PRECISION)
@@ -124,16 +129,16 @@ class LiveConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up and cosine; the defaults are the published recipe's."""
+    """AdamW with warm-up and cosine decay; the defaults are those of the published recipe."""
 
     lr: float = 7e-4
     """Peak learning rate."""
     weight_decay: float = 1e-4
-    """Decay of matrices and embeddings, per step, times the learning rate."""
+    """Decay of matrices and embeddings per step, times the learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Decay of the two moments."""
+    """Decay of the two moments of the gradient."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Constant added to the root of the second moment."""
     warmup_steps: int = 100
     """Steps of linear warm-up; then a cosine that would reach 0 one step after the last."""
     clip_norm: float = 1.0
@@ -145,20 +150,23 @@ class LossConfig:
     """Which loss, and how it is computed."""
 
     kind: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax: symmetric cross-entropy over the global batch (CLIP); sigmoid: one binary decision a pair (SigLIP)."""
+    """softmax: symmetric cross-entropy over the global batch (CLIP); sigmoid: one binary decision per pair (SigLIP)."""
     dtype: Precision = "float32"
-    """Number format of the matrix products of the loss."""
+    """Number format of the products of the loss. No `auto`: bfloat16 changes the gradient by about 0.3 %."""
     sigmoid_bias: float = -10.0
     """Constant added to the logits of the sigmoid loss."""
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the model is spread and run; of these only the dtype changes what is computed."""
+    """How the model is spread over devices and run on them; dtype, attention and compile change the last bits."""
 
     dtype: PrecisionChoice = field(default=AUTO, metadata=PRECISION)
     """Number format of matrix products; auto: bfloat16 where the workers' device is fast in it, otherwise float32.
     Parameters, their moments and the sums of gradients are float32 in any case."""
+    attention: AttentionChoice = "auto"
+    """Kernel of attention over packed captions. grouped: one call of torch per length of caption, on any device. For
+    GPUs: triton (ours), varlen (torch's), xformers (the package's). auto: triton on a GPU, otherwise grouped."""
     recompute_blocks: bool = field(default=False, metadata=MACHINE_FACT)
     """Recompute the activations of each block in the backward pass: less memory, a third more arithmetic."""
     compile: bool = False
@@ -196,33 +204,42 @@ class TrainConfig:
     """One training run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    """Sizes of what is trained."""
     batch_size: int = 512
-    """Pairs a step, over all workers; the loss contrasts each with all the others."""
+    """Pairs per step, over all workers; the loss contrasts each with all the others."""
     num_steps: int = 1000
     """Optimizer steps."""
     seed: int = 0
-    """Of initialisation, shuffle, caption draw and drop path."""
+    """Seed of the initial weights, the shuffle, the choice of captions and drop path."""
     holdout: float = 0.02
     """Share of the selected pairs kept for validation, chosen by key."""
     val_rows: int = 1024
-    """Most pairs used in one validation."""
+    """Largest number of pairs in one validation."""
     val_every: int = 200
     """Steps between validations; the last step always has one."""
     best: HeldOutMetric = ""
-    """Held-out metric whose best step is kept, and exported as best_model/ beside the last one; empty: none."""
+    """Held-out metric that chooses the best step, which is exported as best_model/ beside the last one; empty: none."""
     log_every: int = 10
     """Steps between lines of metrics."""
     micro_batch: int = 0
-    """Pairs of a rank encoded at once, features cached between two passes (exact); 0: all in one pass."""
+    """Pairs that a rank encodes at once, for batches that do not fit: features are cached between two passes, and the
+    gradient is the same; 0: all in one pass."""
     captions: CaptionUse = "draw"
-    """draw: one caption a pair and epoch; all: every caption once an epoch, no image twice in a batch."""
+    """draw: one caption per pair and epoch; all: every caption once per epoch, no image twice in a batch."""
     shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
+    """Order of the pairs in an epoch."""
     live: LiveConfig = field(default_factory=LiveConfig)
+    """Images instead of stored tokens."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and learning rate."""
     loss: LossConfig = field(default_factory=LossConfig)
+    """The loss over the global batch."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How the model is spread over devices and run on them."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=MACHINE_FACT)
+    """When checkpoints are made."""
     resources: Resources = field(default_factory=Resources)
+    """Workers, and cores and GPUs per worker."""
 
     def __post_init__(self) -> None:
         at_least = {"batch_size": 2, "num_steps": 1, "val_every": 1, "log_every": 1, "val_rows": 0, "micro_batch": 0}

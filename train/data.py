@@ -4,8 +4,8 @@ Each epoch walks the training pairs in a shuffled order (train/shuffle.py); batc
 the loader is one integer, and the sequence of keys is the same for any number of ranks and after any resume.
 Validation pairs are chosen by key.
 
-One caption a pair is drawn by (seed, epoch, key); or all are used, in rounds: round r holds the pairs with more than r
-captions, each with another of its captions, so that no image meets itself in a batch.
+Either one caption per pair is drawn by (seed, epoch, key), or all are used, in rounds: round r holds the pairs with
+more than r captions, each with another of its captions, so that no image occurs twice in a batch.
 """
 
 import itertools
@@ -29,15 +29,18 @@ from curation.shards.schema import CAPTIONS, CLS, PATCHES, REGISTERS
 from curation.shards.selection import read_selection
 from train.attention import pack
 from train.batch import Batch, Stored
-from train.config import CaptionUse, ShuffleConfig
+from train.config import TrainConfig
 from train.images import Images
 from train.shuffle import key_hashes, mix, mix_array, shuffled
 from train.tokenizer import Tokenizer
 
 PREFETCH = 2
-ROWS_AT_ONCE = 1 << 16  # of a pass over all keys or captions; only numbers are kept of them
+ROWS_AT_ONCE = 1 << 16  # of a pass over all keys or captions, of which only numbers stay in memory
 CPU = torch.device("cpu")
-TORCH_TYPES = {"float16": torch.float16, "bfloat16": torch.uint16, "int8": torch.int8}  # bfloat16 lies as its bits
+TORCH_TYPES = {"float16": torch.float16, "bfloat16": torch.uint16, "int8": torch.int8}  # bfloat16 is stored as its bits
+
+Buffers = dict[str, Tensor]
+"""Memory for the vectors of a batch, by column; made at the first use and used again."""
 
 
 class Share(NamedTuple):
@@ -57,27 +60,27 @@ class Pairs:
         embeddings: Path,
         selection: Path,
         tokenizer: Tokenizer,
-        context: int,
-        holdout: float,
-        seed: int,
-        shuffle: ShuffleConfig,
-        captions: CaptionUse,
+        config: TrainConfig,
         views: Sequence[Path] = (),
     ) -> None:
+        """Of the config, what decides on pairs, captions and their order counts: not the model, not the loss."""
+        self.config = config
+        self.tokenizer = tokenizer
         self.shards = open_shards(embeddings)
         self.spec = self.shards.spec
         self.views = [self.shards, *(_same_rows(open_shards(folder), self.shards) for folder in views)]
         self.images: Images | None = None
-        self.tokenizer, self.context, self.seed, self.shuffle = tokenizer, context, seed, shuffle
+
         selected = read_selection(selection, self.shards)
         self.selected_rows = selected.rows
-        self.train_places, held_out = split_by_key(selected.keys, holdout)
+        self.train_places, held_out = split_by_key(selected.keys, config.holdout)
         self.val_places = held_out[times_before(self.selected_rows, held_out) == 0]
-        self.rounds = [self.train_places] if captions == "draw" else self._rounds()
+        self.rounds = [self.train_places] if config.captions == "draw" else self._rounds()
 
-    def show(self, images: Images) -> None:
+    def read_images(self, images: Images) -> None:
         """From now on, batches hold pixels for a live backbone instead of stored vectors."""
-        self.images, self.spec = images, images.spec
+        self.images = images
+        self.spec = images.spec
 
     def _rounds(self) -> list[Int64[np.ndarray, " n"]]:
         """Places of the training pairs with more than 0, 1, 2, ... captions."""
@@ -87,7 +90,7 @@ class Pairs:
         return [self.train_places[counts > turn] for turn in range(counts.max(initial=1))]
 
     def epoch_steps(self, batch_size: int) -> int:
-        """Steps in an epoch; what is left of a round after its last whole batch is left out, other rows each time."""
+        """Steps per epoch. The incomplete last batch of each round is dropped; the shuffle changes which rows those are."""
         return sum(len(places) // batch_size for places in self.rounds)
 
     def positions(self, step: int, batch_size: int) -> Share:
@@ -97,71 +100,81 @@ class Pairs:
         while batch >= len(self.rounds[turn]) // batch_size:
             batch -= len(self.rounds[turn]) // batch_size
             turn += 1
-        places, index = self.rounds[turn], np.arange(batch * batch_size, (batch + 1) * batch_size)
-        key = mix(self.seed, epoch, turn) if turn else mix(self.seed, epoch)
-        return Share(epoch, turn, places[shuffled(index, len(places), key, self.shuffle)])
 
-    def batch(
-        self, step: int, batch_size: int, rank: int = 0, world: int = 1, kept: dict[str, Tensor] | None = None
-    ) -> Batch:
-        """One rank's share of the batch of a step; with `kept`, its vectors lie in those buffers, made at first use."""
-        whole, count = self.positions(step, batch_size), batch_size // world
-        return self._load(whole._replace(places=whole.places[rank * count : (rank + 1) * count]), kept)
+        places = self.rounds[turn]
+        index = np.arange(batch * batch_size, (batch + 1) * batch_size)
+        key = mix(self.config.seed, epoch, turn) if turn else mix(self.config.seed, epoch)
+        return Share(epoch, turn, places[shuffled(index, len(places), key, self.config.shuffle)])
+
+    def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1, buffers: Buffers | None = None) -> Batch:
+        """One rank's share of the batch of a step; its vectors are in the buffers, where there are some."""
+        whole = self.positions(step, batch_size)
+        count = batch_size // world
+        return self._load(whole._replace(places=whole.places[rank * count : (rank + 1) * count]), buffers)
 
     def val_batch(self, start: int, stop: int) -> Batch:
         """Some validation pairs, always with the same captions; places past the end repeat the last pair."""
         index = np.minimum(np.arange(start, stop), len(self.val_places) - 1)
         return self._load(Share(0, 0, self.val_places[index], is_held_out=True))
 
-    def _load(self, share: Share, kept: dict[str, Tensor] | None = None) -> Batch:
+    def _load(self, share: Share, buffers: Buffers | None = None) -> Batch:
         rows = self.selected_rows[share.places]
-        keys, times = self.shards.keys_of(rows), times_before(self.selected_rows, share.places)
+        keys = self.shards.keys_of(rows)
+
+        # A pair that was selected several times draws for each of its copies.
         hashes = key_hashes(keys)
-        hashes = np.where(times > 0, mix_array(hashes ^ times), hashes)  # a repeated pair draws for itself
-        draws = mix_array(hashes ^ np.uint64(mix(self.seed, share.epoch))).tolist()
+        times = times_before(self.selected_rows, share.places)
+        hashes = np.where(times > 0, mix_array(hashes ^ times), hashes)
+
+        draws = mix_array(hashes ^ np.uint64(mix(self.config.seed, share.epoch))).tolist()
         captions = [
             texts[(draw + share.turn) % len(texts)]
             for texts, draw in zip(self.shards.captions(rows), draws, strict=True)
         ]
-        token_ids, num_truncated = encode(self.tokenizer, captions, self.context)
-        return Batch(keys, pack(token_ids), self._vision(share, hashes, {} if kept is None else kept), num_truncated)
+        token_ids, num_truncated = encode(self.tokenizer, captions, self.config.model.text.context)
+        vision = self._vision(share, hashes, {} if buffers is None else buffers)
+        return Batch(keys, pack(token_ids), vision, num_truncated)
 
-    def _vision(self, share: Share, hashes: UInt64[np.ndarray, " b"], kept: dict[str, Tensor]) -> tuple[Stored, ...]:
-        """Pixels, or vectors of the view that (seed, epoch, round, key) draws; of held-out pairs the centre, always."""
-        draws = mix_array(hashes ^ np.uint64(mix(self.seed, share.epoch, share.turn, 1)))
+    def _vision(self, share: Share, hashes: UInt64[np.ndarray, " b"], buffers: Buffers) -> tuple[Stored, ...]:
+        """Pixels, or vectors of the view that (seed, epoch, round, key) draws; of held-out pairs always the center."""
+        draws = mix_array(hashes ^ np.uint64(mix(self.config.seed, share.epoch, share.turn, 1)))
         if self.images:
             return (Stored(self.images.pixels(share.places, None if share.is_held_out else draws.tolist())),)
+
         view = np.zeros(len(draws), np.int64) if share.is_held_out else (draws % len(self.views)).astype(np.int64)
         rows = self.selected_rows[share.places]
-        return tuple(self._gather(rows, view, column, kept) for column in (CLS, REGISTERS, PATCHES))
+        return tuple(self._gather(rows, view, column, buffers) for column in (CLS, REGISTERS, PATCHES))
 
     def _gather(
-        self, rows: Int64[np.ndarray, " b"], view: Int64[np.ndarray, " b"], column: str, kept: dict[str, Tensor]
+        self, rows: Int64[np.ndarray, " b"], view: Int64[np.ndarray, " b"], column: str, buffers: Buffers
     ) -> Stored:
         """Some rows of a column as stored, each of its view, in page-locked memory where there is a GPU."""
-        dtype, shape = self.spec.dtype_of(column), (len(rows), self.spec.num_tokens(column), self.spec.dim)
-        if column not in kept:
-            kept[column] = torch.empty(shape, dtype=TORCH_TYPES[dtype], pin_memory=torch.cuda.is_available())
-        values = kept[column]
-        scale = torch.empty(shape[:2]) if dtype == "int8" else None
+        dtype = self.spec.dtype_of(column)
+        shape = (len(rows), self.spec.num_tokens(column), self.spec.dim)
+        if column not in buffers:
+            buffers[column] = torch.empty(shape, dtype=TORCH_TYPES[dtype], pin_memory=torch.cuda.is_available())
+        values = buffers[column]
+        scales = torch.empty(shape[:2]) if dtype == "int8" else None
+
         for index, shards in enumerate(self.views if shape[1] else ()):
             chosen = np.flatnonzero(view == index)
-            out = values.numpy() if len(chosen) == len(rows) else None
-            stored, found = shards.gather_stored(rows[chosen], column, out)
+            out = values.numpy() if len(chosen) == len(rows) else None  # of one view: no copy in between
+            stored, its_scales = shards.gather_stored(rows[chosen], column, out)
             if out is None:
                 values.numpy()[chosen] = stored
-            if scale is not None:
-                scale.numpy()[chosen] = found
-        return Stored(values.view(torch.bfloat16) if dtype == "bfloat16" else values, scale)
+            if scales is not None:
+                scales.numpy()[chosen] = its_scales
+
+        return Stored(values.view(torch.bfloat16) if dtype == "bfloat16" else values, scales)
 
     @contextmanager
     def batches(
         self, start: int, stop: int, batch_size: int, rank: int = 0, world: int = 1, device: torch.device = CPU
     ) -> Iterator[Iterator[Batch]]:
-        """The rank's batches of steps [start, stop), read, tokenised and copied to the device by a thread ahead.
+        """The rank's batches of steps [start, stop), read, tokenized and copied to the device by a thread ahead.
 
-        The thread ends with the context. A batch is valid until the next but one is asked for: buffers are used again,
-        since touching new memory takes as long as the copy.
+        The thread ends with the context. A batch is valid until the next but one is asked for: its buffers are used
+        again, because touching new memory takes as long as the copy.
         """
         steps = range(start, stop)
         with closing(_ahead(self, steps, batch_size, rank, world, device)) as iterator:
@@ -171,19 +184,23 @@ class Pairs:
 def split_by_key(
     keys: pa.ChunkedArray, holdout: float
 ) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " held_out"]]:
-    """Places of training keys, ascending, and of held-out ones by hash: the first of them are from everywhere."""
-    bound, train, held_out, hashes = np.uint64(int(holdout * 2**64)), [], [], []
+    """Places of training keys, ascending, and of held-out ones by hash, so that the first of them are from everywhere."""
+    bound = np.uint64(int(holdout * 2**64))
+    train = []
+    held_out = []
+    held_out_hashes = []
     for start in range(0, max(1, len(keys)), ROWS_AT_ONCE):
-        found = key_hashes(keys.slice(start, ROWS_AT_ONCE).to_pylist())
-        train.append(start + np.flatnonzero(found >= bound))
-        held_out.append(start + np.flatnonzero(found < bound))
-        hashes.append(found[found < bound])
-    order = np.argsort(np.concatenate(hashes), kind="stable")
+        hashes = key_hashes(keys.slice(start, ROWS_AT_ONCE).to_pylist())
+        train.append(start + np.flatnonzero(hashes >= bound))
+        held_out.append(start + np.flatnonzero(hashes < bound))
+        held_out_hashes.append(hashes[hashes < bound])
+
+    order = np.argsort(np.concatenate(held_out_hashes), kind="stable")
     return np.concatenate(train), np.concatenate(held_out)[order]
 
 
 def times_before(rows: Int64[np.ndarray, " n"], places: Int64[np.ndarray, " b"]) -> UInt64[np.ndarray, " b"]:
-    """How often the row at each place has occurred before it; rows ascend."""
+    """How often the row at each place has occurred before it; rows ascend: of 4 5 5 8 at 0 1 2 3 it is 0 0 1 0."""
     return (places - np.searchsorted(rows, rows[places])).astype(np.uint64)
 
 
@@ -201,7 +218,7 @@ def _same_rows(view: EmbeddingShards, shards: EmbeddingShards) -> EmbeddingShard
 def _ahead(
     pairs: Pairs, steps: range, batch_size: int, rank: int, world: int, device: torch.device
 ) -> Generator[Batch, None, None]:
-    """Batches in order, made by a thread; its exception is raised here."""
+    """Batches in order, made by a thread; an exception of the thread is raised here."""
     ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
     free = threading.Semaphore(PREFETCH)
     ended = threading.Event()
@@ -209,7 +226,7 @@ def _ahead(
     def produce() -> None:
         try:
             copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-            buffers: list[dict[str, Tensor]] = [{} for _ in range(PREFETCH + 2)]  # those ahead, in use, and just used
+            buffers: list[Buffers] = [{} for _ in range(PREFETCH + 2)]  # of those ahead, in use, and just used
             for step in steps:
                 free.acquire()
                 if ended.is_set():
@@ -218,7 +235,7 @@ def _ahead(
                 with torch.cuda.stream(copies) if copies else nullcontext():
                     batch = batch.to(device)
                 if copies:
-                    copies.synchronize()
+                    copies.synchronize()  # the step must not find half a batch on the device
                 ready.put(batch)
         except BaseException as error:
             ready.put(error)
@@ -241,5 +258,5 @@ def _ahead(
 def encode(tokenizer: Tokenizer, captions: Sequence[str], context: int) -> tuple[list[list[int]], int]:
     """Token ids of each caption, at most `context` and always with end-of-text, and how many captions were cut."""
     one_more = tokenizer.encode(captions, context + 1)
-    kept = [ids if len(ids) <= context else [*ids[: context - 1], tokenizer.end_of_text] for ids in one_more]
-    return kept, sum(len(ids) > context for ids in one_more)
+    cut = [ids if len(ids) <= context else [*ids[: context - 1], tokenizer.end_of_text] for ids in one_more]
+    return cut, sum(len(ids) > context for ids in one_more)

@@ -1,8 +1,8 @@
-"""The frozen backbone in the training loop: images of the selected pairs, cropped anew each epoch, not stored tokens.
+"""The frozen backbone in the training loop: other crops of the images in each epoch, instead of stored tokens.
 
-For augmentation, or where disks are slower than recomputing. The loader's thread reads and crops, the step sees; the
-crop is a function of (seed, epoch, key), so that a resumed run sees the same. Held-out pairs are seen as embeddings are
-made: the centre.
+For augmentation, or where reading tokens is slower than computing them. The loader's thread reads and crops; the
+backbone runs in the training step. A crop is a function of (seed, epoch, key), so that a resumed run uses the same
+ones. Held-out pairs are cropped at the center, as embeddings are.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,11 @@ from curation.shards.schema import EmbeddingSpec
 from train.batch import Batch, Stored
 from train.config import LiveConfig
 
-See = Callable[[Batch], Batch]
+EncodeImages = Callable[[Batch], Batch]
+"""A batch with pixels to one with tokens."""
 
 
-class Sight:
+class LiveBackbone:
     """The frozen backbone on a rank's device."""
 
     def __init__(self, config: LiveConfig, spec: EmbeddingSpec) -> None:
@@ -27,16 +28,16 @@ class Sight:
         self.flop = backbone_flop(named)
         """Forward FLOP for one image."""
 
-    def see(self, batch: Batch) -> Batch:
-        """The batch with the backbone's tokens of its pixels, on the backbone's device."""
+    def encode(self, batch: Batch) -> Batch:
+        """The batch with the backbone's tokens in place of its pixels, on the backbone's device."""
         batch = batch.to(self.backbone.device)
         pixels = batch.vision[0].values.float() / 255.0
         cls, registers, patches = self.backbone(self.backbone.normalize_batch(pixels))
         return replace(batch, vision=(Stored(cls[:, None]), Stored(registers), Stored(patches)))
 
 
-def as_stored(batch: Batch) -> Batch:
-    """A batch of stored vectors is seen already."""
+def identity(batch: Batch) -> Batch:
+    """The batch itself, where it holds stored vectors."""
     return batch
 
 

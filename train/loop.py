@@ -1,7 +1,7 @@
 """The training loop that every rank runs, inside a process group that exists already.
 
 It knows files and ranks, not Ray. All state is the checkpoint and the step number: what a step draws at random is a
-function of (seed, step, rank), so that a run that was interrupted and went on equals one that was not.
+function of (seed, step, rank), so that a run that was interrupted and resumed ends with the bits of one that was not.
 """
 
 import logging
@@ -28,7 +28,7 @@ from train.export.folder import export_model
 from train.flop import TRAINING, captions_flop, head_flop
 from train.gradients import backward, clip_gradients
 from train.images import Images
-from train.live import Sight, as_stored
+from train.live import LiveBackbone, identity
 from train.metrics_file import METRICS, keep_metrics
 from train.model import DinoTxt, Features
 from train.optim import learning_rate, make_optimizer, set_learning_rate
@@ -38,7 +38,7 @@ from train.speed import Speed
 from train.tokenizer import load_tokenizer
 from train.validation import batch_accuracy, score, validate
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MODEL = "model"
 BEST_MODEL = "best_model"
@@ -61,22 +61,22 @@ class Job:
 
 
 def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption] = lambda: "") -> bool:
-    """Train from the last complete checkpoint or from scratch; False when it was told to stop before the end."""
-    rank, world = dist.get_rank(), dist.get_world_size()
+    """Train from the last complete checkpoint or from scratch; False when it had to stop before the end."""
+    rank = dist.get_rank()
+    world = dist.get_world_size()
     device = device_of_rank()
     pairs = read_pairs(config, job)
     check(config, pairs, world)
 
     torch.manual_seed(config.seed)
-    model = parallelize(
-        DinoTxt(config.model, pairs.tokenizer.vocab_size, pairs.spec.dim).to(device), config.parallel, device
-    )
+    model = DinoTxt(config.model, pairs.tokenizer.vocab_size, pairs.spec.dim).to(device)
+    model = parallelize(model, config.parallel, device)
     optimizer = make_optimizer(model, config.optim)
     checkpoints = Checkpoints(job.out / CHECKPOINTS, config.checkpoint, model, optimizer)
     start = checkpoints.load()
     if rank == 0:
         keep_metrics(job.out / METRICS, start)
-        log.info(
+        logger.info(
             "training from_step=%d steps=%d pairs=%d epoch_steps=%d world=%d",
             start,
             config.num_steps,
@@ -85,18 +85,17 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
             world,
         )
 
-    sight = Sight(config.live, pairs.spec) if config.live.enabled else None
-    see = sight.see if sight else as_stored
-    num_tokens = 1 + pairs.spec.num_tokens(REGISTERS) + pairs.spec.num_tokens(PATCHES)
-    computed = 1 - config.model.vision.drop_path  # the rows that drop path leaves out cost nothing
-    image_flop = TRAINING * computed * head_flop(model, num_tokens) + (sight.flop if sight else 0.0)
+    live = LiveBackbone(config.live, pairs.spec) if config.live.enabled else None
+    encode_images = live.encode if live else identity
+    image_flop = flop_per_image(config, model, pairs) + (live.flop if live else 0.0)
     speed = Speed()
-    ahead_on = torch.device("cpu") if config.micro_batch else device  # parts go there one by one
-    with pairs.batches(start, config.num_steps, config.batch_size, rank, world, ahead_on) as batches:
+    prefetch_device = torch.device("cpu") if config.micro_batch else device  # parts go to the device one by one
+
+    with pairs.batches(start, config.num_steps, config.batch_size, rank, world, prefetch_device) as batches:
         for step in range(start, config.num_steps):
-            with speed:
+            with speed.waiting_for_data():
                 batch = next(batches)
-            parts = [see(part) for part in split(batch, config.micro_batch)]
+            parts = [encode_images(part) for part in split(batch, config.micro_batch)]
             lr = learning_rate(step, config.num_steps, config.optim)
             set_learning_rate(optimizer, lr)
 
@@ -104,44 +103,51 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
             grad_norm = clip_gradients(model, config.optim.clip_norm, config.parallel.replicas)
 
             asked = interruption()
-            is_bad, must_stop, must_save = agree(
+            is_bad, must_stop, must_save = any_rank(
                 not torch.isfinite(loss + grad_norm), asked == "stop", asked == "save" or checkpoints.is_due(step + 1)
             )
             if is_bad:
                 checkpoints.wait()
                 raise FloatingPointError(
                     f"loss {loss:.4g} and gradient norm {grad_norm:.4g} at step {step + 1}, rank {rank}, on the pairs "
-                    f"{suspects(batch.keys, features)}: they must be finite; lower optim.lr or drop these pairs, which "
-                    f"starts anew; the checkpoints up to here stay in {job.out / CHECKPOINTS}"
+                    f"{suspicious_keys(batch.keys, features)}: both must be finite; lower optim.lr or drop these pairs "
+                    f"(training then starts from scratch); earlier checkpoints stay in {job.out / CHECKPOINTS}"
                 )
+
             optimizer.step()
             optimizer.zero_grad()
             model.logit_scale.clamp()
             flop = TRAINING * captions_flop(model, batch.captions.groups) + len(batch.keys) * image_flop
             speed.add(len(batch.keys), len(batch.captions.tokens), batch.num_truncated, flop)
 
-            done, is_last, is_best = step + 1, step + 1 == config.num_steps, False
-            is_told = done % config.log_every == 0 or done % config.val_every == 0
-            if is_told or is_last or must_save or must_stop:
+            done = step + 1
+            is_last = done == config.num_steps
+            is_validated = done % config.val_every == 0 or is_last
+            is_best = False
+            if done % config.log_every == 0 or is_validated or must_save or must_stop:
                 numbers = {
                     "loss": float(loss),
                     "lr": lr,
                     "grad_norm": float(grad_norm),
                     "logit_scale": float(features.scale),
+                    "batch_accuracy": batch_accuracy(features),
+                    **speed.rates(device),
+                    "workers": float(world),
                 }
-                numbers |= {"batch_accuracy": batch_accuracy(features), **speed.rates(device), "workers": float(world)}
-                if done % config.val_every == 0 or is_last:
-                    numbers |= validate(model, pairs, config.val_rows, config.micro_batch, config.loss, device, see)
-                    (is_best,) = agree(score(numbers, config.best) > checkpoints.best_score)
+                if is_validated:
+                    numbers |= validate(model, pairs, config, device, encode_images)
+                    (is_best,) = any_rank(score(numbers, config.best) > checkpoints.best_score)
                 if rank == 0:
                     append_jsonl(job.out / METRICS, {"step": done, "time": time.time(), **numbers})
                 speed = Speed()
+
             checkpoints.poll()
             if (must_save or must_stop or is_best) and not is_last:
                 checkpoints.save(done, score(numbers, config.best) if is_best else -math.inf)
             if must_stop and not is_last:
                 checkpoints.wait()
                 return False
+
     checkpoints.wait()
     export(job.out / MODEL, config, model, pairs)
     if config.best:
@@ -149,6 +155,13 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
             checkpoints.load_best()
         export(job.out / BEST_MODEL, config, model, pairs)
     return True
+
+
+def flop_per_image(config: TrainConfig, model: DinoTxt, pairs: Pairs) -> float:
+    """FLOP of training the head on one image; the rows that drop path leaves out cost nothing."""
+    num_tokens = 1 + pairs.spec.num_tokens(REGISTERS) + pairs.spec.num_tokens(PATCHES)
+    computed_share = 1 - config.model.vision.drop_path
+    return TRAINING * computed_share * head_flop(model, num_tokens)
 
 
 def export(folder: Path, config: TrainConfig, model: DinoTxt, pairs: Pairs) -> None:
@@ -161,28 +174,18 @@ def export(folder: Path, config: TrainConfig, model: DinoTxt, pairs: Pairs) -> N
 
 def read_pairs(config: TrainConfig, job: Job) -> Pairs:
     """The pairs of a run, as each rank opens them."""
-    pairs = Pairs(
-        job.embeddings,
-        job.selection,
-        load_tokenizer(job.tokenizer),
-        config.model.text.context,
-        config.holdout,
-        config.seed,
-        config.shuffle,
-        config.captions,
-        job.views,
-    )
+    pairs = Pairs(job.embeddings, job.selection, load_tokenizer(job.tokenizer), config, job.views)
     if config.live.enabled:
         if job.source is None:
             raise ValueError(
-                "train.live.enabled without images: the train step needs the raw pairs; give them as input source"
+                "train.live.enabled without images: the train step needs the raw pairs; pass them as input source"
             )
-        pairs.show(Images(config.live, job.source, pairs.shards, pairs.selected_rows))
+        pairs.read_images(Images(config.live, job.source, pairs.shards, pairs.selected_rows))
     return pairs
 
 
 def check(config: TrainConfig, pairs: Pairs, world: int) -> None:
-    """ValueError when these pairs cannot be trained on with this configuration and so many ranks."""
+    """ValueError when these pairs cannot be trained on with this configuration and this number of ranks."""
     if config.best and min(config.val_rows, len(pairs.val_places)) < 2:
         raise ValueError(
             f"train.best is {config.best} and {len(pairs.val_places)} pairs are held out: two are needed to compare "
@@ -213,15 +216,15 @@ def device_of_rank() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-def agree(*flags: bool | torch.Tensor) -> tuple[bool, ...]:
-    """Each flag, raised on all ranks when it is on one: ranks must take the same turn."""
+def any_rank(*flags: bool | torch.Tensor) -> tuple[bool, ...]:
+    """For each flag, whether it is set on some rank: all ranks must take the same branch."""
     votes = torch.tensor([float(flag) for flag in flags], device=device_of_rank())
     dist.all_reduce(votes, dist.ReduceOp.MAX)
     return tuple(bool(vote) for vote in votes.tolist())
 
 
-def suspects(keys: list[str], features: Features) -> list[str]:
-    """Keys of the pairs whose features are not finite; the first few of the batch when all are finite."""
+def suspicious_keys(keys: list[str], features: Features) -> list[str]:
+    """Keys of pairs whose features are not finite; the first keys of the batch when all are finite."""
     finite = features.images.isfinite().all(1) & features.texts.isfinite().all(1)
     return [key for key, is_finite in zip(keys, finite.tolist(), strict=True) if not is_finite][:20] or keys[:20]
 

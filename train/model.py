@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from train.attention import Packed, pack, packed_attention
-from train.config import ModelConfig, TextConfig, VisionConfig, swiglu_hidden
+from train.config import AttentionChoice, ModelConfig, TextConfig, VisionConfig, swiglu_hidden
 
 HEAD_DIM = 64
 MAX_LOGIT_SCALE = math.log(100)
@@ -38,6 +38,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.kernel: AttentionChoice = "auto"
+        """Of attention over packed captions."""
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
@@ -49,7 +51,7 @@ class Attention(nn.Module):
 
     def attend(self, x: Float[Tensor, "n d"], layout: Packed) -> Float[Tensor, "n d"]:
         """Every token of a caption attends to those before it and to itself; before the output projection."""
-        return packed_attention(self._qkv(x), layout).flatten(-2)
+        return packed_attention(self._qkv(x), layout, self.kernel).flatten(-2)
 
     def _qkv(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b 3 h w"]:
         return self.qkv(x).unflatten(-1, (3, self.heads, -1))

@@ -1,8 +1,8 @@
 """Compilation, activation checkpointing, sharding: in this order, and nowhere else.
 
-Blocks are sharded one by one with FSDP2, on one rank the model as a whole; the logit scale is sharded on its own in
-float32, since bfloat16 would round it. FSDP averages gradients over ranks, so that a loss whose gradients are to be
-summed is multiplied by the world size.
+Blocks are sharded one by one with FSDP2; on one rank the model is one piece. The logit scale is sharded by itself in
+float32, because bfloat16 would round it. FSDP averages gradients over ranks, so a loss whose gradients are to be summed
+is multiplied by the number of ranks.
 """
 
 import torch
@@ -13,25 +13,33 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from cluster.machine import settled_precision
 from train.config import ParallelConfig
-from train.model import DinoTxt
+from train.model import Attention, DinoTxt
 
 CHECKPOINT_PREFIX = "_checkpoint_wrapped_module."
 
 
 def parallelize(model: DinoTxt, config: ParallelConfig, device: torch.device) -> DinoTxt:
     """The same model, changed in place to run on all ranks of the default process group."""
+    for module in model.text.modules():
+        if isinstance(module, Attention):
+            module.kernel = config.attention
+
     for stack in (model.text.blocks, model.vision.blocks):
         for index, block in enumerate(stack):
             if config.compile:
                 block.compile()
             if config.recompute_blocks:
                 stack[index] = checkpoint_wrapper(block)
+
     mesh = _mesh(config.replicas, device)
     dtype = getattr(torch, settled_precision(config.dtype))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    blocks = (*model.text.blocks, *model.vision.blocks) if mesh.size() > 1 else ()  # one rank shares with nobody
+
+    # One rank shares with nobody, and a hook on every block would only cost time.
+    blocks = (*model.text.blocks, *model.vision.blocks) if mesh.size() > 1 else ()
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+
     fully_shard(model.logit_scale, mesh=mesh, mp_policy=MixedPrecisionPolicy())
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     return model

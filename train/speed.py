@@ -1,10 +1,12 @@
-"""How fast training is since the last line of metrics, summed over all ranks.
+"""How fast training has been since the last line of metrics, summed over all ranks.
 
-Tokens, FLOP and cut captions are those of the captions that were packed, not of an assumed mean. MFU is the model's
-FLOP, recomputation not counted, over the dense bfloat16 peak of the GPUs; without a known peak there is none.
+Tokens, FLOP and cut captions are counted from the captions that were packed, not from a mean. MFU is the model's FLOP,
+without recomputation, over the dense bfloat16 peak of the GPUs; it is left out where no peak is known.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import torch
@@ -14,18 +16,22 @@ from train.flop import peak_tflops
 
 
 class Speed:
-    """Counts of one rank since it was made."""
+    """Counts of one rank since the object was made."""
 
     def __init__(self) -> None:
         self.started_s = time.perf_counter()
-        self.waited_s, self.num_pairs, self.num_tokens, self.num_truncated, self.flop = 0.0, 0, 0, 0, 0.0
+        self.waited_s = 0.0
+        self.num_pairs = 0
+        self.num_tokens = 0
+        self.num_truncated = 0
+        self.flop = 0.0
 
-    def __enter__(self) -> None:
-        """Enter while waiting for data."""
-        self.wait_started_s = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.waited_s += time.perf_counter() - self.wait_started_s
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Count the time of the body as waiting."""
+        started_s = time.perf_counter()
+        yield
+        self.waited_s += time.perf_counter() - started_s
 
     def add(self, num_pairs: int, num_tokens: int, num_truncated: int, flop: float) -> None:
         """Count one step of this rank."""
@@ -42,6 +48,7 @@ class Speed:
         most = torch.tensor(memory_bytes(device), dtype=torch.float64, device=device)
         dist.all_reduce(sums)
         dist.all_reduce(most, dist.ReduceOp.MAX)
+
         world = dist.get_world_size()
         num_pairs, num_tokens, num_truncated, flop, waits, elapsed = sums.tolist()
         mean_s = elapsed / world
@@ -59,7 +66,7 @@ class Speed:
 
 
 def memory_bytes(device: torch.device) -> float:
-    """Most memory allocated on a GPU so far; on a CPU, what the process holds now."""
+    """Largest memory that was allocated on a GPU; on a CPU, what the process holds now."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     return float(psutil.Process().memory_info().rss)

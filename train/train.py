@@ -203,7 +203,7 @@ def _worker(arguments: dict) -> None:
     if (job.out / FAILED).exists():
         return  # another try would fail alike; the driver raises what the file says
     try:
-        if is_needed(largest_group(config, dist.get_world_size())):
+        if shrink_group_to(largest_group(config, dist.get_world_size())):
             _train_and_grow(config, job, arguments["resources"], arguments["most"])
     except WOULD_FAIL_AGAIN as error:
         if not isinstance(error, OSError) or error.errno in LASTING:
@@ -256,11 +256,16 @@ def largest_group(config: TrainConfig, most: int) -> int:
     return next((size for size in sizes if not config.batch_size % size and not size % config.parallel.replicas), 0)
 
 
-def is_needed(size: int) -> bool:
-    """Make the default process group one of the first `size` ranks; False on a rank that has nothing to do."""
-    rank, world, backend = dist.get_rank(), dist.get_world_size(), dist.get_backend()
-    if size in (0, world):
+def shrink_group_to(size: int) -> bool:
+    """Make the default process group one of the first `size` ranks; False on a rank that is left out.
+
+    The group stays as it is when it has that size, and when 0 says that no size divides the batch.
+    """
+    rank = dist.get_rank()
+    backend = dist.get_backend()
+    if size in (0, dist.get_world_size()):
         return True
+
     address: list[str | None] = [f"tcp://{ray.util.get_node_ip_address()}:{free_port()}" if rank == 0 else None]
     dist.broadcast_object_list(address)
     dist.destroy_process_group()

@@ -9,9 +9,9 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from train.batch import split
-from train.config import HeldOutMetric, LossConfig
+from train.config import HeldOutMetric, TrainConfig
 from train.data import Pairs
-from train.live import See, as_stored
+from train.live import EncodeImages, identity
 from train.loss import global_loss
 from train.model import DinoTxt, Features
 
@@ -27,28 +27,24 @@ def score(numbers: Mapping[str, float], metric: HeldOutMetric) -> float:
 
 @torch.no_grad()
 def validate(
-    model: DinoTxt,
-    pairs: Pairs,
-    most_rows: int,
-    micro_batch: int,
-    config: LossConfig,
-    device: torch.device,
-    see: See = as_stored,
+    model: DinoTxt, pairs: Pairs, config: TrainConfig, device: torch.device, encode_images: EncodeImages = identity
 ) -> dict[str, float]:
     """Validation loss, and recall at 1 in both directions among the held-out pairs; empty when there are too few."""
-    num_rows = min(most_rows, len(pairs.val_places))
+    num_rows = min(config.val_rows, len(pairs.val_places))
     if num_rows < 2:
         return {}
-    rank, world = dist.get_rank(), dist.get_world_size()
-    share = -(-num_rows // world)
+
+    share = -(-num_rows // dist.get_world_size())
+    start = dist.get_rank() * share
+    parts = split(pairs.val_batch(start, start + share), config.micro_batch)
     model.eval()
-    parts = split(pairs.val_batch(rank * share, (rank + 1) * share), micro_batch)
-    encoded = [model(*see(part).to(device).inputs()) for part in parts]
+    encoded = [model(*encode_images(part).to(device).inputs()) for part in parts]
     model.train()
-    images, texts = (
-        _gather(torch.cat([getattr(part, name) for part in encoded]))[:num_rows] for name in ("images", "texts")
-    )
-    loss = global_loss(images, texts, encoded[0].scale, config)
+
+    # The last ranks' shares may reach past the end, where the last pair is repeated.
+    images = _gather(torch.cat([part.images for part in encoded]))[:num_rows]
+    texts = _gather(torch.cat([part.texts for part in encoded]))[:num_rows]
+    loss = global_loss(images, texts, encoded[0].scale, config.loss)
     return {"val_loss": float(loss), **recall_at_1(images, texts), "val_rows": float(num_rows)}
 
 

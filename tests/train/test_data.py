@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import TINY
 
 from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CLS, PATCHES, REGISTERS
@@ -26,7 +28,8 @@ def pairs(
     captions: CaptionUse = "draw",
 ) -> Pairs:
     tokenizer = load_tokenizer(paths["tokenizer"])
-    return Pairs(paths["embeddings"], paths["selection"], tokenizer, 12, holdout, seed, shuffle, captions)
+    config = replace(TINY, seed=seed, holdout=holdout, shuffle=shuffle, captions=captions)
+    return Pairs(paths["embeddings"], paths["selection"], tokenizer, config)
 
 
 def test_an_epoch_holds_each_pair_at_most_once(pooled_pairs: dict[str, Path]) -> None:

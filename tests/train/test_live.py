@@ -26,7 +26,7 @@ from curation.shards.schema import PATCHES, spec_from_dict
 from curation.shards.selection import write_selection
 from train.config import LiveConfig, ShuffleConfig, TokenizerConfig, TrainConfig, VisionConfig
 from train.images import ImageFiles
-from train.live import Sight
+from train.live import LiveBackbone
 from train.loop import Job, read_pairs, train
 from train.tokenizer import run as train_tokenizer
 
@@ -105,7 +105,7 @@ def test_pairs_that_are_not_those_embedded_are_refused(pool: Path) -> None:
 def test_the_live_backbone_sees_held_out_pairs_as_they_were_stored(pool: Path, tmp_path: Path) -> None:
     live, stored = (read_pairs(config, job(pool, tmp_path)) for config in (LIVE, STORED))
     count = len(stored.val_places)
-    seen = Sight(LIVE.live, live.spec).see(live.val_batch(0, count))
+    seen = LiveBackbone(LIVE.live, live.spec).encode(live.val_batch(0, count))
     assert seen.keys == stored.val_batch(0, count).keys
     for given, expected in zip(seen.inputs()[1:], stored.val_batch(0, count).inputs()[1:], strict=True):
         torch.testing.assert_close(given, expected.float(), rtol=2e-3, atol=2e-3)

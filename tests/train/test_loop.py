@@ -146,7 +146,7 @@ def test_the_best_step_is_kept_and_exported_beside_the_last(
     pairs = read_pairs(config, job(pooled_pairs, tmp_path))
     for name, row in (("best_model", best), ("model", last)):
         model = load_model(tmp_path / name).model
-        found = validate(model, pairs, config.val_rows, 3, config.loss, torch.device("cpu"))
+        found = validate(model, pairs, replace(config, micro_batch=3), torch.device("cpu"))
         assert found["val_loss"] == pytest.approx(row["val_loss"], rel=1e-5)
 
 

@@ -9,7 +9,7 @@ from train.speed import Speed
 @pytest.mark.usefixtures("process_group")
 def test_rates_are_counts_over_one_time_and_mfu_needs_a_known_peak() -> None:
     speed = Speed()
-    with speed:
+    with speed.waiting_for_data():
         pass
     speed.add(8, 60, 1, 4e12)
     speed.add(8, 100, 2, 6e12)

@@ -30,7 +30,7 @@ from train import train as trainer
 from train.checkpoint import MARKER, complete_checkpoints, step_of
 from train.config import ModelConfig, OptimConfig, ParallelConfig, VisionConfig
 from train.loop import Job
-from train.train import TrainingFailed, fit_to_the_end, is_needed, largest_group, placement, request_stop, run
+from train.train import TrainingFailed, fit_to_the_end, largest_group, placement, request_stop, run, shrink_group_to
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 ONE_WORKER = Resources(workers=1, cpus=1.0)
@@ -131,7 +131,7 @@ def test_a_lost_node_shrinks_training_and_a_new_one_grows_it_and_no_step_is_miss
 
 def split_among_three(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=3)
-    if is_needed(largest_group(replace(TINY, batch_size=26), 3)):
+    if shrink_group_to(largest_group(replace(TINY, batch_size=26), 3)):
         total = torch.ones(1)
         dist.all_reduce(total)
         (folder / f"rank-{rank}").write_text(f"{dist.get_rank()} of {dist.get_world_size()}, {total.item():.0f}")

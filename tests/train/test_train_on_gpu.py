@@ -14,8 +14,8 @@ from tiny import TINY, group_of_one
 from torch.nn.utils.rnn import pad_sequence
 
 from cluster.files import read_jsonl
-from train.attention import grouped_attention, pack, packed_attention
-from train.config import LossConfig, ParallelConfig, TextConfig, TrainConfig, VisionConfig
+from train.attention import Case, grouped_attention, installed_kernels, pack, packed_attention, why_not
+from train.config import AttentionChoice, LossConfig, ParallelConfig, TextConfig, TrainConfig, VisionConfig
 from train.export.folder import load_model
 from train.loop import Job, train
 from train.loss import global_loss
@@ -41,16 +41,20 @@ def gpu_group() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [64, 48])
 @pytest.mark.parametrize("lengths", [LENGTHS, [32, 33, 64, 65, 200], [1] * 70_000])
+@pytest.mark.parametrize("kernel", ["auto", "triton", "varlen", "xformers"])
 def test_packed_attention_equals_the_grouped_one_in_values_and_gradients(
-    lengths: list[int], width: int, dtype: torch.dtype
+    lengths: list[int], width: int, dtype: torch.dtype, kernel: AttentionChoice
 ) -> None:
+    case = Case("cuda", width, dtype == torch.float32, installed_kernels())
+    if kernel != "auto" and (problem := why_not(kernel, case)):
+        pytest.skip(problem)
     layout, generator = pack([[1] * length for length in lengths]), torch.Generator().manual_seed(0)
     exact = torch.randn(sum(lengths), 3, 2, width, generator=generator, requires_grad=True)
     weights = torch.randn(sum(lengths), 2, width, generator=generator)
-    expected = grouped_attention(*exact.unbind(1), layout)
+    expected = grouped_attention(exact, layout)
     (expected * weights).sum().backward()
     found = exact.detach().to("cuda", dtype).requires_grad_()
-    attended = packed_attention(found, layout.to("cuda"))
+    attended = packed_attention(found, layout.to("cuda"), kernel)
     (attended.float() * weights.cuda()).sum().backward()
     tolerance = 1e-5 if dtype == torch.float32 else HALF_TOLERANCE
     for a, b in ((attended, expected), (found.grad, exact.grad)):
