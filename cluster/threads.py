@@ -1,18 +1,20 @@
-"""Threads of numerical libraries in this process, and the kernels OpenBLAS chooses.
+"""Threads of numerical libraries in this process, and the kernels that OpenBLAS chooses.
 
-Environment variables reach libraries that are loaded later; those already loaded are told directly.
+Environment variables reach libraries that are loaded later; threadpoolctl reaches those that are loaded already.
 """
 
 import os
 import sys
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 AVX512_FLAGS = {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
 
 
 def limit_threads(threads: int) -> None:
-    """Give torch, FAISS, OpenMP and BLAS of this process `threads` threads each."""
+    """Limit torch, OpenMP (and with it FAISS) and BLAS of this process to `threads` threads each."""
     os.environ.update({name: str(threads) for name in THREAD_VARIABLES})
     choose_blas_kernels()
     limit_loaded_libraries(threads)
@@ -20,17 +22,16 @@ def limit_threads(threads: int) -> None:
 
 def limit_loaded_libraries(threads: int) -> None:
     """The part of `limit_threads` for libraries that this process has imported already."""
+    threadpool_limits(limits=threads)
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
-    if "faiss" in sys.modules:
-        sys.modules["faiss"].omp_set_num_threads(threads)
+        sys.modules["torch"].set_num_threads(threads)  # it counts its threads itself
 
 
 def choose_blas_kernels() -> None:
     """Let OpenBLAS use AVX-512 where the CPU has it; a user's OPENBLAS_CORETYPE wins.
 
-    The OpenBLAS bundled with faiss-cpu does not know CPUs newer than itself and falls back to SSE3 kernels there,
-    4 times slower (measured on AMD Zen 5); on the others (Zen 4) SkylakeX is as fast as what it picks itself.
+    The OpenBLAS bundled with faiss-cpu does not know CPUs that are newer than itself and falls back to SSE3 kernels
+    there, which are 4 times slower (measured on AMD Zen 5). On Zen 4, SkylakeX is as fast as what it picks itself.
     """
     if "OPENBLAS_CORETYPE" not in os.environ and _cpu_flags() >= AVX512_FLAGS:
         os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
@@ -40,6 +41,7 @@ def _cpu_flags() -> set[str]:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return set()
+
     with cpuinfo.open() as lines:
         flags = next((line for line in lines if line.startswith("flags")), "flags:")
     return set(flags.split(":", 1)[1].split())

@@ -17,11 +17,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from cluster.devices import precision_choice, slow_choices
+from cluster.devices import precision_choice
 from cluster.endings import StoppedError, stop_on_sigterm
 from cluster.files import append_jsonl, read_jsonl, remove_torn, write_atomic
 from cluster.progress import progress
 from cluster.session import session
+from pipeline.checks import check_machine
 from pipeline.lines import headline, state_after, step_line
 from pipeline.provenance import make_record
 from pipeline.record import Record
@@ -58,9 +59,8 @@ def execute(
 
 def show_choices(todo: Sequence[Step], console: Console) -> None:
     """Say what `auto` stands for on this machine. ValueError, before anything runs, for a choice that is impossible."""
-    for step in todo:
-        for warning in slow_choices(step.config, step.label):
-            logger.warning("%s", warning)
+    for warning in check_machine(todo):
+        logger.warning("%s", warning)
 
     choices = dict.fromkeys(str(choice) for step in todo if (choice := precision_choice(step.config)))
     for choice in choices:

@@ -1,8 +1,8 @@
-"""GPU kernels, in Triton: attention over packed captions, forward and backward.
+"""GPU kernels in Triton: attention over packed captions, forward and backward.
 
-Captions are short: with 13 tokens most of a flash kernel's block of 128 is empty. Here a program takes one caption and
-one head, in blocks of 32 tokens, reads queries, keys and values where the one product left them and writes their
-gradients side by side. Nothing is summed by atomics: the same input gives the same bits.
+Captions are short: with 13 tokens, most of a flash kernel's block of 128 is empty. Here a program takes one caption and
+one head, in blocks of 32 tokens. It reads queries, keys and values where their common product has left them, and writes
+their gradients side by side. Nothing is summed by atomics: the same input gives the same bits.
 """
 
 from typing import Any, no_type_check
@@ -113,7 +113,8 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, starts: Tensor) -> Tensor:
         num_tokens, _, heads, width = qkv.shape
-        out, log_sums = qkv.new_empty(num_tokens, heads, width), qkv.new_empty(num_tokens, heads, dtype=torch.float32)
+        out = qkv.new_empty(num_tokens, heads, width)
+        log_sums = qkv.new_empty(num_tokens, heads, dtype=torch.float32)
         _attend[(len(starts) - 1, heads)](qkv, starts, out, log_sums, heads, width**-0.5, width, num_warps=2)
         ctx.save_for_backward(qkv, starts, out, log_sums)
         return out
@@ -121,7 +122,8 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         qkv, starts, out, log_sums = ctx.saved_tensors
-        d_qkv, (heads, width) = torch.empty_like(qkv), qkv.shape[2:]
+        heads, width = qkv.shape[2:]
+        d_qkv = torch.empty_like(qkv)
         grid = (len(starts) - 1, heads)
         _attend_backward[grid](
             qkv, starts, out, log_sums, d_out.contiguous(), d_qkv, heads, width**-0.5, width, num_warps=2

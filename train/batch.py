@@ -1,8 +1,7 @@
-"""One rank's share of a batch: packed captions, and what is known of the images, in the format it is stored in.
+"""One rank's slice of a batch: packed captions, and image tokens in their format on disk.
 
-Vectors travel to the device as they lie on disk (half the bytes of float32, or a quarter) and are decoded there. On a
-machine with a GPU they are gathered into page-locked memory, which torch keeps for the next batches and which is
-copied while the GPU computes.
+Vectors are copied to the device as they are stored (half or a quarter of the bytes of float32) and decoded there. On a
+machine with a GPU they are gathered into page-locked memory, which is used again and copied while the GPU computes.
 """
 
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from train.attention import Packed, pack, unpack
 
 @dataclass(frozen=True)
 class Stored:
-    """Vectors, or pixels, of a batch in stored format; int8 has one float32 scale a token."""
+    """Vectors, or pixels, of a batch as they are stored; int8 has one float32 scale per token."""
 
     values: Shaped[Tensor, "b ..."]
     scale: Float32[Tensor, "b t"] | None = None
 
     def to(self, device: torch.device) -> "Stored":
-        """The same on a device, in order with what it computes."""
+        """The same on a device, copied in order with what the device computes."""
         scale = None if self.scale is None else self.scale.to(device, non_blocking=True)
         return Stored(self.values.to(device, non_blocking=True), scale)
 
@@ -31,7 +30,7 @@ class Stored:
         return Stored(self.values[cut], None if self.scale is None else self.scale[cut])
 
     def decoded(self) -> Float[Tensor, "b ..."]:
-        """The values as floating-point numbers, where they are."""
+        """The values as floating-point numbers, on the device where they are."""
         return self.values if self.scale is None else self.values * self.scale[..., None]
 
 
@@ -42,7 +41,7 @@ class Batch:
     keys: list[str]
     captions: Packed
     vision: tuple[Stored, ...]
-    """CLS (as one token), registers and patches; or, for a live backbone to see, the pixels alone."""
+    """CLS (as one token), registers and patches; or the pixels alone, for a live backbone."""
     num_truncated: int = 0
     """Captions that were cut to the context."""
 
@@ -52,15 +51,16 @@ class Batch:
         return Batch(self.keys, self.captions.to(device), vision, self.num_truncated)
 
     def inputs(self) -> tuple[Packed, Tensor, Tensor, Tensor]:
-        """What the model takes."""
+        """The arguments of the model: captions, CLS, registers, patches."""
         cls, registers, patches = (stored.decoded() for stored in self.vision)
         return self.captions, cls[:, 0], registers, patches
 
 
 def split(batch: Batch, most_pairs: int) -> list[Batch]:
-    """The batch in parts of at most so many pairs, each packed anew; 0: one part."""
+    """The batch in parts of at most `most_pairs`, each packed by itself; 0: one part."""
     if not most_pairs or len(batch.keys) <= most_pairs:
         return [batch]
+
     captions = unpack(batch.captions)
     cuts = [slice(start, start + most_pairs) for start in range(0, len(batch.keys), most_pairs)]
     return [

@@ -1,8 +1,8 @@
-"""Checkpoints of sharded training: tensors through DCP, one directory a step, complete once its marker is there.
+"""Checkpoints of sharded training: tensors through DCP, one directory per step, complete once it has a marker.
 
-A save may run behind the training steps, on a process group of its own (on the default group gloo aborts the
-process). The marker is written by rank 0 when every rank has written its part; directories without it are never read.
-A checkpoint can be loaded on another number of ranks. The best one, by the score in its marker, outlives the others.
+A save may run behind the training steps, on a process group of its own (on the default group, gloo aborts the
+process). Rank 0 writes the marker when every rank has written its part; directories without one are never read. A
+checkpoint can be loaded on another number of ranks. The best one, by the score in its marker, is not deleted.
 """
 
 import json
@@ -34,7 +34,8 @@ class Checkpoints:
     def __init__(
         self, folder: Path, config: CheckpointConfig, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
-        self.folder, self.config = folder, config
+        self.folder = folder
+        self.config = config
         self.tensors = checkpoint_tensors(model, optimizer)
         self.group = dist.new_group(backend="gloo")
         self.pending: tuple[int, float, Future] | None = None
@@ -42,14 +43,14 @@ class Checkpoints:
         self.best_score = self._from_first(lambda: best_score(folder))
 
     def is_due(self, step: int) -> bool:
-        """Whether this rank would save after so many finished steps."""
+        """Whether this rank would save after this number of finished steps."""
         minutes = (time.monotonic() - self.last_save_s) / 60
         return step % self.config.every_steps == 0 or minutes >= self.config.every_minutes
 
     def load(self) -> int:
-        """Read the last complete checkpoint into the model and optimizer; the steps it holds, 0 when there is none.
+        """Read the last complete checkpoint into the model and optimizer; returns its step, 0 when there is none.
 
-        What interrupted saves have left is removed.
+        Directories of interrupted saves are removed.
         """
         last = self._from_first(self._clean)
         if last is None:
@@ -64,10 +65,10 @@ class Checkpoints:
         return complete[-1] if complete else None
 
     def _from_first(self, find: Callable[[], T]) -> T:
-        """What rank 0 finds: on a network file system the others may still see what was there before."""
-        found: list[Any] = [find() if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(found, group=self.group)
-        return found[0]
+        """The result of rank 0: on a network file system the others may still have an older view of the folder."""
+        result: list[Any] = [find() if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(result, group=self.group)
+        return result[0]
 
     def load_best(self) -> None:
         """Read the checkpoint of the best score into the model and optimizer."""
@@ -80,13 +81,16 @@ class Checkpoints:
             dcp.load(self.tensors, checkpoint_id=path, process_group=self.group)
 
     def save(self, step: int, score: float = -math.inf) -> None:
-        """Save the state after so many finished steps, and how good it is; an earlier save is completed first."""
+        """Save the state after `step` finished steps, with its score; an earlier save is completed first."""
         self.wait()
-        self.last_save_s, self.best_score = time.monotonic(), max(score, self.best_score)
+        self.last_save_s = time.monotonic()
+        self.best_score = max(score, self.best_score)
+
         path = self.folder / f"step-{step:08d}"
         if dist.get_rank() == 0 and path.exists():
-            shutil.rmtree(path)  # left by an interrupted save, maybe of more ranks
+            shutil.rmtree(path)  # of an interrupted save, perhaps on more ranks
         dist.barrier(self.group)
+
         with _quiet():
             if self.config.asynchronous:
                 future = dcp.async_save(self.tensors, checkpoint_id=path, process_group=self.group)
@@ -97,12 +101,12 @@ class Checkpoints:
                 self._complete(step, score)
 
     def poll(self) -> None:
-        """Mark a save that has ended in the meantime."""
+        """Mark the save as complete if it has ended in the meantime."""
         if self.pending and self.pending[2].done():
             self.wait()
 
     def wait(self) -> None:
-        """Return when no save is under way; an error in one is raised here."""
+        """Return when no save is under way; an error of the save is raised here."""
         if self.pending:
             step, score, future = self.pending
             future.result()
@@ -113,6 +117,7 @@ class Checkpoints:
         """DCP has collected every rank's part before it returns on rank 0: mark the directory and drop old ones."""
         if dist.get_rank() != 0:
             return
+
         path = self.folder / f"step-{step:08d}"
         write_atomic(path / MARKER, json.dumps({"world_size": dist.get_world_size(), "score": score}))
         best = best_checkpoint(self.folder)
@@ -122,7 +127,7 @@ class Checkpoints:
 
 
 def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor that training carries from step to step, by a name that no sharding changes."""
+    """Every tensor that training carries from step to step, by a name that does not depend on the sharding."""
     tensors = {}
     for name, parameter in model.named_parameters():
         tensors[f"model.{plain_name(name)}"] = parameter.data

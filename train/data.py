@@ -90,7 +90,7 @@ class Pairs:
         return [self.train_places[counts > turn] for turn in range(counts.max(initial=1))]
 
     def epoch_steps(self, batch_size: int) -> int:
-        """Steps per epoch. The incomplete last batch of each round is dropped; the shuffle changes which rows those are."""
+        """Steps per epoch; the incomplete last batch of a round is dropped, of other rows in each epoch."""
         return sum(len(places) // batch_size for places in self.rounds)
 
     def positions(self, step: int, batch_size: int) -> Share:
@@ -184,7 +184,7 @@ class Pairs:
 def split_by_key(
     keys: pa.ChunkedArray, holdout: float
 ) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " held_out"]]:
-    """Places of training keys, ascending, and of held-out ones by hash, so that the first of them are from everywhere."""
+    """Places of training keys, ascending, and of held-out ones by hash: the first of them are from everywhere."""
     bound = np.uint64(int(holdout * 2**64))
     train = []
     held_out = []

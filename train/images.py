@@ -1,6 +1,6 @@
-"""The images of the selected pairs, read again from the raw pairs and cropped anew: the input of a live backbone.
+"""The images of the selected pairs, read from the raw pairs and cropped at random: the input of a live backbone.
 
-Shard i was made of part i of the source, and row keys are unique in it: headers and annotations say where images are.
+Shard i was made of part i of the source, and row keys are unique in it; headers and annotations say where images are.
 """
 
 from collections.abc import Sequence
@@ -29,14 +29,15 @@ class Images:
     def __init__(
         self, config: LiveConfig, source: Path, shards: EmbeddingShards, rows: Int64[np.ndarray, " n"]
     ) -> None:
-        self.config, self.side, self.spec = config, shards.spec.image_size, live_spec(config, shards.spec)
+        self.config = config
+        self.side = shards.spec.image_size
+        self.spec = live_spec(config, shards.spec)
         self.files = ImageFiles(config.source, source, shards, rows)
         self.threads = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="decode")
 
     def pixels(self, places: Int64[np.ndarray, " b"], draws: Sequence[int] | None) -> UInt8[Tensor, "b 3 s s"]:
-        """The images at some places, cropped by their draws; the centre without draws."""
-        given: Sequence[int | None] = draws or [None] * len(places)
-        views = list(self.threads.map(self._view, places.tolist(), given))
+        """The images at some places, cropped by their draws; at the center without draws."""
+        views = list(self.threads.map(self._view, places.tolist(), draws or [None] * len(places)))
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous()
         return pixels.pin_memory() if torch.cuda.is_available() else pixels
 

@@ -1,10 +1,9 @@
 """Exact contrastive losses over the global batch, by tiles: no B x B logits, no gathered features or gradients.
 
-Each rank keeps its own rows; the texts of the other ranks come past on a ring, and in the backward pass their
-gradient travels with them, so that memory grows with the local batch only. Logits are recomputed in the backward
-pass. Softmax and sums are float32; `dtype` is that of the matrix products. The value is that of the whole batch on
-every rank, and the gradients are those of that value with respect to the rank's own rows: summed over ranks they are
-the gradient of the global loss.
+Each rank holds its own rows. The texts of the other ranks arrive one after another on a ring, and in the backward pass
+their gradient travels with them, so that memory grows with the local batch only. Logits are recomputed in the backward
+pass. Softmax and sums are float32; `dtype` is that of the matrix products. Every rank returns the value for the whole
+batch and its gradient with respect to the rank's own rows; the sum over ranks is the gradient of the global loss.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ if find_spec("triton"):  # comes with a torch for GPUs
     from train import loss_kernels as kernels
 
 TILE = {"cpu": (2048, 2048), "cuda": (4096, 8192)}  # rows, columns; a GPU wants few calls
-SINGLE_EXP_LIMIT = 80.0  # exp(-80) is still a normal float32
+SINGLE_EXP_LIMIT = 80.0  # exp(-80) is a normal float32
 
 
 class Ring:
@@ -35,7 +34,7 @@ class Ring:
         self.size = dist.get_world_size(group) if group else 1
 
     def shift(self, tensor: Tensor) -> tuple[list[dist.Work], Tensor]:
-        """Start sending a tensor to the next rank; the previous rank's fills the returned buffer by the work's end."""
+        """Start sending a tensor to the next rank and receiving that of the previous one; wait before using it."""
         received = torch.empty_like(tensor)
         following, previous = (self._global((self.rank + step) % self.size) for step in (1, -1))
         operations = [
@@ -49,7 +48,7 @@ class Ring:
         return dist.get_global_rank(self.group, rank)
 
     def chunks(self, local: Float[Tensor, "b d"]) -> Iterator[tuple[int, Float[Tensor, "b d"]]]:
-        """Every rank's chunk as (owner, chunk), one's own first; the next one travels while this one is used."""
+        """Every rank's chunk as (owner, chunk), this rank's first; the next one travels while one is used."""
         chunk = local
         for hop in range(self.size):
             works, received = self.shift(chunk) if hop + 1 < self.size else ([], chunk)
@@ -76,7 +75,7 @@ def global_loss(
     config: LossConfig,
     group: dist.ProcessGroup | None = None,
 ) -> Float32[Tensor, ""]:
-    """The configured loss over all ranks' rows; every rank must hold as many rows."""
+    """The configured loss over the rows of all ranks; every rank must hold the same number of rows."""
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     if config.kind == "sigmoid":
         return sigmoid_loss(images, texts, scale, config.sigmoid_bias, group, dtype)
@@ -116,7 +115,7 @@ def _check_even(images: Float32[Tensor, "b d"], group: dist.ProcessGroup | None)
     most, fewest = extremes.tolist()
     if most != -fewest:
         raise ValueError(
-            f"ranks hold {-fewest} to {most} rows: the loss needs as many on each; drop the uneven last batch"
+            f"ranks hold {-fewest} to {most} rows: the loss needs the same number on each; drop the uneven last batch"
         )
 
 
@@ -128,23 +127,28 @@ def _tiles(x: Float[Tensor, "m d"], y: Float[Tensor, "n d"]) -> Iterator[tuple[s
 
 
 def _product(a: Float[Tensor, "m k"], b: Float[Tensor, "k n"]) -> Float32[Tensor, "m n"]:
-    """In float32, and on a GPU summed so, also over bfloat16."""
+    """In float32; a GPU adds up products of bfloat16 in float32, too."""
     if a.dtype == torch.bfloat16 and a.is_cuda:
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b).float()
 
 
 class _Contrastive(torch.autograd.Function):
-    """Forward keeps two log-sum-exp vectors; backward recomputes each tile of logits once."""
+    """Forward saves two vectors of log-sum-exps; backward recomputes each tile of logits once."""
 
     @staticmethod
     def forward(
         ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, ring: Ring, dtype: torch.dtype
     ) -> Float32[Tensor, ""]:
-        x, y, factor, batch = images.to(dtype), texts.to(dtype), scale.detach(), len(images)
+        x = images.to(dtype)
+        y = texts.to(dtype)
+        factor = scale.detach()
+        batch = len(images)
+
+        # Log-sum-exps over the rows and columns of the logits; texts of other ranks get their part from each rank.
         by_image = images.new_full((batch,), -torch.inf)
         by_text = images.new_full((ring.size, batch), -torch.inf)
-        is_narrow = not images.is_cuda and 2 * float(factor) <= SINGLE_EXP_LIMIT  # a GPU would have to wait
+        is_narrow = not images.is_cuda and 2 * float(factor) <= SINGLE_EXP_LIMIT  # a GPU would have to wait for it
         for owner, chunk in ring.chunks(y):
             for i, j in _tiles(x, chunk):
                 over_rows, over_columns = _log_sums(x[i], chunk[j], factor, is_narrow)
@@ -152,10 +156,13 @@ class _Contrastive(torch.autograd.Function):
                 by_text[owner, j] = torch.logaddexp(by_text[owner, j], over_rows)
         top = ring.max(by_text.clone())
         by_text = ring.sum((by_text - top).exp_()).log_().add_(top)
+
         positives = factor * (images * texts).sum(1)
         total = (by_image + by_text[ring.rank] - 2 * positives).sum(dtype=torch.float64)
         ctx.save_for_backward(images, texts, scale, by_image, by_text)
-        ctx.ring, ctx.dtype, ctx.is_narrow = ring, dtype, is_narrow
+        ctx.ring = ring
+        ctx.dtype = dtype
+        ctx.is_narrow = is_narrow
         return (ring.sum(total) / (2 * batch * ring.size)).float()
 
     @staticmethod
@@ -165,9 +172,11 @@ class _Contrastive(torch.autograd.Function):
         def weights(x: Tensor, y: Tensor, i: slice, owner: int, j: slice) -> Float[Tensor, "m n"]:
             return _softmax_sum(x, y, scale, by_image[i], by_text[owner, j], ctx.is_narrow)
 
+        # The gradient of a logit is the sum of its two softmaxes, less 2 on the diagonal.
         d_images, d_texts = _ring_backward(images, texts, ctx.ring, ctx.dtype, weights)
         d_images -= 2 * texts
         d_texts -= 2 * images
+
         share = upstream / (2 * len(images) * ctx.ring.size)
         d_scale = (images * d_images).sum() * share  # sum of g_ij x_i y_j, without another pass over the tiles
         return d_images.mul_(scale * share), d_texts.mul_(scale * share), d_scale, None, None
@@ -176,14 +185,15 @@ class _Contrastive(torch.autograd.Function):
 def _log_sums(
     x: Float[Tensor, "m d"], y: Float[Tensor, "n d"], factor: Float32[Tensor, ""], is_narrow: bool
 ) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " m"]]:
-    """Log-sum-exp of factor * x @ y.T over rows and over columns; in a narrow range one exponential serves both."""
+    """Log-sum-exp of factor * x @ y.T over rows and over columns; in a narrow range both share one exponential."""
     products = _product(x, y.T)
     if products.is_cuda:
         return kernels.log_sums(products, factor)
     logits = products.mul_(factor)
     if not is_narrow:
         return logits.logsumexp(0), logits.logsumexp(1)
-    exponentials = logits.sub_(factor).exp_()  # of unit vectors: no logit is above the factor
+
+    exponentials = logits.sub_(factor).exp_()  # vectors have unit norm, so no logit is above the factor
     return exponentials.sum(0).log_().add_(factor), exponentials.sum(1).log_().add_(factor)
 
 
@@ -202,7 +212,10 @@ def _softmax_sum(
     logits = products.mul_(factor)
     if not is_narrow:
         return (logits - by_row[:, None]).exp_().add_((logits - by_column).exp_()).to(x.dtype)
-    row_factors, column_factors = (factor - by_row).exp_(), (factor - by_column).exp_()
+
+    # exp(z - r) + exp(z - c) = exp(z - f) * (exp(f - r) + exp(f - c)), with one exponential per logit z
+    row_factors = (factor - by_row).exp_()
+    column_factors = (factor - by_column).exp_()
     return logits.sub_(factor).exp_().mul_(row_factors[:, None] + column_factors).to(x.dtype)
 
 
@@ -217,9 +230,12 @@ def _ring_backward(
 
     The sums for texts travel one hop behind their chunk and end where they belong.
     """
-    x, y = images.to(dtype), texts.to(dtype)
-    d_images, travelling = torch.zeros_like(images), torch.zeros_like(texts)
+    x = images.to(dtype)
+    y = texts.to(dtype)
+    d_images = torch.zeros_like(images)
+    traveling = torch.zeros_like(texts)
     works: list[dist.Work] = []
+
     for owner, chunk in ring.chunks(y):
         d_chunk = torch.zeros_like(texts)
         for i, j in _tiles(x, chunk):
@@ -228,10 +244,11 @@ def _ring_backward(
             _add_product(d_chunk[j], tile.T, x[i])
         for work in works:
             work.wait()
-        works, travelling = ring.shift(d_chunk.add_(travelling)) if ring.size > 1 else ([], d_chunk)
+        works, traveling = ring.shift(d_chunk.add_(traveling)) if ring.size > 1 else ([], d_chunk)
+
     for work in works:
         work.wait()
-    return d_images, travelling
+    return d_images, traveling
 
 
 def _add_product(total: Float32[Tensor, "m d"], a: Float[Tensor, "m n"], b: Float[Tensor, "n d"]) -> None:
@@ -248,15 +265,21 @@ class _Sigmoid(torch.autograd.Function):
     def forward(
         ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, bias: float, ring: Ring, dtype: torch.dtype
     ) -> Float32[Tensor, ""]:
-        x, y, factor = images.to(dtype), texts.to(dtype), scale.detach()
+        x = images.to(dtype)
+        y = texts.to(dtype)
+        factor = scale.detach()
+
         total = images.new_zeros((), dtype=torch.float64)
         for _, chunk in ring.chunks(y):
             for i, j in _tiles(x, chunk):
                 logits = _product(x[i], chunk[j].T).mul_(factor).add_(bias)
                 total += F.softplus(logits).sum(dtype=torch.float64)
         total -= (factor * (images * texts).sum(1) + bias).sum(dtype=torch.float64)  # softplus(z) - z = softplus(-z)
+
         ctx.save_for_backward(images, texts, scale)
-        ctx.bias, ctx.ring, ctx.dtype = bias, ring, dtype
+        ctx.bias = bias
+        ctx.ring = ring
+        ctx.dtype = dtype
         return (ring.sum(total) / (len(images) * ring.size)).float()
 
     @staticmethod
@@ -269,6 +292,7 @@ class _Sigmoid(torch.autograd.Function):
         d_images, d_texts = _ring_backward(images, texts, ctx.ring, ctx.dtype, weights)
         d_images -= texts
         d_texts -= images
+
         share = upstream / (len(images) * ctx.ring.size)
         d_scale = (images * d_images).sum() * share
         return d_images.mul_(scale * share), d_texts.mul_(scale * share), d_scale, None, None, None

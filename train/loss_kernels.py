@@ -1,4 +1,4 @@
-"""GPU kernels, in Triton: what happens to a tile of logits between its two products, for the contrastive loss.
+"""GPU kernels in Triton for the contrastive loss: what happens to a tile of logits between its two products.
 
 Nothing is summed by atomics: the same input gives the same bits.
 """
@@ -50,7 +50,8 @@ def log_sums(
     """Log-sum-exp of factor * products over rows and over columns, in one pass."""
     num_rows, num_columns = products.shape
     num_blocks = triton.cdiv(num_rows, SUM_ROWS)
-    by_row, by_column = products.new_empty(num_rows), products.new_empty(num_blocks, num_columns)
+    by_row = products.new_empty(num_rows)
+    by_column = products.new_empty(num_blocks, num_columns)
     _log_sums[(num_blocks,)](
         products, factor, by_row, by_column, num_rows, num_columns, SUM_ROWS, SUM_COLUMNS, num_warps=8
     )

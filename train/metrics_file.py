@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line every few steps, cut at a checkpoint, followed while it grows, summed up at the end."""
+"""metrics.jsonl: a line every few steps, cut at a checkpoint, followed while it grows, summarized at the end."""
 
 import json
 import threading
@@ -15,8 +15,8 @@ FOLLOW_S = 0.5
 
 def keep_metrics(path: Path, step: int) -> None:
     """Drop the lines of steps after a checkpoint: they will be written again."""
-    kept = [row for row in read_jsonl(path) if row["step"] <= step]
-    write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
+    rows = [row for row in read_jsonl(path) if row["step"] <= step]
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 @contextmanager
@@ -51,11 +51,13 @@ def summary(rows: list[dict], batch_size: int) -> dict[str, float]:
     for row in rows:
         last |= row
     del last["time"]
+
     num_cut = sum(row["captions_cut"] for row in rows)
     steps = [row["step"] for row in rows]
     weights = [after - before for before, after in zip([0, *steps], steps, strict=False)]
     seconds = sum(batch_size * count / row["pairs_per_s"] for count, row in zip(weights, rows, strict=True))
     num_pairs = batch_size * steps[-1]
+
     whole = {"pairs_per_s": num_pairs / seconds, "captions_cut": num_cut, "captions_cut_share": num_cut / num_pairs}
     last = {name: float(value) for name, value in (last | whole).items()}
     return dict(sorted(last.items(), key=lambda item: not item[0].startswith("val_")))

@@ -1,6 +1,6 @@
 """dino.txt: a causal text encoder and a small head on frozen DINOv2 features, aligned with each other.
 
-"DINOv2 Meets Text" (arXiv:2412.16334), with the published architecture and initialisation, sized by config.
+"DINOv2 Meets Text" (arXiv:2412.16334), with the published architecture and initialization, sized by config.
 Everything here is single-device. The residual stream, norms and features are float32; only matrix products run in the
 dtype of their weights.
 """
@@ -105,23 +105,27 @@ class TextEncoder(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """The published initialisation (CLIP's)."""
-        width, layers = self.config.width, self.config.layers
+        """The published initialization (CLIP's)."""
+        width = self.config.width
+        layers = self.config.layers
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding, std=0.01)
+
         for block in self.blocks:
             assert isinstance(block, TextBlock)
-            attention, mlp = block.attention, block.mlp
+            attention = block.attention
+            mlp = block.mlp
             nn.init.normal_(attention.qkv.weight, std=width**-0.5)
             nn.init.normal_(attention.proj.weight, std=(2 * layers * width) ** -0.5)
             nn.init.normal_(mlp.fc1.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(mlp.fc2.weight, std=(2 * layers * width) ** -0.5)
             for layer in (attention.proj, mlp.fc1, mlp.fc2):
                 nn.init.zeros_(layer.bias)
+
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def forward(self, captions: Packed) -> Float32[Tensor, "b f"]:
-        # as float32, since the gradients of a row that occurs often are added up in the row's own format
+        # In float32, because the gradients of a token that occurs often are added up in the format of its row.
         words = F.embedding(captions.tokens, self.token_embedding.weight.float())
         x = words + F.embedding(captions.positions, self.position_embedding.float())
         for index, block in enumerate(self.blocks):
@@ -163,16 +167,17 @@ class VisionBlock(nn.Module):
     def _add(
         self, x: Float[Tensor, "b t d"], norm: nn.Module, branch: nn.Module, scale: Float[Tensor, " d"]
     ) -> Float[Tensor, "b t d"]:
-        """x plus its branch; in training only a random share of the rows is computed, and scaled up to match."""
+        """x plus its branch; in training the branch is computed for a random share of the images, and scaled up."""
         if not self.training or not self.drop_path:
             return x + branch(norm(x)) * scale.float()
-        kept = max(1, round(len(x) * (1 - self.drop_path)))
-        rows = torch.randperm(len(x), device=x.device)[:kept]
-        return x.index_add(0, rows, branch(norm(x[rows])) * scale.float(), alpha=len(x) / kept)
+
+        num_rows = max(1, round(len(x) * (1 - self.drop_path)))
+        rows = torch.randperm(len(x), device=x.device)[:num_rows]
+        return x.index_add(0, rows, branch(norm(x[rows])) * scale.float(), alpha=len(x) / num_rows)
 
 
 def num_heads(dim: int) -> int:
-    """Heads of a vision block: one for every 64 channels, or the next number that divides the channels."""
+    """Heads of a vision block: one per 64 channels, or the next number that divides the channels."""
     return next(heads for heads in range(math.ceil(dim / HEAD_DIM), dim + 1) if dim % heads == 0)
 
 
@@ -236,18 +241,21 @@ class DinoTxt(nn.Module):
         self.logit_scale = LogitScale()
 
     def encode_tokens(self, captions: Packed | Sequence[Sequence[int]]) -> Float32[Tensor, "b f"]:
-        """Text features, not normalised; with pooling=concat the first half aligns with CLS, the last with patches."""
+        """Text features before normalization; with pooling=concat, CLS is aligned with the first half, patches with
+        the last."""
         packed = captions if isinstance(captions, Packed) else pack(captions)
         return self.text(packed.to(self.text.position_embedding.device))
 
     def encode_image_features(
         self, cls: Float[Tensor, "b d"], registers: Float[Tensor, "b r d"], patches: Float[Tensor, "b p d"]
     ) -> Float32[Tensor, "b f"]:
-        """Image features of backbone tokens, before normalisation."""
+        """Image features of backbone tokens, before normalization."""
         aligned_cls, aligned_patches = self.vision(cls, registers, patches)
+
         pooling = self.config.vision.pooling
         if pooling == "cls":
             return aligned_cls
+
         mean = aligned_patches.mean(1)
         return mean if pooling == "mean" else torch.cat([aligned_cls, mean], dim=-1)
 
@@ -260,6 +268,5 @@ class DinoTxt(nn.Module):
     ) -> Features:
         """Unit-norm features of a batch of pairs."""
         images = self.encode_image_features(cls, registers, patches)
-        return Features(
-            F.normalize(images, dim=-1), F.normalize(self.encode_tokens(captions), dim=-1), self.logit_scale()
-        )
+        texts = self.encode_tokens(captions)
+        return Features(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), self.logit_scale())

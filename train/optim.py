@@ -1,7 +1,7 @@
 """AdamW over a model's parameters, and the learning rate of each step.
 
-Weight decay is on matrices only: gains, biases and the logit scale are free of it. Moments exist from the start, so
-that a checkpoint can be read into them before the first step.
+Weight decay applies to matrices, not to gains, biases and the logit scale. Moments exist from the start, so that a
+checkpoint can be read into them before the first step.
 """
 
 import math
@@ -19,6 +19,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     for parameter in parameters:
         optimizer.state[parameter] = {

@@ -1,8 +1,8 @@
-"""Where every row of an epoch stands, as arithmetic over (key, index): computed, never stored.
+"""The order of the rows in an epoch, as arithmetic over (key, index): computed, never stored.
 
-`rows` is a keyed permutation of all rows, for pools that fit in memory. `blocks` is for disks: blocks of neighbouring
-rows are permuted, and the rows of a window of blocks are shuffled together, so that a window is all that is read at a
-time. The rows are turned by a keyed offset first, so that the cut between blocks moves from epoch to epoch.
+`rows` is a keyed permutation of all rows, for pools that fit in memory. `blocks` is for disks: blocks of neighboring
+rows are permuted, and the rows of a window of blocks are shuffled together, so that only a window is read at a time.
+A keyed offset is added to the rows, so that the cuts between blocks move from epoch to epoch.
 """
 
 import hashlib
@@ -27,28 +27,42 @@ def shuffled(index: Int64[np.ndarray, " n"], size: int, key: int, config: Shuffl
 def _block_shuffled(
     index: Int64[np.ndarray, " n"], size: int, key: int, config: ShuffleConfig
 ) -> Int64[np.ndarray, " n"]:
-    """Slots of a window are permuted; a slot lies in one of the permuted blocks; the last, short block stays last."""
-    num_blocks, window_rows = size // config.block_rows, config.block_rows * config.window_blocks
+    """Two permutations: of the slots inside each window, and of the whole blocks that slots belong to.
+
+    With blocks of 2 rows and windows of 2 blocks, the places 0 1 2 3 of the first window become, say, the slots
+    2 0 3 1; these belong to the blocks 1 0 1 0, which become, say, the blocks 4 2 4 2, and so the rows 8 4 9 5. A last
+    block that is not whole stays last.
+    """
+    window_rows = config.block_rows * config.window_blocks
     slots = np.empty_like(index)
     for window in np.unique(index // window_rows).tolist():
-        inside, start = index // window_rows == window, window * window_rows
+        inside = index // window_rows == window
+        start = window * window_rows
         rows = min(window_rows, size - start)
         slots[inside] = start + permute(index[inside] - start, rows, mix(key, window))
+
+    num_blocks = size // config.block_rows
     block, row = np.divmod(slots, config.block_rows)
     is_whole = block < num_blocks
     block[is_whole] = permute(block[is_whole], num_blocks, mix(key))
+
     return (block * config.block_rows + row + key % size) % size
 
 
 def permute(index: Int64[np.ndarray, " n"], size: int, key: int) -> Int64[np.ndarray, " n"]:
     """Where a keyed pseudorandom permutation of range(size) sends each index: a Feistel network with cycle walking."""
+    # The network permutes the numbers of 2 * half bits, of which `size` needs at least half.
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
     turns = [np.uint64(mix(key, turn)) for turn in range(ROUNDS)]
+
+    # Numbers that land outside are sent through again; as the network is a permutation, each ends inside, at a place
+    # of its own.
     value = index.astype(np.uint64)
     outside = np.ones(len(value), bool)
     while outside.any():
-        left, right = value[outside] >> half, value[outside] & mask
+        left = value[outside] >> half
+        right = value[outside] & mask
         for turn in turns:
             left, right = right, left ^ (mix_array(right ^ turn) & mask)
         value[outside] = (left << half) | right
@@ -63,7 +77,7 @@ def key_hashes(keys: Sequence[str]) -> UInt64[np.ndarray, " n"]:
 
 
 def mix(*values: int) -> int:
-    """One 64-bit number from several; a change in any changes it all."""
+    """One 64-bit number from several; a change in any of them changes all of its bits."""
     state = np.zeros(1, np.uint64)
     for value in values:
         state = mix_array(state ^ np.uint64(value % 2**64))
@@ -71,7 +85,7 @@ def mix(*values: int) -> int:
 
 
 def mix_array(x: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """The finaliser of splitmix64, element by element."""
+    """The finalizer of splitmix64, element by element."""
     x = x + GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,8 +1,8 @@
 """Captions to token ids: a sentencepiece model trained on the selected captions, or CLIP's published byte pairs.
 
-Both end every caption with end-of-text, also when it is cut to the context, since the text encoder reads its feature
-there. The sentencepiece model has byte fallback, so that any string can be encoded, and no begin-of-text: a causal
-encoder that pools at the end has no use for one.
+Both end every caption with end-of-text, also when it is cut to the context, because the text encoder takes its feature
+there. The sentencepiece model has byte fallback, so that any string can be encoded, and no begin-of-text, which a
+causal encoder that pools at the end does not need.
 """
 
 import io
@@ -23,7 +23,7 @@ from curation.shards.schema import CAPTIONS
 from curation.shards.selection import read_selection
 from train.config import END_OF_TEXT, UNKNOWN, TokenizerConfig
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MODEL_FILE = "tokenizer.model"
 CLIP_FILES = ("vocab.json", "merges.txt")
@@ -32,7 +32,7 @@ ROWS_PER_READ = 8192
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What training and evaluation know of a vocabulary."""
+    """What training and evaluation use of a vocabulary."""
 
     vocab_size: int
     end_of_text: int
@@ -48,17 +48,19 @@ def run(config: TokenizerConfig, *, out: Path, embeddings: Path, selection: Path
     """Step: make the vocabulary for the selected captions."""
     if config.kind == "clip":
         if not config.weights:
-            raise ValueError("kind=clip without a vocabulary: give the folder of vocab.json and merges.txt as weights")
+            raise ValueError("kind=clip without a vocabulary: name the folder of vocab.json and merges.txt as weights")
         tokenizer: Tokenizer = ClipTokenizer(Path(config.weights))
         tokenizer.save(out)
         return {"vocab_size": float(tokenizer.vocab_size)}
+
     shards = open_shards(embeddings)
     rows = read_selection(selection, shards).rows
     trained = train_tokenizer(config, selected_captions(shards, rows, config.max_captions))
     trained.save(out)
+
     sample = list(selected_captions(shards, rows, 10_000))
     lengths = [len(tokens) for tokens in trained.encode(sample, context=10_000)]
-    log.info(
+    logger.info(
         "vocabulary pieces=%d tokens_per_caption=%.2f longest=%d", trained.vocab_size, np.mean(lengths), max(lengths)
     )
     sizes: dict[str, int | np.floating] = {
@@ -70,12 +72,15 @@ def run(config: TokenizerConfig, *, out: Path, embeddings: Path, selection: Path
 
 
 def selected_captions(shards: EmbeddingShards, rows: Int64[np.ndarray, " rows"], limit: int) -> Iterator[str]:
-    """Captions of the rows in order; of more captions than `limit`, an even spread."""
+    """Captions of the rows in order; `limit` of them, evenly spread, when there are more."""
     ends = np.cumsum(pc.list_value_length(shards.strings(CAPTIONS)).to_numpy()[rows])
     total = int(ends[-1]) if len(rows) else 0
     wanted = np.linspace(0, total - 1, limit).astype(np.int64) if total > limit else np.arange(total)
+
+    # Caption number 7 of rows with 3, 2 and 4 captions (ends 3, 5, 9) is of row 2, and there at place 7 - 5.
     owners = np.searchsorted(ends, wanted, side="right")
     places = wanted - np.concatenate([[0], ends])[owners]
+
     for start in range(0, len(wanted), ROWS_PER_READ):
         part = slice(start, start + ROWS_PER_READ)
         for captions, place in zip(shards.captions(rows[owners[part]]), places[part].tolist(), strict=True):
@@ -105,12 +110,13 @@ def train_tokenizer(config: TokenizerConfig, captions: Iterator[str]) -> "Senten
         )
     except RuntimeError as error:
         raise ValueError(
-            f"no vocabulary of {config.vocab_size} pieces can be made of these captions ({error}): they must exist "
-            "and have fewer characters than that; change tokenizer.vocab_size or the selection"
+            f"no vocabulary of {config.vocab_size} pieces can be made of these captions ({error}): there must be "
+            "some, with fewer different characters than that; change tokenizer.vocab_size or the selection"
         ) from error
+
     tokenizer = SentencePieceTokenizer(model.getvalue())
     if tokenizer.vocab_size < config.vocab_size:
-        log.info(
+        logger.info(
             "vocabulary shrunk asked=%d pieces=%d reason=too_few_captions", config.vocab_size, tokenizer.vocab_size
         )
     return tokenizer
@@ -147,8 +153,9 @@ class ClipTokenizer:
         missing = [name for name in CLIP_FILES if not (folder / name).is_file()]
         if missing:
             raise ValueError(
-                f"{folder} has no {' and no '.join(missing)}: CLIP's byte pairs need both; give their folder"
+                f"{folder} has no {' and no '.join(missing)}: CLIP's byte pairs need both; name their folder"
             )
+
         self.folder = folder
         self.tokenizer = CLIPTokenizer(vocab=str(folder / CLIP_FILES[0]), merges=str(folder / CLIP_FILES[1]))
         self.vocab_size: int = len(self.tokenizer)

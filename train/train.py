@@ -1,9 +1,17 @@
 """The train step: the loop on Ray Train workers, which are started again when one dies.
 
-What survives is in `out/checkpoints`, our own: a worker that starts looks there for the last complete one, whatever
-Ray remembers. With `resources.min_workers` it goes on with fewer workers when a node is lost; when one comes, all ranks
-save and end, and more are started: no step is done twice. The driver follows `out/metrics.jsonl` to show progress. A
-file named `stop` in `out`, SIGTERM or SIGUSR2 makes all ranks save and end for good.
+Driver and workers talk through files in `out`; whatever Ray remembers is not used.
+
+| file | written by | read by | says |
+|---|---|---|---|
+| `checkpoints/step-*/` | all ranks | ranks that start, driver | the state; complete once `complete.json` is in it |
+| `metrics.jsonl` | rank 0 | driver, tracking | a line every few steps, from which progress is shown |
+| `stop` | driver (SIGTERM, SIGUSR2, `request_stop`) | rank 0 | save and end for good |
+| `grow` | rank 0 | driver | all ranks have saved and ended, since more workers fit now: start the workers again |
+| `failed.txt` | any rank | ranks that start, driver | an error that another try would repeat: do not try again |
+
+A worker that starts continues from the last complete checkpoint. With `resources.min_workers`, training goes on with
+fewer workers when a node is lost; when a node comes, no step is done twice.
 """
 
 import errno
@@ -42,16 +50,16 @@ from train.loop import CHECKPOINTS, Interruption, Job, check, read_pairs, train
 from train.metrics_file import METRICS, followed, summary
 from train.validation import score
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 STOP = "stop"
 GROW = "grow"
 FAILED = "failed.txt"
 RAY_FOLDER = "ray"
-GROWTH_S = 60.0  # between two looks for new nodes, so that those that come together start the workers anew once
+GROWTH_S = 60.0  # between two looks for new nodes: nodes that come together restart the workers once
 MAX_FAILURES = 8
-# Threads that wait for each other by spinning lose their cores to other processes: with two threads on two busy cores a
-# step took fifteen times as long. It must be set before a worker starts.
+# Threads that wait for each other by spinning keep cores from other processes: with two threads on two busy cores, a
+# step took fifteen times as long. The variable must be set before a worker starts.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 NOISY = ("ray.train", "ray.train.v2", "ray.data")
 LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT}  # other OSErrors pass
@@ -69,7 +77,7 @@ WOULD_FAIL_AGAIN = (
 
 
 class TrainingFailed(RuntimeError):
-    """The loop raised an error that another try would meet again."""
+    """The loop raised an error that another try would repeat."""
 
 
 def run(
@@ -82,7 +90,7 @@ def run(
     source: Path | None = None,
     **views: Path,
 ) -> dict[str, float]:
-    """Step: train on the selected embeddings, going on from what `out` holds; the last metrics of each name.
+    """Step: train on the selected embeddings, continuing from what `out` holds; returns the last value of each metric.
 
     `source` is the raw pairs, for a live backbone; `views` are embeddings of further views of the same images.
     """
@@ -96,6 +104,7 @@ def run(
     )
     for name in (STOP, GROW, FAILED):
         (job.out / name).unlink(missing_ok=True)
+
     with session():
         config = settled(config, config.resources)
         resources = placement(config)
@@ -104,6 +113,7 @@ def run(
         check(config, read_pairs(config, job), world)
         with _stop_on_signal(job.out), followed(job.out / METRICS, config.num_steps):
             fit_to_the_end(config, job)
+
     if (job.out / FAILED).exists():
         raise TrainingFailed(f"training failed: {(job.out / FAILED).read_text()}")
     rows = read_jsonl(job.out / METRICS)
@@ -111,27 +121,28 @@ def run(
         raise StoppedError(
             f"training was told to stop and saved step {_saved_step(job)} of {config.num_steps}: run it again to go on"
         )
+
     for folder in (CHECKPOINTS, RAY_FOLDER):
         shutil.rmtree(job.out / folder, ignore_errors=True)
-    found = summary(rows, config.batch_size)
+    metrics = summary(rows, config.batch_size)
     if config.best:
         best = max((row for row in rows if config.best in row), key=lambda row: score(row, config.best))
-        found |= {"best_step": float(best["step"]), f"best_{config.best}": best[config.best]}
-    if found["captions_cut"]:
-        log.warning(
-            "captions cut to %d tokens: %d (%.1f %% of those seen); raise train.model.text.context to keep them whole",
+        metrics |= {"best_step": float(best["step"]), f"best_{config.best}": best[config.best]}
+    if metrics["captions_cut"]:
+        logger.warning(
+            "captions cut to %d tokens: %d (%.1f %% of those used); raise train.model.text.context to keep them whole",
             config.model.text.context,
-            found["captions_cut"],
-            100 * found["captions_cut_share"],
+            metrics["captions_cut"],
+            100 * metrics["captions_cut_share"],
         )
-    return found
+    return metrics
 
 
 def placement(config: TrainConfig) -> Resources:
     """Workers for a run in this Ray session.
 
-    Left to us, that is one worker a GPU, as many as divide the batch; on CPUs one worker with all of a node's: threads
-    share a model, where processes would each gather it.
+    Unless the config names a number: one worker per GPU, as many as divide the batch; on CPUs one worker with all cores
+    of a node, because threads share a model that several processes would each have to gather.
     """
     resources = resolve(config.resources, max_workers=config.batch_size)
     if config.resources.workers:
@@ -143,8 +154,11 @@ def placement(config: TrainConfig) -> Resources:
 
 
 def fit_to_the_end(config: TrainConfig, job: Job) -> None:
-    """Run the loop until it ends: again with more workers when it asks for them, and again after so many failures that
-    Ray gives up, as long as there are new checkpoints between them."""
+    """Run the loop until it ends.
+
+    It is run again with more workers when it asks for them, and again when Ray gives up after MAX_FAILURES failures, as
+    long as there were new checkpoints in between.
+    """
     while True:
         before = _saved_step(job)
         try:
@@ -152,8 +166,9 @@ def fit_to_the_end(config: TrainConfig, job: Job) -> None:
         except ray.train.WorkerGroupError as error:
             if _saved_step(job) == before:
                 raise
-            log.warning("training failures=%d goes_on_from_step=%d last=%r", MAX_FAILURES, _saved_step(job), error)
+            logger.warning("training failures=%d continues_at_step=%d last=%r", MAX_FAILURES, _saved_step(job), error)
             continue
+
         if not (job.out / GROW).exists():
             return
         (job.out / GROW).unlink()
@@ -169,12 +184,14 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
     """Run the loop on Ray Train workers, again from the last checkpoint when one is lost."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
+
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     most = max(resources.workers, config.resources.workers)
     options = resources.actor_options()
     per_worker = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
     if "memory" in options:
         per_worker["memory"] = options["memory"]
+
     TorchTrainer(
         _worker,
         train_loop_config={"config": config, "job": job, "resources": resources, "most": most},
@@ -182,7 +199,7 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
             num_workers=(resources.min_workers, most) if resources.min_workers else resources.workers,  # type: ignore[arg-type]
             use_gpu=bool(resources.gpus),
             resources_per_worker=per_worker,
-            elastic_resize_monitor_interval_s=math.inf,  # workers that Ray stops to have more of them lose their steps
+            elastic_resize_monitor_interval_s=math.inf,  # Ray would stop workers to have more, and lose their steps
         ),
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
         run_config=RunConfig(  # type: ignore[call-arg]
@@ -201,7 +218,8 @@ def _worker(arguments: dict) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing is read before it is written
     if (job.out / FAILED).exists():
-        return  # another try would fail alike; the driver raises what the file says
+        return  # another try would fail in the same way; the driver raises what the file says
+
     try:
         if shrink_group_to(largest_group(config, dist.get_world_size())):
             _train_and_grow(config, job, arguments["resources"], arguments["most"])
@@ -213,37 +231,45 @@ def _worker(arguments: dict) -> None:
 
 def _train_and_grow(config: TrainConfig, job: Job, resources: Resources, most: int) -> None:
     if dist.get_rank() > 0:
-        train(config, job)  # the first rank tells the others when to save or end
+        train(config, job)  # the first rank decides for all when to save or end
         return
+
     is_complete = train(config, job, Interruptions(config, job.out, resources, most))
     if not is_complete and not (job.out / STOP).exists():
         (job.out / GROW).touch()
 
 
 class Interruptions:
-    """What asks to save, or to save and end: the driver, a node about to be preempted, room for up to `most` workers.
+    """Asks to save, or to save and end: for the driver, a node that is about to be preempted, or room for more workers.
 
-    For the first rank alone. Ray's own `get_preemption_info` is a barrier of all workers, idle ones too, in each step.
+    Only the first rank uses it. Ray's own `get_preemption_info` is a barrier of all workers, idle ones too, per step.
     """
 
     def __init__(self, config: TrainConfig, out: Path, resources: Resources, most: int) -> None:
-        self.config, self.out, self.resources, self.most = config, out, resources, most
-        self.was_warned = False
-        self.group, self.looked_s = self._possible(), time.monotonic()
+        self.config = config
+        self.out = out
+        self.resources = resources
+        self.most = most
+        self.is_preempted = False
+        self.group = self._possible()
+        self.checked_s = time.monotonic()
 
     def __call__(self) -> Interruption:
         if (self.out / STOP).exists() or self._has_grown():
             return "stop"
-        if not self.was_warned and get_train_context().preemption_context.preemption_info is not None:
-            self.was_warned = True
+        if not self.is_preempted and get_train_context().preemption_context.preemption_info is not None:
+            self.is_preempted = True
             return "save"
         return ""
 
     def _has_grown(self) -> bool:
-        """Whether more workers could train than at the last look."""
-        if not self.resources.min_workers or time.monotonic() - self.looked_s < GROWTH_S:
+        """Whether more workers could train than at the last check."""
+        if not self.resources.min_workers or time.monotonic() - self.checked_s < GROWTH_S:
             return False
-        before, self.group, self.looked_s = self.group, self._possible(), time.monotonic()
+
+        before = self.group
+        self.group = self._possible()
+        self.checked_s = time.monotonic()
         return self.group > before
 
     def _possible(self) -> int:
@@ -277,14 +303,15 @@ def shrink_group_to(size: int) -> bool:
 
 @contextmanager
 def _stop_on_signal(out: Path) -> Iterator[None]:
-    """SIGTERM and SIGUSR2 ask the workers to save and stop; only the main thread may listen for signals."""
+    """SIGTERM and SIGUSR2 ask the workers to save and stop; only the main thread can handle signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
     before = {
         number: signal.signal(number, lambda *_: request_stop(out)) for number in (signal.SIGTERM, signal.SIGUSR2)
     }
-    interrupt = signal.getsignal(signal.SIGINT)  # Ray Train replaces it and leaves its own
+    interrupt = signal.getsignal(signal.SIGINT)  # Ray Train sets its own and leaves it behind
     try:
         yield
     finally:

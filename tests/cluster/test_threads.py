@@ -13,13 +13,16 @@ import json, sys
 from cluster.threads import limit_threads
 {before}
 limit_threads(1)
-import faiss, torch
-print(json.dumps([torch.get_num_threads(), faiss.omp_get_max_threads()]))
+import faiss, numpy, threadpoolctl, torch
+pools = {{pool["num_threads"] for pool in threadpoolctl.threadpool_info()}}
+print(json.dumps([torch.get_num_threads(), faiss.omp_get_max_threads(), *pools]))
 """
 
 
-@pytest.mark.parametrize("before", ["", "import faiss, torch; torch.set_num_threads(3); faiss.omp_set_num_threads(3)"])
-def test_limit_threads_reaches_torch_and_faiss(before: str) -> None:
+@pytest.mark.parametrize(
+    "before", ["", "import faiss, numpy, torch; torch.set_num_threads(3); faiss.omp_set_num_threads(3)"]
+)
+def test_limit_threads_reaches_torch_faiss_and_blas(before: str) -> None:
     program = PROGRAM.format(before=before)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert json.loads(done.stdout) == [1, 1]
+    assert json.loads(done.stdout) == [1, 1, 1]
