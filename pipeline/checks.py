@@ -8,7 +8,7 @@ from cluster.devices import device_of, settled, slow_choices
 from cluster.machine import Device, settled_precision
 from curation.config import EmbedConfig
 from curation.encoders.config import geometry_of
-from pipeline.costs import ADAMW_BYTES, model_on_paper, num_parameters
+from pipeline.costs import ADAMW_BYTES, PaperModel
 from pipeline.step import Output, Step
 from train.attention import Case, choose_attention, installed_kernels
 from train.config import TokenizerConfig, TrainConfig
@@ -40,7 +40,7 @@ def check_attention(config: TrainConfig, device: Device) -> None:
 def check_memory(step: Step, config: TrainConfig, device: Device) -> None:
     """ValueError when the weights of a model, their gradients and moments do not fit the memory of a GPU."""
     sharing = max(1, placement(config).workers // config.parallel.replicas)
-    needed = memory_per_worker(config, *_sizes(step), sharing)
+    needed = memory_per_worker(_model(step, config), sharing)
     if needed > device.memory_bytes:
         raise ValueError(
             f"{step.label} needs {needed / 1e9:.1f} GB per GPU for weights, gradients and moments alone, and the "
@@ -49,17 +49,17 @@ def check_memory(step: Step, config: TrainConfig, device: Device) -> None:
         )
 
 
-def memory_per_worker(config: TrainConfig, vocab_size: int, dim: int, sharing: int) -> float:
-    """Bytes per worker of weights, gradients and moments, when so many workers share a model."""
-    return ADAMW_BYTES * num_parameters(model_on_paper(config.model, vocab_size, dim)) / sharing
+def memory_per_worker(model: PaperModel, sharing: int) -> float:
+    """Bytes per worker of weights, gradients and moments, when `sharing` workers share a model."""
+    return ADAMW_BYTES * model.num_weights / sharing
 
 
-def _sizes(step: Step) -> tuple[int, int]:
-    """Vocabulary and channels of the backbone, as the steps before this one will make them."""
+def _model(step: Step, config: TrainConfig) -> PaperModel:
+    """The model of a train step, with the vocabulary and the backbone of the steps before it."""
     tokenizer = step.inputs["tokenizer"]
     embeddings = step.inputs["embeddings"]
     assert isinstance(tokenizer, Output)
     assert isinstance(embeddings, Output)
     assert isinstance(tokenizer.step.config, TokenizerConfig)
     assert isinstance(embeddings.step.config, EmbedConfig)
-    return tokenizer.step.config.vocab_size, geometry_of(embeddings.step.config.backbone).dim
+    return PaperModel(config.model, tokenizer.step.config.vocab_size, geometry_of(embeddings.step.config.backbone).dim)

@@ -119,7 +119,8 @@ def run(
     rows = read_jsonl(job.out / METRICS)
     if (job.out / STOP).exists() and (not rows or rows[-1]["step"] < config.num_steps):
         raise StoppedError(
-            f"training was told to stop and saved step {_saved_step(job)} of {config.num_steps}: run it again to go on"
+            f"training was asked to stop and saved step {_saved_step(job)} of {config.num_steps}: run it again to "
+            "continue"
         )
 
     for folder in (CHECKPOINTS, RAY_FOLDER):

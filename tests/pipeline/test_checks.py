@@ -3,13 +3,16 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from cluster.machine import Device
 from pipeline.checks import check_attention, check_machine, check_memory, memory_per_worker
+from pipeline.costs import PaperModel
 from pipeline.graph import draw_steps
 from pipeline.presets import PRESETS
 from pipeline.step import Step
-from train.config import ModelConfig, ParallelConfig, TextConfig, TrainConfig, VisionConfig
+from train.config import ModelConfig, ParallelConfig, TrainConfig
+from train.model import DinoTxt
 
 CPU = Device("cpu", "EPYC with AVX2", is_fast_in_bfloat16=False, bfloat16_cost=19.0, memory_bytes=16_000_000_000)
 FLOAT32 = ParallelConfig(dtype="float32")
@@ -30,17 +33,12 @@ def test_attention_that_cannot_run_is_refused_before_anything_runs() -> None:
 
 
 def test_memory_is_sixteen_bytes_per_weight_divided_among_those_that_share_a_model() -> None:
-    tiny = ModelConfig(TextConfig(width=8, layers=1, heads=1, context=4), VisionConfig(blocks=0, pooling="cls"))
-    block = (
-        4 * 8 * 8 + 8 + 2 * 4 * 8 * 8 + 4 * 8 + 8 + 4 * 8
-    )  # attention, its bias, two layers, their biases, two norms
-    weights = (
-        100 * 8 + 4 * 8 + block + 2 * 8 + 8 * 6 + 2 * 6 + 1
-    )  # and tokens, positions, norm, projection, head, scale
-    config = TrainConfig(model=tiny)
+    model = PaperModel(ModelConfig(), vocab_size=100, image_dim=384)
+    with torch.device("meta"):
+        weights = sum(weight.numel() for weight in DinoTxt(ModelConfig(), 100, 384).parameters())
 
-    assert memory_per_worker(config, vocab_size=100, dim=6, sharing=1) == 16 * weights
-    assert memory_per_worker(config, vocab_size=100, dim=6, sharing=4) == 4 * weights
+    assert memory_per_worker(model, sharing=1) == 16 * weights
+    assert memory_per_worker(model, sharing=4) == 4 * weights
 
 
 @pytest.mark.ray
