@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart embed curate train evaluate pipeline plan status verify mlflow lint test test-all bench clean
+.PHONY: help setup quickstart embed curate train evaluate pipeline plan status verify mlflow lint test test-all bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / {printf "  %-28s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ bench: $(READY)  ## us and the peers, side by side; CAPTIONS=file adds the text 
 	@$(PY) -m benchmarks.loader
 	@$(if $(CAPTIONS),$(PY) -m benchmarks.text_step $(CAPTIONS))
 	@$(if $(CAPTIONS),$(PY) -m benchmarks.step $(CAPTIONS))
+
+bench-gpu: $(READY)  ## everything that only a GPU can tell; continues where it stopped, results in gpu.json
+	@$(PY) -m benchmarks.gpu $(if $(CAPTIONS),--captions $(CAPTIONS))
 
 clean:  ## remove the environment and all caches; WORKSPACE stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

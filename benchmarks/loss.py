@@ -11,6 +11,7 @@ import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -87,22 +88,38 @@ def measure(config: LossBenchmarkConfig, contender: str) -> tuple[str, Cost, Ten
     return f"{theirs} {dtype}".replace("torch.", ""), cost, found[0].cpu()
 
 
-def main(config: LossBenchmarkConfig) -> None:
-    """Print one line a contender, with its ratio to the first."""
+class LossRow(NamedTuple):
+    """What one contender took."""
+
+    seconds: float
+    """CPU seconds, or seconds on a GPU, of the quickest pass."""
+    peak_mb: float
+    gradient_error: float
+    """Norm of the difference from the first contender's gradient, relative to that gradient's norm."""
+
+
+def compare(config: LossBenchmarkConfig) -> dict[str, LossRow]:
+    """Print and return one line per contender, each with its ratio to the first."""
     print(f"batch {config.batch_size}, width {config.dim}, {config.device}, {config.threads} threads")
-    first: tuple[float, Tensor] | None = None
+    rows: dict[str, LossRow] = {}
+    reference_gradient: Tensor | None = None
+
     for contender in config.contenders:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             name, cost, gradient = pool.apply(measure, (config, contender))
-        first = first or (cost.seconds, gradient)
-        error = float((gradient - first[1]).norm() / first[1].norm())
+
+        reference_gradient = gradient if reference_gradient is None else reference_gradient
+        error = float((gradient - reference_gradient).norm() / reference_gradient.norm())
+        rows[name] = LossRow(cost.seconds, cost.peak_mb, error)
+
+        first = next(iter(rows.values()))
         print(
-            f"{name:22s} {cost.seconds:10.4f} {UNITS[config.device]}  {first[0] / cost.seconds:5.2f} x as fast"
-            f"{cost.peak_mb:10.0f} MB  "
-            f"gradient differs by {error:.1e}",
+            f"{name:22s} {cost.seconds:10.4f} {UNITS[config.device]}  {first.seconds / cost.seconds:5.2f} x as fast"
+            f"{cost.peak_mb:10.0f} MB  gradient differs by {error:.1e}",
             flush=True,
         )
+    return rows
 
 
 if __name__ == "__main__":
-    main(tyro.cli(LossBenchmarkConfig))
+    compare(tyro.cli(LossBenchmarkConfig))

@@ -202,8 +202,8 @@ def flop_of(config: StepConfig, model: DinoTxt, batch: Batch, is_ours: bool) -> 
     return pairs * (seen + TRAINING * (text_flop(model, config.context) + head))
 
 
-def main(config: StepConfig) -> None:
-    """Print a line for each, and the ratio beside the one that the arithmetic allows."""
+def compare(config: StepConfig) -> dict[str, Timing]:
+    """Print a line for each contender, and the ratio beside the one that the arithmetic allows."""
     timings: dict[str, Timing] = {}
     with tempfile.TemporaryDirectory() as temporary:
         alone(prepare, config, Path(temporary))
@@ -211,15 +211,17 @@ def main(config: StepConfig) -> None:
             timings[name] = timing = alone(measure, config, Path(temporary), name == "ours")
             print(line(config, name, timing), flush=True)
     if len(timings) < 2:
-        return
+        return timings
+
     ours, reference = timings["ours"], timings["reference"]
     tolerance = LOSS_TOLERANCE[config.parallel.dtype] * reference.loss
     assert abs(ours.loss - reference.loss) < tolerance, "the two steps do not do the same work"
     print(
-        f"ours: {reference.cost.seconds / ours.cost.seconds:.2f} times the pairs a {UNITS[config.device]}, "
-        f"{reference.cost.wall_s / ours.cost.wall_s:.2f} times a second; the arithmetic allows "
+        f"ours: {reference.cost.seconds / ours.cost.seconds:.2f} times the pairs per {UNITS[config.device]}, "
+        f"{reference.cost.wall_s / ours.cost.wall_s:.2f} times per second; the arithmetic allows "
         f"{reference.flop / ours.flop:.2f}"
     )
+    return timings
 
 
 def line(config: StepConfig, name: str, timing: Timing) -> str:
@@ -237,4 +239,4 @@ def line(config: StepConfig, name: str, timing: Timing) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(StepConfig))
+    compare(tyro.cli(StepConfig))
