@@ -40,6 +40,7 @@ def test_unknown_part_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_part_runs_on_the_cpu(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     assert main(GpuConfig(out, parts=("step", "loss", "attention", "embed", "kmeans"), tiny=True)) == 0
