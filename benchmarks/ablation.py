@@ -102,7 +102,7 @@ def with_head(recipe: Recipe, vision: VisionConfig) -> Recipe:
 
 
 def _cells(results: list[dict]) -> list[str]:
-    metrics = {result["benchmark"]: result["metrics"] for result in results}
+    metrics = {result["set"]: result["metrics"] for result in results}
     return [percent(metrics[benchmark][metric]["value"]) for benchmark, metric in COLUMNS.values()]
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from curation.choice.balance import entropy, gini
 from curation.choice.why import read_decisions
 from curation.quickstart.pool import Concept, read_concepts
-from evaluate.results import read_tallies
-from evaluate.sets import open_classification
+from evaluate.sets.known import open_classification
+from evaluate.tallies import read_tallies
 
 LARGEST = (3, 5, 10**9)  # pairs of a concept in the pool, up to which a row of the last table goes
 
@@ -87,7 +87,7 @@ def _print_shares(name: str, concepts: list[Concept], everything: Counter[str]) 
 def _print_accuracy(arms: list[Arm], known: dict[str, Concept], everything: Counter[str]) -> None:
     """Top-1 by how many pairs of the concept the pool has."""
     dataset = open_classification(arms[0].classification)
-    names = [known[Path(image).parent.name].name for image in dataset.images]
+    names = [known[Path(image).parent.name].name for image in dataset.images.names]
     sizes = np.array([everything[name] for name in names])
     hits = {arm.name: read_tallies(arm.evaluate, "classification")["top1"].hits[:, 0] for arm in arms}
     print(f"\n{'pairs of the concept in the pool':34} {'images':>7}" + "".join(f"{name:>12}" for name in hits))

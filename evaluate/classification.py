@@ -1,9 +1,10 @@
 """Zero-shot classification: an image's class is the one whose averaged prompt embedding is nearest.
 
-Prompt ensembling as in CLIP: each prompt's embedding to unit norm, mean over the templates, unit norm again.
+Prompt ensembling as in CLIP: each prompt's embedding to unit norm, mean over the templates, unit norm again. A class
+with several names scores as the best of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,17 +13,19 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from evaluate.encoder import Encoder
-from evaluate.metrics import Tally, expected_hits, places
+from evaluate.encoder import Encoder, checked
+from evaluate.metrics import Ranks, Tally, expected_hits, ranks
 from evaluate.prompts import fill
-from evaluate.sets import ClassificationSet, load_images
+from evaluate.sets.kinds import ClassificationSet
+from evaluate.views import UNCUT, View, batches
 
 TEXTS_AT_ONCE = 2048
+FIRST = 5
 
 
 @dataclass(frozen=True)
 class Classified:
-    """What every image was taken for: the first few classes, best first, and the tallies of the metrics."""
+    """The first few classes of every image, best first, and the tallies of the metrics."""
 
     ranked: Int64[np.ndarray, "images first"]
     confidence: Float[np.ndarray, "images first"]
@@ -34,31 +37,65 @@ def class_embeddings(
 ) -> Float[Tensor, "classes dim"]:
     """One unit vector for each name; `dense` gives vectors that compare with patches."""
     names_at_once = max(1, TEXTS_AT_ONCE // len(templates))
-    blocks = [
-        _means(encoder.encode_text(fill(names[start : start + names_at_once], templates), dense=dense), len(templates))
-        for start in range(0, len(names), names_at_once)
-    ]
+    blocks = []
+    for start in range(0, len(names), names_at_once):
+        prompts = fill(names[start : start + names_at_once], templates)
+        blocks.append(_means(checked(encoder.encode_text(prompts, dense=dense), "texts", len(prompts)), len(templates)))
     return torch.cat(blocks)
 
 
 def _means(prompts: Float[Tensor, "prompts dim"], templates: int) -> Float[Tensor, "names dim"]:
-    """Unit means of each name's unit vectors: blocks of prompts are not kept, 20,000 names in 80 templates are many."""
+    """Unit means of each name's unit vectors. Blocks of prompts are not kept: 20,000 names in 80 templates are many."""
     return normalize(normalize(prompts, dim=-1).unflatten(0, (-1, templates)).mean(1), dim=-1)
 
 
-def classify(encoder: Encoder, dataset: ClassificationSet, templates: Sequence[str], batch_size: int) -> Classified:
+def classify(
+    encoder: Encoder,
+    dataset: ClassificationSet,
+    templates: Sequence[str],
+    batch_size: int,
+    view: View = UNCUT,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Classified:
     """Scores every image against every class; ties count with their expected value under random order."""
-    classes = class_embeddings(encoder, dataset.class_names, templates)
-    first = min(5, len(classes))
-    targets, labels = torch.tensor(dataset.targets)[:, None], torch.arange(len(classes))
+    names = [name for each in dataset.class_names for name in each]
+    owners = torch.tensor([label for label, each in enumerate(dataset.class_names) for _ in each])
+    prompts = class_embeddings(encoder, names, templates)
+
+    num_classes = len(dataset.class_names)
+    first = min(FIRST, num_classes)
+    targets = torch.from_numpy(dataset.targets)[:, None]
+    labels = torch.arange(num_classes)
     ranked, confidence, placed = [], [], []
-    for start in range(0, len(dataset.images), batch_size):
-        images = load_images(dataset.tree, dataset.images[start : start + batch_size])
-        scores = encoder.encode_image(images) @ classes.T
+    start = 0
+    for images in batches(dataset.images, view, batch_size):
+        vectors = checked(encoder.encode_image(images), "images", len(images), prompts.shape[1])
+        scores = _best_of_names(vectors @ prompts.T, owners, num_classes)
+
         top = scores.topk(first, dim=1)
         ranked.append(top.indices.numpy())
         confidence.append(top.values.numpy())
-        placed.append(places(scores, targets[start : start + batch_size] == labels))
-    hits = {k: expected_hits(np.concatenate(placed, axis=1), k) for k in (1, 5) if k < len(classes) or k == 1}
-    tallies = {f"top{k}": Tally(hit[:, None], np.ones((len(hit), 1))) for k, hit in hits.items()}
-    return Classified(np.concatenate(ranked), np.concatenate(confidence), tallies)
+        placed.append(ranks(scores, targets[start : start + len(images)] == labels))
+        start += len(images)
+        advance(len(images))
+
+    all_ranks = Ranks(*(np.concatenate(part) for part in zip(*placed, strict=True)))
+    return Classified(
+        np.concatenate(ranked), np.concatenate(confidence), _tallies(all_ranks, dataset.targets, num_classes)
+    )
+
+
+def _best_of_names(scores: Float[Tensor, "n names"], owners: Tensor, num_classes: int) -> Float[Tensor, "n classes"]:
+    """The score of each class: that of its best name."""
+    if scores.shape[1] == num_classes:
+        return scores
+    best = scores.new_full((len(scores), num_classes), -torch.inf)
+    return best.scatter_reduce(1, owners.expand(len(scores), -1), scores, "amax")
+
+
+def _tallies(ranks: Ranks, targets: Int64[np.ndarray, " n"], num_classes: int) -> dict[str, Tally]:
+    """Top-1 and top-5, and top-1 as the mean over classes."""
+    ones = np.ones((len(targets), 1))
+    hits = {k: expected_hits(ranks, k)[:, None] for k in (1, 5) if k < num_classes or k == 1}
+    tallies = {f"top{k}": Tally(hit, ones) for k, hit in hits.items()}
+    return tallies | {"mean_per_class": Tally(hits[1], ones, columns=targets)}

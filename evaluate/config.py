@@ -3,15 +3,69 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cluster.machine import AUTO, PRECISION, PrecisionChoice
+from cluster.machine import PRECISION, PrecisionChoice
 from cluster.resources import Resources
 from curation.encoders.config import BackboneConfig
-from evaluate.prompts import TemplateSet
+
+SegmentationProtocol = Literal["window", "whole", "high-resolution"]
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """How an image becomes the square that an encoder takes."""
+
+    crop: Literal["auto", "resize-crop", "square"] = "auto"
+    """resize-crop: the short side to `resize`, then a crop of the model's image size; square: the whole centered
+    square, resized; auto: resize-crop for published sets, square for all others."""
+    resize: int | None = None
+    """Short side before the crop of resize-crop, px; None: 256 for 224, as published, and in proportion."""
+
+    def __post_init__(self) -> None:
+        if self.resize is not None and self.resize < 1:
+            raise ValueError(f"view.resize is {self.resize}: must be at least 1; leave it out for 256 per 224 px")
+
+
+@dataclass(frozen=True)
+class RegionConfig:
+    """Crops and regions of the high-resolution protocol."""
+
+    crop_shares: tuple[float, ...] = (0.1875, 0.25, 0.375, 0.5)
+    """Sides of the crops as shares of the image's short side."""
+    times_seen: float = 10.0
+    """How often the crops of each size see a place of the image; with four sizes, forty times in all."""
+    input_px: int = 224
+    """Side that each crop is resized to for the encoder, px."""
+    grid: int = 128
+    """Cells along the short side of the grid that features are averaged on."""
+    regions: int = 32
+    """Clusters of k-means."""
+    iterations: int = 20
+    """Iterations of k-means."""
+    seed: int = 0
+    """Seed of k-means++."""
+
+    def __post_init__(self) -> None:
+        if not self.crop_shares or not all(0 < share <= 1 for share in self.crop_shares):
+            raise ValueError(f"regions.crop_shares is {self.crop_shares}: shares above 0 and up to 1 are required")
+        for name in ("input_px", "grid", "regions", "iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"segmentation.regions.{name} is {getattr(self, name)}: must be at least 1; raise it")
+        if self.times_seen < 1:
+            raise ValueError(f"segmentation.regions.times_seen is {self.times_seen}: must be at least 1; raise it")
+
+    def describe(self) -> str:
+        """All numbers, for results."""
+        shares = ", ".join(f"{share:g}" for share in self.crop_shares)
+        return (
+            f"square crops of {shares} of the short side to {self.input_px} px, each size sees a place "
+            f"{self.times_seen:g} times; features averaged on {self.grid} cells per short side; k-means of "
+            f"{self.regions} regions ({self.iterations} iterations, seed {self.seed}), each named by its mean"
+        )
 
 
 @dataclass(frozen=True)
 class SegmentationConfig:
-    """Sizes of the sliding-window protocol and what to do with a background class."""
+    """Sizes of the protocol and what to do with a background class."""
 
     short_side: int = 512
     """Short side that images are resized to, px."""
@@ -28,6 +82,11 @@ class SegmentationConfig:
     """Names of the background, in the same templates as class names; those that are classes of the set are left out."""
     background_cosine: float = 0.1
     """With "threshold": a pixel is background where no class has a higher cosine."""
+    protocol: SegmentationProtocol = "window"
+    """window: the published sliding windows; whole: the resized image at once; high-resolution: regions of averaged
+    features of many crops."""
+    regions: RegionConfig = RegionConfig()
+    """Crops and regions of the high-resolution protocol."""
 
     def __post_init__(self) -> None:
         for name in ("short_side", "window", "stride"):
@@ -36,13 +95,26 @@ class SegmentationConfig:
         if self.stride > self.window:
             raise ValueError(
                 f"segmentation.stride is {self.stride} with a window of {self.window} px: must be at most the window, "
-                "or pixels between windows are not seen; lower the stride"
+                "or no window covers the pixels between them; lower the stride"
             )
         if not self.logit_scale > 0:
             raise ValueError(
                 f"segmentation.logit_scale is {self.logit_scale}: must be above 0, or the nearest class does not win; "
                 "leave it out for the default"
             )
+
+    def describe(self) -> str:
+        """The protocol's name and all its numbers, for results."""
+        if self.protocol == "high-resolution":
+            return f"high resolution: {self.regions.describe()}"
+        resized = f"short side {self.short_side} px, bicubic"
+        if self.protocol == "whole":
+            return f"whole image: {resized}, stretched to whole patches, cosines bilinear to the mask, arg-max"
+        return (
+            f"window: {resized}; windows of {self.window} px, stride {self.stride} px, stretched to whole patches; "
+            f"cosines bilinear to pixels, soft-max of {self.logit_scale:g} x cosine, mean over windows, bilinear to "
+            "the mask, arg-max"
+        )
 
 
 @dataclass(frozen=True)
@@ -53,17 +125,21 @@ class EvaluateConfig:
     """The frozen backbone of the model."""
     open_clip: str = ""
     """ARCHITECTURE:WEIGHTS of open_clip, measured instead of a model from here; a recipe's `others` sets it."""
-    benchmarks: tuple[str, ...] = ()
-    """Which of the given evaluation sets to run, by input name; empty: all."""
-    templates: TemplateSet = "imagenet"
-    """Prompts for class names: the 80 of CLIP, a short set for drawings, or the bare name."""
+    sets: tuple[str, ...] = ()
+    """Which of the evaluation sets to run, by name (classification_imagenet); empty: all."""
+    templates: str = "auto"
+    """Prompts for class names: imagenet (the 80 of CLIP), emoji (for drawings), plain (the bare name), those of another
+    published set (cifar10, ...), or a text file with one template per line, {} for the name; auto: the set's own, else
+    imagenet."""
     split: str = "auto"
     """Split of retrieval sets; "auto": test if there, else val, else every image."""
+    view: ViewConfig = field(default_factory=ViewConfig)
+    """How images are cut for classification and retrieval."""
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
-    """Sliding-window protocol."""
-    precision: PrecisionChoice = field(default=AUTO, metadata=PRECISION)
-    """Number format of the backbone's products, best the same as in embedding; auto: bfloat16 where the workers' device
-    is fast in it, otherwise float32."""
+    """Protocol of segmentation."""
+    precision: PrecisionChoice = field(default="float32", metadata=PRECISION)
+    """Number format of the backbone's products: float32, as published; auto: bfloat16 where the workers' device is fast
+    in it."""
     batch_size: int = 64
     """Images decoded and encoded at a time."""
     bootstrap_samples: int = 1000

@@ -4,6 +4,7 @@ Image tokens are reduced to the content that the model was trained on (pooled, g
 the backbone's own grid at any image size.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 
 from cluster.machine import Precision
 from curation.encoders.backbone import Backbone, Features, load_backbone, pool_patches
@@ -64,17 +65,18 @@ class DinoTxtEncoder:
 
     @torch.inference_mode()
     def encode_patches(self, images: Sequence[Image.Image]) -> Float[Tensor, "n h w p"]:
-        """Sides are first resized to the nearest multiple of the patch size: the grid covers the whole image."""
+        """Sides are stretched up to whole patches, as published (bicubic, after normalization)."""
         sizes = {image.size for image in images}
         if len(sizes) != 1:
             raise ValueError(f"images of {len(sizes)} sizes: encode_patches needs one size; call it once for each")
         patch = self._backbone.geometry.patch_size
-        width, height = (max(1, round(side / patch)) * patch for side in images[0].size)
+        width, height = (math.ceil(side / patch) * patch for side in images[0].size)
+
         blocks = []
         for start in range(0, len(images), self._at_once):
-            batch = images[start : start + self._at_once]
-            fitted = [image.resize((width, height), Image.Resampling.BICUBIC) for image in batch]
-            pixels = torch.stack([self._backbone.normalize(image) for image in fitted])
+            pixels = torch.stack([self._backbone.normalize(image) for image in images[start : start + self._at_once]])
+            if pixels.shape[2:] != (height, width):
+                pixels = interpolate(pixels, size=(height, width), mode="bicubic", align_corners=False)
             features = self._backbone(pixels)
             registers = features.registers[:, : self._loaded.spec.num_registers]
             _, patches = self._loaded.model.vision(features.cls, registers, features.patches)

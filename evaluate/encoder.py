@@ -6,6 +6,7 @@ Ours is in evaluate/dinotxt.py, open_clip's in evaluate/openclip.py; the tests h
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -17,6 +18,7 @@ class Encoder(Protocol):
 
     description: str
     protocol: Mapping[str, object]
+    """With a number under "image_size", images arrive as squares of that many pixels per side; otherwise as decoded."""
 
     def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
         """One vector for each text; `dense` gives those that compare with `encode_patches`."""
@@ -29,3 +31,24 @@ class Encoder(Protocol):
     def encode_patches(self, images: Sequence[Image.Image]) -> Float[Tensor, "n h w p"]:
         """A grid of vectors that covers each image; all images have one size."""
         ...
+
+
+def checked(vectors: Tensor, what: str, count: int, width: int | None = None) -> Tensor:
+    """The vectors; ValueError when one is not finite, or when their number or width is not the expected one.
+
+    NaN compares with nothing, so that it would count as an ordinary wrong answer.
+    """
+    if len(vectors) != count:
+        raise ValueError(f"the encoder gave {len(vectors)} vectors for {count} {what}: one each is required; repair it")
+    if width is not None and vectors.shape[-1] != width:
+        raise ValueError(
+            f"the encoder's vectors of {what} have width {vectors.shape[-1]}, those of texts {width}: both must be in "
+            "one space; repair the encoder, or name the backbone that the model was trained on"
+        )
+    bad = int((~torch.isfinite(vectors)).flatten(1).any(1).sum())
+    if bad:
+        raise ValueError(
+            f"the encoder gave NaN or infinity for {bad} of {count} {what}: every vector must be finite; look for "
+            "damaged weights, or for an overflow in this precision (--evaluate.precision float32)"
+        )
+    return vectors

@@ -1,23 +1,28 @@
-"""The step `evaluate`: a model and evaluation sets to results.json, per-item tallies and example pictures.
+"""The step `evaluate`: a model and evaluation sets to results, per-item tallies and example pictures.
 
 Each evaluation set is an independent job for a pool of Ray workers that load the model once. A set's result is written
-whole, last, so that a run that was interrupted does only what is missing.
+whole, last, so that a run that was interrupted does only what is missing. A set that cannot be scored is a result too,
+with its reason, and all others are scored.
 """
 
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from cluster.devices import settled
 from cluster.fanout import Pool
-from cluster.files import write_atomic
+from cluster.files import sha256_file
 from cluster.machine import settled_precision
 from cluster.progress import progress
 from cluster.storage import kind_of
+from curation.pairs.sources import source_digest
 from evaluate import examples
 from evaluate.classification import classify
 from evaluate.config import EvaluateConfig, SegmentationConfig
@@ -25,11 +30,18 @@ from evaluate.dinotxt import load_encoder
 from evaluate.encoder import Encoder
 from evaluate.metrics import Tally, chance_of_hit, estimate
 from evaluate.openclip import OpenClipEncoder
-from evaluate.prompts import TEMPLATES
-from evaluate.results import RESULTS, Result, as_measure, examples_folder, result_file, write_result
+from evaluate.prompts import TEMPLATES_INPUT, Prompts, choose_prompts, named_templates
+from evaluate.results import Result, examples_folder, result_file, write_flat
 from evaluate.retrieval import chance_recalls, retrieve
-from evaluate.segmentation import scored_labels, segment, segmentation_baselines
-from evaluate.sets import open_classification, open_retrieval, open_segmentation, task_of
+from evaluate.segmentation import segment, segmentation_baselines
+from evaluate.sets.kinds import ClassNames, Facts, split_name
+from evaluate.sets.known import open_classification, open_retrieval, open_segmentation
+from evaluate.sets.masks import evenly_spaced
+from evaluate.tallies import write_result
+from evaluate.views import View, choose_view
+
+FINGERPRINT = 12
+TELL_EVERY_S = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -42,145 +54,270 @@ class Measured:
     baselines: dict[str, dict[str, float]]
     sizes: dict[str, int]
     protocol: dict[str, object]
+    classes: list[dict[str, Any]] = field(default_factory=list)
 
 
-def run(config: EvaluateConfig, *, out: Path, model: Path | None = None, **datasets: Path) -> dict[str, float]:
+def run(config: EvaluateConfig, *, out: Path, model: Path | None = None, **inputs: Path) -> dict[str, float]:
     """Evaluate `model`, or open_clip's, on every set named classification, retrieval or segmentation (any _suffix).
 
-    Returns every metric as "<benchmark>/<metric>". Results that `out` holds already are kept.
+    `templates` among the inputs is a file of prompt templates. Returns every metric as "<set>/<metric>", and how many
+    sets could not be scored as "failed_sets". Results that `out` holds already are kept.
     """
-    if model:
-        precision = settled_precision(settled(config, config.resources).precision)
-        return evaluate_sets(config, out, datasets, partial(load_encoder, model, config.backbone, precision))
-    architecture, _, weights = config.open_clip.partition(":")
-    return evaluate_sets(config, out, datasets, partial(OpenClipEncoder, architecture, weights))
+    if not model:
+        architecture, _, weights = config.open_clip.partition(":")
+        return evaluate_sets(config, out, inputs, partial(OpenClipEncoder, architecture, weights), config.open_clip)
+    precision = settled_precision(settled(config, config.resources).precision)
+    load = partial(load_encoder, model, config.backbone, precision)
+    return evaluate_sets(config, out, inputs, load, model_fingerprint(model))
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Identity of the files of a model."""
+    digest = sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()[:FINGERPRINT]
 
 
 def evaluate_sets(
-    config: EvaluateConfig, out: Path, datasets: Mapping[str, Path], load: Callable[[], Encoder]
+    config: EvaluateConfig, out: Path, inputs: Mapping[str, Path], load: Callable[[], Encoder], model: str = ""
 ) -> dict[str, float]:
     """The step for any encoder: `load` is called once in each worker process."""
-    chosen = _chosen(config, datasets)
+    chosen = _chosen(config, inputs)
     missing = [name for name in chosen if not result_file(out, name).exists()]
-    logger.info("benchmarks=%d finished=%d", len(chosen), len(chosen) - len(missing))
+    logger.info("evaluation_sets=%d finished=%d", len(chosen), len(chosen) - len(missing))
     if missing:
+        arguments = (config, out, inputs, load, model)
+        sizes = {name: _size(config, name, inputs[name]) for name in missing}
         with (
-            Pool(Evaluator, config, out, datasets, load, resources=config.resources, max_workers=len(missing)) as pool,
-            progress(len(chosen), "evaluate", unit="benchmarks") as advance,
+            Pool(Evaluator, *arguments, resources=config.resources, max_workers=len(missing)) as pool,
+            progress(sum(sizes.values()), "evaluate", unit="images") as meter,
         ):
-            advance(len(chosen) - len(missing))
-            for _ in pool.map("evaluate", missing):
-                advance(1)
+            for name, _ in pool.map("evaluate_counted", missing, on_count=meter.under_way):
+                meter(sizes[name])
+
     results: list[Result] = [json.loads(result_file(out, name).read_text()) for name in chosen]
-    write_atomic(out / RESULTS, json.dumps(results, indent=1, ensure_ascii=False))
-    return {
-        f"{result['benchmark']}/{metric}": measure["value"]
+    write_flat(out, results)
+    scores = {
+        f"{result['set']}/{metric}": measure["value"]
         for result in results
         for metric, measure in result["metrics"].items()
     }
+    failed = [result for result in results if result["error"]]
+    for result in failed:
+        logger.error("evaluation_set=%s failed=%r", result["set"], result["error"])
+    return scores | ({"failed_sets": float(len(failed))} if failed else {})
 
 
-def _chosen(config: EvaluateConfig, datasets: Mapping[str, Path]) -> list[str]:
+def _chosen(config: EvaluateConfig, inputs: Mapping[str, Path]) -> list[str]:
     """Names of the sets to run, checked before any work: known, of a known task, and there."""
-    unknown = [name for name in config.benchmarks if name not in datasets]
+    sets = {name: path for name, path in inputs.items() if name != TEMPLATES_INPUT}
+    unknown = [name for name in config.sets if name not in sets]
     if unknown:
-        raise ValueError(f"no evaluation set {unknown[0]!r}: given are {sorted(datasets)}; correct evaluate.benchmarks")
-    chosen = list(config.benchmarks or datasets)
+        raise ValueError(f"no evaluation set {unknown[0]!r}: there are {sorted(sets)}; correct evaluate.sets")
+    chosen = list(config.sets or sets)
     if not chosen:
-        raise ValueError("no evaluation set given: at least one is required; name one in the recipe's data")
+        raise ValueError("no evaluation set is named: at least one is required; name one in the recipe's data")
     for name in chosen:
-        task_of(name)
-        if not kind_of(datasets[name]):
-            raise ValueError(f"no evaluation set at {datasets[name]} ({name}): a folder or .tar file is required")
+        split_name(name)
+        if not kind_of(sets[name]):
+            raise ValueError(f"no evaluation set at {sets[name]} ({name}): a folder or .tar file is required")
+    if TEMPLATES_INPUT not in inputs and config.templates != "auto" and config.templates not in named_templates():
+        raise ValueError(
+            f"evaluate.templates is {config.templates!r}: one of {', '.join(named_templates())}, or a text file with "
+            "one template per line, is required; correct it"
+        )
     return chosen
 
 
+def _size(config: EvaluateConfig, name: str, path: Path) -> int:
+    """Images of a set, for the progress; 0 where it cannot be opened, which its result will say."""
+    task, variant = split_name(name)
+    try:
+        if task == "retrieval":
+            return len(open_retrieval(path, config.split, variant).images)
+        opened = open_classification if task == "classification" else open_segmentation
+        return len(opened(path, variant).images)
+    except ValueError:
+        return 0
+
+
 class Evaluator:
-    """A worker: loads the model once and evaluates the sets that it is given."""
+    """A worker: loads the model once and evaluates one set after another."""
 
     def __init__(
-        self, config: EvaluateConfig, out: Path, datasets: Mapping[str, Path], load: Callable[[], Encoder]
+        self,
+        config: EvaluateConfig,
+        out: Path,
+        inputs: Mapping[str, Path],
+        load: Callable[[], Encoder],
+        model: str = "",
     ) -> None:
-        self._config, self._out, self._datasets = config, out, datasets
+        self._config = config
+        self._out = out
+        self._inputs = inputs
+        self._model = model
         self._encoder = load()
+        self._count = 0
 
-    def evaluate(self, benchmark: str) -> None:
-        """Measure one set; its examples, tallies and result are on disk afterwards."""
+    def evaluate_counted(self, name: str) -> Iterator[int]:
+        """The same as `evaluate`, which tells now and then how many images it has seen."""
+        self._count = 0
+        with ThreadPoolExecutor(1) as threads:
+            done = threads.submit(self.evaluate, name)
+            while not done.done():
+                wait([done], timeout=TELL_EVERY_S)
+                yield self._count
+            done.result()
+
+    def evaluate(self, name: str) -> None:
+        """Measure one set; its examples, tallies and result are on disk afterwards, or the reason why not."""
         started = time.monotonic()
-        pictures = examples_folder(self._out, benchmark)
+        tallies: dict[str, Tally] = {}
+        try:
+            measured = self._measure(name)
+            tallies = measured.tallies
+            result = self._result(name, measured)
+        except Exception as error:  # one set may not take down the others: its reason is its result
+            logger.exception("evaluation_set=%s failed=true", name)
+            result = self._result(name, Measured({}, {}, {}, {}), _reason(error))
+        result["seconds"] = round(time.monotonic() - started, 2)
+        write_result(self._out, result, tallies)
+
+    def _measure(self, name: str) -> Measured:
+        pictures = examples_folder(self._out, name)
         pictures.mkdir(parents=True, exist_ok=True)
-        task, path = task_of(benchmark), self._datasets[benchmark]
+        task, _ = split_name(name)
         measure = {"classification": _classification, "retrieval": _retrieval, "segmentation": _segmentation}[task]
-        measured = measure(self._encoder, path, self._config, pictures)
+        return measure(self._encoder, name, self._inputs, self._config, pictures, self._advance)
+
+    def _advance(self, count: int) -> None:
+        self._count += count
+
+    def _result(self, name: str, measured: Measured, error: str = "") -> Result:
         config = self._config
-        result: Result = {
-            "benchmark": benchmark,
-            "task": task,
-            "metrics": {
-                name: as_measure(estimate(tally, config.bootstrap_samples, config.seed))
-                for name, tally in measured.tallies.items()
-            },
+        metrics = {}
+        for metric, tally in measured.tallies.items():
+            interval = estimate(tally, config.bootstrap_samples, config.seed)
+            metrics[metric] = {**interval._asdict(), "n": len(tally.hits)}
+
+        path = self._inputs[name]
+        intervals = f"95 %: Wilson for one trial per image, else bootstrap over images ({config.bootstrap_samples})"
+        shared = {"intervals": intervals, "ties": "expected value under random order"}
+        return {
+            "set": name,
+            "task": split_name(name)[0],
+            "error": error,
+            "metrics": metrics,
             "baselines": measured.baselines,
             "sizes": measured.sizes,
-            "protocol": {"data": path.name, **measured.protocol, **self._encoder.protocol, **_intervals(config)},
+            "protocol": {"data": path.name, **measured.protocol, **self._encoder.protocol, **shared},
+            "classes": measured.classes,
             "encoder": self._encoder.description,
-            "seconds": round(time.monotonic() - started, 2),
+            "model": self._model,
+            "data": "" if error else source_digest(path)[:FINGERPRINT],
+            "seconds": 0.0,
         }
-        write_result(self._out, result, measured.tallies)
 
 
-def _intervals(config: EvaluateConfig) -> dict[str, object]:
-    return {
-        "intervals": f"95 %: Wilson for one trial an image, else bootstrap over images ({config.bootstrap_samples})",
-        "ties": "expected value under random order",
-    }
+def _reason(error: Exception) -> str:
+    """What happened, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
-def _classification(encoder: Encoder, path: Path, config: EvaluateConfig, pictures: Path) -> Measured:
-    dataset = open_classification(path)
-    result = classify(encoder, dataset, TEMPLATES[config.templates], config.batch_size)
+def _prompts(config: EvaluateConfig, facts: Facts, inputs: Mapping[str, Path]) -> Prompts:
+    return choose_prompts(config.templates, facts.templates, inputs.get(TEMPLATES_INPUT))
+
+
+def _image_protocol(facts: Facts, view: View) -> dict[str, object]:
+    return {"set": facts.kind, **facts.notes, "image": view.describe(), "text": "whole text vector"}
+
+
+def _classification(
+    encoder: Encoder,
+    name: str,
+    inputs: Mapping[str, Path],
+    config: EvaluateConfig,
+    pictures: Path,
+    advance: Callable[[int], None],
+) -> Measured:
+    dataset = open_classification(inputs[name], split_name(name)[1])
+    prompts = _prompts(config, dataset.facts, inputs)
+    view = choose_view(config.view, dataset.facts, encoder.protocol)
+    result = classify(encoder, dataset, prompts.templates, config.batch_size, view, advance)
     examples.write_classification(pictures, dataset, result, config.num_examples)
-    classes = len(dataset.class_names)
-    chance = {name: chance_of_hit(classes, 1, int(name.removeprefix("top"))) for name in result.tallies}
-    sizes = {"images": len(dataset.images), "classes": classes}
-    protocol: dict[str, object] = {
-        "prompts": f"{config.templates}, {len(TEMPLATES[config.templates])} templates, mean of unit vectors",
-        "image": "short side resized (bicubic), centre crop",
-        "text": "whole text vector",
-    }
-    return Measured(result.tallies, {"chance": chance}, sizes, protocol)
+
+    num_classes = len(dataset.class_names)
+    chance = {f"top{k}": chance_of_hit(num_classes, 1, k) for k in (1, 5) if f"top{k}" in result.tallies}
+    chance["mean_per_class"] = chance["top1"]
+    protocol = {"prompts": prompts.describe(), **_image_protocol(dataset.facts, view)}
+    sizes = {"images": len(dataset.images), "classes": num_classes}
+    classes = _class_rows(dataset.class_names, result.tallies["mean_per_class"])
+    return Measured(result.tallies, {"chance": chance}, sizes, protocol, classes)
 
 
-def _retrieval(encoder: Encoder, path: Path, config: EvaluateConfig, pictures: Path) -> Measured:
-    dataset = open_retrieval(path, config.split)
-    result = retrieve(encoder, dataset, config.batch_size)
+def _class_rows(names: ClassNames, tally: Tally) -> list[dict[str, Any]]:
+    """Name, trials and ratio of each column of a tally."""
+    ratios = tally.per_column()
+    trials = tally.trials_per_column()
+    return [
+        {"name": names[label][0], "n": int(trials[label]), "value": float(ratio) if trials[label] else None}
+        for label, ratio in enumerate(ratios)
+    ]
+
+
+def _retrieval(
+    encoder: Encoder,
+    name: str,
+    inputs: Mapping[str, Path],
+    config: EvaluateConfig,
+    pictures: Path,
+    advance: Callable[[int], None],
+) -> Measured:
+    dataset = open_retrieval(inputs[name], config.split, split_name(name)[1])
+    view = choose_view(config.view, dataset.facts, encoder.protocol)
+    result = retrieve(encoder, dataset, config.batch_size, view, advance)
     examples.write_retrieval(pictures, dataset, result, config.num_examples)
+
     sizes = {"images": len(dataset.images), "captions": len(dataset.captions)}
     protocol: dict[str, object] = {
         "split": dataset.split,
         "right": "an image's own captions; image to text counts the best of them",
-        "image": "short side resized (bicubic), centre crop",
-        "text": "whole text vector",
+        **_image_protocol(dataset.facts, view),
     }
     return Measured(result.tallies, {"chance": chance_recalls(dataset.owners)}, sizes, protocol)
 
 
-def _segmentation(encoder: Encoder, path: Path, config: EvaluateConfig, pictures: Path) -> Measured:
-    dataset, how = open_segmentation(path), config.segmentation
-    shown = examples.evenly_spaced(len(dataset.images), config.num_examples)
-    result = segment(encoder, dataset, TEMPLATES[config.templates], how, shown)
+def _segmentation(
+    encoder: Encoder,
+    name: str,
+    inputs: Mapping[str, Path],
+    config: EvaluateConfig,
+    pictures: Path,
+    advance: Callable[[int], None],
+) -> Measured:
+    dataset = open_segmentation(inputs[name], split_name(name)[1])
+    prompts = _prompts(config, dataset.facts, inputs)
+    shown = evenly_spaced(len(dataset.images), config.num_examples)
+    result = segment(encoder, dataset, prompts.templates, config.segmentation, shown, advance)
     examples.write_segmentation(pictures, dataset, result)
-    baselines = segmentation_baselines(result.pixels, dataset.background)
-    scored = len(scored_labels(dataset))
+
+    values = ", ".join(map(str, sorted(dataset.ignored))) or "none"
     protocol: dict[str, object] = {
-        "prompts": f"{config.templates}, {len(TEMPLATES[config.templates])} templates, mean of unit vectors",
-        "window": f"short side {how.short_side} px, window {how.window} px, stride {how.stride} px",
-        "scores": f"soft-max of {how.logit_scale:g} x cosine, mean over windows, bilinear, arg-max",
+        "set": dataset.facts.kind,
+        **dataset.facts.notes,
+        "prompts": prompts.describe(),
+        "segmentation": config.segmentation.describe(),
         "text": "half trained against patches",
-        "background": "none" if dataset.background is None else _background(how),
-        "ignored": "none" if dataset.ignore is None else f"mask value {dataset.ignore}",
+        "background": "none" if dataset.background is None else _background(config.segmentation),
+        "ignored": f"mask values {values}" + (" and all without a class" if dataset.ignores_rest else ""),
     }
-    return Measured(result.tallies, baselines, {"images": len(dataset.images), "classes": scored}, protocol)
+    sizes = {"images": len(dataset.images), "classes": len(dataset.labels)}
+    classes = _class_rows(dataset.labels, result.tallies["miou"])
+    for row, pixels in zip(classes, result.pixels.tolist(), strict=True):
+        row["n"] = pixels
+    return Measured(result.tallies, segmentation_baselines(result.pixels, dataset.background), sizes, protocol, classes)
 
 
 def _background(config: SegmentationConfig) -> str:

@@ -18,7 +18,9 @@ from cluster.files import write_atomic
 from evaluate.classification import Classified
 from evaluate.retrieval import Retrieved
 from evaluate.segmentation import Segmented
-from evaluate.sets import ClassificationSet, RetrievalSet, SegmentationSet, load_images, load_mask
+from evaluate.sets.kinds import IGNORED, ClassificationSet, RetrievalSet, SegmentationSet, first_names
+from evaluate.sets.known import load_mask
+from evaluate.sets.masks import evenly_spaced
 
 THUMBNAIL_PX = 112
 OVERLAY_PX = 256
@@ -29,15 +31,11 @@ FIRST = 5
 BACKGROUND_COLOR = (216, 220, 226)
 
 
-def evenly_spaced(items: int, wanted: int) -> list[int]:
-    """At most `wanted` distinct indices below `items`."""
-    return sorted({int(index) for index in np.linspace(0, items - 1, min(wanted, items)).round()}) if items else []
-
-
 def write_classification(out: Path, dataset: ClassificationSet, result: Classified, wanted: int) -> None:
     """Right and wrong images, and the pairs of classes that are confused most."""
-    targets, guesses = np.array(dataset.targets), result.ranked[:, 0]
-    names = dataset.class_names
+    targets = dataset.targets
+    guesses = result.ranked[:, 0]
+    names = first_names(dataset.class_names)
     pairs = Counter(zip(targets[targets != guesses].tolist(), guesses[targets != guesses].tolist(), strict=True))
     examples: dict[str, Any] = {}
     for kind, rows in (("right", np.flatnonzero(targets == guesses)), ("wrong", np.flatnonzero(targets != guesses))):
@@ -62,7 +60,7 @@ def write_classification(out: Path, dataset: ClassificationSet, result: Classifi
 def write_retrieval(out: Path, dataset: RetrievalSet, result: Retrieved, wanted: int) -> None:
     """For evenly spaced images: the first five images of their first caption, and their own first five captions."""
     images = evenly_spaced(len(dataset.images), wanted)
-    captions = [dataset.owners.index(image) for image in images]
+    captions = [int(np.flatnonzero(dataset.owners == image)[0]) for image in images]
     found_images = (result.captions[captions] @ result.images.T).topk(min(FIRST, len(result.images)), dim=1)
     found_captions = (result.images[images] @ result.captions.T).topk(min(FIRST, len(result.captions)), dim=1)
 
@@ -70,10 +68,14 @@ def write_retrieval(out: Path, dataset: RetrievalSet, result: Retrieved, wanted:
         return _thumbnail(out, f"image-{index}.jpg", dataset, index)
 
     def image_answer(query: int, found: int, score: float) -> dict[str, Any]:
-        return {"image": picture(found), "score": round(score, 4), "right": found == dataset.owners[query]}
+        return {"image": picture(found), "score": round(score, 4), "right": bool(found == dataset.owners[query])}
 
     def text_answer(image: int, found: int, score: float) -> dict[str, Any]:
-        return {"text": dataset.captions[found], "score": round(score, 4), "right": dataset.owners[found] == image}
+        return {
+            "text": dataset.captions[found],
+            "score": round(score, 4),
+            "right": bool(dataset.owners[found] == image),
+        }
 
     text_to_image = [
         {
@@ -99,22 +101,22 @@ def write_segmentation(out: Path, dataset: SegmentationSet, result: Segmented) -
     colors = palette(len(dataset.labels), dataset.background)
     examples = []
     for index, predicted in sorted(result.maps.items()):
-        (image,) = load_images(dataset.tree, [dataset.images[index]])
+        image = dataset.images.load(index)
         truth = load_mask(dataset, index, image.size)
-        counted = np.ones(truth.shape, bool) if dataset.ignore is None else truth != dataset.ignore
+        counted = truth != IGNORED
         files = {"image": f"{index}-image.jpg", "truth": f"{index}-truth.jpg", "predicted": f"{index}-predicted.jpg"}
         _save(out / files["image"], image, OVERLAY_PX)
-        _save(out / files["truth"], overlay(image, truth, colors, dataset.ignore), OVERLAY_PX)
-        _save(out / files["predicted"], overlay(image, predicted, colors, None), OVERLAY_PX)
+        _save(out / files["truth"], overlay(image, truth, colors), OVERLAY_PX)
+        _save(out / files["predicted"], overlay(image, predicted, colors), OVERLAY_PX)
         seen = np.bincount(np.concatenate([truth[counted], predicted.ravel()]), minlength=len(colors))
         shown = [int(label) for label in np.argsort(-seen, kind="stable")[:LEGEND_ENTRIES] if seen[label]]
         examples.append(
             {
                 **files,
-                "name": Path(dataset.images[index]).stem,
+                "name": Path(dataset.images.names[index]).stem,
                 "right_pixels": float((truth == predicted)[counted].mean()) if counted.any() else 0.0,
                 "legend": [
-                    {"name": dataset.labels[label], "color": "#" + bytes(colors[label]).hex()} for label in shown
+                    {"name": dataset.labels[label][0], "color": "#" + bytes(colors[label]).hex()} for label in shown
                 ],
             }
         )
@@ -132,21 +134,17 @@ def palette(num_classes: int, background: int | None) -> UInt8[np.ndarray, "c 3"
     return table
 
 
-def overlay(
-    image: Image.Image, labels: Int32[np.ndarray, "h w"], colors: UInt8[np.ndarray, "c 3"], ignore: int | None
-) -> Image.Image:
+def overlay(image: Image.Image, labels: Int32[np.ndarray, "h w"], colors: UInt8[np.ndarray, "c 3"]) -> Image.Image:
     """The image without its colours under its label map, so that those are the legend's; ignored pixels are black."""
     pixels = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
     painted = colors[np.clip(labels, 0, len(colors) - 1)].astype(np.float32)
-    if ignore is not None:
-        painted[labels == ignore] = 0
+    painted[labels == IGNORED] = 0
     return Image.fromarray((OVERLAY_OPACITY * painted + (1 - OVERLAY_OPACITY) * pixels).round().astype(np.uint8))
 
 
 def _thumbnail(out: Path, file_name: str, dataset: ClassificationSet | RetrievalSet, index: int) -> str:
     if not (out / file_name).exists():
-        (image,) = load_images(dataset.tree, [dataset.images[index]])
-        _save(out / file_name, image, THUMBNAIL_PX)
+        _save(out / file_name, dataset.images.load(index), THUMBNAIL_PX)
     return file_name
 
 

@@ -1,36 +1,61 @@
 """Scores, intervals and baselines: arrays in, numbers out.
 
-Every metric here is a ratio of sums over items, averaged over columns: the mean over c of
-sum(hits[:, c]) / sum(trials[:, c]). Top-k accuracy, recall and pixel accuracy have one column, mIoU has one for each
-class. One bootstrap therefore serves all, and the same resamples of two models give the interval of their difference.
+Almost every metric here is a ratio of sums over items, averaged over columns: the mean over c of
+sum(hits[:, c]) / sum(trials[:, c]). Top-k accuracy, recall and pixel accuracy have one column; mIoU and the mean
+accuracy per class have one for each class. One bootstrap therefore serves all, and the same resamples of two models
+give the interval of their difference.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import scipy.ndimage
+import scipy.sparse
 import torch
-from jaxtyping import Bool, Float, Float64, Int64, Integer
+from jaxtyping import Bool, Float, Float64, Int32, Int64, Integer
 from torch import Tensor
+
+from evaluate.sets.kinds import IGNORED
 
 Z_95 = 1.959963984540054
 SAMPLES_AT_ONCE = 64
+BOUNDARY_SHARE = 0.0075
+"""Tolerance of boundaries as a share of the image's diagonal (Csurka et al. 2013)."""
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What one metric is computed from: per item (image, or image with its captions) and column (class)."""
+    """What one metric is computed from: per item (an image, or an image with its captions) and column (class).
+
+    Two images of classes 0 and 2, the second one wrong, have hits [[1], [0]], trials [[1], [1]] and columns [0, 2]: the
+    accuracy per class is 1 and 0, and its mean 0.5.
+    """
 
     hits: Float64[np.ndarray, "items columns"]
     trials: Float64[np.ndarray, "items columns"]
+    columns: Int64[np.ndarray, " items"] | None = None
+    """The column that each item counts in, where every item has one alone; hits and trials then have one column."""
+    is_median: bool = False
+    """The value is the median of the hits, as of ranks."""
 
     @property
     def value(self) -> float:
-        return float(_ratio(self.hits.sum(0)[None], self.trials.sum(0)[None])[0])
+        return float(_resampled(self, np.ones((1, len(self.hits))))[0])
+
+    def per_column(self) -> Float64[np.ndarray, " columns"]:
+        """The ratio of each column; NaN where it was never tried."""
+        hits = _by_column(self, self.hits)[0]
+        trials = _by_column(self, self.trials)[0]
+        return np.where(trials > 0, hits / np.where(trials > 0, trials, 1), np.nan)
+
+    def trials_per_column(self) -> Float64[np.ndarray, " columns"]:
+        """How much was tried in each column."""
+        return _by_column(self, self.trials)[0]
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A value with the limits of its 95 % confidence interval."""
 
     value: float
@@ -38,30 +63,28 @@ class Estimate:
     high: float
 
 
-def _ratio(
-    hits: Float64[np.ndarray, "n columns"], trials: Float64[np.ndarray, "n columns"]
-) -> Float64[np.ndarray, " n"]:
-    """Mean of hits / trials over the columns that were tried at all; 0 where none was."""
-    tried = trials > 0
-    shares = np.where(tried, hits / np.where(tried, trials, 1), 0)
-    return shares.sum(1) / np.maximum(tried.sum(1), 1)
-
-
 def estimate(tally: Tally, samples: int, seed: int) -> Estimate:
     """Wilson's interval for plain proportions, a bootstrap over items for everything else."""
-    if tally.trials.shape[1] == 1 and bool((tally.trials == 1).all()):
+    is_proportion = tally.columns is None and not tally.is_median and tally.trials.shape[1] == 1
+    if is_proportion and bool((tally.trials == 1).all()):
         return wilson(float(tally.hits.sum()), len(tally.trials))
+
     values = [_resampled(tally, weights) for weights in _resamples(len(tally.hits), samples, seed)]
     low, high = np.quantile(np.concatenate(values), [0.025, 0.975])
-    return Estimate(tally.value, min(float(low), tally.value), max(float(high), tally.value))
+    value = tally.value
+    return Estimate(value, min(float(low), value), max(float(high), value))
 
 
 def wilson(hits: float, trials: int) -> Estimate:
-    """Proportion with Wilson's score interval (1927): inside [0, 1], and not of zero width at 0 or 1."""
-    share, z2 = hits / trials, Z_95**2
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    """Proportion with Wilson's score interval (1927): inside [0, 1], and not of zero width at 0 or 1.
+
+    SciPy's needs whole hits; ours are fractions where answers tie.
+    """
+    share = hits / trials
+    z2 = Z_95**2
+    center = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z_95 / (1 + z2 / trials) * np.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
-    return Estimate(share, min(max(0.0, float(centre - half)), share), max(min(1.0, float(centre + half)), share))
+    return Estimate(share, min(max(0.0, float(center - half)), share), max(min(1.0, float(center + half)), share))
 
 
 def paired_difference(ours: Tally, other: Tally, samples: int, seed: int) -> Estimate:
@@ -77,8 +100,10 @@ def paired_difference(ours: Tally, other: Tally, samples: int, seed: int) -> Est
 
 
 def _resamples(items: int, samples: int, seed: int) -> Iterator[Float64[np.ndarray, "resamples items"]]:
-    """How often each item is drawn in each bootstrap sample, a few samples at a time: the draws are those of all at
-    once."""
+    """How often each item is drawn in each bootstrap sample, a few samples at a time.
+
+    The draws are those of all samples at once.
+    """
     random = np.random.default_rng(seed)
     for start in range(0, samples, SAMPLES_AT_ONCE):
         draws = random.integers(0, items, (min(SAMPLES_AT_ONCE, samples - start), items), dtype=np.int32)
@@ -89,45 +114,132 @@ def _resamples(items: int, samples: int, seed: int) -> Iterator[Float64[np.ndarr
 
 
 def _resampled(tally: Tally, weights: Float64[np.ndarray, "resamples items"]) -> Float64[np.ndarray, " resamples"]:
-    return _ratio(weights @ tally.hits, weights @ tally.trials)
+    """The metric's value where item i counts weights[:, i] times."""
+    if tally.is_median:
+        return _medians(tally.hits[:, 0], weights)
+    return _mean_ratio(_by_column(tally, tally.hits, weights), _by_column(tally, tally.trials, weights))
 
 
-def places(scores: Float[Tensor, "n answers"], right: Bool[Tensor, "n answers"]) -> Int64[np.ndarray, "3 n"]:
-    """How many answers are before or level with the best right one of each row: wrong ones that score above it, wrong
-    ones with its score, right ones with its score."""
+def _by_column(
+    tally: Tally,
+    part: Float64[np.ndarray, "items columns"],
+    weights: Float64[np.ndarray, "resamples items"] | None = None,
+) -> Float64[np.ndarray, "resamples all_columns"]:
+    """Weighted sums over the items, per column."""
+    weights = np.ones((1, len(part))) if weights is None else weights
+    if tally.columns is None:
+        return weights @ part
+
+    # A sparse matrix with a single one per item adds up the items of each column.
+    items = len(tally.columns)
+    member = scipy.sparse.csr_array((np.ones(items), tally.columns, np.arange(items + 1)))
+    return (weights * part[:, 0]) @ member
+
+
+def _mean_ratio(
+    hits: Float64[np.ndarray, "n columns"], trials: Float64[np.ndarray, "n columns"]
+) -> Float64[np.ndarray, " n"]:
+    """Mean of hits / trials over the columns that were tried at all; 0 where none was."""
+    tried = trials > 0
+    shares = np.where(tried, hits / np.where(tried, trials, 1), 0)
+    return shares.sum(1) / np.maximum(tried.sum(1), 1)
+
+
+def _medians(
+    values: Float64[np.ndarray, " items"], weights: Float64[np.ndarray, "resamples items"]
+) -> Float64[np.ndarray, " resamples"]:
+    """The smallest value that half of the weight does not exceed."""
+    order = np.argsort(values, kind="stable")
+    below = weights[:, order].cumsum(1)
+    return values[order[(below >= below[:, -1:] / 2).argmax(1)]]
+
+
+class Ranks(NamedTuple):
+    """What stands before or level with the best right answer of each query."""
+
+    above: Int64[np.ndarray, " n"]
+    """Wrong answers with a higher score."""
+    tied_wrong: Int64[np.ndarray, " n"]
+    """Wrong answers with the same score."""
+    tied_right: Int64[np.ndarray, " n"]
+    """Right answers with the same score, the best one included."""
+
+    def expected(self) -> Float64[np.ndarray, " n"]:
+        """The rank of the first right answer, from 1, when ties are put in random order."""
+        return 1 + self.above + self.tied_wrong / (self.tied_right + 1)
+
+
+def ranks(scores: Float[Tensor, "n answers"], right: Bool[Tensor, "n answers"]) -> Ranks:
+    """The ranks of a block of queries."""
     best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
     level = scores == best
-    return torch.stack([(scores > best).sum(1), (level & ~right).sum(1), (level & right).sum(1)]).numpy()
+    above = (scores > best).sum(1)
+    return Ranks(above.numpy(), (level & ~right).sum(1).numpy(), (level & right).sum(1).numpy())
 
 
-def expected_hits(places: Int64[np.ndarray, "3 n"], k: int) -> Float64[np.ndarray, " n"]:
+def expected_hits(ranks: Ranks, k: int) -> Float64[np.ndarray, " n"]:
     """Probability that a right answer is among the first k when ties are put in random order.
 
     Without ties this is 1 or 0; a model that gives everything one score gets exactly chance.
     """
-    greater, equal_wrong, equal_right = places
-    missed = np.ones(len(greater))
+    missed = np.ones(len(ranks.above))
     for drawn in range(k):
-        remaining = equal_wrong + equal_right - drawn
-        drawing = (greater + drawn < k) & (remaining > 0)
-        missed *= np.where(drawing, np.maximum(equal_wrong - drawn, 0) / np.maximum(remaining, 1), 1)
+        # The next place is still open, and goes to one of the tied answers that are left.
+        remaining = ranks.tied_wrong + ranks.tied_right - drawn
+        drawing = (ranks.above + drawn < k) & (remaining > 0)
+        missed *= np.where(drawing, np.maximum(ranks.tied_wrong - drawn, 0) / np.maximum(remaining, 1), 1)
     return 1 - missed
 
 
 def chance_of_hit(candidates: int, right: int, k: int) -> float:
     """Probability of at least one of `right` answers among k drawn at random from `candidates`."""
-    return float(expected_hits(np.array([[0], [candidates - right], [right]]), min(k, candidates))[0])
+    drawn = Ranks(np.array([0]), np.array([candidates - right]), np.array([right]))
+    return float(expected_hits(drawn, min(k, candidates))[0])
 
 
 def intersections_and_unions(
-    truth: Integer[np.ndarray, "h w"], predicted: Integer[np.ndarray, "h w"], num_classes: int, ignore: int | None
+    truth: Integer[np.ndarray, "h w"], predicted: Integer[np.ndarray, "h w"], num_classes: int
 ) -> tuple[Int64[np.ndarray, " c"], Int64[np.ndarray, " c"]]:
-    """Per class, the pixels in both maps and the pixels in either; pixels labelled `ignore` count nowhere."""
-    counted = np.ones(truth.shape, bool) if ignore is None else truth != ignore
-    truth, predicted = truth[counted].astype(np.int64), predicted[counted].astype(np.int64)
-    both = np.bincount(truth[truth == predicted], minlength=num_classes)
-    either = np.bincount(truth, minlength=num_classes) + np.bincount(predicted, minlength=num_classes) - both
+    """Per class, the pixels in both maps and the pixels in either; pixels with the truth IGNORED count nowhere."""
+    counted = truth != IGNORED
+    right = truth[counted].astype(np.int64)
+    guess = predicted[counted].astype(np.int64)
+    both = np.bincount(right[right == guess], minlength=num_classes)
+    either = np.bincount(right, minlength=num_classes) + np.bincount(guess, minlength=num_classes) - both
     return both, either
+
+
+def boundary_matches(
+    truth: Int32[np.ndarray, "h w"], predicted: Int32[np.ndarray, "h w"], num_classes: int
+) -> tuple[Int64[np.ndarray, " c"], Int64[np.ndarray, " c"]]:
+    """Per class, boundary pixels of either map that have one of the other nearby, and all boundary pixels of both.
+
+    Nearby is within 0.75 % of the image's diagonal, in rows and columns. The ratio of the sums is the boundary F1.
+    """
+    reach = max(1, round(BOUNDARY_SHARE * float(np.hypot(*truth.shape))))
+    matched = np.zeros(num_classes, np.int64)
+    total = np.zeros(num_classes, np.int64)
+    guess = np.where(truth == IGNORED, IGNORED, predicted)
+
+    for label in np.union1d(np.unique(truth), np.unique(guess)).tolist():
+        if label == IGNORED:
+            continue
+        edges = [_edge(each == label, truth) for each in (truth, guess)]
+        near = [scipy.ndimage.maximum_filter(edge, 2 * reach + 1, mode="constant") for edge in edges]
+        matched[label] = (edges[0] & near[1]).sum() + (edges[1] & near[0]).sum()
+        total[label] = edges[0].sum() + edges[1].sum()
+    return matched, total
+
+
+def _edge(inside: Bool[np.ndarray, "h w"], truth: Int32[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Pixels of a region with a neighbor outside it that counts; the image's own border is none."""
+    outside = ~inside & (truth != IGNORED)
+    edge = np.zeros_like(inside)
+    edge[1:] |= outside[:-1]
+    edge[:-1] |= outside[1:]
+    edge[:, 1:] |= outside[:, :-1]
+    edge[:, :-1] |= outside[:, 1:]
+    return edge & inside
 
 
 def constant_map_miou(pixels: Int64[np.ndarray, " c"], label: int) -> float:

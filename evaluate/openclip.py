@@ -27,7 +27,10 @@ class OpenClipEncoder:
         self._model, _, self._preprocess = open_clip.create_model_and_transforms(
             architecture, pretrained=weights or None
         )
-        self.protocol: Mapping[str, object] = {"image_size": self._model.visual.image_size, "precision": "float32"}
+        self.protocol: Mapping[str, object] = {
+            "model_image_size": self._model.visual.image_size,
+            "precision": "float32",
+        }
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model.to(self._device).eval()
         self._tokenize = open_clip.get_tokenizer(architecture)

@@ -1,13 +1,16 @@
-"""Prompt templates and class names.
+"""Prompt templates.
 
-`IMAGENET` holds the 80 templates of CLIP (Radford et al. 2021, arXiv:2103.00020; openai/CLIP, MIT licence).
+`IMAGENET` holds the 80 templates of CLIP (Radford et al. 2021, arXiv:2103.00020; openai/CLIP, MIT license).
 `EMOJI` is for drawings and pictograms, whose captions are names and keywords rather than sentences.
 """
 
+import json
 from collections.abc import Sequence
-from typing import Literal
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
-TemplateSet = Literal["imagenet", "emoji", "plain"]
+DATA = Path(__file__).parent / "sets" / "data"
 
 IMAGENET = (
     "a bad photo of a {}.",
@@ -103,22 +106,53 @@ EMOJI = (
 
 PLAIN = ("{}",)
 
-TEMPLATES: dict[TemplateSet, tuple[str, ...]] = {"imagenet": IMAGENET, "emoji": EMOJI, "plain": PLAIN}
+TEMPLATES: dict[str, tuple[str, ...]] = {"imagenet": IMAGENET, "emoji": EMOJI, "plain": PLAIN}
+AUTO = "auto"
+TEMPLATES_INPUT = "templates"
+"""The name that a file of templates has among the inputs of the step evaluate."""
+SLOT = "{}"
 
-IMAGENETTE_NAMES = {
-    "n01440764": "tench",
-    "n02102040": "English springer",
-    "n02979186": "cassette player",
-    "n03000684": "chainsaw",
-    "n03028079": "church",
-    "n03394916": "French horn",
-    "n03417042": "garbage truck",
-    "n03425413": "gas pump",
-    "n03445777": "golf ball",
-    "n03888257": "parachute",
-}
+
+class Prompts(NamedTuple):
+    """Templates, and what a result calls them."""
+
+    name: str
+    templates: tuple[str, ...]
+
+    def describe(self) -> str:
+        """The protocol of class embeddings, for results."""
+        return f"{self.name}: {len(self.templates)} templates, mean of unit vectors, unit norm"
+
+
+def choose_prompts(wanted: str, own: str | tuple[str, ...], file: Path | None = None) -> Prompts:
+    """The prompts of a set whose own are a list or the name of one; `wanted` names others, or `file` holds them."""
+    if file is not None:
+        return Prompts(f"file {file.name}", read_templates(file))
+    if wanted == AUTO and not isinstance(own, str):
+        return Prompts("the set's own", own)
+    name = str(own) if wanted == AUTO else wanted
+    return Prompts(name, named_templates()[name])
+
+
+@cache
+def named_templates() -> dict[str, tuple[str, ...]]:
+    """Templates by name: those above, and the published ones of other sets."""
+    listed = json.loads((DATA / "templates.json").read_text())
+    return TEMPLATES | {name: tuple(texts) for name, texts in listed.items() if isinstance(texts, list)}
+
+
+def read_templates(file: Path) -> tuple[str, ...]:
+    """One template per line of a text file, with {} (or {c}) where the name goes."""
+    lines = tuple(line.strip().replace("{c}", SLOT) for line in file.read_text().splitlines() if line.strip())
+    bad = [line for line in lines if line.count(SLOT) != 1]
+    if bad or not lines:
+        what = f"the template {bad[0]!r}" if bad else "no template"
+        raise ValueError(
+            f"{file} has {what}: one template per line is required, each with one {{}} where the name goes; correct it"
+        )
+    return lines
 
 
 def fill(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Every name in every template, name by name."""
-    return [template.format(name) for name in names for template in templates]
+    return [template.replace(SLOT, name) for name in names for template in templates]

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from curation.report import curation_sections
 from evaluate.config import ReportConfig
 from evaluate.figures import COLORS, training_curves
 from evaluate.metrics import Estimate, paired_difference
-from evaluate.results import RESULTS, Measure, Result, examples_folder, read_results, read_tallies
-from evaluate.tables import METRIC_NAMES, percent, trivial_score
+from evaluate.published_figures import Published, published_rows
+from evaluate.results import RESULTS, Result, examples_folder, read_results
+from evaluate.tables import METRIC_NAMES, RANKS, percent, shown, trivial_score
+from evaluate.tallies import read_tallies
 
 PAGE = "report.html"
 TEMPLATE = "report.html.jinja"
 MAIN_ARM = "curated"
+CLASSES_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Arm:
         folder = self.folders.get("evaluate")
         if folder is None or not (folder / RESULTS).exists():
             return {}
-        return {result["benchmark"]: result for result in read_results(folder)}
+        return {result["set"]: result for result in read_results(folder)}
 
     def encoder(self) -> str:
         """What was measured."""
@@ -64,7 +68,9 @@ def run(config: ReportConfig, *, out: Path, **inputs: Path) -> dict[str, float]:
             colors=COLORS,
             encoder=arms[0].encoder() or _backbone(records),
             facts=_facts(records),
-            benchmarks=compare(arms, config),
+            evaluation_sets=compare(arms, config),
+            pairs=list(combinations(range(len(arms)), 2)),
+            metric_names=METRIC_NAMES,
             curves=curves,
             curation=curation_sections(first["curate"], first["embed"]) if {"curate", "embed"} <= first.keys() else [],
             examples=_examples(arms[0]),
@@ -88,57 +94,88 @@ def split_arms(inputs: Mapping[str, Path]) -> list[Arm]:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric: each arm's value, how far the first is ahead of each other one, and what seeing nothing scores."""
+    """One metric: each arm's value, the paired difference of every two arms, and the trivial baseline."""
 
-    name: str
-    values: Sequence[Measure | None]
-    differences: Sequence[Estimate | None]
+    metric: str
+    values: Sequence[Mapping[str, float] | None]
+    differences: Mapping[tuple[int, int], Estimate]
     trivial: float | None
+
+    @property
+    def name(self) -> str:
+        return METRIC_NAMES.get(self.metric, self.metric)
+
+    @property
+    def is_share(self) -> bool:
+        return self.metric not in RANKS
+
+    def show(self, value: float) -> str:
+        return shown(self.metric, value)
+
+    def show_difference(self, value: float) -> str:
+        return _signed(value) if self.is_share else f"{value:+.3g}".replace("-", "−")
+
+    def is_better(self, difference: Estimate) -> bool:
+        """Whether the whole interval is on the good side: above zero, or below it for ranks."""
+        return difference.low > 0 if self.is_share else difference.high < 0
+
+    def is_worse(self, difference: Estimate) -> bool:
+        return difference.high < 0 if self.is_share else difference.low > 0
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Compared:
     """One evaluation set in all arms."""
 
     name: str
-    task: str
-    sizes: Mapping[str, int]
-    baselines: Mapping[str, Mapping[str, float]]
-    protocol: Mapping[str, object]
+    first: Result
+    errors: Sequence[str]
+    """Why each arm could not be scored; empty where it was."""
     rows: Sequence[Row]
+    published: Sequence[Published]
+    classes: Sequence[Mapping[str, Any]]
+    """The best and the worst classes of the first arm, with its value and those of the others."""
 
 
-def compare(arms: Sequence[Arm], config: ReportConfig) -> list[Benchmark]:
-    """Every evaluation set of the first arm with the scores of all arms; differences are paired by item."""
+def compare(arms: Sequence[Arm], config: ReportConfig) -> list[Compared]:
+    """Every evaluation set with the scores of all arms; differences are paired by item."""
     results = [arm.results() for arm in arms]
-    return [
-        Benchmark(
-            name,
-            result["task"],
-            result["sizes"],
-            result["baselines"],
-            result["protocol"],
-            [_row(arms, results, name, metric, config) for metric in result["metrics"]],
-        )
-        for name, result in results[0].items()
-    ]
+    names = dict.fromkeys(name for scored in results for name in scored)
+    compared = []
+    for name in names:
+        here = [scored.get(name) for scored in results]
+        first = next(result for result in here if result is not None)
+        metrics = dict.fromkeys(metric for result in here if result for metric in result["metrics"])
+        rows = [_row(arms, here, name, metric, config) for metric in metrics]
+        published = published_rows(str(first["protocol"].get("set", "")))
+        errors = [result["error"] if result else "" for result in here]
+        compared.append(Compared(name, first, errors, rows, published, _best_and_worst(here)))
+    return compared
 
 
-def _row(
-    arms: Sequence[Arm], results: Sequence[Mapping[str, Result]], benchmark: str, metric: str, config: ReportConfig
-) -> Row:
-    values = [found[benchmark]["metrics"].get(metric) if benchmark in found else None for found in results]
+def _row(arms: Sequence[Arm], results: Sequence[Result | None], name: str, metric: str, config: ReportConfig) -> Row:
+    values = [result["metrics"].get(metric) if result else None for result in results]
     tallies = [
-        read_tallies(arm.folders["evaluate"], benchmark)[metric] if value else None
+        read_tallies(arm.folders["evaluate"], name)[metric] if value else None
         for arm, value in zip(arms, values, strict=True)
     ]
-    first = tallies[0]
-    differences = [
-        paired_difference(first, other, config.bootstrap_samples, config.seed) if first and other else None
-        for other in tallies[1:]
-    ]
-    trivial = trivial_score(results[0][benchmark], metric)
-    return Row(METRIC_NAMES.get(metric, metric), values, differences, trivial)
+    differences = {
+        (one, other): paired_difference(ours, theirs, config.bootstrap_samples, config.seed)
+        for one, ours in enumerate(tallies)
+        for other, theirs in enumerate(tallies)
+        if one < other and ours and theirs and ours.hits.shape == theirs.hits.shape
+    }
+    first = next(result for result in results if result)
+    return Row(metric, values, differences, trivial_score(first, metric))
+
+
+def _best_and_worst(results: Sequence[Result | None]) -> list[dict[str, Any]]:
+    """The classes with the highest and lowest value in the first arm; all of a set of few classes."""
+    tables = [{row["name"]: row["value"] for row in result.get("classes", ())} if result else {} for result in results]
+    tried = [(name, value) for name, value in tables[0].items() if value is not None]
+    ordered = sorted(tried, key=lambda item: (-item[1], item[0]))
+    chosen = ordered if len(ordered) <= 2 * CLASSES_SHOWN else [*ordered[:CLASSES_SHOWN], *ordered[-CLASSES_SHOWN:]]
+    return [{"name": name, "values": [table.get(name) for table in tables]} for name, _ in chosen]
 
 
 def _backbone(records: Mapping[str, Mapping[str, Any]]) -> str:
@@ -204,7 +241,7 @@ def _examples(arm: Arm) -> dict[str, list[dict[str, Any]]]:
         folder = examples_folder(arm.folders["evaluate"], name)
         if (folder / "examples.json").exists():
             listing = _inlined(json.loads((folder / "examples.json").read_text()), folder)
-            examples.setdefault(result["task"], []).append({"benchmark": name, **listing})
+            examples.setdefault(result["task"], []).append({"set": name, **listing})
     return examples
 
 

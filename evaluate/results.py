@@ -1,77 +1,87 @@
-"""Results on disk: one entry for each evaluation set, and the per-item tallies that intervals are made from.
+"""Results on disk: what each evaluation set scored. The per-item tallies beside them are evaluate/tallies.py's.
 
-`results.json` is for readers; `tallies/<benchmark>.npz` lets two models be compared item by item.
+results.json          one flat row per set and metric, for other tools
+results/SET.json      everything about one set: protocol, classes, baselines
+tallies/SET.npz       lets two models be compared item by item
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
-import numpy as np
-
-from cluster.files import replacing, write_atomic
-from evaluate.metrics import Estimate, Tally
+from cluster.files import write_atomic
 
 RESULTS = "results.json"
 
 
-class Measure(TypedDict):
-    """A value with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 class Result(TypedDict):
-    """One evaluation set: scores, what seeing nothing would score, how many items, and how it was measured."""
+    """One evaluation set: scores, trivial scores, how many items, and how it was measured."""
 
-    benchmark: str
+    set: str
     task: str
-    metrics: dict[str, Measure]
+    error: str
+    """Why the set could not be scored; empty when it was."""
+    metrics: dict[str, dict[str, float]]
+    """value, low and high (the limits of the 95 % interval) and n, the number of items, by metric."""
     baselines: dict[str, dict[str, float]]
     sizes: dict[str, int]
     protocol: dict[str, object]
+    classes: NotRequired[list[dict[str, Any]]]
+    """name, n and value (accuracy or IoU; None where the class was never tried) of each class."""
+    overlap: NotRequired[dict[str, Any]]
+    """Average precision of the heat map of each name."""
     encoder: str
+    model: str
+    """Fingerprint of the model."""
+    data: str
+    """Fingerprint of the set."""
     seconds: float
 
 
-def as_measure(estimate: Estimate) -> Measure:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-
-
-def result_file(out: Path, benchmark: str) -> Path:
+def result_file(out: Path, name: str) -> Path:
     """Written last: an evaluation set whose file is there is done."""
-    return out / "results" / f"{benchmark}.json"
+    return out / "results" / f"{name}.json"
 
 
-def examples_folder(out: Path, benchmark: str) -> Path:
-    return out / "examples" / benchmark
+def examples_folder(out: Path, name: str) -> Path:
+    return out / "examples" / name
 
 
-def write_result(out: Path, result: Result, tallies: dict[str, Tally]) -> None:
-    """The tallies, then the result, each whole or absent."""
-    arrays = {f"{name}/{part}": getattr(tally, part) for name, tally in tallies.items() for part in ("hits", "trials")}
-    target = _tally_file(out, result["benchmark"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    path = result_file(out, result["benchmark"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(result, indent=1, ensure_ascii=False))
+def write_flat(out: Path, results: Sequence[Result]) -> None:
+    """results.json of all sets."""
+    rows = [row for result in results for row in flat_rows(result)]
+    write_atomic(out / RESULTS, json.dumps(rows, indent=1, ensure_ascii=False))
 
 
-def read_tallies(out: Path, benchmark: str) -> dict[str, Tally]:
-    """Per-item hits and trials of every metric of one evaluation set."""
-    with np.load(_tally_file(out, benchmark)) as arrays:
-        names = dict.fromkeys(name.rpartition("/")[0] for name in arrays.files)
-        return {name: Tally(arrays[f"{name}/hits"], arrays[f"{name}/trials"]) for name in names}
-
-
-def _tally_file(out: Path, benchmark: str) -> Path:
-    return out / "tallies" / f"{benchmark}.npz"
+def flat_rows(result: Result) -> list[dict[str, Any]]:
+    """One row per metric; one row with the error where a set could not be scored."""
+    about = {
+        "protocol": "; ".join(f"{name}: {value}" for name, value in result["protocol"].items()),
+        "encoder": result["encoder"],
+        "model": result["model"],
+        "data": result["data"],
+    }
+    first = {"set": result["set"], "task": result["task"]}
+    if result["error"]:
+        return [
+            {
+                **first,
+                "metric": None,
+                "value": None,
+                "low": None,
+                "high": None,
+                "n": None,
+                "error": result["error"],
+                **about,
+            }
+        ]
+    return [
+        {**first, "metric": metric, **measure, "error": None, **about} for metric, measure in result["metrics"].items()
+    ]
 
 
 def read_results(out: Path) -> list[Result]:
-    """All results of a finished evaluation."""
-    return json.loads((out / RESULTS).read_text())
+    """All results of a finished evaluation, in its order."""
+    names = dict.fromkeys(row["set"] for row in json.loads((out / RESULTS).read_text()))
+    return [json.loads(result_file(out, name).read_text()) for name in names]

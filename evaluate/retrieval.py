@@ -1,9 +1,10 @@
-"""Image-text retrieval in both directions: recall by counting the scores above the best right answer.
+"""Image-text retrieval in both directions: recall and median rank by counting the scores above the best right answer.
 
-No sorting and no full score matrix: queries go through in row blocks. An image is found when any of its captions is.
+Nothing is sorted, and no matrix of scores is held (evaluate/counting.py). An image counts as found when any of its
+captions is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,80 +12,87 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from evaluate.encoder import Encoder
-from evaluate.metrics import Tally, chance_of_hit, expected_hits, places
-from evaluate.sets import RetrievalSet, load_images
+from evaluate.counting import both_ranks
+from evaluate.encoder import Encoder, checked
+from evaluate.metrics import Tally, chance_of_hit, expected_hits
+from evaluate.sets.kinds import RetrievalSet
+from evaluate.views import UNCUT, View, batches
 
 RECALL_AT = (1, 5, 10)
-QUERIES_AT_ONCE = 512
 TEXTS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Unit vectors of a set and the tallies of its recalls: one item for each image, with all its captions."""
+    """Unit vectors of a set and the tallies of its metrics: one item for each image, with all its captions."""
 
     images: Float[Tensor, "images dim"]
     captions: Float[Tensor, "captions dim"]
     tallies: dict[str, Tally]
 
 
-def retrieve(encoder: Encoder, dataset: RetrievalSet, batch_size: int) -> Retrieved:
+def retrieve(
+    encoder: Encoder,
+    dataset: RetrievalSet,
+    batch_size: int,
+    view: View = UNCUT,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Retrieved:
     """Text to image and image to text over the whole set; ties count with their expected value under random order."""
-    images = torch.cat(
-        [
-            encoder.encode_image(load_images(dataset.tree, dataset.images[start : start + batch_size]))
-            for start in range(0, len(dataset.images), batch_size)
-        ]
-    )
-    captions = torch.cat(
-        [
-            encoder.encode_text(dataset.captions[start : start + TEXTS_AT_ONCE])
-            for start in range(0, len(dataset.captions), TEXTS_AT_ONCE)
-        ]
-    )
-    owners = torch.tensor(dataset.owners)
-    return Retrieved(images, captions, recall_tallies(images, captions, owners))
+    captions = encode_texts(encoder, dataset.captions)
+    blocks = []
+    for batch in batches(dataset.images, view, batch_size):
+        blocks.append(checked(encoder.encode_image(batch), "images", len(batch), captions.shape[1]))
+        advance(len(batch))
+    images = torch.cat(blocks)
+    return Retrieved(images, captions, recall_tallies(images, captions, dataset.owners))
+
+
+def encode_texts(encoder: Encoder, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
+    """The vectors of any number of texts."""
+    blocks = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        block = texts[start : start + TEXTS_AT_ONCE]
+        blocks.append(checked(encoder.encode_text(block), "texts", len(block)))
+    return torch.cat(blocks)
 
 
 def recall_tallies(
-    images: Float[Tensor, "images dim"], captions: Float[Tensor, "captions dim"], owners: Int64[Tensor, " captions"]
+    images: Float[Tensor, "images dim"], captions: Float[Tensor, "captions dim"], owners: Int64[np.ndarray, " captions"]
 ) -> dict[str, Tally]:
-    """Recall at 1, 5, 10 each way; caption j describes image owners[j]."""
-    to_image = _all_places(captions, images, torch.arange(len(images)), owners)
-    to_text = _all_places(images, captions, owners, torch.arange(len(images)))
-    num_images, image_of = len(images), owners.numpy()
-    count = np.bincount(image_of, minlength=num_images).astype(np.float64)[:, None]
+    """Recall at 1, 5, 10 and the median rank, each way; caption j describes image owners[j]."""
+    to_image, to_text = both_ranks(captions, images, owners)
+    num_images = len(images)
+    count = np.bincount(owners, minlength=num_images).astype(np.float64)[:, None]
+    ones = np.ones((num_images, 1))
+
     tallies = {}
     for k in RECALL_AT:
-        hits = np.bincount(image_of, expected_hits(to_image, k), minlength=num_images)
+        hits = np.bincount(owners, expected_hits(to_image, k), minlength=num_images)
         tallies[f"text_to_image_r{k}"] = Tally(hits[:, None], count)
+    tallies["text_to_image_median_rank"] = _median(to_image.expected())
+
     for k in RECALL_AT:
-        tallies[f"image_to_text_r{k}"] = Tally(expected_hits(to_text, k)[:, None], np.ones((num_images, 1)))
+        tallies[f"image_to_text_r{k}"] = Tally(expected_hits(to_text, k)[:, None], ones)
+    tallies["image_to_text_median_rank"] = _median(to_text.expected())
     return tallies
 
 
-def _all_places(
-    queries: Float[Tensor, "q dim"],
-    gallery: Float[Tensor, "g dim"],
-    gallery_ids: Int64[Tensor, " g"],
-    query_ids: Int64[Tensor, " q"],
-) -> Int64[np.ndarray, "3 q"]:
-    """The places of every query's right answers, whose id is the query's."""
-    blocks = []
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
-        here = slice(start, start + QUERIES_AT_ONCE)
-        blocks.append(places(queries[here] @ gallery.T, query_ids[here, None] == gallery_ids))
-    return np.concatenate(blocks, axis=1)
+def _median(ranks: Float[np.ndarray, " n"]) -> Tally:
+    return Tally(ranks[:, None], np.ones((len(ranks), 1)), is_median=True)
 
 
-def chance_recalls(owners: Sequence[int]) -> dict[str, float]:
+def chance_recalls(owners: Int64[np.ndarray, " captions"]) -> dict[str, float]:
     """Expected recalls of answers in random order."""
     captions_of = np.bincount(owners)
-    num_images, num_captions = len(captions_of), len(owners)
+    num_images = len(captions_of)
+    num_captions = len(owners)
     text_to_image = {f"text_to_image_r{k}": min(1.0, k / num_images) for k in RECALL_AT}
+    by_count, how_often = np.unique(captions_of, return_counts=True)
     image_to_text = {
-        f"image_to_text_r{k}": float(np.mean([chance_of_hit(num_captions, int(n), k) for n in captions_of]))
+        f"image_to_text_r{k}": float(
+            np.average([chance_of_hit(num_captions, int(n), k) for n in by_count], weights=how_often)
+        )
         for k in RECALL_AT
     }
     return text_to_image | image_to_text

@@ -1,10 +1,11 @@
 """Open-vocabulary segmentation: every pixel gets the class whose prompt embedding is nearest to its patch.
 
-Sliding windows over the image at a fixed short side; soft-max of the cosines at patch resolution, bilinear to pixels,
-mean over the windows that see a pixel, bilinear to the mask's size, arg-max (evaluate/windows.py).
+Three protocols. `window` is that of the published figures, to the pixel: sliding windows at a fixed short side;
+cosines up-sampled to the window's pixels, soft-max, mean over the windows, bilinear to the mask's size, arg-max.
+`whole` encodes the image at once. `high-resolution` encodes many crops and names regions (evaluate/high_resolution.py).
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,15 @@ from torch import Tensor
 
 from evaluate.classification import class_embeddings
 from evaluate.config import SegmentationConfig
-from evaluate.encoder import Encoder
-from evaluate.metrics import Tally, constant_map_miou, intersections_and_unions
-from evaluate.sets import SegmentationSet, load_images, load_mask
-from evaluate.windows import axis_matrix, blockwise_argmax, starts
+from evaluate.encoder import Encoder, checked
+from evaluate.high_resolution import region_labels
+from evaluate.metrics import Tally, boundary_matches, constant_map_miou, intersections_and_unions
+from evaluate.sets.kinds import IGNORED, SegmentationSet
+from evaluate.sets.known import load_mask
+from evaluate.views import ahead
+from evaluate.windows import sliding_argmax, starts, whole_argmax
+
+IMAGES_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,18 @@ class Queries:
     labels: Int64[np.ndarray, " queries"]
     constant: float | None
     constant_label: int
+
+    def cosines(self, patches: Float[Tensor, "*grid dim"]) -> Float[Tensor, "*grid channels"]:
+        """The cosine of each patch with each query, and the constant competitor's where there is one."""
+        cosines = patches @ self.vectors.T
+        if self.constant is None:
+            return cosines
+        return torch.cat([cosines, torch.full_like(cosines[..., :1], self.constant)], dim=-1)
+
+    def classes(self, winners: Int64[np.ndarray, "*grid"]) -> Int32[np.ndarray, "*grid"]:
+        """The class of each winning channel."""
+        labels = self.labels if self.constant is None else np.append(self.labels, self.constant_label)
+        return labels[winners].astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -45,96 +63,109 @@ def segment(
     dataset: SegmentationSet,
     templates: Sequence[str],
     config: SegmentationConfig,
-    kept: Collection[int] = (),
+    shown: Collection[int] = (),
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Segmented:
-    """Tallies by image (mIoU, mIoU of the non-background classes, pixel accuracy); maps of the images in `kept`."""
+    """Tallies by image of mIoU, mean accuracy, pixel accuracy and boundary F1; the maps of the images in `shown`."""
     queries = class_queries(encoder, dataset, templates, config)
     num_classes = len(dataset.labels)
-    maps, both, either, pixels = {}, [], [], []
-    for index, name in enumerate(dataset.images):
-        (image,) = load_images(dataset.tree, [name])
-        truth = load_mask(dataset, index, image.size)
+
+    def load(index: int) -> tuple[Image.Image, Int32[np.ndarray, "h w"]]:
+        image = dataset.images.load(index)
+        return image, load_mask(dataset, index, image.size)
+
+    maps = {}
+    counts = []
+    indices = range(len(dataset.images))
+    for index, (image, truth) in zip(indices, ahead(load, indices, IMAGES_AHEAD), strict=True):
         predicted = label_map(encoder, image, queries, config)
-        if index in kept:
+        if index in shown:
             maps[index] = predicted
-        one = intersections_and_unions(truth, predicted, num_classes, dataset.ignore)
-        both.append(one[0])
-        either.append(one[1])
-        counted = truth[truth != dataset.ignore] if dataset.ignore is not None else truth
-        pixels.append(np.bincount(counted.ravel(), minlength=num_classes)[:num_classes])
-    if not np.any(pixels):
+
+        both, either = intersections_and_unions(truth, predicted, num_classes)
+        matched, edges = boundary_matches(truth, predicted, num_classes)
+        pixels = np.bincount(truth[truth != IGNORED], minlength=num_classes)
+        counts.append(np.stack([both, either, matched, edges, pixels]))
+        advance(1)
+
+    per_image = np.stack(counts, axis=1).astype(np.float64)
+    if not per_image[4].any():
         raise ValueError(
-            f"every pixel of {dataset.tree.root} has mask value {dataset.ignore}, which is ignored: at least one must "
-            "count; correct ignore_index in labels.json, or the masks"
+            f"no pixel of {dataset.images.root} counts: all have mask values that are ignored "
+            f"({sorted(dataset.ignored)}); correct ignore_index in labels.json, or the masks"
         )
-    tallies = _tallies(np.stack(both), np.stack(either), np.stack(pixels), dataset)
-    return Segmented(maps, tallies, np.sum(pixels, axis=0))
+    return Segmented(maps, _tallies(per_image, dataset.background), per_image[4].sum(0).astype(np.int64))
 
 
-def _tallies(
-    both: Int64[np.ndarray, "n c"],
-    either: Int64[np.ndarray, "n c"],
-    pixels: Int64[np.ndarray, "n c"],
-    dataset: SegmentationSet,
-) -> dict[str, Tally]:
-    both, either, pixels = both.astype(np.float64), either.astype(np.float64), pixels.astype(np.float64)
+def _tallies(counts: Float[np.ndarray, "5 n c"], background: int | None) -> dict[str, Tally]:
+    both, either, matched, edges, pixels = counts
     tallies = {"miou": Tally(both, either)}
-    if dataset.background is not None:
-        objects = [label for label in range(len(dataset.labels)) if label != dataset.background]
+    if background is not None:
+        objects = [label for label in range(both.shape[1]) if label != background]
         tallies["miou_objects"] = Tally(both[:, objects], either[:, objects])
     tallies["pixel_accuracy"] = Tally(both.sum(1, keepdims=True), pixels.sum(1, keepdims=True))
+    tallies["mean_accuracy"] = Tally(both, pixels)
+    tallies["boundary_f1"] = Tally(matched, edges)
     return tallies
 
 
 def class_queries(
     encoder: Encoder, dataset: SegmentationSet, templates: Sequence[str], config: SegmentationConfig
 ) -> Queries:
-    """One query for each class that is scored; the background class has several names, or a constant cosine."""
-    labels = [label for label in scored_labels(dataset) if label != dataset.background]
-    names = [dataset.labels[label] for label in labels]
-    if dataset.background is None:
-        return Queries(class_embeddings(encoder, names, templates, dense=True), np.array(labels), None, 0)
-    constant = config.background_cosine if config.background == "threshold" else None
-    if config.background == "prompts":
-        extra = [name for name in config.background_prompts if name not in names]
-        names, labels = names + extra, labels + [dataset.background] * len(extra)
-    vectors = class_embeddings(encoder, names, templates, dense=True)
-    return Queries(vectors, np.array(labels), constant, dataset.background)
+    """One query for each name of each class; the background class has several names, or a constant cosine."""
+    named = [(name, label) for label, each in enumerate(dataset.labels) for name in each if label != dataset.background]
+    constant = None
+    if dataset.background is not None and config.background == "threshold":
+        constant = config.background_cosine
+    elif dataset.background is not None:
+        taken = {name for name, _ in named}
+        named += [(name, dataset.background) for name in config.background_prompts if name not in taken]
 
-
-def scored_labels(dataset: SegmentationSet) -> list[int]:
-    """Class indices that can be right: all but the ignored one."""
-    return [label for label in range(len(dataset.labels)) if label != dataset.ignore]
+    vectors = class_embeddings(encoder, [name for name, _ in named], templates, dense=True)
+    labels = np.array([label for _, label in named], np.int64)
+    return Queries(vectors, labels, constant, dataset.background or 0)
 
 
 def label_map(
     encoder: Encoder, image: Image.Image, queries: Queries, config: SegmentationConfig
 ) -> Int32[np.ndarray, "h w"]:
     """The class index of every pixel of `image`."""
-    width, height = image.size
-    factor = config.short_side / min(width, height)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    resized = image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
-    window = (min(config.window, size[1]), min(config.window, size[0]))
-    tops, lefts = (starts(full, part, config.stride) for full, part in zip(size[::-1], window, strict=True))
+    out = (image.height, image.width)
+    if config.protocol == "high-resolution":
+        return region_labels(encoder, image, config.regions, lambda means: queries.classes(_best(queries, means)))
+
+    resized = resize_short_side(image, config.short_side)
+    if config.protocol == "whole":
+        patches = _patches(encoder, [resized], queries)
+        return queries.classes(whole_argmax(queries.cosines(patches)[0], out))
+
+    size = (resized.height, resized.width)
+    window = (min(config.window, size[0]), min(config.window, size[1]))
+    tops, lefts = (starts(full, part, config.stride) for full, part in zip(size, window, strict=True))
     crops = [resized.crop((x, y, x + window[1], y + window[0])) for y in tops for x in lefts]
-    scores = window_scores(encoder.encode_patches(crops), queries, config.logit_scale)
-    scores = scores.unflatten(0, (len(tops), len(lefts)))
-    rows = axis_matrix(scores.shape[3], window[0], tops, size[1], height)
-    columns = axis_matrix(scores.shape[4], window[1], lefts, size[0], width)
-    winners = blockwise_argmax(scores.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2), rows, columns)
-    labels = queries.labels if queries.constant is None else np.append(queries.labels, queries.constant_label)
-    return labels[winners].astype(np.int32)
+    cosines = queries.cosines(_patches(encoder, crops, queries)).unflatten(0, (len(tops), len(lefts)))
+    winners = sliding_argmax(cosines, (tops, lefts), window, size, out, config.logit_scale)
+    return queries.classes(winners)
 
 
-def window_scores(
-    patches: Float[Tensor, "n h w dim"], queries: Queries, logit_scale: float
-) -> Float[Tensor, "n channels h w"]:
-    """Soft-max over the queries (and the constant competitor) at each patch."""
-    cosines = patches @ queries.vectors.T
-    if queries.constant is not None:
-        cosines = torch.cat([cosines, torch.full_like(cosines[..., :1], queries.constant)], dim=-1)
-    return (logit_scale * cosines).softmax(-1).permute(0, 3, 1, 2).contiguous()
+def _best(queries: Queries, vectors: Float[Tensor, "n dim"]) -> Int64[np.ndarray, " n"]:
+    return queries.cosines(vectors).argmax(-1).numpy()
+
+
+def _patches(encoder: Encoder, images: Sequence[Image.Image], queries: Queries) -> Float[Tensor, "n h w dim"]:
+    return checked(encoder.encode_patches(images), "windows", len(images), queries.vectors.shape[1])
+
+
+def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
+    """The short side to so many px, bicubic; the long side is cut to whole pixels, not rounded, as published."""
+    width, height = image.size
+    if min(width, height) == short_side:
+        return image
+    if width < height:
+        size = (short_side, int(short_side * height / width))
+    else:
+        size = (int(short_side * width / height), short_side)
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def segmentation_baselines(
@@ -147,9 +178,14 @@ def segmentation_baselines(
 
 
 def _constant_map_scores(pixels: Int64[np.ndarray, " classes"], label: int, background: int | None) -> dict[str, float]:
+    present = int((pixels > 0).sum())
     share = float(pixels[label] / pixels.sum())
-    scores = {"miou": constant_map_miou(pixels, label), "pixel_accuracy": share}
+    scores = {
+        "miou": constant_map_miou(pixels, label),
+        "pixel_accuracy": share,
+        "mean_accuracy": (1 / present) if pixels[label] else 0.0,
+    }
     if background is not None:
-        others = int((pixels > 0).sum() - (pixels[background] > 0))
+        others = int(present - (pixels[background] > 0))
         scores["miou_objects"] = 0.0 if label == background else share / max(1, others)
     return scores

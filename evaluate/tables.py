@@ -1,45 +1,69 @@
-"""Results of one or several models as rows, and as a table for the terminal."""
+"""Results of one or several models as rows, as a table for the terminal, and as CSV, Markdown and LaTeX."""
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
+
+from evaluate.published_figures import published_rows
+from evaluate.results import Result, flat_rows
 
 METRIC_NAMES = {
     "top1": "top-1",
     "top5": "top-5",
+    "mean_per_class": "top-1, mean over classes",
     "text_to_image_r1": "text → image R@1",
     "text_to_image_r5": "text → image R@5",
     "text_to_image_r10": "text → image R@10",
+    "text_to_image_median_rank": "text → image median rank",
     "image_to_text_r1": "image → text R@1",
     "image_to_text_r5": "image → text R@5",
     "image_to_text_r10": "image → text R@10",
+    "image_to_text_median_rank": "image → text median rank",
+    "text_to_text_r1": "text → text R@1",
     "miou": "mIoU",
     "miou_objects": "mIoU without background",
     "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "accuracy, mean over classes",
+    "boundary_f1": "boundary F1",
+    "name_ap": "average precision of single names",
 }
+RANKS = ("text_to_image_median_rank", "image_to_text_median_rank")
+"""Metrics that are no shares: a small one is good, and it is shown as it is."""
+COLUMNS = ("set", "task", "metric", "value", "low", "high", "n", "protocol", "encoder", "model", "data", "error")
+
+Results = Mapping[str, Sequence[Result]]
+"""Results of each model, by its name."""
 
 
-def results_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
-    """One row for each benchmark and metric, one column for each model: percent with its 95 % interval.
-
-    `results` holds what results.json holds, by the name of the model.
-    """
+def results_table(results: Results) -> Table:
+    """One row for each set and metric, one column for each model: percent with its 95 % interval."""
     table = Table(title="Results, % with 95 % intervals", title_justify="left", header_style="bold")
-    table.add_column("benchmark")
+    table.add_column("evaluation set")
     table.add_column("metric")
-    for arm in results:
-        table.add_column(arm, justify="right")
-    table.add_column("seeing nothing", justify="right", style="dim")
-    by_arm = {arm: {result["benchmark"]: result for result in entries} for arm, entries in results.items()}
-    benchmarks = dict.fromkeys(name for entries in by_arm.values() for name in entries)
-    for benchmark in benchmarks:
-        having = [entries[benchmark] for entries in by_arm.values() if benchmark in entries]
-        for row, metric in enumerate(having[0]["metrics"]):
-            cells = [_cell(entries.get(benchmark), metric) for entries in by_arm.values()]
-            trivial = trivial_score(having[0], metric)
-            name = METRIC_NAMES.get(metric, metric)
-            table.add_row("" if row else benchmark, name, *cells, "" if trivial is None else percent(trivial))
+    for model in results:
+        table.add_column(model, justify="right")
+    table.add_column("trivial baseline", justify="right", style="dim")
+
+    by_model = {model: {result["set"]: result for result in entries} for model, entries in results.items()}
+    names = dict.fromkeys(name for entries in by_model.values() for name in entries)
+    for name in names:
+        scored = [entries[name] for entries in by_model.values() if name in entries]
+        metrics = dict.fromkeys(metric for result in scored for metric in result["metrics"])
+        for row, metric in enumerate(metrics):
+            cells = [_cell(entries.get(name), metric) for entries in by_model.values()]
+            trivial = trivial_score(scored[0], metric)
+            label = METRIC_NAMES.get(metric, metric)
+            table.add_row("" if row else name, label, *cells, "" if trivial is None else shown(metric, trivial))
+        for published in published_rows(str(scored[0]["protocol"].get("set", ""))):
+            cells = [f"[dim]{published.value:.1f}[/dim]"] + [""] * (len(by_model) - 1)
+            table.add_row("", f"[dim]published: {METRIC_NAMES[published.metric]}, {published.model}[/dim]", *cells, "")
+        for model, entries in by_model.items():
+            if name in entries and entries[name]["error"]:
+                table.add_row(name, f"[red]not scored: {escape(entries[name]['error'])}[/red] ({model})")
         table.add_section()
     return table
 
@@ -48,7 +72,13 @@ def _cell(result: Mapping[str, Any] | None, metric: str) -> str:
     if result is None or metric not in result["metrics"]:
         return "–"
     measure = result["metrics"][metric]
-    return f"[bold]{percent(measure['value'])}[/bold] [dim]{percent(measure['low'])}–{percent(measure['high'])}[/dim]"
+    value, low, high = (shown(metric, measure[part]) for part in ("value", "low", "high"))
+    return f"[bold]{value}[/bold] [dim]{low}–{high}[/dim]"
+
+
+def shown(metric: str, value: float) -> str:
+    """A value as tables have it: a rank as it is, anything else as a percentage."""
+    return f"{value:.3g}" if metric in RANKS else percent(value)
 
 
 def percent(share: float) -> str:
@@ -57,6 +87,73 @@ def percent(share: float) -> str:
 
 
 def trivial_score(result: Mapping[str, Any], metric: str) -> float | None:
-    """The best that can be had without looking: chance, or the best constant map."""
+    """The best score without looking at the images: chance, or the best constant map."""
     scores = [baseline[metric] for baseline in result["baselines"].values() if metric in baseline]
     return max(scores, default=None)
+
+
+def as_csv(results: Results) -> str:
+    """Flat rows, each with the name of its model, as comma-separated values."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, ("name", *COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    for name, entries in results.items():
+        writer.writerows({"name": name, **row} for result in entries for row in flat_rows(result))
+    return buffer.getvalue()
+
+
+def as_markdown(results: Results) -> str:
+    """A table with one row per set and metric and one column per model."""
+    head, body = _grid(results)
+    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *body]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def as_latex(results: Results) -> str:
+    """The same as a tabular with rules of booktabs."""
+    head, body = _grid(results)
+    lines = [" & ".join(_latex(cell) for cell in line) + r" \\" for line in (head, *body)]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _latex(text: str) -> str:
+    special = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "→": r"$\rightarrow$", "±": r"$\pm$", "–": "--"}
+    return "".join(special.get(character, character) for character in text)
+
+
+def _grid(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Header and cells: value and half the width of its interval."""
+
+    def cell(result: Mapping[str, Any] | None, metric: str) -> str:
+        if result is None or metric not in result["metrics"]:
+            return "–"
+        measure = result["metrics"][metric]
+        return f"{shown(metric, measure['value'])} ± {shown(metric, (measure['high'] - measure['low']) / 2)}"
+
+    by_model = {model: {result["set"]: result for result in entries} for model, entries in results.items()}
+    names = dict.fromkeys(name for entries in by_model.values() for name in entries)
+    body = []
+    for name in names:
+        scored = [entries[name] for entries in by_model.values() if name in entries]
+        for metric in dict.fromkeys(metric for result in scored for metric in result["metrics"]):
+            cells = [cell(entries.get(name), metric) for entries in by_model.values()]
+            body.append([name, METRIC_NAMES.get(metric, metric), *cells])
+        if any(result["error"] for result in scored):
+            body.append(
+                [name, "not scored", *(entries.get(name, {}).get("error", "") for entries in by_model.values())]
+            )
+    return ["evaluation set", "metric", *by_model], body
+
+
+TABLE_FORMATS: dict[str, Callable[[Results], str]] = {"csv": as_csv, "markdown": as_markdown, "latex": as_latex}

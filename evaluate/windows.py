@@ -1,61 +1,146 @@
-"""Sliding windows without full-resolution scores.
+"""Class maps from the cosines of sliding windows, without scores of all classes at full resolution.
 
-Windows lie on a grid, so "bilinear to pixels, mean over the windows that see a pixel, bilinear to the output" is one
-matrix for the rows and one for the columns (`axis_matrix`). The arg-max runs over blocks of rows: all classes at full
-resolution are never held.
+The published protocol up-samples the cosines of a window to its pixels, takes the soft-max over the classes there, adds
+it up over the windows that see a pixel, divides by their number, up-samples that to the output and takes the largest.
+Here the same is done for a block of output rows at a time, classes last in memory, so that a block stays in the cache.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import no_type_check
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int32, Int64
+from numba import njit
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-BLOCK_ELEMENTS = 4_000_000
+BLOCK_ELEMENTS = 400_000
+LANES = 16
 
 
 def starts(full: int, window: int, stride: int) -> list[int]:
     """Where windows begin along one axis: every `stride`, and one that ends at the border."""
-    return [*range(0, full - window, stride), full - window]
+    last = max(0, full - window)
+    return [*range(0, last, stride), last]
 
 
-def axis_matrix(patches: int, window: int, begins: Sequence[int], full: int, out: int) -> Float[Tensor, "out inputs"]:
-    """What one axis does to stacked windows: bilinear to pixels, mean over the windows, bilinear to `out` pixels."""
-    to_pixels = _bilinear(patches, window)
-    placed = torch.zeros(full, len(begins), patches)
-    for index, begin in enumerate(begins):
-        placed[begin : begin + window, index] = to_pixels
-    seen = torch.zeros(full)
-    for begin in begins:
-        seen[begin : begin + window] += 1
-    return _bilinear(full, out) @ (placed.flatten(1) / seen[:, None])
-
-
-def _bilinear(source: int, target: int) -> Float[Tensor, "target source"]:
+def bilinear(source: int, target: int) -> Float[Tensor, "target source"]:
     """The matrix of torch's bilinear interpolation (align_corners=False) along one axis."""
     if source == target:
         return torch.eye(source)
     return interpolate(torch.eye(source)[None], size=target, mode="linear", align_corners=False)[0].T
 
 
-def blockwise_argmax(
-    scores: Float[Tensor, "channels inner_rows inner_columns"],
-    rows: Float[Tensor, "h inner_rows"],
-    columns: Float[Tensor, "w inner_columns"],
-) -> Int64[np.ndarray, "h w"]:
-    """Arg-max over channels of rows @ scores @ columns.T, a block of rows at a time."""
-    wide = scores @ columns.T
-    block = max(1, BLOCK_ELEMENTS // (wide.shape[0] * wide.shape[2]))
-    parts = []
-    for start, used in _bands(rows, block):
-        part = rows[start : start + block, used] @ wide[:, used].transpose(0, 1).flatten(1)
-        parts.append(part.unflatten(1, (wide.shape[0], wide.shape[2])).max(1).indices)
-    return torch.cat(parts).numpy()
+def sliding_argmax(
+    cosines: Float[Tensor, "tops lefts h w channels"],
+    begins: tuple[Sequence[int], Sequence[int]],
+    window: tuple[int, int],
+    size: tuple[int, int],
+    out: tuple[int, int],
+    logit_scale: float,
+) -> Int64[np.ndarray, "height width"]:
+    """The channel that wins each pixel of an `out` map, as the module says.
+
+    `begins` are the first rows and columns of the windows in an image of `size`; all pairs are (height, width).
+    """
+    tops, lefts = begins
+    channels = cosines.shape[-1]
+    first_rows, row_shares = (torch.from_numpy(part) for part in _two_taps(cosines.shape[2], window[0]))
+    next_rows = (first_rows + 1).clamp(max=cosines.shape[2] - 1)
+    to_columns = bilinear(cosines.shape[3], window[1])
+    to_out = _two_taps(size[0], out[0])
+    across = _two_taps(size[1], out[1])
+    seen = _times_seen(tops, window[0], size[0])[:, None] * _times_seen(lefts, window[1], size[1])
+
+    # Columns of a window are up-sampled once; its rows only for the block of output rows at hand.
+    wide = torch.einsum("xw,tlhwc->tlhxc", to_columns, logit_scale * cosines)
+    block = max(1, BLOCK_ELEMENTS // (channels * max(size[1], out[1])))
+    winners = np.empty(out, np.int64)
+    for first in range(0, out[0], block):
+        upper, down = to_out[0][first : first + block], to_out[1][first : first + block]
+        begin, end = int(upper[0]), min(int(upper[-1]) + 2, size[0])
+
+        mean = torch.zeros(end - begin, size[1], channels)
+        for number, top in enumerate(tops):
+            low, high = max(begin, top), min(end, top + window[0])
+            if low >= high:
+                continue
+            span = slice(low - top, high - top)
+            for place, left in enumerate(lefts):
+                rows = wide[number, place]
+                scores = rows[first_rows[span]].lerp_(rows[next_rows[span]], row_shares[span, None, None])
+                mean[low - begin : high - begin, left : left + window[1]] += scores.softmax(-1)
+        mean /= seen[begin:end, :, None]
+
+        _argmax(mean.numpy(), upper - begin, down, *across, winners[first : first + block])
+    return winners
 
 
-def _bands(rows: Float[Tensor, "h inner_rows"], block: int) -> Iterator[tuple[int, Int64[Tensor, " used"]]]:
-    """Each block of rows with the inner rows that it needs: few, since the matrix is banded."""
-    for start in range(0, len(rows), block):
-        yield start, rows[start : start + block].abs().amax(0).nonzero()[:, 0]
+def _times_seen(begins: Sequence[int], window: int, full: int) -> Float[Tensor, " full"]:
+    """How many windows cover each position of one axis."""
+    seen = torch.zeros(full)
+    for begin in begins:
+        seen[begin : begin + window] += 1
+    return seen
+
+
+def _two_taps(source: int, target: int) -> tuple[Int32[np.ndarray, " target"], Float32[np.ndarray, " target"]]:
+    """Bilinear interpolation along one axis as the first of two neighbors and the weight of the second."""
+    matrix = bilinear(source, target)
+    first = (matrix != 0).int().argmax(1)
+    share = 1 - matrix[torch.arange(target), first]
+    return first.numpy().astype(np.int32), share.numpy()
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "contract"})
+@no_type_check
+def _argmax(
+    scores: Float32[np.ndarray, "h w channels"],
+    top: Int32[np.ndarray, " height"],
+    down: Float32[np.ndarray, " height"],
+    left: Int32[np.ndarray, " width"],
+    across: Float32[np.ndarray, " width"],
+    winners: Int64[np.ndarray, "height width"],
+) -> None:
+    """The channel with the largest bilinear score at each output pixel; neighbors are mixed pixel by pixel.
+
+    Maxima are taken over lanes, as a processor's vector unit works: the compiler does not find that by itself.
+    """
+    num_rows, num_columns, channels = scores.shape
+    mixed = np.full((channels + LANES - 1) // LANES * LANES, -np.inf, np.float32)
+    tops = np.empty(LANES, np.float32)
+    for row in range(len(top)):
+        upper = scores[top[row]]
+        lower = scores[min(top[row] + 1, num_rows - 1)]
+        low = down[row]
+        for column in range(len(left)):
+            here = left[column]
+            there = min(here + 1, num_columns - 1)
+            share = across[column]
+            one, two = upper[here], upper[there]
+            three, four = lower[here], lower[there]
+            for channel in range(channels):
+                above = one[channel] + (two[channel] - one[channel]) * share
+                below = three[channel] + (four[channel] - three[channel]) * share
+                mixed[channel] = above + (below - above) * low
+
+            tops[:] = mixed[:LANES]
+            for start in range(LANES, len(mixed), LANES):
+                part = mixed[start : start + LANES]
+                for lane in range(LANES):
+                    tops[lane] = part[lane] if part[lane] > tops[lane] else tops[lane]
+            largest = tops.max()
+
+            channel = 0
+            while mixed[channel] < largest:
+                channel += 1
+            winners[row, column] = channel
+
+
+def whole_argmax(cosines: Float[Tensor, "h w channels"], out: tuple[int, int]) -> Int64[np.ndarray, "height width"]:
+    """The channel with the largest bilinear score at each pixel of an `out` map."""
+    winners = np.empty(out, np.int64)
+    height, width = cosines.shape[:2]
+    _argmax(cosines.contiguous().numpy(), *_two_taps(height, out[0]), *_two_taps(width, out[1]), winners)
+    return winners

@@ -23,7 +23,8 @@ from cluster.logs import console as progress_console
 from cluster.words import duration, nearest
 from curation.choice.why import why
 from curation.encoders.config import describe
-from evaluate.tables import results_table
+from evaluate.results import read_results
+from evaluate.tables import TABLE_FORMATS, results_table
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.inputs import check_evaluation
 from pipeline.lines import headline
@@ -92,7 +93,13 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
         console.print(f"\nreport     {report}", soft_wrap=True)
     where = "" if str(options.workspace) == "workspace" else f" WORKSPACE={options.workspace}"
     console.print(f"dashboard  make mlflow{where}   ({tracking_uri(store.workspace)})", soft_wrap=True)
-    return DONE
+    return FAILED if any_set_failed(steps, store) else DONE
+
+
+def any_set_failed(steps: Sequence[Step], store: Store) -> bool:
+    """Whether an evaluation set could not be scored: the table has its reason, and all others are scored."""
+    records = [store.record(step) for step in in_order(steps) if step.name == "evaluate"]
+    return any(record and record.summary.get("failed_sets") for record in records)
 
 
 def submit(recipe: Recipe, options: Namespace, console: Console) -> int:
@@ -201,11 +208,13 @@ def show_results(steps: Sequence[Step], store: Store, console: Console, options:
     scored = [step for step in in_order(steps) if step.name == "evaluate"]
     done = [step for step in scored if store.record(step)]
     name = "curated" if len(done) > 1 else "model"
-    files = {step.label.partition("@")[2] or name: store.folder(step) / "results.json" for step in done}
-    results = {arm: json.loads(path.read_text()) for arm, path in files.items()}
+    results = {step.label.partition("@")[2] or name: read_results(store.folder(step)) for step in done}
 
+    written = next((kind for kind in TABLE_FORMATS if getattr(options, kind)), None)
     if options.json:
         print(json.dumps(results, indent=1))
+    elif written:
+        print(TABLE_FORMATS[written](results), end="")
     elif results:
         console.print(results_table(results))
     elif scored:

@@ -21,6 +21,7 @@ from pipeline.inputs import (
     check_named,
     evaluation_sets,
     other_labels,
+    templates_file,
     user_data,
 )
 from pipeline.recipes import ComparedArm, Recipe
@@ -99,12 +100,13 @@ def _arm(
     model = Step("train", f"train{suffix}", TRAIN, _train_config(recipe), seen)
     if not datasets:
         return [select, words, model]
-    tested = {"model": Output(model, "model"), **datasets}
+    tested = {"model": Output(model, "model"), **datasets, **templates_file(recipe)}
     return [select, words, model, Step("evaluate", f"evaluate{suffix}", EVALUATE, recipe.evaluate, tested)]
 
 
 def _other(recipe: Recipe, name: str, label: str, datasets: Mapping[str, Output | Path]) -> Step:
     """Scores of a model that is not made here."""
+    datasets = {**datasets, **templates_file(recipe)}
     if name.startswith(OPEN_CLIP):
         config = replace(recipe.evaluate, open_clip=name.removeprefix(OPEN_CLIP))
         return Step("evaluate", f"evaluate@{label}", EVALUATE, config, datasets)

@@ -6,17 +6,17 @@ A bare name is looked for beside the pairs. Sets are called by their file stems,
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
 from cluster.storage import absolute, kind_of
 from cluster.words import nearest
 from curation.encoders.config import BackboneConfig
-from evaluate.sets import Task, open_classification, open_retrieval, open_segmentation, task_of
+from evaluate.prompts import AUTO, TEMPLATES_INPUT, named_templates
+from evaluate.sets.kinds import TASKS, split_name
+from evaluate.sets.known import open_classification, open_retrieval, open_segmentation
 from pipeline.recipes import Recipe
 from train.export.names import CONFIG, is_model
 
 OPEN_CLIP = "open_clip:"
-TASKS: tuple[Task, ...] = get_args(Task)
 
 
 def check_named(recipe: Recipe) -> None:
@@ -51,38 +51,61 @@ def check_evaluation(recipe: Recipe) -> None:
     """Open every evaluation set that will be used, as evaluation does after training; reads names, no pictures."""
     sets: Mapping[str, Path] = {} if recipe.emoji else evaluation_sets(recipe)
     names = TASKS if recipe.emoji else tuple(sets)
-    for name in recipe.evaluate.benchmarks:
+    for name in recipe.evaluate.sets:
         if name not in names:
             raise ValueError(
-                f"evaluate.benchmarks: there is no evaluation set {name!r}{nearest(name, names)}; it must be one of "
+                f"evaluate.sets: there is no evaluation set {name!r}{nearest(name, names)}; it must be one of "
                 f"those of recipe {recipe.name}: {', '.join(names) or 'it has none'}; correct it or take it out"
             )
+    problems = []
     for name, path in sets.items():
-        if not recipe.evaluate.benchmarks or name in recipe.evaluate.benchmarks:
-            _open(task_of(name), path, recipe.evaluate.split)
+        if not recipe.evaluate.sets or name in recipe.evaluate.sets:
+            try:
+                _open(name, path, recipe.evaluate.split)
+            except (ValueError, OSError) as error:
+                problems.append(f"{name}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
-def _open(task: Task, path: Path, split: str) -> None:
+def _open(name: str, path: Path, split: str) -> None:
+    """Reads the names of a set, and checks some of its masks."""
+    task, variant = split_name(name)
     if task == "classification":
-        open_classification(path)
+        open_classification(path, variant)
     elif task == "retrieval":
-        open_retrieval(path, split)
+        open_retrieval(path, split, variant)
     else:
-        open_segmentation(path)
+        open_segmentation(path, variant)
 
 
 def evaluation_sets(recipe: Recipe) -> dict[str, Path]:
-    """The user's evaluation sets by task and file stem."""
+    """The user's evaluation sets by task, file stem and, behind an @, the variant that is named."""
     return {
         f"{task}_{stem}": path for task in TASKS for stem, path in by_stem(recipe, getattr(recipe.data, task)).items()
     }
 
 
+def templates_file(recipe: Recipe) -> dict[str, Path]:
+    """The file of prompt templates that evaluate.templates names, as an input; none where it names a known list."""
+    name = recipe.evaluate.templates
+    is_known = name == AUTO or name in named_templates()
+    return {} if is_known else {TEMPLATES_INPUT: user_data(recipe, name)}
+
+
 def by_stem(recipe: Recipe, names: Sequence[str]) -> dict[str, Path]:
     """User data by file stem; where two have the same, by folder and stem."""
-    paths = [user_data(recipe, name) for name in dict.fromkeys(names)]
-    long = [f"{absolute(path).parent.name}-{path.stem}" for path in paths]
-    return dict(zip(_told_apart([path.stem for path in paths], long), paths, strict=True))
+    located = [_with_variant(recipe, name) for name in dict.fromkeys(names)]
+    short = [f"{path.stem}{variant}" for path, variant in located]
+    long = [f"{absolute(path).parent.name}-{path.stem}{variant}" for path, variant in located]
+    return dict(zip(_told_apart(short, long), (path for path, _ in located), strict=True))
+
+
+def _with_variant(recipe: Recipe, name: str) -> tuple[Path, str]:
+    """Where a set is, and "@20" where it was named as PATH@20."""
+    base, at, variant = name.rpartition("@")
+    path = user_data(recipe, name)
+    return (user_data(recipe, base), at + variant) if base and not kind_of(path) else (path, "")
 
 
 def other_labels(recipe: Recipe) -> dict[str, str]:

@@ -43,7 +43,7 @@ VERBS = {
         "print the scores; the record of one STEP; or why curation selected or dropped the pair KEY",
         "weights",
         commands.show,
-        ("words", "json"),
+        ("words", "json", "csv", "markdown", "latex"),
     ),
     "verify": Verb("check every output of the workspace against its record and checksums", "recipe", commands.verify),
     "export": Verb(

@@ -13,6 +13,7 @@ ROOMS = ("cluster", "curation", "train", "evaluate", "pipeline")
 FLOORS = {
     "curation": ("pairs", "encoders", "shards", "clusters", "choice", "pictures", "quickstart"),
     "train": ("export",),
+    "evaluate": ("sets",),
 }
 """The sub-packages of a package, in the order of the data: each imports only those before it."""
 SHARED = {"pairs", "encoders", "shards", "report"}
@@ -26,7 +27,7 @@ DOORS = {
     "ahocorasick": {"curation.choice.entries"},
     "faiss": {"curation.clusters.screens"},
     "mlflow": {"pipeline.tracking"},
-    "numba": {"curation.clusters.kernels", "curation.shards.reader"},
+    "numba": {"curation.clusters.kernels", "curation.shards.reader", "evaluate.counting", "evaluate.windows"},
     "onnxruntime": {"curation.clusters.integers", "train.export.onnx_text"},
     "triton": {"train.attention_kernels", "train.loss_kernels"},
     "submitit": {"cluster.allocation", "cluster.slurm"},

@@ -51,7 +51,7 @@ class ImageError(ValueError):
         return f"{self.reason}: {self.detail}"
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS, draft_px: int = 0) -> Image.Image:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, draft_px: int = 0, max_aspect: float = MAX_ASPECT) -> Image.Image:
     """The first frame as RGB, EXIF ignored; ImageError otherwise.
 
     With `draft_px`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, never smaller than that many pixels a side.
@@ -66,7 +66,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, draft_px: int = 0) -> Imag
         raise ImageError("too many pixels", str(error)) from error
     except Exception as error:
         raise ImageError("corrupt image", f"{type(error).__name__}: {error}") from error
-    _check_size(image, max_pixels)
+    _check_size(image, max_pixels, max_aspect)
     if draft_px and image.format == "JPEG":
         image.draft(None, (draft_px, draft_px))
     try:
@@ -78,14 +78,14 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, draft_px: int = 0) -> Imag
     return _to_rgb(image)
 
 
-def _check_size(image: Image.Image, max_pixels: int) -> None:
+def _check_size(image: Image.Image, max_pixels: int, max_aspect: float) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError("too many pixels", f"{width} x {height}, at most {max_pixels} pixels")
     if min(width, height) < MIN_SIDE_PX:
         raise ImageError("too small", f"{width} x {height}, at least {MIN_SIDE_PX} pixels a side")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError("extreme aspect", f"{width} x {height}, at most {MAX_ASPECT:g} to 1")
+    if max(width, height) > max_aspect * min(width, height):
+        raise ImageError("extreme aspect", f"{width} x {height}, at most {max_aspect:g} to 1")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

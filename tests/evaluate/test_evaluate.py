@@ -1,17 +1,21 @@
 """The step: three tasks through Ray workers, results with their protocol, and nothing done twice."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from colors import ColorEncoder, classification_files, retrieval_files, segmentation_files, write_tar
+from PIL import Image
 
 from cluster.resources import Resources
 from evaluate.config import EvaluateConfig, SegmentationConfig
 from evaluate.evaluate import Evaluator, evaluate_sets
-from evaluate.results import read_results, read_tallies, result_file
-from evaluate.sets import task_of
+from evaluate.results import flat_rows, read_results, result_file
+from evaluate.sets.kinds import split_name
 from evaluate.tables import trivial_score
+from evaluate.tallies import read_tallies
 
 CONFIG = EvaluateConfig(
     templates="plain",
@@ -44,7 +48,7 @@ def test_missing_sets_are_evaluated_by_workers_and_finished_ones_are_kept(datase
     before = kept.stat().st_mtime_ns
     summary = evaluate_sets(CONFIG, out, datasets, ColorEncoder)
     assert kept.stat().st_mtime_ns == before
-    assert [result["benchmark"] for result in read_results(out)] == list(datasets)
+    assert [result["set"] for result in read_results(out)] == list(datasets)
     assert summary["classification/top1"] == summary["retrieval_colors/text_to_image_r1"] == 1.0
     whole = (out / "results.json").read_bytes()
     assert evaluate_sets(CONFIG, out, datasets, ColorEncoder) == summary
@@ -64,7 +68,7 @@ def test_result_carries_its_protocol_intervals_and_pictures(
     for metric, tally in tallies.items():
         measure = result["metrics"][metric]
         assert measure["low"] <= measure["value"] == tally.value <= measure["high"]
-        assert 0 <= trivial_score(result, metric) <= 1
+        assert 0 <= (trivial_score(result, metric) or 0) <= 1
     listing = json.loads((out / "examples" / benchmark / "examples.json").read_text())
     pictures = {text for text in _texts(listing) if text.endswith(".jpg")}
     assert pictures == {path.name for path in (out / "examples" / benchmark).glob("*.jpg")}
@@ -87,12 +91,38 @@ def test_evaluation_twice_gives_the_same_result(datasets: dict[str, Path], out: 
     assert seen[0] == seen[1]
 
 
-def test_broken_set_leaves_no_result(out: Path, tmp_path: Path) -> None:
+def test_broken_set_is_an_error_row_and_the_others_are_scored(
+    datasets: dict[str, Path], out: Path, tmp_path: Path
+) -> None:
     files = classification_files() | {"red/0.png": b"torn"}
-    broken = {"classification": write_tar(tmp_path / "broken.tar", files)}
-    with pytest.raises(ValueError, match=r"cannot decode red/0\.png"):
-        Evaluator(CONFIG, out, broken, ColorEncoder).evaluate("classification")
-    assert not result_file(out, "classification").exists()
+    broken = datasets | {"classification_torn": write_tar(tmp_path / "broken.tar", files)}
+    evaluator = Evaluator(CONFIG, out, broken, ColorEncoder)
+    for name in broken:
+        evaluator.evaluate(name)
+    results = {name: json.loads(result_file(out, name).read_text()) for name in broken}
+    assert {name for name, result in results.items() if result["error"]} == {"classification_torn"}
+    assert "cannot decode red/0.png" in results["classification_torn"]["error"]
+    (row,) = flat_rows(results["classification_torn"])
+    assert (row["set"], row["value"]) == ("classification_torn", None)
+    assert all(row["value"] is not None for row in flat_rows(results["classification"]))
+
+
+@pytest.mark.parametrize(
+    ("vectors", "reason"),
+    [
+        (lambda vectors: vectors * torch.nan, "NaN or infinity for 16 of 16 images"),
+        (lambda vectors: vectors[:, :2], "have width 2, those of texts 3"),
+    ],
+)
+def test_vectors_that_cannot_be_compared_are_named(
+    datasets: dict[str, Path], out: Path, vectors: Callable, reason: str
+) -> None:
+    class Damaged(ColorEncoder):
+        def encode_image(self, images: Sequence[Image.Image]) -> torch.Tensor:
+            return vectors(super().encode_image(images))
+
+    Evaluator(CONFIG, out, datasets, Damaged).evaluate("classification")
+    assert reason in json.loads(result_file(out, "classification").read_text())["error"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +140,7 @@ def test_wrong_names_are_refused_before_any_work(
     write_tar(tmp_path / "classification", classification_files())
     sets = {name: tmp_path / file for name, file in given.items()}
     with pytest.raises(ValueError, match=message):
-        evaluate_sets(EvaluateConfig(benchmarks=benchmarks), tmp_path, sets, ColorEncoder)
+        evaluate_sets(EvaluateConfig(sets=benchmarks), tmp_path, sets, ColorEncoder)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +152,7 @@ def test_settings_that_measure_nothing_are_refused(name: str, wrong: int) -> Non
 
 
 def test_task_is_the_first_word_of_a_benchmark() -> None:
-    assert task_of("segmentation_camvid-small") == "segmentation"
-    with pytest.raises(ValueError, match="unknown benchmark"):
-        task_of("retrievals")
+    assert split_name("segmentation_camvid-small") == ("segmentation", "")
+    assert split_name("segmentation_voc@20") == ("segmentation", "20")
+    with pytest.raises(ValueError, match="unknown evaluation set"):
+        split_name("retrievals")

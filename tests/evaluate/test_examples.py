@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from cluster.session import ROOT
-from evaluate.examples import evenly_spaced, overlay, palette
+from evaluate.examples import overlay, palette
+from evaluate.sets.kinds import IGNORED
+from evaluate.sets.masks import evenly_spaced
 
 
 @pytest.mark.parametrize(("items", "wanted"), [(0, 5), (1, 5), (5, 5), (100, 8), (7, 1)])
@@ -28,8 +30,8 @@ def test_palette_colours_are_distinct_and_the_background_is_light() -> None:
 
 def test_overlay_shows_the_colour_of_the_class_and_black_where_ignored() -> None:
     image, colors = Image.new("RGB", (4, 2), "white"), palette(3, None)
-    labels = np.array([[0, 1, 2, 2], [0, 1, 2, 2]], np.int32)
-    painted = np.asarray(overlay(image, labels, colors, ignore=2)).astype(int)
+    labels = np.array([[0, 1, IGNORED, IGNORED], [0, 1, IGNORED, IGNORED]], np.int32)
+    painted = np.asarray(overlay(image, labels, colors)).astype(int)
     assert np.abs(painted[0, 0] - (0.7 * colors[0] + 0.3 * 255)).max() <= 1
     assert painted[0, 2].max() < painted[0, 0].max()
     assert (painted[0, 2] == painted[1, 3]).all()

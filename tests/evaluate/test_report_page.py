@@ -13,8 +13,9 @@ from cluster.files import append_jsonl
 from evaluate.config import EvaluateConfig, ReportConfig, SegmentationConfig
 from evaluate.evaluate import Evaluator
 from evaluate.report import compare, duration, run, split_arms
-from evaluate.results import read_results, result_file
+from evaluate.results import read_results, result_file, write_flat
 from evaluate.tables import results_table
+from evaluate.tallies import read_tallies, write_result
 
 RECORD = {
     "step": "train",
@@ -50,8 +51,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         evaluator = Evaluator(config, out, datasets, encoder)
         for name in datasets:
             evaluator.evaluate(name)
-        results = [json.loads(result_file(out, name).read_text()) for name in datasets]
-        (out / "results.json").write_text(json.dumps(results))
+        write_flat(out, [json.loads(result_file(out, name).read_text()) for name in datasets])
         train = folders[f"train{suffix}"] = root / f"train{suffix}"
         train.mkdir()
         rows = [{"step": step, "loss": 3.0 - step / 20, "lr": 0.001} for step in range(30)]
@@ -120,9 +120,10 @@ def test_stand_in_backbone_is_marked(inputs: dict[str, Path], tmp_path: Path) ->
     folder = tmp_path / "evaluate"
     folder.mkdir()
     results = read_results(inputs["evaluate"])[:1]
-    described = [{**result, "encoder": "lite: supervised on labels, not DINOv2"} for result in results]
-    (folder / "results.json").write_text(json.dumps(described))
-    (folder / "tallies").symlink_to(inputs["evaluate"] / "tallies")
+    for result in results:
+        tallies = read_tallies(inputs["evaluate"], result["set"])
+        write_result(folder, {**result, "encoder": "lite: supervised on labels, not DINOv2"}, tallies)
+    write_flat(folder, results)
     run(ReportConfig(), out=tmp_path, evaluate=folder)
     assert '<span class="badge warn">Backbone: lite: supervised' in (tmp_path / "report.html").read_text()
 
@@ -130,9 +131,10 @@ def test_stand_in_backbone_is_marked(inputs: dict[str, Path], tmp_path: Path) ->
 def test_text_from_data_is_escaped(inputs: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "evaluate"
     (folder / "examples" / "retrieval").mkdir(parents=True)
-    (folder / "tallies").symlink_to(inputs["evaluate"] / "tallies")
     results = [result for result in read_results(inputs["evaluate"]) if result["task"] == "retrieval"]
-    (folder / "results.json").write_text(json.dumps(results))
+    for result in results:
+        write_result(folder, result, read_tallies(inputs["evaluate"], result["set"]))
+    write_flat(folder, results)
     examples = {
         "text_to_image": [{"query": "<script>alert(1)</script>", "image": "", "answers": []}],
         "image_to_text": [],
@@ -143,11 +145,11 @@ def test_text_from_data_is_escaped(inputs: dict[str, Path], tmp_path: Path) -> N
 
 
 def test_differences_are_paired_and_signed(inputs: dict[str, Path]) -> None:
-    benchmarks = {benchmark.name: benchmark for benchmark in compare(split_arms(inputs), ReportConfig())}
-    (difference,) = benchmarks["classification"].rows[0].differences
+    compared = {scored.name: scored for scored in compare(split_arms(inputs), ReportConfig())}
+    (difference,) = compared["classification"].rows[0].differences.values()
     assert difference.value == pytest.approx(1 - 1 / 8)
     assert 0 < difference.low <= difference.value <= difference.high
-    assert benchmarks["classification"].rows[0].trivial == pytest.approx(1 / 8)
+    assert compared["classification"].rows[0].trivial == pytest.approx(1 / 8)
 
 
 def test_intervals_without_resamples_are_refused() -> None:
@@ -173,5 +175,11 @@ def test_terminal_table_has_a_column_for_each_model(inputs: dict[str, Path]) -> 
     console = Console(width=140, record=True, quiet=True)
     console.print(results_table(results))
     table = results_table(results)
-    assert [column.header for column in table.columns] == ["benchmark", "metric", "curated", "blind", "seeing nothing"]
-    assert table.row_count == 2 + 6 + 3
+    assert [column.header for column in table.columns] == [
+        "evaluation set",
+        "metric",
+        "curated",
+        "blind",
+        "trivial baseline",
+    ]
+    assert table.row_count == 3 + 8 + 5

@@ -1,62 +1,106 @@
-"""Windows as matrices against interpolating every window and every class."""
+"""The window protocol against an independent slow version of the published one, pixel by pixel."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 import torch
-from torch.nn.functional import interpolate
+from colors import BlindEncoder
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
 
-from evaluate.windows import axis_matrix, blockwise_argmax, starts
+from evaluate.config import SegmentationConfig
+from evaluate.segmentation import Queries, label_map, resize_short_side
+from evaluate.windows import sliding_argmax, starts, whole_argmax
+
+PATCH = 14
 
 
-@pytest.mark.parametrize(("full", "window", "stride"), [(10, 10, 5), (11, 4, 3), (12, 4, 4), (100, 30, 7), (5, 4, 4)])
-def test_starts_see_every_pixel_and_end_at_the_border(full: int, window: int, stride: int) -> None:
+@pytest.mark.parametrize(("full", "window", "stride"), [(10, 10, 5), (11, 4, 3), (12, 4, 4), (100, 30, 7), (5, 8, 4)])
+def test_starts_cover_every_pixel_and_end_at_the_border(full: int, window: int, stride: int) -> None:
     begins = starts(full, window, stride)
-    assert {pixel for begin in begins for pixel in range(begin, begin + window)} == set(range(full))
-    assert begins[-1] + window == full
-    assert len(set(begins)) == len(begins)
+    covered = {pixel for begin in begins for pixel in range(begin, min(full, begin + window))}
+    assert covered == set(range(full))
+    assert begins[-1] == max(0, full - window)
+    assert len(begins) == max(full - window + stride - 1, 0) // stride + 1  # as the published code counts them
+
+
+class PixelEncoder(BlindEncoder):
+    """Patches are random linear maps of their pixels; images are stretched up to whole patches."""
+
+    def __init__(self) -> None:
+        self.map = torch.randn(3 * PATCH * PATCH, 6, generator=torch.Generator().manual_seed(0))
+
+    def encode_patches(self, images: Sequence[Image.Image]) -> Float[Tensor, "n h w p"]:
+        return torch.cat([self.one(pixels(image)) for image in images])
+
+    def one(self, image: Tensor) -> Tensor:
+        height, width = (-(-side // PATCH) * PATCH for side in image.shape[1:])
+        image = interpolate(image[None], size=(height, width), mode="bicubic", align_corners=False)[0]
+        tiles = image.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).permute(1, 2, 0, 3, 4).flatten(2)
+        return normalize(tiles @ self.map, dim=-1)[None]
+
+
+def pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image, np.float32) / 255 - 0.5).permute(2, 0, 1)
+
+
+def published_map(
+    encoder: PixelEncoder, image: Image.Image, texts: Tensor, side: int, stride: int, size: tuple[int, int]
+) -> np.ndarray:
+    """As DINOv3's notebook says: all classes at full resolution, window by window."""
+    normalized = pixels(image)
+    _, height, width = normalized.shape
+    probabilities = torch.zeros(len(texts), height, width)
+    counts = torch.zeros(height, width)
+    for i in range(max(height - side + stride - 1, 0) // stride + 1):
+        for j in range(max(width - side + stride - 1, 0) // stride + 1):
+            bottom = min(i * stride + side, height)
+            right = min(j * stride + side, width)
+            top = max(bottom - side, 0)
+            left = max(right - side, 0)
+            cosines = torch.einsum("cd,hwd->chw", texts, encoder.one(normalized[:, top:bottom, left:right])[0])
+            up = interpolate(cosines[None], size=(bottom - top, right - left), mode="bilinear", align_corners=False)[0]
+            probabilities[:, top:bottom, left:right] += up.softmax(0)
+            counts[top:bottom, left:right] += 1
+    mean = probabilities / counts
+    return interpolate(mean[None], size=size, mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+
+
+@pytest.mark.parametrize("size", [(150, 97), (97, 150), (64, 64), (40, 130)])
+def test_label_map_is_the_published_one_pixel_by_pixel(size: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    small = Image.fromarray(random.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    image = small.resize(size, Image.Resampling.BICUBIC)
+    encoder = PixelEncoder()
+    texts = normalize(torch.randn(7, 6, generator=torch.Generator().manual_seed(1)), dim=-1)
+    queries = Queries(texts, np.arange(7), None, 0)
+
+    config = SegmentationConfig(short_side=80, window=60, stride=30)
+    predicted = label_map(encoder, image, queries, config)
+    expected = published_map(encoder, resize_short_side(image, 80), texts, 60, 30, (size[1], size[0]))
+    assert len(np.unique(expected)) > 3
+    np.testing.assert_array_equal(predicted, expected)
+
+
+def test_whole_image_equals_interpolating_every_class() -> None:
+    cosines = torch.rand(5, 9, 11, generator=torch.Generator().manual_seed(0))
+    expected = interpolate(cosines.permute(2, 0, 1)[None], size=(33, 70), mode="bilinear", align_corners=False)[0]
+    np.testing.assert_array_equal(whole_argmax(cosines, (33, 70)), expected.argmax(0).numpy())
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cosines = torch.rand(2, 2, 4, 4, 5, generator=torch.Generator().manual_seed(0))
+    arguments = (([0, 10], [0, 12]), (30, 30), (40, 42), (57, 23), 1.0)
+    whole = sliding_argmax(cosines, *arguments)
+    monkeypatch.setattr("evaluate.windows.BLOCK_ELEMENTS", 500)
+    np.testing.assert_array_equal(sliding_argmax(cosines, *arguments), whole)
 
 
 @pytest.mark.parametrize(
-    ("size", "window", "stride", "out"),
-    [
-        ((40, 56), 24, 12, (75, 101)),
-        ((40, 40), 24, 24, (40, 40)),
-        ((33, 47), 33, 20, (20, 31)),
-        ((64, 96), 16, 5, (64, 96)),
-    ],
+    ("size", "resized"), [((100, 75), (682, 512)), ((75, 100), (512, 682)), ((512, 900), (512, 900))]
 )
-@pytest.mark.parametrize("block", [1, 10_000, 10_000_000])
-def test_argmax_equals_the_naive_way(
-    size: tuple[int, int],
-    window: int,
-    stride: int,
-    out: tuple[int, int],
-    block: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("evaluate.windows.BLOCK_ELEMENTS", block)
-    tops, lefts = starts(size[0], window, stride), starts(size[1], window, stride)
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(len(tops), len(lefts), 7, 5, 6, generator=generator).softmax(2)
-    stacked = scores.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
-    rows = axis_matrix(5, window, tops, size[0], out[0])
-    columns = axis_matrix(6, window, lefts, size[1], out[1])
-    upsampled = _naive(scores, tops, lefts, window, size, out)
-    torch.testing.assert_close(rows @ stacked @ columns.T, upsampled, rtol=1e-5, atol=1e-6)
-    assert (blockwise_argmax(stacked, rows, columns) == upsampled.argmax(0).numpy()).all()
-
-
-def _naive(
-    scores: torch.Tensor,
-    tops: list[int],
-    lefts: list[int],
-    window: int,
-    size: tuple[int, int],
-    out: tuple[int, int],
-) -> torch.Tensor:
-    total, seen = torch.zeros(scores.shape[2], *size), torch.zeros(size)
-    for i, top in enumerate(tops):
-        for j, left in enumerate(lefts):
-            pixels = interpolate(scores[i, j][None], (window, window), mode="bilinear", align_corners=False)[0]
-            total[:, top : top + window, left : left + window] += pixels
-            seen[top : top + window, left : left + window] += 1
-    return interpolate((total / seen)[None], out, mode="bilinear", align_corners=False)[0]
+def test_short_side_is_resized_and_the_long_one_cut(size: tuple[int, int], resized: tuple[int, int]) -> None:
+    assert resize_short_side(Image.new("RGB", size), 512).size == resized

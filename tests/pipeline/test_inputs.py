@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.graph import build_steps
-from pipeline.inputs import check_evaluation
+from pipeline.inputs import check_evaluation, evaluation_sets
 from pipeline.presets import PRESETS
 from pipeline.recipes import DataConfig, Recipe
 
 DEBUG = PRESETS["debug"]
 
 
-def recipe_with(folder: Path, benchmarks: tuple[str, ...] = (), **sets: tuple[str, ...]) -> Recipe:
+def recipe_with(folder: Path, chosen: tuple[str, ...] = (), **sets: tuple[str, ...]) -> Recipe:
     data = DataConfig(pairs=str(folder), **sets)
-    return replace(DEBUG, emoji=None, data=data, evaluate=replace(DEBUG.evaluate, benchmarks=benchmarks))
+    return replace(DEBUG, emoji=None, data=data, evaluate=replace(DEBUG.evaluate, sets=chosen))
 
 
 def test_sets_of_another_layout_are_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -24,25 +24,42 @@ def test_sets_of_another_layout_are_refused_before_anything_runs(tmp_path: Path)
     (tmp_path / "images" / "1.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"no labels\.json in"):
         check_evaluation(recipe_with(tmp_path, segmentation=(str(tmp_path),)))
-    (tmp_path / "captions.json").write_text(json.dumps({"1.jpg": "a cat"}))
+    (tmp_path / "captions.json").write_text(json.dumps([]))
     with pytest.raises(ValueError, match=f"no caption file in {tmp_path}"):
         check_evaluation(recipe_with(tmp_path, retrieval=(str(tmp_path),)))
+
+
+def test_all_problems_of_the_sets_are_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "1.jpg").write_bytes(b"")
+    sets = {"classification": (str(tmp_path),), "segmentation": (str(tmp_path),)}
+    with pytest.raises(ValueError, match=r"(?s)class name '7' is a number.*no labels\.json"):
+        check_evaluation(recipe_with(tmp_path, **sets))
+
+
+def test_a_set_may_name_a_variant(tmp_path: Path) -> None:
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "1.jpg").write_bytes(b"")
+    recipe = recipe_with(tmp_path, classification=(f"{tmp_path}@20",))
+    assert list(evaluation_sets(recipe)) == [f"classification_{tmp_path.stem}@20"]
+    with pytest.raises(ValueError, match="folders has no variant '20'"):
+        check_evaluation(recipe)
 
 
 def test_a_set_that_is_not_scored_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "1.jpg").write_bytes(b"")
     sets = {"classification": (str(tmp_path),), "segmentation": (str(tmp_path),)}
-    check_evaluation(recipe_with(tmp_path, benchmarks=(f"classification_{tmp_path.stem}",), **sets))
+    check_evaluation(recipe_with(tmp_path, (f"classification_{tmp_path.stem}",), **sets))
     with pytest.raises(ValueError, match=r"no labels\.json"):
         check_evaluation(recipe_with(tmp_path, **sets))
 
 
-def test_benchmarks_that_are_not_there_are_refused_with_the_nearest(tmp_path: Path) -> None:
+def test_sets_that_are_not_there_are_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'retreival': did you mean 'retrieval'"):
-        check_evaluation(replace(DEBUG, evaluate=replace(DEBUG.evaluate, benchmarks=("retreival",))))
+        check_evaluation(replace(DEBUG, evaluate=replace(DEBUG.evaluate, sets=("retreival",))))
     with pytest.raises(ValueError, match="it has none"):
-        check_evaluation(recipe_with(tmp_path, benchmarks=("retrieval",)))
+        check_evaluation(recipe_with(tmp_path, ("retrieval",)))
 
 
 def test_models_from_elsewhere_need_a_set_to_be_scored_on(tmp_path: Path) -> None:

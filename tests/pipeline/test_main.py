@@ -22,7 +22,7 @@ from pipeline.recipe_file import dump_recipe, load_recipe
         (["show", "debug", "curat"], "no step 'curat': did you mean 'curate'"),
         (["run", "flickr8k", "--embed.backbone", "random-vit"], "set --data.pairs"),
         (["run", "missing.yaml"], r"missing\.yaml"),
-        (["run", "debug", "--evaluate.benchmarks", "retreival"], "no evaluation set 'retreival': did you mean 'retri"),
+        (["run", "debug", "--evaluate.sets", "retreival"], "no evaluation set 'retreival': did you mean 'retri"),
         (["plan", "debug", "--rows", "-5"], "--rows is -5: a number of pairs is required"),
         (["run", "debug", "train"], "`run` has no word train (only show, export)"),
         (["status", "debug", "--only", "curate"], "`status` has no option --only (only plan, run, submit)"),
@@ -72,8 +72,8 @@ def test_plan_says_what_only_and_force_would_run(tmp_path: Path, capsys: pytest.
 
 
 def test_plan_refuses_what_evaluation_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "debug", "--workspace", str(tmp_path), "--evaluate.benchmarks", "retreival"]) == 0
-    assert "cannot run yet: evaluate.benchmarks: there is no" in capsys.readouterr().out
+    assert main(["plan", "debug", "--workspace", str(tmp_path), "--evaluate.sets", "retreival"]) == 0
+    assert "cannot run yet: evaluate.sets: there is no" in capsys.readouterr().out
 
 
 def test_plan_counts_every_model_and_no_clustering_that_is_not_done(

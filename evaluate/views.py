@@ -1,0 +1,107 @@
+"""How images are cut for classification and retrieval, and images decoded ahead of the encoder.
+
+`resize-crop` is the published protocol: the short side resized, then the center cropped, to the pixel as torchvision's
+Resize and CenterCrop do it. `square` is the view that models here are trained on: the whole centered square, resized.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, TypeVar
+
+from PIL import Image
+
+from curation.encoders.views import centre_view
+from evaluate.config import ViewConfig
+from evaluate.sets.images import Images
+from evaluate.sets.kinds import Facts
+
+RESIZE_PER_CROP = 256 / 224
+DECODING_THREADS = 4
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class View:
+    """A way to cut images, with all its numbers."""
+
+    crop: Literal["resize-crop", "square", "encoder"]
+    side: int = 0
+    """Side of the result, px."""
+    resize: int = 0
+    """Short side before the crop, px."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if self.crop == "encoder":
+            return image
+        return (
+            resize_crop(image, self.resize, self.side) if self.crop == "resize-crop" else centre_view(image, self.side)
+        )
+
+    def describe(self) -> str:
+        """The protocol's name and numbers, for results."""
+        if self.crop == "encoder":
+            return "the encoder's own preprocessing"
+        if self.crop == "square":
+            return f"square: the whole centered square to {self.side} px, bicubic"
+        return f"resize-crop: short side to {self.resize} px, bicubic, center crop {self.side} px"
+
+
+UNCUT = View("encoder")
+
+
+def choose_view(config: ViewConfig, facts: Facts, protocol: Mapping[str, object]) -> View:
+    """The view of a set for an encoder. One that does not name its image side as a number cuts images by itself."""
+    side = protocol.get("image_size")
+    if not isinstance(side, int):
+        return UNCUT
+    crop = config.crop if config.crop != "auto" else "resize-crop" if facts.published else "square"
+    resize = config.resize or round(side * RESIZE_PER_CROP)
+    if crop == "resize-crop" and resize < side:
+        raise ValueError(
+            f"view.resize is {resize}, but the model's image size is {side} px: the crop must fit into the resized "
+            "image; raise it, or leave it out"
+        )
+    return View(crop, side, resize if crop == "resize-crop" else 0)
+
+
+def resize_crop(image: Image.Image, resize: int, side: int) -> Image.Image:
+    """The short side to `resize` px, then the middle `side` x `side` px."""
+    short, long = sorted(image.size)
+    scaled = int(resize * long / short)  # cut, not rounded, as torchvision does
+    size = (resize, scaled) if image.width <= image.height else (scaled, resize)
+    resized = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+    left = round((size[0] - side) / 2)
+    top = round((size[1] - side) / 2)
+    return resized.crop((left, top, left + side, top + side))
+
+
+def batches(images: Images, view: View, batch_size: int) -> Iterator[list[Image.Image]]:
+    """All images, cut, a batch at a time; the next batches are decoded while the encoder works on this one."""
+    starts = range(0, len(images), batch_size)
+
+    def load(index: int) -> Image.Image:
+        return view(images.load(index))
+
+    loaded = ahead(load, range(len(images)), 2 * batch_size)
+    for start in starts:
+        yield list(islice(loaded, min(batch_size, len(images) - start)))
+
+
+def ahead(load: Callable[[int], T], items: Sequence[int], most: int) -> Iterator[T]:
+    """load(item) for every item, in order, at most `most` of them ahead of the consumer."""
+    with ThreadPoolExecutor(DECODING_THREADS) as threads:
+        waiting = [threads.submit(load, item) for item in items[:most]]
+        position = len(waiting)
+        try:
+            while waiting:
+                result = waiting.pop(0).result()
+                if position < len(items):
+                    waiting.append(threads.submit(load, items[position]))
+                    position += 1
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()
