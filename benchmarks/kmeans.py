@@ -1,133 +1,203 @@
-"""K-means side by side: ours over memory-mapped shards, faiss.Kmeans on all points, scikit-learn, SuperKMeans.
+"""K-means side by side: ours over memory-mapped shards, FAISS's Kmeans and SuperKmeans, scikit-learn, SuperKMeans.
 
-Same points (unit vectors of a mixture, rounded to float16), same first centroids, same iterations, one process, same
-threads. Contestants take turns; the least CPU time of each counts, which disturbs least on a busy machine. SuperKMeans
-seeds itself; its two-level mode, its default above 100,000 points, is no Lloyd and is judged by its objective. It and
-scikit-learn are left out where they are not installed.
+Same points (unit vectors of a mixture, rounded to float16), same iterations, one process, same threads, and the same
+first centroids for all that can be given some: both SuperKMeans draw their own rows. Contestants take turns; the least
+CPU time of each counts, which disturbs least on a busy machine. Our labels are exact. FAISS's Kmeans is exact up to
+float32, the pruning of SuperKMeans is not, and a mode of two levels is no Lloyd at all: each is judged by its objective
+on all points. Peers that are not installed are left out (benchmarks/peers.txt has their versions).
 
-    OPENBLAS_CORETYPE=SkylakeX python -m benchmarks.kmeans [--full] [--rows N] [--dim D] [--clusters K] [--threads T]
+OpenBLAS picks its kernels by the processor, or by OPENBLAS_CORETYPE: the header says which, for all alike.
+
+    python -m benchmarks.kmeans [--full] [--rows N] [--dim D ...] [--clusters K ...] [--threads T]
+    python -m benchmarks.kmeans --engines      every engine of ours, too
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import os
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import faiss
 import numpy as np
-import torch
 from jaxtyping import Float32
+from threadpoolctl import threadpool_info
 
+from cluster.machine import measure_device
 from cluster.threads import limit_threads
-from curation.clusters.config import KMeansConfig
+from curation.clusters.config import Engine, KMeansConfig
 from curation.clusters.kmeans import assign, kmeans
+from curation.clusters.levels import read_level
 from curation.clusters.nearest import choose_engine
 from curation.clusters.scan import InProcess, Points, points_in_memory
+from curation.clusters.two_stage import cluster_in_two_stages
 from curation.clusters.vectors import ShardVectors, to_unit
 from curation.shards.manifest import Manifest, write_manifest
 from curation.shards.schema import CAPTIONS, CLS, HASHES, KEY, PATCHES, SOURCE, THUMBNAIL, EmbeddingSpec
 from curation.shards.writer import write_shard
 
 SHARD_ROWS = 1 << 14
+FEWEST_ROWS_PER_CLUSTER = 2
 GROUPS = 64
 SPEC = EmbeddingSpec("synthetic", "0" * 64, "mixture", 14, 8, 0, (1, 1), "pooled", "float16", "", 0)
 
-Contestant = Callable[[int], Float32[np.ndarray, "k d"]]
+Contestant = Callable[[], Float32[np.ndarray, "k d"]]
+
+
+class Task(NamedTuple):
+    """What every contestant clusters."""
+
+    points: Points
+    array: Float32[np.ndarray, "n d"]
+    first: Float32[np.ndarray, "k d"]
+    iterations: int
+    threads: int
 
 
 def main() -> None:
-    """Print one table per width: seconds, ratio to ours, objective relative to ours."""
+    """Print one table per width and number of clusters: seconds, and time and objective relative to ours."""
     options = _options()
     limit_threads(options.threads)
+    _print_machine(options.threads)
     for dim in options.dim:
-        with tempfile.TemporaryDirectory() as folder:
-            points = write_mixture(Path(folder), options.rows, dim, options.clusters)
-            compare(points, options)
+        for num_clusters in options.clusters:
+            rows = max(options.rows, FEWEST_ROWS_PER_CLUSTER * num_clusters)
+            with tempfile.TemporaryDirectory() as folder:
+                points = write_mixture(Path(folder), rows, dim, num_clusters)
+                compare(points, num_clusters, options)
 
 
-def compare(points: Points, options: argparse.Namespace) -> None:
+def _print_machine(threads: int) -> None:
+    print(f"{measure_device('cpu').name}, threads={threads}")
+    for library in threadpool_info():
+        if library["user_api"] == "blas":
+            name = f"{library['internal_api']} {library['version']}"
+            print(f"{name} ({library['prefix']}) runs {library.get('architecture', 'unknown')} kernels")
+    print(f"OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE', 'unset')}")
+
+
+def compare(points: Points, num_clusters: int, options: argparse.Namespace) -> None:
     """All contestants on the same points, `--repeats` times in turn."""
     array = points.gather(np.arange(points.num_rows))
-    rng = np.random.default_rng(1)
-    first = array[rng.choice(len(array), options.clusters, replace=False)]
-    engine = choose_engine(points.engine)
-    rows = f"n={len(array):,} d={array.shape[1]} k={options.clusters} iterations={options.iterations} engine={engine}"
-    print(f"\n{rows} threads={options.threads} OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE', 'unset')}")
-    contestants = _contestants(points, array, first, options)
+    first = array[np.random.default_rng(1).choice(len(array), num_clusters, replace=False)]
+    task = Task(points, array, first, options.iterations, options.threads)
+    print(f"\nn={len(array):,} d={array.shape[1]:,} k={num_clusters:,} iterations={options.iterations}")
+
+    contestants = _contestants(task, options.engines)
+    names = list(contestants)
     assign(points_in_memory(array[:1000], False), first)  # compiles, or reads what was compiled before
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
-    objectives = {}
+    cpu_s: dict[str, list[float]] = {name: [] for name in names}
+    wall_s: dict[str, list[float]] = {name: [] for name in names}
+    centroids = {}
     for _ in range(options.repeats):
         for name, run in contestants.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            centroids = run(options.iterations)
-            seconds[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-            objectives[name] = float(assign(points_in_memory(array, False), centroids)[1].sum(dtype=np.float64))
-    ours, _ = min(seconds["ours"])
-    for name, times in seconds.items():
-        cpu, wall = min(times)
-        worse = 100 * (objectives[name] / objectives["ours"] - 1)
-        print(f"{name:20} cpu {cpu:8.2f} s  wall {wall:8.2f} s  ratio {cpu / ours:5.2f}  objective {worse:+.3f} %")
+            cpu = time.process_time()
+            wall = time.perf_counter()
+            centroids[name] = run()
+            cpu_s[name].append(time.process_time() - cpu)
+            wall_s[name].append(time.perf_counter() - wall)
+
+    objectives = {name: _objective(array, centroids[name]) for name in names}
+    for name in names:
+        ratio = min(cpu_s[name]) / min(cpu_s[names[0]])
+        worse = 100 * (objectives[name] / objectives[names[0]] - 1)
+        print(
+            f"{name:34} cpu {min(cpu_s[name]):8.2f} s  wall {min(wall_s[name]):8.2f} s  "
+            f"ratio {ratio:5.2f}  objective {worse:+.3f} %",
+            flush=True,
+        )
 
 
-def _contestants(
-    points: Points, array: Float32[np.ndarray, "n d"], first: Float32[np.ndarray, "k d"], options: argparse.Namespace
-) -> dict[str, Contestant]:
-    num_clusters, dim = first.shape
+def _objective(array: Float32[np.ndarray, "n d"], centroids: Float32[np.ndarray, "k d"]) -> float:
+    return float(assign(points_in_memory(array, False), centroids)[1].sum(dtype=np.float64))
 
-    def ours(iterations: int, engine_points: Points = points) -> np.ndarray:
-        config = KMeansConfig(iterations=iterations, tolerance=-1.0)
-        return kmeans(engine_points, num_clusters, config, 0, first=first)
 
-    def by_faiss(iterations: int) -> np.ndarray:
-        trainer = faiss.Kmeans(dim, num_clusters, niter=iterations, max_points_per_centroid=len(array), seed=1)
-        trainer.train(array, init_centroids=first)
-        return np.asarray(trainer.centroids)
+def _contestants(task: Task, engines: bool) -> dict[str, Contestant]:
+    """By name with version; ours, with the engine of this machine, comes first."""
+    engine = choose_engine("auto")
+    contestants: dict[str, Contestant] = {f"ours, {_with_version(engine)}": lambda: _ours(task, engine)}
+    others: tuple[Engine, ...] = ("onnxruntime", "faiss")
+    for other in others if engines else ():
+        if other != engine:
+            contestants[f"ours, {_with_version(other)}"] = lambda other=other: _ours(task, other)
+    contestants["ours, two stages"] = lambda: _ours_in_two_stages(task)
 
-    found: dict[str, Contestant] = {"ours": ours, "faiss.Kmeans": by_faiss}
-    if options.engines:
-        found["ours, float32"] = lambda iterations: ours(iterations, replace(points, engine="float32"))
-        found["ours, torch"] = lambda iterations: ours(iterations, replace(points, engine="torch"))
+    faiss_version = faiss.__version__
+    contestants[f"faiss.Kmeans {faiss_version}"] = lambda: _faiss_kmeans(task)
+    contestants[f"faiss.SuperKmeans {faiss_version}"] = lambda: _faiss_super_kmeans(task)
     if importlib.util.find_spec("sklearn"):
-        found["scikit-learn"] = lambda iterations: _by_scikit_learn(array, first, iterations)
+        contestants[f"scikit-learn {importlib.metadata.version('scikit-learn')}"] = lambda: _scikit_learn(task)
     if importlib.util.find_spec("superkmeans"):
-        for name, hierarchical in (("SuperKMeans", False), ("  its two-level mode", True)):
-            found[name] = partial(
-                _by_superkmeans, array, num_clusters, threads=options.threads, hierarchical=hierarchical
-            )
-    return found
+        version = importlib.metadata.version("superkmeans")
+        contestants[f"SuperKMeans {version}"] = lambda: _super_kmeans(task, hierarchical=False)
+        contestants[f"SuperKMeans {version}, two levels"] = lambda: _super_kmeans(task, hierarchical=True)
+    return contestants
 
 
-def _by_scikit_learn(
-    array: Float32[np.ndarray, "n d"], first: Float32[np.ndarray, "k d"], iterations: int
-) -> Float32[np.ndarray, "k d"]:
+def _with_version(engine: Engine) -> str:
+    version = {"onnxruntime": "onnxruntime", "onednn": "torch", "faiss": "faiss-cpu", "torch": "torch"}[engine]
+    return f"{engine} {importlib.metadata.version(version)}"
+
+
+def _ours(task: Task, engine: Engine) -> Float32[np.ndarray, "k d"]:
+    config = KMeansConfig(iterations=task.iterations, tolerance=-1.0)
+    return kmeans(replace(task.points, engine=engine), len(task.first), config, 0, first=task.first)
+
+
+def _ours_in_two_stages(task: Task) -> Float32[np.ndarray, "k d"]:
+    """The square root of k clusters, each split in as many."""
+    num_first = round(len(task.first) ** 0.5)
+    config = KMeansConfig(iterations=task.iterations, tolerance=-1.0, seeding="random")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "level-1.npz"
+        cluster_in_two_stages(task.points, num_first, len(task.first) // num_first, config, 0, path)
+        return np.array(read_level(path).centroids)
+
+
+def _faiss_kmeans(task: Task) -> Float32[np.ndarray, "k d"]:
+    num_rows, dim = task.array.shape
+    trainer = faiss.Kmeans(dim, len(task.first), niter=task.iterations, max_points_per_centroid=num_rows, seed=1)
+    trainer.train(task.array, init_centroids=task.first)
+    return np.asarray(trainer.centroids)
+
+
+def _faiss_super_kmeans(task: Task) -> Float32[np.ndarray, "k d"]:
+    num_rows, dim = task.array.shape
+    trainer = faiss.SuperKmeans(dim, len(task.first), niter=task.iterations, max_points_per_centroid=num_rows, seed=1)
+    trainer.train(task.array)
+    return np.asarray(trainer.centroids)
+
+
+def _scikit_learn(task: Task) -> Float32[np.ndarray, "k d"]:
     from sklearn.cluster import KMeans
 
-    model = KMeans(len(first), init=first, n_init=1, max_iter=iterations, tol=0, algorithm="lloyd", copy_x=False)
-    return model.fit(array).cluster_centers_
+    options = {"n_init": 1, "max_iter": task.iterations, "tol": 0, "algorithm": "lloyd", "copy_x": False}
+    return KMeans(len(task.first), init=task.first, **options).fit(task.array).cluster_centers_
 
 
-def _by_superkmeans(
-    array: Float32[np.ndarray, "n d"], num_clusters: int, iterations: int, *, threads: int, hierarchical: bool
-) -> Float32[np.ndarray, "k d"]:
+def _super_kmeans(task: Task, *, hierarchical: bool) -> Float32[np.ndarray, "k d"]:
     from superkmeans import SuperKMeans
 
-    options = {"sampling_fraction": 1.0, "max_points_per_cluster": len(array), "early_termination": False}
-    trainer = SuperKMeans(num_clusters, array.shape[1], hierarchical, iters=iterations, n_threads=threads, **options)
-    return trainer.train(array)
+    num_rows, dim = task.array.shape
+    options = {"sampling_fraction": 1.0, "max_points_per_cluster": num_rows, "early_termination": False}
+    iterations = {"iters": task.iterations, "n_threads": task.threads}
+    return SuperKMeans(len(task.first), dim, hierarchical, **iterations, **options).train(task.array)
 
 
 def write_mixture(folder: Path, num_rows: int, dim: int, num_clusters: int) -> Points:
-    """Unit vectors around random centres, themselves in groups, written as embedding shards."""
-    spec, rng = replace(SPEC, dim=dim), np.random.default_rng(0)
+    """Unit vectors around random centers, themselves in groups, written as embedding shards."""
+    spec = replace(SPEC, dim=dim)
+    rng = np.random.default_rng(0)
+
     groups = rng.standard_normal((GROUPS, dim), dtype=np.float32)
     centers = groups[rng.integers(0, GROUPS, 8 * num_clusters)]
     centers += rng.standard_normal(centers.shape, dtype=np.float32)
+
     entries = []
     for index, start in enumerate(range(0, num_rows, SHARD_ROWS)):
         rows = np.arange(start, min(start + SHARD_ROWS, num_rows))
@@ -139,6 +209,7 @@ def write_mixture(folder: Path, num_rows: int, dim: int, num_clusters: int) -> P
 
 
 def _columns(rows: np.ndarray, vectors: Float32[np.ndarray, "n d"]) -> dict[str, object]:
+    # The columns that clustering does not read.
     empty: dict[str, object] = {SOURCE: [""] * len(rows), CAPTIONS: [[]] * len(rows), THUMBNAIL: [b""] * len(rows)}
     hashes = {name: rows.astype(np.uint64) for name in HASHES}
     return {KEY: [str(row) for row in rows], CLS: vectors, PATCHES: vectors, **empty, **hashes}
@@ -146,21 +217,20 @@ def _columns(rows: np.ndarray, vectors: Float32[np.ndarray, "n d"]) -> dict[str,
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="1,000,000 rows, 384 and 1024 dimensions, 10 iterations")
-    parser.add_argument("--rows", type=int, help="points")
-    parser.add_argument("--dim", type=int, nargs="+", help="widths")
-    parser.add_argument("--clusters", type=int, default=1000)
-    parser.add_argument("--iterations", type=int)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--full", action="store_true", help="100,000 rows and more, four numbers of clusters")
+    parser.add_argument("--rows", type=int, help="points; at least 2 per cluster")
+    parser.add_argument("--dim", type=int, nargs="+", default=[384, 1024], help="widths")
+    parser.add_argument("--clusters", type=int, nargs="+", help="numbers of clusters")
+    parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--engines", action="store_true", help="also ours with other screening")
+    parser.add_argument("--engines", action="store_true", help="also ours with other engines")
     options = parser.parse_args()
-    options.rows = options.rows or (1_000_000 if options.full else 32_768)
-    options.dim = options.dim or ([384, 1024] if options.full else [384])
-    options.iterations = options.iterations or (10 if options.full else 3)
+
+    options.rows = options.rows or (100_000 if options.full else 16_384)
+    options.clusters = options.clusters or ([1000, 4096, 10_000, 40_000] if options.full else [1000, 4096])
     return options
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     main()

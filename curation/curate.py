@@ -93,7 +93,7 @@ def curate(
         drop_duplicates(decisions, points, image, config.duplicates, config.seed)
     with phases.phase("balance"):
         if decisions.entries is not None and config.text.unmatched == "drop":
-            decisions.drop(np.flatnonzero(decisions.entries.numbers() == 0), "text: no metadata entry")
+            decisions.drop(np.flatnonzero(decisions.entries.counts() == 0), "text: no metadata entry")
         figures |= choose(decisions, _goal(config, decisions), image, _coins(config, decisions, image), config.seed)
     figures |= evenness(decisions, image, text)
     decisions.write(out)

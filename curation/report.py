@@ -155,9 +155,9 @@ def _threshold(entries: Entries, summary: dict[str, Any]) -> str:
     threshold = summary["figures"].get("text_threshold")
     if not threshold:
         return ""
-    counts, num_rows = np.bincount(entries.values), len(entries.numbers())
+    counts, num_rows = np.bincount(entries.values), len(entries.counts())
     some = entries.take(np.unique(np.linspace(0, num_rows - 1, min(num_rows, CURVE_ROWS)).astype(int)))
-    shown = len(some.numbers())
+    shown = len(some.counts())
     thresholds = np.geomspace(0.5, max(1, counts.max()), 60)
     share = np.array([keep_probability(some, counts, np.full(shown, value)).mean() for value in thresholds])
     return _picture(threshold_curve(thresholds, num_rows * share, threshold), "threshold against size")
@@ -175,13 +175,13 @@ def _metadata(decisions: pa.Table, summary: dict[str, Any]) -> str:
     order = found[np.argsort(-before[found], kind="stable")]
     shown = np.unique(np.r_[np.arange(min(len(order), 2 * CLUSTERS)), np.arange(len(order))[-CLUSTERS:]])
     rows = [[names[entry], f"{before[entry]:,}", f"{after[entry]:,}"] for entry in order[shown].tolist()]
-    matched = int((entries.numbers() > 0).sum())
+    matched = int((entries.counts() > 0).sum())
     note = (
         f"<p>{len(found):,} of {len(names):,} entries occur, {len(entries.values) / max(1, matched):.1f} in each of "
         f"the {matched:,} pairs that have one; {int((after[found] > 0).sum()):,} occur in what was kept.</p>"
     )
     table = _table(("entry", "pairs before", "after"), rows)
-    return note + table + _threshold(entries.take(np.flatnonzero(entries.numbers())), summary)
+    return note + table + _threshold(entries.take(np.flatnonzero(entries.counts())), summary)
 
 
 def _removed(curate: Path, summary: dict[str, Any]) -> Iterator[Section]:

@@ -119,14 +119,14 @@ class TextBalance:
         self.entries = entries
         self.counts = np.bincount(entries.values)
         self.critical = self._critical(coins)
-        self.num_unmatched = int((entries.numbers() == 0).sum())
+        self.num_unmatched = int((entries.counts() == 0).sum())
         self.order = np.lexsort((coins, self.critical))
         self.rank = np.empty(len(coins), np.int64)
         self.rank[self.order] = np.arange(len(coins))
 
     def _critical(self, coins: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
         """The largest t that does not keep a row: coin times c; for several entries by bisection below the rarest."""
-        numbers = self.entries.numbers()
+        numbers = self.entries.counts()
         critical = np.zeros(len(coins))
         single = np.flatnonzero(numbers == 1)
         critical[single] = coins[single] * self.counts[self.entries.values[self.entries.offsets[single]]]
@@ -169,7 +169,7 @@ def keep_probability(
     with np.errstate(divide="ignore"):
         lost = np.log1p(-np.minimum(1.0, thresholds[rows] / counts[entries.values]))
     kept = -np.expm1(np.bincount(rows, lost, len(thresholds)))
-    return np.where(entries.numbers() > 0, kept, 1.0)
+    return np.where(entries.counts() > 0, kept, 1.0)
 
 
 def tail_threshold(counts: Int64[np.ndarray, " entries"], share: float) -> float:

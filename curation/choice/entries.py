@@ -46,7 +46,7 @@ def check_matched(found: Entries, names: Sequence[str]) -> None:
     """ValueError when no row has an entry: nothing could be balanced."""
     if not len(found.values):
         raise ValueError(
-            f"no caption of {len(found.numbers()):,} pairs holds any of {len(names):,} entries, e.g. {names[:3]}: an "
+            f"no caption of {len(found.counts()):,} pairs holds any of {len(names):,} entries, e.g. {names[:3]}: an "
             "entry must stand in captions as it is written, and case counts; write entries of these captions' words, "
             "or leave data.metadata out"
         )

@@ -105,7 +105,7 @@ def _close_hashes(
     hashes, inverse = np.unique(pool.hashes(PERCEPTUAL_HASH)[among], return_inverse=True)
     place, found = close_hashes_between(hashes, other.hashes(PERCEPTUAL_HASH), bits)
     near = Entries(np.searchsorted(place, np.arange(len(hashes) + 1)), found.astype(np.int32))
-    numbers = near.numbers()[inverse]
+    numbers = near.counts()[inverse]
     rows = np.flatnonzero(numbers)
     for part in np.split(rows, np.flatnonzero(np.diff(np.cumsum(numbers[rows]) // COMPARED_PAIRS)) + 1):
         pairs = near.take(inverse[part])

@@ -1,8 +1,9 @@
-"""Hierarchical k-means with resampling, Vo et al. 2024 (arXiv:2405.15613): level 1 clusters the rows, level t the
-centroids of level t - 1.
+"""Hierarchical k-means with resampling, Vo et al. 2024 (arXiv:2405.15613): level 1 clusters the
+rows, level t the centroids of level t - 1.
 
-Resampling flattens the density that a level sees: the r points nearest each centroid are clustered again, and every
-point goes to the new centroids. Each finished level is a file, and a killed run continues inside the level it was in.
+Resampling evens out the density of a level's points: the r points nearest each centroid are
+clustered again, and all points are assigned to the new centroids. Each finished level is a file,
+and a killed run continues inside the level it was in.
 """
 
 import logging
@@ -22,31 +23,42 @@ logger = logging.getLogger(__name__)
 
 
 def cluster_levels(points: Points, plan: list[LevelPlan], config: KMeansConfig, seed: int, folder: Path) -> list[Level]:
-    """All levels, finest first, kept in the folder as level-N.npz with level-N.centroids.npy and found again there."""
-    levels, planned = list[Level](), points.num_rows
+    """All levels, finest first.
+
+    They are written to the folder as level-N.npz and level-N.centroids.npy; levels that are there
+    already are read.
+    """
+    levels: list[Level] = []
+    planned_points = points.num_rows
     for number, level_plan in enumerate(plan, start=1):
         path = folder / f"level-{number}.npz"
         if not path.exists():
-            _cluster_level(points, _scaled(level_plan, points.num_rows, planned), config, seed + number, path)
+            scaled = _scaled(level_plan, points.num_rows, planned_points)
+            _cluster_level(points, scaled, config, seed + number, path)
         level = read_level(path)
         logger.info("level=%d clusters=%d points=%d", number, len(level.centroids), points.num_rows)
         levels.append(level)
-        points, planned = _points_above(path, points), level_plan.num_clusters
+
+        points = _points_above(path, points)
+        planned_points = level_plan.num_clusters
     return levels
 
 
-def _scaled(plan: LevelPlan, num_points: int, planned: int) -> LevelPlan:
-    """As many clusters a point as planned, where the level below was split and made fewer of them."""
-    if num_points >= planned:
+def _scaled(plan: LevelPlan, num_points: int, planned_points: int) -> LevelPlan:
+    """The planned number of clusters per point, where a split level below made fewer points."""
+    if num_points >= planned_points:
         return plan
-    num_clusters = max(1, plan.num_clusters * num_points // planned)
-    return plan._replace(num_clusters=num_clusters, split=plan.split if num_clusters >= plan.split else 0)
+    num_clusters = max(1, plan.num_clusters * num_points // planned_points)
+    split = plan.split if num_clusters >= plan.split else 0
+    return plan._replace(num_clusters=num_clusters, split=split)
 
 
 def _cluster_level(points: Points, plan: LevelPlan, config: KMeansConfig, seed: int, path: Path) -> None:
     if plan.split > 1:
-        cluster_in_two_stages(points, plan.num_clusters // plan.split, plan.split, config, seed, path)
+        num_first = plan.num_clusters // plan.split
+        cluster_in_two_stages(points, num_first, plan.split, config, seed, path)
         return
+
     centroids = kmeans(points, plan.num_clusters, config, seed, _state_path(path, 0))
     for step in range(1, plan.rounds + 1):
         labels, distances = assign(points, centroids)
@@ -56,10 +68,11 @@ def _cluster_level(points: Points, plan: LevelPlan, config: KMeansConfig, seed: 
 
 
 def _points_above(path: Path, points: Points) -> Points:
-    """The centroids of a level as points: scanned by this process where they are few, otherwise by the workers."""
+    """The centroids of a level as points: few are scanned by this process, many by the workers."""
     centroids = StoredCentroids(centroids_path(path), points.unit)
     if centroids.num_rows * centroids.dim <= VALUES_IN_MEMORY:
-        return points_in_memory(np.asarray(read_level(path).centroids), points.unit, points.engine)
+        in_memory = np.asarray(read_level(path).centroids)
+        return points_in_memory(in_memory, points.unit, points.engine)
     return Points(centroids, points.workers, engine=points.engine)
 
 
@@ -71,7 +84,7 @@ def nearest_rows(
 
 
 def cluster_of_rows(levels: list[Level]) -> list[Int32[np.ndarray, " n"]]:
-    """Per level, the cluster of every row: labels followed upwards."""
+    """Per level, the cluster of every row: the label of its cluster on the level below, and so on."""
     labels = [levels[0].labels]
     for level in levels[1:]:
         labels.append(level.labels[labels[-1]])

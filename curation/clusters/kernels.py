@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, Int8, Int32, Int64
 from llvmlite import ir
 from numba.extending import intrinsic
 
-CHUNK = 128  # columns
+CHUNK = 64  # columns
 INT8_MOST = np.float32(127)
 SMALLEST = np.float32(1e-30)
 LOWEST = np.float32(-np.inf)

@@ -1,23 +1,25 @@
-"""Finished levels on disk: `level-N.npz` with labels and distances, `level-N.centroids.npy` to be mapped.
+"""Finished levels on disk: labels and distances in `level-N.npz`, centroids in
+`level-N.centroids.npy`, which is memory-mapped.
 
-Centroids stay in their file: ten million of 1,024 values are 40 GB, which every process of a machine maps and none
-copies. The `.npz` is written last: with it, the level is complete.
+Centroids stay in their file: ten million of 1,024 values are 40 GB, which every process of a
+machine maps and none copies. The `.npz` is written last: with it, the level is complete.
 """
 
-import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from cluster.files import replacing
 from curation.clusters.kernels import scale_to_unit
+from curation.clusters.vectors import open_once
 
 
 class Level(NamedTuple):
-    """One finished level: centroids, and for each point of the level below its cluster and squared distance."""
+    """One finished level: its centroids, and the cluster and squared distance of each point of the
+    level below."""
 
     centroids: Float32[np.ndarray, "k d"]
     labels: Int32[np.ndarray, " n"]
@@ -28,17 +30,18 @@ class StoredCentroids:
     """The centroids of a level as points of the next: mapped by each process that reads them."""
 
     def __init__(self, path: Path, unit: bool) -> None:
-        self.path, self.unit = path, unit
+        self.path = path
+        self.unit = unit
         self.array = np.load(path, mmap_mode="r")
         self.num_rows, self.dim = self.array.shape
 
-    def __reduce__(self) -> tuple[Callable[..., "StoredCentroids"], tuple[Path, bool]]:
-        return _open_once, (self.path, self.unit)
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[object, ...]]:
+        return open_once, (StoredCentroids, self.path, self.unit)
 
     def gather(
         self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
-        """Copies of some centroids, in the order asked; written into `out` when one is given."""
+        """Copies of some centroids, in the order of `rows`; written into `out` if it is not None."""
         out = np.empty((len(rows), self.dim), np.float32) if out is None else out
         np.take(self.array, rows, axis=0, out=out, mode="clip")
         if self.unit:
@@ -46,20 +49,16 @@ class StoredCentroids:
         return out
 
 
-@functools.lru_cache(maxsize=8)
-def _open_once(path: Path, unit: bool) -> StoredCentroids:
-    return StoredCentroids(path, unit)
-
-
 def centroids_path(level: Path) -> Path:
-    """Where the centroids of the level at `level-N.npz` are."""
+    """The file of the centroids of the level at `level-N.npz`."""
     return level.with_suffix(".centroids.npy")
 
 
 def read_level(path: Path) -> Level:
     """A level that `write_level` wrote; its centroids are mapped, not read."""
+    centroids = np.load(centroids_path(path), mmap_mode="r")
     with np.load(path) as stored:
-        return Level(np.load(centroids_path(path), mmap_mode="r"), stored["labels"], stored["distances"])
+        return Level(centroids, stored["labels"], stored["distances"])
 
 
 def write_level(
@@ -68,19 +67,24 @@ def write_level(
     labels: Int32[np.ndarray, " n"],
     distances: Float32[np.ndarray, " n"],
 ) -> None:
-    """Write a level, its centroids block by block, and remove what led to it."""
+    """Write a level, its centroids block by block, and delete the checkpoints of the way to it."""
     with replacing(centroids_path(path)) as temporary:
         _write_blocks(temporary, centroids)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, labels=labels, distances=distances)
+
     for pattern in ("round-*", "part-*"):
         for state in path.parent.glob(f"{path.stem}.{pattern}.npz"):
             state.unlink()
 
 
 def _write_blocks(path: Path, blocks: Iterable[Float32[np.ndarray, "_ d"]]) -> None:
-    """An .npy file; NumPy pads its header so that the number of rows can be set when it is known."""
-    num_rows, dim = 0, 0
+    """Write an .npy file whose number of rows is known at the end only.
+
+    NumPy pads the header of a file so that it can be overwritten with a larger number of rows.
+    """
+    num_rows = 0
+    dim = 0
     with path.open("wb") as file:
         for block in blocks:
             if not num_rows:

@@ -25,6 +25,9 @@ SCREENS: dict[Engine, Callable[[Centered], Screen]] = {
     "torch": TorchScreen,
 }
 
+# Integer products take milliseconds to prepare: for fewer centroids, FAISS is done before that.
+FEW_CENTROIDS = 64
+
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +58,8 @@ class Assigner:
         self.unit = unit
         self.engine = engine
         chosen = choose_engine(engine) if engine == "auto" else engine
+        if len(centroids) < FEW_CENTROIDS and chosen in ("onnxruntime", "onednn"):
+            chosen = "faiss"
         self.screen = SCREENS[chosen](Centered(self.centroids, unit))
 
         self.bias: Float64[np.ndarray, " k"] = np.zeros(len(centroids))

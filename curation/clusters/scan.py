@@ -1,12 +1,13 @@
-"""Passes over rows by worker processes: the rows are cut into spans, workers read a span's vectors block by block.
+"""Passes over rows by worker processes: the rows are cut into spans, and workers read a span's
+vectors block by block.
 
-Spans depend on the number of rows only, and results come back in row order: any sum over them has the same bits for any
-number of workers and any shard layout.
+Spans depend on the number of rows only, and results come back in row order: a sum over them has the
+same bits for any number of workers and any cut into shards.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
@@ -17,28 +18,37 @@ from curation.clusters.nearest import Assigner
 from curation.clusters.spans import Span, cut_spans
 from curation.clusters.vectors import ArrayVectors, Vectors, to_unit
 
-BLOCK_VALUES = 1 << 19  # of one block of vectors: 2 MB, which stays near the processor
-FAR_STRIDE, FAR_ROWS = 16, 64
+BLOCK_VALUES = 1 << 19  # 2 MB per block of vectors, which stays near the processor
+FAR_STRIDE = 16
+FAR_ROWS = 64
+
+Pass = Literal["sums", "labels", "farthest", "faults", "apply"]
+"""What a worker does with each span: the name of a `Scanner` method, which workers are called by."""
 
 
 class Far(NamedTuple):
-    """Rows far from their centroid, farthest first: where an empty cluster should go."""
+    """Rows far from their centroid, farthest first: candidates for an empty cluster."""
 
     rows: Int64[np.ndarray, " n"]
     distances: Float32[np.ndarray, " n"]
 
     def farthest(self, most: int) -> "Far":
+        """The `most` farthest of them; ties go to the lower row."""
         order = np.lexsort((self.rows, -self.distances))[:most]
         return Far(self.rows[order], self.distances[order])
 
 
 class Sums(NamedTuple):
-    """What one k-means iteration needs of a span: of the centroids that are nearest to a row of it, so never large."""
+    """Partial sums of one span, restricted to the centroids that won at least one of its rows.
 
-    labels: Int64[np.ndarray, " met"]
-    vectors: Float64[np.ndarray, "met d"]
-    counts: Int64[np.ndarray, " met"]
+    There are at most as many of those as the span has rows, so the message stays small.
+    """
+
+    labels: Int64[np.ndarray, " won"]
+    vectors: Float64[np.ndarray, "won d"]
+    counts: Int64[np.ndarray, " won"]
     squares: float
+    """Sum of the squared lengths of all rows of the span."""
     far: Far
 
 
@@ -53,7 +63,7 @@ class Workers(Protocol):
 
 @dataclass(frozen=True)
 class Points:
-    """The vectors to cluster: all rows, or some of them, and who scans them."""
+    """The vectors to cluster (all rows, or some of them), and the workers that scan them."""
 
     vectors: Vectors
     workers: Workers
@@ -62,31 +72,35 @@ class Points:
 
     @property
     def unit(self) -> bool:
+        """Whether the vectors have length one."""
         return self.vectors.unit
 
     @property
     def num_rows(self) -> int:
+        """The number of points."""
         return self.vectors.num_rows if self.rows is None else len(self.rows)
 
     def gather(
         self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
-        """Vectors by their number among these points; written into `out` when one is given."""
+        """Vectors by their number among these points; written into `out` if it is not None."""
         return self.vectors.gather(rows if self.rows is None else self.rows[rows], out)
 
     def subset(self, rows: Int64[np.ndarray, " n"]) -> "Points":
-        """Some of these points, in the order given."""
+        """Some of these points, in the order of `rows`."""
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
-    def scan(self, method: str, *shared: object) -> Iterator[tuple[Span, Any]]:
+    def scan(self, method: Pass, *shared: object) -> Iterator[tuple[Span, Any]]:
         """Results of a Scanner method for every span, in row order."""
         return self.scan_items(method, cut_spans(self.num_rows), *shared)
 
-    def scan_items(self, method: str, items: Sequence[Span], *shared: object) -> Iterator[tuple[Span, Any]]:
-        """Results of a Scanner method for every item (a range of anything), in the order of the items."""
+    def scan_items(self, method: Pass, items: Sequence[Span], *shared: object) -> Iterator[tuple[Span, Any]]:
+        """Results of a Scanner method for every item (a range of anything), in item order."""
         early: dict[Span, Any] = {}
         expected = iter(items)
         item = next(expected, None)
+
+        # Workers answer in any order: a result that comes too early waits for those before it.
         for done, result in self.workers.map(method, items, self.without_workers(), *shared):
             early[done] = result
             while item in early:
@@ -94,57 +108,85 @@ class Points:
                 item = next(expected, None)
 
     def without_workers(self) -> "Points":
-        """What travels to a worker process."""
+        """These points as they are sent to a worker process, which has no workers of its own."""
         return replace(self, workers=InProcess())
 
 
 class Scanner:
-    """Lives in a worker process; every method is a pure function of its arguments."""
+    """Lives in a worker process. The result of a method depends on its arguments alone."""
+
+    def __init__(self) -> None:
+        self._assigner: Assigner | None = None
 
     def sums(self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]) -> Sums:
-        """Per centroid, the sum and number of the rows nearest to it; far rows among every 16th."""
-        assigner = Assigner(centroids, points.unit, points.engine)
-        # a page of zeros takes memory once it is written to: that of centroids which are met
-        sums, counts, squares = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64), 0.0
-        far, start = [], span[0]
+        """Per centroid, sum and number of the rows nearest to it; far rows among every 16th."""
+        assigner = self._assigner_of(points, centroids)
+        # Memory pages of zeros are allocated once they are written to, so centroids that win no
+        # row of the span cost nothing.
+        sums = np.zeros(centroids.shape)
+        counts = np.zeros(len(centroids), np.int64)
+        squares = 0.0
+        far = []
+
+        start = span[0]
         for x in _blocks(span, points):
             labels = assigner(x)
             squares += add_by_label(x, labels, sums, counts)
-            some = np.arange(0, len(x), FAR_STRIDE)
-            far.append(Far(start + some, _distances(x[some], centroids, labels[some])).farthest(FAR_ROWS))
+            sample = np.arange(0, len(x), FAR_STRIDE)
+            distances = _distances(x[sample], centroids, labels[sample])
+            far.append(Far(start + sample, distances).farthest(FAR_ROWS))
             start += len(x)
-        met = np.flatnonzero(counts)
+
+        won = np.flatnonzero(counts)
+        sums_won = sums if len(won) == len(sums) else sums[won]
         farthest = Far(*map(np.concatenate, zip(*far, strict=True))).farthest(FAR_ROWS)
-        return Sums(met, sums if len(met) == len(sums) else sums[met], counts[met], squares, farthest)
+        return Sums(won, sums_won, counts[won], squares, farthest)
 
     def labels(
         self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]
     ) -> tuple[Int32[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
         """Per row, the nearest centroid and the squared distance to it."""
-        assigner = Assigner(centroids, points.unit, points.engine)
-        labels, distances = [np.empty(0, np.int32)], [np.empty(0, np.float32)]
+        assigner = self._assigner_of(points, centroids)
+        labels = [np.empty(0, np.int32)]
+        distances = [np.empty(0, np.float32)]
         for x in _blocks(span, points):
             labels.append(assigner(x))
             distances.append(_distances(x, centroids, labels[-1]))
         return np.concatenate(labels), np.concatenate(distances)
 
     def farthest(self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"], most: int) -> Far:
-        """The `most` rows farthest from their nearest centroid, among all."""
-        return Far(np.arange(*span), self.labels(span, points, centroids)[1]).farthest(most)
+        """The `most` rows of the span that are farthest from their nearest centroid."""
+        distances = self.labels(span, points, centroids)[1]
+        return Far(np.arange(*span), distances).farthest(most)
 
     def faults(self, span: Span, points: Points) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
-        """Rows that cannot be clustered: with a value that is not finite, and all zeros."""
-        not_finite, zero, start = [np.empty(0, np.int64)], [np.empty(0, np.int64)], span[0]
+        """Rows that cannot be clustered: those with a value that is not finite, and zero rows."""
+        not_finite = [np.empty(0, np.int64)]
+        zero = [np.empty(0, np.int64)]
+        start = span[0]
         for x in _blocks(span, points):
-            finite = np.isfinite(x).all(axis=1)
-            not_finite.append(start + np.flatnonzero(~finite))
+            is_finite = np.isfinite(x).all(axis=1)
+            not_finite.append(start + np.flatnonzero(~is_finite))
             zero.append(start + np.flatnonzero(~x.any(axis=1)))
             start += len(x)
         return np.concatenate(not_finite), np.concatenate(zero)
 
     def apply(self, item: Span, points: Points, function: Callable[..., Any], *shared: object) -> Any:
-        """Any function of an item and the points, for passes that are defined where they are used."""
+        """function(item, points, *shared): for passes that are defined where they are used."""
         return function(item, points, *shared)
+
+    def _assigner_of(self, points: Points, centroids: Float32[np.ndarray, "k d"]) -> Assigner:
+        """Centroids made ready for search, once for all spans of a pass: it takes up to a fifth of
+        the time of a small span."""
+        last = self._assigner
+        wanted = (points.unit, points.engine)
+        if last is None or wanted != (last.unit, last.engine) or not _equal(centroids, last):
+            self._assigner = last = Assigner(centroids, points.unit, points.engine)
+        return last
+
+
+def _equal(centroids: Float32[np.ndarray, "k d"], assigner: Assigner) -> bool:
+    return np.array_equal(centroids, assigner.centroids)
 
 
 def _blocks(span: Span, points: Points) -> Iterator[Float32[np.ndarray, "n d"]]:
@@ -157,7 +199,9 @@ def _blocks(span: Span, points: Points) -> Iterator[Float32[np.ndarray, "n d"]]:
 
 
 def _distances(
-    x: Float32[np.ndarray, "n d"], centroids: Float32[np.ndarray, "k d"], labels: Int32[np.ndarray, " n"]
+    x: Float32[np.ndarray, "n d"],
+    centroids: Float32[np.ndarray, "k d"],
+    labels: Int32[np.ndarray, " n"],
 ) -> Float32[np.ndarray, " n"]:
     distances = np.empty(len(x), np.float32)
     squared_distances(x, centroids, labels, distances)
@@ -168,6 +212,7 @@ class InProcess:
     """The workers of small data: this very process."""
 
     def map(self, method: str, items: Sequence[Any], *shared: object) -> Iterator[tuple[Any, Any]]:
+        """(item, scanner.method(item, *shared)) for each item, in order."""
         scanner = Scanner()
         for item in items:
             yield item, getattr(scanner, method)(item, *shared)

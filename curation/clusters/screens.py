@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float32, Int32, Int64
 
 from curation.clusters.bounds import FLOAT32_ROUNDING, SLACK, Centered, float64_blocks, longest_row
+from curation.clusters.groups import offsets_of
 from curation.clusters.integers import IntegerProduct
 from curation.clusters.kernels import shift_and_round, shortlist
 
@@ -105,13 +106,20 @@ class FaissScreen:
         length = np.linalg.norm(shifted[:, :-1], axis=1)
         bound = self.centered.bound(length, np.float32(FLOAT32_ROUNDING) * length, self.residual)
         least = scores[:, 0] - 2 * (bound + np.float32(self.bias_in_sum))
-        close = np.flatnonzero(scores[:, -1] >= least) if num_best > 1 else ()
+        close = np.flatnonzero(scores[:, -1] >= least) if num_best > 1 else np.empty(0, np.int64)
 
-        candidates = list(nearest[:, :1].astype(np.int32))
+        # One candidate per row, but for the rows whose two best scores are too close.
+        counts = np.ones(len(x), np.int64)
+        listed = []
         for row in close:
-            candidates[row] = np.flatnonzero(self.extended @ shifted[row] >= least[row]).astype(np.int32)
-        ends = np.cumsum([0, *map(len, candidates)], dtype=np.int64)
-        return Shortlist(ends, np.concatenate([np.empty(0, np.int32), *candidates]))
+            listed.append(np.flatnonzero(self.extended @ shifted[row] >= least[row]))
+            counts[row] = len(listed[-1])
+        ends = offsets_of(counts)
+        columns = np.empty(ends[-1], np.int32)
+        columns[ends[:-1]] = nearest[:, 0]
+        for row, candidates in zip(close, listed, strict=True):
+            columns[ends[row] : ends[row + 1]] = candidates
+        return Shortlist(ends, columns)
 
 
 class TorchScreen:

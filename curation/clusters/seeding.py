@@ -1,7 +1,8 @@
-"""The first centroids of a clustering: rows of the data, spread out.
+"""The first centroids of a clustering: rows of the data that lie apart.
 
-k-means++ (Arthur and Vassilvitskii 2007) on a sample; k-means|| (Bahmani et al. 2012) in a few passes over all rows
-when a sample would miss too much; random rows. All depends on the seed and on the rows in order only.
+k-means++ (Arthur and Vassilvitskii 2007) on a sample; k-means|| (Bahmani et al. 2012, algorithm 2)
+in a few passes over all rows, for when a sample would miss too much; or random rows. The result
+depends only on the seed and on the rows in order.
 """
 
 import numpy as np
@@ -12,7 +13,8 @@ from curation.clusters.kernels import squared_distances
 from curation.clusters.nearest import Assigner
 from curation.clusters.scan import Far, Points
 
-SAME_POINT = 1e-6  # squared distance, relative to the squared length, below which float32 cannot tell points apart
+# Squared distance, relative to the squared length, below which float32 cannot tell points apart.
+SAME_POINT = 1e-6
 ROUNDS = 4
 SEEDS_PER_DRAW = 8
 BLOCK_ROWS = 1024
@@ -21,11 +23,16 @@ BLOCK_ROWS = 1024
 def choose_seeds(
     points: Points, num_clusters: int, seeding: Seeding, sample_per_centroid: int, seed: int
 ) -> Float32[np.ndarray, "k d"]:
-    """`num_clusters` rows; where fewer distinct ones are met, the last repeats, to be refilled as an empty cluster."""
+    """`num_clusters` rows of the data.
+
+    Where there are fewer distinct points, the last seed is repeated: k-means treats the repetitions
+    as empty clusters.
+    """
     rng = np.random.default_rng(seed)
     if seeding == "k-means||":
         candidates, weights = _oversample(points, num_clusters, rng)
         return spread_out(candidates, weights, num_clusters, rng)
+
     size = min(points.num_rows, max(1, sample_per_centroid) * num_clusters)
     rows = np.sort(rng.choice(points.num_rows, size, replace=False))
     if seeding == "random":
@@ -36,19 +43,24 @@ def choose_seeds(
 def _oversample(
     points: Points, num_clusters: int, rng: np.random.Generator
 ) -> tuple[Float32[np.ndarray, "n d"], Int64[np.ndarray, " n"]]:
-    """About `num_clusters` new rows a round, drawn by squared distance, and how many rows each is nearest to."""
+    """About `num_clusters` new rows per round, drawn by squared distance, and for each candidate
+    the number of rows it is nearest to."""
     candidates = points.gather(rng.integers(points.num_rows, size=1))
     nearest = np.full(points.num_rows, np.inf, np.float32)
     new = candidates
     for _ in range(ROUNDS):
+        # Only the new candidates can lower a row's distance to the nearest of all.
         for (start, stop), (_, distances) in points.scan("labels", new):
             nearest[start:stop] = np.minimum(nearest[start:stop], distances)
-        probability = num_clusters * nearest / max(nearest.sum(dtype=np.float64), np.finfo(float).tiny)
+
+        total = max(nearest.sum(dtype=np.float64), np.finfo(float).tiny)
+        probability = num_clusters * nearest / total
         drawn = np.flatnonzero(rng.random(points.num_rows) < probability)
         if not len(drawn):
             break
         new = points.gather(drawn)
         candidates = np.concatenate([candidates, new])
+
     weights = np.zeros(len(candidates), np.int64)
     for _, (labels, _) in points.scan("labels", candidates):
         weights += np.bincount(labels, minlength=len(candidates))
@@ -56,18 +68,27 @@ def _oversample(
 
 
 def spread_out(
-    sample: Float32[np.ndarray, "n d"], weights: Int64[np.ndarray, " n"], num_clusters: int, rng: np.random.Generator
+    sample: Float32[np.ndarray, "n d"],
+    weights: Int64[np.ndarray, " n"],
+    num_clusters: int,
+    rng: np.random.Generator,
 ) -> Float32[np.ndarray, "k d"]:
-    """k-means++: seeds drawn by weight and squared distance to the seeds so far, in rounds.
+    """k-means++: seeds drawn by weight times squared distance to the nearest earlier seed.
 
-    A round draws one seed for every eight that there are, so that distances cost matrix products, not k passes.
+    A round draws one seed for every eight seeds so far, so that distances cost a few matrix
+    products and not `num_clusters` passes over the sample.
     """
-    lengths = np.einsum("nd,nd->n", sample, sample)
+    squared_lengths = np.einsum("nd,nd->n", sample, sample)
     new = _draw(np.cumsum(weights, dtype=np.float64), rng.random(1))
-    seeds, nearest = new, np.full(len(sample), np.inf, np.float32)
+    seeds = new
+    nearest = np.full(len(sample), np.inf, np.float32)
+
     while len(seeds) < num_clusters:
         nearest = np.minimum(nearest, _distances_to_nearest(sample, sample[new]))
-        mass = np.cumsum(np.where(nearest > SAME_POINT * lengths, nearest, 0) * weights, dtype=np.float64)
+        # A point that float32 cannot tell from a seed must not become one.
+        is_apart = nearest > SAME_POINT * squared_lengths
+        mass = np.cumsum(np.where(is_apart, nearest, 0) * weights, dtype=np.float64)
+
         if mass[-1] == 0:
             new = np.full(num_clusters - len(seeds), seeds[-1])
         else:
@@ -78,30 +99,41 @@ def spread_out(
 
 
 def count_distinct(points: Points, most: int) -> int:
-    """How many points float32 tells apart, counted as far as `most`: among a sample, then in passes over all rows."""
+    """The number of points that float32 tells apart, counted up to `most`.
+
+    First among a sample, then in passes over all rows.
+    """
     rng = np.random.default_rng(0)
     rows = np.sort(rng.choice(points.num_rows, min(points.num_rows, 2 * most), replace=False))
-    found, new = np.empty((0, points.vectors.dim), np.float32), points.gather(rows)
+    distinct = np.empty((0, points.vectors.dim), np.float32)
+    new = points.gather(rows)
     while len(new):
-        spread = spread_out(new, np.ones(len(new), np.int64), min(most - len(found), len(new)), rng)
-        found = np.concatenate([found, _without_repeats(spread)])
-        if len(found) == most:
+        count = min(most - len(distinct), len(new))
+        spread = spread_out(new, np.ones(len(new), np.int64), count, rng)
+        distinct = np.concatenate([distinct, _without_repeats(spread)])
+        if len(distinct) == most:
             break
-        parts = (part for _, part in points.scan("farthest", found, most))
+
+        # The rows that are farthest from all distinct points so far, unless they are the same.
+        parts = (part for _, part in points.scan("farthest", distinct, most))
         far = Far(*map(np.concatenate, zip(*parts, strict=True))).farthest(most)
         new = points.gather(far.rows)
         new = new[far.distances > SAME_POINT * np.einsum("nd,nd->n", new, new)]
-    return len(found)
+    return len(distinct)
 
 
 def _without_repeats(x: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "_ d"]:
-    """Vectors without those that are the same point as one before."""
-    exact, is_repeat = x.astype(np.float64), np.zeros(len(x), bool)
-    lengths = np.einsum("nd,nd->n", exact, exact)
+    """Vectors without those that are the same point as an earlier one."""
+    exact = x.astype(np.float64)
+    is_repeat = np.zeros(len(x), bool)
+    squared_lengths = np.einsum("nd,nd->n", exact, exact)
     for start in range(0, len(x), BLOCK_ROWS):
         rows = np.arange(start, min(start + BLOCK_ROWS, len(x)))
-        squared = lengths[rows, None] + lengths - 2 * exact[rows] @ exact.T
-        is_repeat[rows] = ((squared <= SAME_POINT * lengths) & (np.arange(len(x)) < rows[:, None])).any(axis=1)
+        # |x - y|^2 = |x|^2 + |y|^2 - 2 x.y
+        squared = squared_lengths[rows, None] + squared_lengths - 2 * exact[rows] @ exact.T
+        is_same = squared <= SAME_POINT * squared_lengths
+        is_earlier = np.arange(len(x)) < rows[:, None]
+        is_repeat[rows] = (is_same & is_earlier).any(axis=1)
     return x[~is_repeat]
 
 
@@ -114,6 +146,7 @@ def _distances_to_nearest(
 
 
 def _draw(cumulated: Float64[np.ndarray, " n"], draws: Float64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
-    """The indices whose share of the mass contains each draw; never one without mass, whatever the rounding."""
-    places = np.minimum(draws * cumulated[-1], np.nextafter(cumulated[-1], 0))
-    return np.searchsorted(cumulated, places, side="right")
+    """The indices whose share of the mass contains each draw, never an index without mass."""
+    # A draw near 1 must not round up to the total, which lies behind the last index with mass.
+    positions = np.minimum(draws * cumulated[-1], np.nextafter(cumulated[-1], 0))
+    return np.searchsorted(cumulated, positions, side="right")

@@ -1,8 +1,10 @@
-"""Two-stage k-means for millions of centroids: k1 clusters of all points, then each split in k2 by its own points.
+"""Two-stage k-means for millions of centroids: k1 clusters of all points, each split into k2 by its
+own points.
 
-Vo et al. 2024 (arXiv:2405.15613) make 10 M centroids as 100 k x 100. A point's label is its nearest centroid among
-those of its first-stage cluster, exactly; another first-stage cluster may have a nearer one. Each cluster is split with
-a seed of its own by one worker, so the result is the same for any workers; finished parts are kept and found again.
+Vo et al. 2024 (arXiv:2405.15613) make 10 M centroids as 100 k x 100. A point's label is exactly the
+nearest centroid within its first-stage cluster; another first-stage cluster may have a nearer one.
+Each cluster is split by one worker with a seed of its own, so the result is the same for any number
+of workers. Finished ranges of clusters are files, which a run that was killed reads again.
 """
 
 from collections.abc import Iterator
@@ -22,14 +24,18 @@ from curation.clusters.seeding import choose_seeds
 from curation.clusters.spans import Span
 from curation.clusters.vectors import ArrayVectors
 
-FEWEST_PARTS = 64
-SEED_STRIDE = 1 << 32  # no two clusters of any two seeds share one
-PART_ROWS = 1 << 20
-VALUES_IN_MEMORY = 1 << 27  # of one cluster's points, 512 MB; larger ones are read from the shards in each iteration
+FEWEST_RANGES = 64
+RANGE_ROWS = 1 << 20
+SEED_STRIDE = 1 << 32  # no two clusters of any two seeds share a seed
+
+# 512 MB for the points of one cluster; those of a larger one are read from the shards in each
+# iteration.
+VALUES_IN_MEMORY = 1 << 27
 
 
-class Part(NamedTuple):
-    """Some first-stage clusters, split: their centroids one after another, labels into these."""
+class SplitClusters(NamedTuple):
+    """Some first-stage clusters after their split: their centroids one after another, and labels
+    that count through all of these."""
 
     centroids: Float32[np.ndarray, "k d"]
     labels: Int32[np.ndarray, " n"]
@@ -39,25 +45,31 @@ class Part(NamedTuple):
 def cluster_in_two_stages(
     points: Points, num_clusters: int, split: int, config: KMeansConfig, seed: int, path: Path
 ) -> None:
-    """Write a level of `num_clusters` first-stage clusters with up to `split` centroids each to `path`.
+    """Write a level of `num_clusters` first-stage clusters with `split` centroids each to `path`.
 
-    A cluster of fewer distinct points gets as many centroids as it has of those.
+    A cluster with fewer distinct points than `split` gets one centroid per distinct point.
     """
-    first = kmeans(points, num_clusters, config, seed, path.with_name(f"{path.stem}.round-0.npz"))
+    checkpoint = path.with_name(f"{path.stem}.round-0.npz")
+    first = kmeans(points, num_clusters, config, seed, checkpoint)
     members, offsets = rows_by_cluster(assign(points, first)[0], num_clusters)
-    parts = even_parts(offsets, max(FEWEST_PARTS, points.num_rows // PART_ROWS))
-    missing = [part for part in parts if not _part_path(path, part).exists()]
+
+    ranges = even_parts(offsets, max(FEWEST_RANGES, points.num_rows // RANGE_ROWS))
+    missing = [clusters for clusters in ranges if not _range_path(path, clusters).exists()]
     shared = (split_clusters, members, offsets, split, config, seed)
-    for part, result in points.scan_items("apply", missing, *shared):
-        with replacing(_part_path(path, part)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **Part(*result)._asdict())
-    labels, distances = np.empty(points.num_rows, np.int32), np.empty(points.num_rows, np.float32)
+    for clusters, result in points.scan_items("apply", missing, *shared):
+        with replacing(_range_path(path, clusters)) as temporary, temporary.open("wb") as file:
+            np.savez(file, **SplitClusters(*result)._asdict())
+
+    labels = np.empty(points.num_rows, np.int32)
+    distances = np.empty(points.num_rows, np.float32)
     num_before = 0
-    for part in parts:
-        found, rows = _read_part(path, part), members[offsets[part[0]] : offsets[part[1]]]
-        labels[rows], distances[rows] = found.labels + np.int32(num_before), found.distances
-        num_before += len(found.centroids)
-    write_level(path, _centroids(path, parts), labels, distances)
+    for clusters in ranges:
+        done = _read_range(path, clusters)
+        rows = members[offsets[clusters[0]] : offsets[clusters[1]]]
+        labels[rows] = done.labels + np.int32(num_before)
+        distances[rows] = done.distances
+        num_before += len(done.centroids)
+    write_level(path, _centroids(path, ranges), labels, distances)
 
 
 def split_clusters(
@@ -68,44 +80,50 @@ def split_clusters(
     split: int,
     config: KMeansConfig,
     seed: int,
-) -> Part:
-    """Each cluster of a range by k-means on its own points: what one worker does."""
-    done, num_before = [], 0
+) -> SplitClusters:
+    """A range of clusters, each split by k-means on its own points: the work of one worker."""
+    done = []
+    num_before = 0
     for cluster in range(*clusters):
         rows = members[offsets[cluster] : offsets[cluster + 1]]
-        if len(rows):
-            part = _split(_points_of(points, rows), min(split, len(rows)), config, seed * SEED_STRIDE + cluster)
-            done.append(part._replace(labels=part.labels + np.int32(num_before)))
-            num_before += len(part.centroids)
+        if not len(rows):
+            continue
+        seed_of_cluster = seed * SEED_STRIDE + cluster
+        result = _split(_points_of(points, rows), min(split, len(rows)), config, seed_of_cluster)
+        done.append(result._replace(labels=result.labels + np.int32(num_before)))
+        num_before += len(result.centroids)
+
     if not done:
-        empty = np.empty(0, np.float32)
-        return Part(np.empty((0, points.vectors.dim), np.float32), np.empty(0, np.int32), empty)
-    return Part(*(np.concatenate(columns) for columns in zip(*done, strict=True)))
+        no_centroids = np.empty((0, points.vectors.dim), np.float32)
+        return SplitClusters(no_centroids, np.empty(0, np.int32), np.empty(0, np.float32))
+    return SplitClusters(*(np.concatenate(columns) for columns in zip(*done, strict=True)))
 
 
 def _points_of(points: Points, rows: Int64[np.ndarray, " n"]) -> Points:
     """The points of one cluster, in memory where they are few."""
     if len(rows) * points.vectors.dim > VALUES_IN_MEMORY:
         return points.subset(rows)
-    return Points(ArrayVectors(points.gather(rows), points.unit), InProcess(), engine=points.engine)
+    vectors = ArrayVectors(points.gather(rows), points.unit)
+    return Points(vectors, InProcess(), engine=points.engine)
 
 
-def _split(points: Points, split: int, config: KMeansConfig, seed: int) -> Part:
-    """k-means++ seeds lie apart, or repeat where there are no more distinct points: then fewer are used."""
-    seeds = np.unique(choose_seeds(points, split, "k-means++", config.sample_per_centroid, seed), axis=0)
-    centroids = kmeans(points, len(seeds), config, seed, first=seeds)
-    return Part(centroids, *assign(points, centroids))
+def _split(points: Points, split: int, config: KMeansConfig, seed: int) -> SplitClusters:
+    """k-means with k-means++ seeds, without those that repeat because distinct points ran out."""
+    seeds = choose_seeds(points, split, "k-means++", config.sample_per_centroid, seed)
+    distinct = np.unique(seeds, axis=0)
+    centroids = kmeans(points, len(distinct), config, seed, first=distinct)
+    return SplitClusters(centroids, *assign(points, centroids))
 
 
-def _centroids(path: Path, parts: list[Span]) -> Iterator[Float32[np.ndarray, "k d"]]:
-    for part in parts:
-        yield _read_part(path, part).centroids
+def _centroids(path: Path, ranges: list[Span]) -> Iterator[Float32[np.ndarray, "k d"]]:
+    for clusters in ranges:
+        yield _read_range(path, clusters).centroids
 
 
-def _part_path(path: Path, part: Span) -> Path:
-    return path.with_name(f"{path.stem}.part-{part[0]}-{part[1]}.npz")
+def _range_path(path: Path, clusters: Span) -> Path:
+    return path.with_name(f"{path.stem}.part-{clusters[0]}-{clusters[1]}.npz")
 
 
-def _read_part(path: Path, part: Span) -> Part:
-    with np.load(_part_path(path, part)) as stored:
-        return Part(stored["centroids"], stored["labels"], stored["distances"])
+def _read_range(path: Path, clusters: Span) -> SplitClusters:
+    with np.load(_range_path(path, clusters)) as stored:
+        return SplitClusters(stored["centroids"], stored["labels"], stored["distances"])

@@ -1,13 +1,15 @@
-"""Row vectors that k-means, duplicates and leakage read: a memory-mapped column of embedding shards, or an array.
+"""Row vectors that k-means, duplicates and leakage read: a memory-mapped column of embedding shards,
+or an array.
 
-A reader gathers float32 rows by number and never holds the whole matrix. With `unit` every row is scaled to length one;
-a row's result depends on that row alone, so that nothing downstream can depend on shards, blocks or workers.
+A reader gathers float32 rows by number and never holds the whole matrix. With `unit` every row is
+scaled to length one. A row's result depends on that row alone, so that nothing downstream can
+depend on shards, blocks or workers.
 """
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,20 +32,23 @@ class Vectors(Protocol):
     def gather(
         self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
-        """Copies of some rows, in the order asked; written into `out` when one is given."""
+        """Copies of some rows, in the order of `rows`; written into `out` if it is not None."""
         ...
 
 
 class ArrayVectors:
-    """The rows of an array in memory, which have length one if they are said to."""
+    """The rows of an array in memory; with `unit`, the caller has scaled them to length one."""
 
     def __init__(self, array: Float32[np.ndarray, "n dim"], unit: bool = False) -> None:
-        self.array, self.unit = array, unit
+        self.array = array
+        self.unit = unit
         self.num_rows, self.dim = array.shape
 
     def gather(
         self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
+        """Copies of some rows, in the order of `rows`; written into `out` if it is not None."""
+        # With mode="raise", NumPy would write to a buffer of its own first and copy that to `out`.
         return np.take(self.array, rows, axis=0, out=out, mode="raise" if out is None else "clip")
 
 
@@ -51,39 +56,49 @@ class ShardVectors:
     """One vector column of a folder of embedding shards, opened where it is used."""
 
     def __init__(self, folder: Path, column: str, unit: bool = False) -> None:
-        self.folder, self.column, self.unit = folder, column, unit
+        self.folder = folder
+        self.column = column
+        self.unit = unit
         self.shards = open_shards(folder)
-        self.num_rows, self.dim = self.shards.num_rows, self.shards.spec.width(column)
+        self.num_rows = self.shards.num_rows
+        self.dim = self.shards.spec.width(column)
         self._stored: Shaped[np.ndarray, "n 1 d"] = np.empty((0, 1, self.dim), np.float16)
 
-    def __reduce__(self) -> tuple[Callable[..., "ShardVectors"], tuple[Path, str, bool]]:
-        return _open_once, (self.folder, self.column, self.unit)
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[object, ...]]:
+        return open_once, (ShardVectors, self.folder, self.column, self.unit)
 
     def gather(
         self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
+        """Rows in float32, in the order of `rows`; written into `out` if it is not None."""
         out = np.empty((len(rows), self.dim), np.float32) if out is None else out
         stored, scale = self.shards.gather_stored(rows, self.column, self._stored_rows(len(rows)))
-        if stored.dtype == np.float16:  # torch converts ten times faster than NumPy
+
+        if stored.dtype == np.float16:
+            # torch converts ten times faster than NumPy.
             torch.from_numpy(out).copy_(torch.from_numpy(stored)[:, 0])
         else:
             out[:] = decode_tokens(stored, scale, self.shards.spec.dtype_of(self.column))[:, 0]
+
         if self.unit:
             scale_to_unit(out)
         return out
 
     def _stored_rows(self, count: int) -> Shaped[np.ndarray, "n 1 d"]:
-        """Room for rows as stored, the same for every block: what comes and goes leaves holes in a process's memory."""
+        """Scratch buffer reused for every block, to avoid heap fragmentation."""
         if len(self._stored) < count:
             dtype = STORED_TYPES[self.shards.spec.dtype_of(self.column)]
             self._stored = np.empty((count, 1, self.dim), dtype)
         return self._stored[:count]
 
 
-@functools.lru_cache(maxsize=8)
-def _open_once(folder: Path, column: str, unit: bool) -> ShardVectors:
-    """A worker that receives the same shards with every call maps them once."""
-    return ShardVectors(folder, column, unit)
+@functools.lru_cache(maxsize=16)
+def open_once(kind: Callable[..., Any], *arguments: object) -> Any:
+    """kind(*arguments), the same object each time: what a pickled reader of files unpickles to.
+
+    A worker that receives the same reader with every call thus opens and maps its files once.
+    """
+    return kind(*arguments)
 
 
 def to_unit(x: Float32[np.ndarray, "n dim"]) -> Float32[np.ndarray, "n dim"]:

@@ -10,7 +10,7 @@ from curation.clusters.config import KMeansConfig, LevelPlan
 from curation.clusters.hierarchy import cluster_levels
 from curation.clusters.kmeans import assign, kmeans
 from curation.clusters.scan import InProcess, Points, Scanner, points_in_memory
-from curation.clusters.two_stage import Part
+from curation.clusters.two_stage import SplitClusters
 from curation.clusters.vectors import ArrayVectors, to_unit
 
 PLAN = [LevelPlan(60, 0, 1, split=6), LevelPlan(5, 1, 3)]
@@ -98,5 +98,5 @@ def test_an_empty_range_has_no_centroids(x):
     part = curation.clusters.two_stage.split_clusters(
         (0, 1), points_in_memory(x, False), np.arange(0), np.zeros(2, np.int64), 4, CONFIG, 0
     )
-    assert isinstance(part, Part)
+    assert isinstance(part, SplitClusters)
     assert [len(column) for column in part] == [0, 0, 0]
