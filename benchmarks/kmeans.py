@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,7 +125,7 @@ def _contestants(task: Task, engines: bool) -> dict[str, Contestant]:
     others: tuple[Engine, ...] = ("onnxruntime", "faiss")
     for other in others if engines else ():
         if other != engine:
-            contestants[f"ours, {_with_version(other)}"] = lambda other=other: _ours(task, other)
+            contestants[f"ours, {_with_version(other)}"] = partial(_ours, task, other)
     contestants["ours, two stages"] = lambda: _ours_in_two_stages(task)
 
     faiss_version = faiss.__version__
@@ -168,7 +169,9 @@ def _faiss_kmeans(task: Task) -> Float32[np.ndarray, "k d"]:
 
 def _faiss_super_kmeans(task: Task) -> Float32[np.ndarray, "k d"]:
     num_rows, dim = task.array.shape
-    trainer = faiss.SuperKmeans(dim, len(task.first), niter=task.iterations, max_points_per_centroid=num_rows, seed=1)
+    options = {"niter": task.iterations, "max_points_per_centroid": num_rows, "seed": 1}
+    # FAISS's type stubs lack it.
+    trainer = faiss.SuperKmeans(dim, len(task.first), **options)  # type: ignore[attr-defined]
     trainer.train(task.array)
     return np.asarray(trainer.centroids)
 

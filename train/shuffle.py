@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64, UInt64
 
+from cluster.draws import mix_bits
 from train.config import ShuffleConfig
 
 ROUNDS = 4
@@ -85,8 +86,5 @@ def mix(*values: int) -> int:
 
 
 def mix_array(x: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """The finalizer of splitmix64, element by element."""
-    x = x + GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    """splitmix64's step, element by element: 0 becomes a number like any other."""
+    return mix_bits(x + GOLDEN)

@@ -7,14 +7,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float64, UInt8, UInt64
 
+from cluster.draws import mix_bits
+
 FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 FNV_PRIME = np.uint64(0x100000001B3)
 
 
 def coins(keys: pa.ChunkedArray, seed: int, purpose: str) -> Float64[np.ndarray, " rows"]:
     """A uniform number per key; coins of different seeds or purposes are independent."""
-    salt = _mix(np.uint64(seed % 2**64) ^ _mix(np.uint64(zlib.crc32(purpose.encode()))))
-    hashed = [_mix(_fnv(chunk) ^ salt) for chunk in keys.cast(pa.large_string()).chunks]
+    salt = mix_bits(np.uint64(seed % 2**64) ^ mix_bits(np.uint64(zlib.crc32(purpose.encode()))))
+    hashed = [mix_bits(_fnv(chunk) ^ salt) for chunk in keys.cast(pa.large_string()).chunks]
     together = np.concatenate(hashed) if hashed else np.empty(0, np.uint64)
     return (together >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -42,11 +44,3 @@ def _utf8(keys: pa.LargeStringArray) -> UInt8[np.ndarray, " bytes"]:
     bounds = np.frombuffer(offsets, np.int64)[keys.offset : keys.offset + len(keys) + 1]
     empty = np.empty(0, np.uint8)
     return np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]] if data is not None else empty
-
-
-def _mix(x: UInt64[np.ndarray, "..."] | np.uint64) -> UInt64[np.ndarray, "..."] | np.uint64:
-    """The finaliser of splitmix64 (Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))

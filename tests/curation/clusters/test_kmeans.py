@@ -8,6 +8,7 @@ from cluster.fanout import Pool
 from cluster.resources import Resources
 from curation.clusters.config import KMeansConfig
 from curation.clusters.kmeans import assign, kmeans
+from curation.clusters.nearest import choose_engine
 from curation.clusters.scan import InProcess, Points, Scanner, points_in_memory
 from curation.clusters.seeding import choose_seeds
 from curation.clusters.spans import cut_spans
@@ -81,6 +82,21 @@ def test_more_clusters_than_distinct_points_are_refused():
         kmeans(points_in_memory(x, False), 10, KMeansConfig(), 0)
     with pytest.raises(ValueError, match="80 clusters of 70 points"):
         kmeans(points_in_memory(x, False), 80, KMeansConfig(), 0)
+
+
+def test_the_same_bits_with_every_engine():
+    x = to_unit(_blobs(num_rows=2000, dim=48)[1])
+    config = KMeansConfig(iterations=3, tolerance=-1.0)
+    expected = kmeans(points_in_memory(x, True, "onnxruntime"), 90, config, 0)
+    for engine in ("onednn", "faiss", "torch"):
+        found = kmeans(points_in_memory(x, True, engine), 90, config, 0)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_engine_is_chosen_by_the_machine_and_a_named_one_is_used():
+    assert choose_engine("auto") in ("onnxruntime", "onednn", "torch")
+    for engine in ("onnxruntime", "onednn", "faiss", "torch"):
+        assert choose_engine(engine) == engine
 
 
 class _Interrupted(Exception):

@@ -84,7 +84,7 @@ def test_one_centroid_and_no_rows():
 @pytest.mark.parametrize("engine", ["onnxruntime", "onednn", "faiss", "torch"])
 @pytest.mark.parametrize("unit", [True, False])
 def test_search_takes_little_memory_beside_the_centroids(engine, unit):
-    centroids = _gaussian(np.random.default_rng(5), 40_000, 512)
+    centroids = _gaussian(np.random.default_rng(5), 20_000, 512)
     Assigner(centroids[:100], unit, engine)
     before = private_mb()
     with PeakMemory() as memory:
