@@ -34,8 +34,8 @@ def is_remote(path: Path | str) -> bool:
 
 
 def absolute(path: Path) -> Path:
-    """The same place from any working directory."""
-    return path if is_remote(path) else path.resolve()
+    """The same place from any working directory, under the name it was given: a link keeps its own suffix."""
+    return path if is_remote(path) else Path(os.path.abspath(path))
 
 
 def kind_of(path: Path) -> Literal["file", "folder", ""]:

@@ -10,7 +10,7 @@ from curation.choice.config import Combine, DuplicatesConfig, LeakageConfig, Met
 from curation.clusters.config import Engine, KMeansConfig, LevelsConfig
 from curation.encoders.config import BackboneConfig, CaptionConfig
 from curation.encoders.views import AugmentConfig
-from curation.pairs.sample import SourceConfig
+from curation.pairs.config import SourceConfig
 from curation.shards.codec import Dtype
 from curation.shards.schema import Content
 

@@ -13,7 +13,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,11 @@ from cluster.progress import progress
 from curation.config import EmbedConfig
 from curation.embed_worker import EmbedWorker, Task
 from curation.encoders.resolve import resolve
-from curation.pairs.sample import Part, Sample
-from curation.pairs.sources import list_parts, read_part
+from curation.pairs.account import ACCOUNT, REJECTS, Account
+from curation.pairs.sample import Part
+from curation.pairs.sources import checked, estimated_rows, open_source
 from curation.shards.manifest import Manifest, ShardEntry, write_manifest
 from curation.shards.schema import PATCHES, REGISTERS, spec_from_dict
-
-FIRST_ROWS = 16
-TAR_BYTES = 2304  # of a tar per row, beside the image: headers, a caption and what fills both up to 512
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +45,7 @@ def run(config: EmbedConfig, *, out: Path, source: Path) -> dict[str, float]:
     """
     out.mkdir(parents=True, exist_ok=True)
     config = dataclasses.replace(config, backbone=resolve(config.backbone))
-    tasks = _tasks(config, source)
+    tasks, account = _tasks(config, source)
     records = {task.index: record for task in tasks if (record := _finished(out, task)) is not None}
     if records:
         logger.info("embed kept_shards=%d of=%d", len(records), len(tasks))
@@ -63,17 +60,22 @@ def run(config: EmbedConfig, *, out: Path, source: Path) -> dict[str, float]:
         raise ValueError(
             f"{source} has no usable row ({_reasons(in_order)}): at least one; check the data and source.split"
         )
-    _write_rejects(out, in_order)
+    _write_rejects(out, in_order, account)
+    write_atomic(out / ACCOUNT, json.dumps(account.as_json(), indent=1))
     write_manifest(out, manifest)
-    return _summary(manifest, in_order, (totals.read - kept_rows) / seconds)
+    return _summary(manifest, in_order, (totals.read - kept_rows) / seconds) | account.summary()
 
 
-def _tasks(config: EmbedConfig, source: Path) -> list[Task]:
-    """One task a part; its digest covers the part's data and every setting that changes what is stored."""
+def _tasks(config: EmbedConfig, source: Path) -> tuple[list[Task], Account]:
+    """One task per part, and what became of every file of the source.
+
+    The digest of a task covers the part's data and every setting that changes what is stored.
+    """
     settings = json.dumps(identity(config), sort_keys=True)
-    parts = list_parts(config.source, source)
-    digests = (hashlib.sha256(f"{settings}\n{part.digest()}".encode()).hexdigest() for part in parts)
-    return [Task(index, part, digest) for index, (part, digest) in enumerate(zip(parts, digests, strict=True))]
+    opened = checked(config.source, open_source(config.source, source))
+    digests = [hashlib.sha256(f"{settings}\n{part.digest()}".encode()).hexdigest() for part in opened.parts]
+    tasks = [Task(index, part, digest) for index, (part, digest) in enumerate(zip(opened.parts, digests, strict=True))]
+    return tasks, opened.account
 
 
 def _finished(out: Path, task: Task) -> dict | None:
@@ -97,7 +99,7 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
     kept_rows = totals.read
     with (
         Pool(EmbedWorker, config, out, resources=config.resources) as pool,
-        progress(estimated_rows(config, waiting), "embed", "images") as meter,
+        progress(estimated_rows(config.source, [task.part for task in waiting]), "embed", "images") as meter,
     ):
         for task, record in pool.map("embed", waiting, on_count=meter.under_way):
             records[task.index] = record
@@ -107,18 +109,6 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
             if record["is_stopped"] or totals.rejects > config.error_budget * totals.of_all(totals.read):
                 raise _budget_error(config, out, [records[index] for index in sorted(records)])
             _check_space(out, len(tasks) - len(records), totals.of_all(totals.bytes) - totals.bytes)
-
-
-def estimated_rows(config: EmbedConfig, tasks: Sequence[Task]) -> int:
-    """About how many rows the parts hold; the first rows of a tar tell how long its others are."""
-    if all(task.part.num_rows is not None for task in tasks):
-        return sum(task.part.num_rows or 0 for task in tasks)
-
-    part = tasks[0].part
-    first = [row for row in islice(read_part(config.source, part), FIRST_ROWS) if isinstance(row, Sample)]
-    row_bytes = [len(row.image) + TAR_BYTES for row in first] or [part.stop - part.start]
-    mean_bytes = sum(row_bytes) / len(row_bytes)
-    return max(1, round(sum(task.part.stop - task.part.start for task in tasks) / mean_bytes))
 
 
 def with_resources(config: EmbedConfig, num_tasks: int) -> EmbedConfig:
@@ -131,14 +121,16 @@ class _Totals:
     """What the finished parts hold together."""
 
     def __init__(self, tasks: Sequence[Task], records: Mapping[int, Mapping[str, Any]]) -> None:
-        self._of_all, self._done = sum(_size(task.part) for task in tasks), 0
+        self._by_rows = all(task.part.num_rows is not None for task in tasks)
+        self._of_all = sum(self._size(task.part) for task in tasks)
+        self._done = 0
         self.read = self.rejects = self.bytes = 0
         for task in tasks:
             if task.index in records:
                 self.add(task, records[task.index])
 
     def add(self, task: Task, record: Mapping[str, Any]) -> None:
-        self._done += _size(task.part)
+        self._done += self._size(task.part)
         self.read += record["read"]
         self.rejects += record["num_rejects"]
         self.bytes += 0 if record["is_stopped"] else record["entry"]["bytes"]
@@ -147,10 +139,9 @@ class _Totals:
         """What a total of the finished parts will be for all, judged by the parts' sizes."""
         return total * self._of_all / self._done
 
-
-def _size(part: Part) -> int:
-    """Rows where they are known, else bytes; parts of one source are measured alike."""
-    return max(1, part.num_rows or part.stop - part.start)
+    def _size(self, part: Part) -> int:
+        """Rows where they are known of every part, else bytes: parts of one source are measured alike."""
+        return max(1, (part.num_rows or 0) if self._by_rows else part.num_bytes)
 
 
 def _budget_error(config: EmbedConfig, out: Path, records: Sequence[Mapping[str, Any]]) -> RejectBudgetError:
@@ -174,9 +165,13 @@ def _check_space(out: Path, num_shards: int, needed: float) -> None:
         )
 
 
-def _write_rejects(out: Path, records: Sequence[Mapping[str, Any]]) -> Path:
-    path = out / "rejects.jsonl"
-    lines = (json.dumps(reject, ensure_ascii=False) + "\n" for record in records for reject in record["rejects"])
+def _write_rejects(out: Path, records: Sequence[Mapping[str, Any]], account: Account | None = None) -> Path:
+    """Every rejected row, then every file of the source that was not read, one per line with its reason."""
+    path = out / REJECTS
+    rows = [reject for record in records for reject in record["rejects"]]
+    unread = {} if account is None else account.unread()
+    files = [{"file": name, "reason": reason} for reason, names in unread.items() for name in names]
+    lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in (*rows, *files))
     write_atomic(path, "".join(lines).encode("utf-8", "replace"))
     return path
 

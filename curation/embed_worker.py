@@ -25,7 +25,8 @@ from curation.encoders.backbone import Backbone, load_backbone, pool_patches
 from curation.encoders.captions import CaptionEncoder
 from curation.encoders.views import draft_px, random_view
 from curation.pairs.images import ImageError, bytes_hash, decode, perceptual_hash, pixel_hash, thumbnail
-from curation.pairs.sources import Part, Reject, Sample, read_part
+from curation.pairs.sample import Part, Reject, Sample
+from curation.pairs.sources import read_part
 from curation.pairs.webdataset import TarWalk
 from curation.shards.schema import (
     BYTES_HASH,

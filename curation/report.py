@@ -2,6 +2,7 @@
 
 import html
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from curation.clusters.groups import Entries, one_entry_each
 from curation.clusters.hierarchy import cluster_of_rows
 from curation.clusters.levels import Level, read_level
 from curation.curate import CURATION
+from curation.pairs.account import ACCOUNT, REJECTS
 from curation.pictures.galleries import (
     CLUSTERS,
     Clustering,
@@ -52,7 +54,7 @@ def curation_sections(curate: Path, embeddings: Path) -> list[Section]:
         if levels:
             labels = decisions[f"{side}_cluster"].to_numpy()
             sides[side] = levels, Clustering(labels, kept, len(levels[0].centroids))
-    sections = [Section("What was kept", _funnel(summary))]
+    sections = [Section("What was read", _reading(embeddings)), Section("What was kept", _funnel(summary))]
     if sides:
         sizes = _sizes(sides, decisions["copies"].to_numpy())
         sections += [Section("Cluster sizes before and after", sizes), Section("Evenness", _evenness(summary))]
@@ -68,6 +70,22 @@ def curation_sections(curate: Path, embeddings: Path) -> list[Section]:
         *_shared_captions(shards, decisions, summary),
         Section("Time and memory", _phases(summary)),
     ]
+
+
+def _reading(embeddings: Path) -> str:
+    """What became of every file and row of the source."""
+    account = json.loads((embeddings / ACCOUNT).read_text())
+    rejects = [json.loads(line) for line in (embeddings / REJECTS).read_text().splitlines()]
+    reasons = Counter(reject["reason"] for reject in rejects if "key" in reject)
+    counts = {name.replace("_", " "): f"{int(count):,}" for name, count in account["counts"].items()}
+    rows = [[name, count] for name, count in counts.items()]
+    rows += [[f"rows rejected: {reason}", f"{count:,}"] for reason, count in reasons.most_common()]
+    rows += [
+        [f"not read: {reason}, such as {entry['first'][0]}", f"{entry['files']:,}"]
+        for reason, entry in account["not_read"].items()
+    ]
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in account["notes"])
+    return _table(("files and rows", "number"), rows) + notes
 
 
 def _levels(folder: Path) -> list[Level]:

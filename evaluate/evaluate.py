@@ -22,7 +22,7 @@ from cluster.files import sha256_file
 from cluster.machine import settled_precision
 from cluster.progress import progress
 from cluster.storage import kind_of
-from curation.pairs.sources import source_digest
+from curation.pairs.identity import source_digest
 from evaluate import examples
 from evaluate.classification import classify
 from evaluate.config import EvaluateConfig, SegmentationConfig

@@ -65,13 +65,14 @@ def dispatch(options: Namespace) -> int:
     """Call the verb's function with what it needs."""
     verb = VERBS[options.verb]
     if options.help is not None:
-        default = None if verb.needs == "nothing" else read_recipe(options.recipe, options.verb, [])
+        name = "own" if verb.needs == "source" else options.recipe
+        default = None if verb.needs == "nothing" else read_recipe(name, options.verb, [])
         print_help(options.verb, default, options.help, terminal())
         return 0
     if verb.needs == "nothing":
         return verb.call(options, terminal())  # type: ignore[call-arg, arg-type]
 
-    recipe = read_recipe(options.recipe, options.verb, options.flags)
+    recipe = read_recipe("own" if verb.needs == "source" else options.recipe, options.verb, options.flags)
     if verb.needs == "weights":
         recipe = resolve_backbone(recipe)
     return verb.call(recipe, options, terminal())  # type: ignore[call-arg]

@@ -20,9 +20,11 @@ from rich.table import Table
 from cluster.endings import DONE, FAILED
 from cluster.files import write_atomic
 from cluster.logs import console as progress_console
+from cluster.storage import absolute
 from cluster.words import duration, nearest
 from curation.choice.why import why
 from curation.encoders.config import describe
+from curation.pairs.inspect import inspect_source
 from evaluate.results import read_results
 from evaluate.tables import TABLE_FORMATS, results_table
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
@@ -49,6 +51,13 @@ def recipes(options: Namespace, console: Console) -> int:
         table.add_row(name, preset.description)
     console.print(table)
     return DONE
+
+
+def inspect(recipe: Recipe, options: Namespace, console: Console) -> int:
+    """Show what would be read of a source; it fails where a run would stop."""
+    text, is_read = inspect_source(absolute(Path(options.recipe)), recipe.embed.source)
+    print(text)
+    return DONE if is_read else FAILED
 
 
 def config(recipe: Recipe, options: Namespace, console: Console) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cluster.identity import Json
 from cluster.storage import absolute
-from curation.pairs.sources import source_digest
+from curation.pairs.identity import source_digest
 
 LENGTH = 12  # hexadecimal digits: 48 bits, a collision among 10,000 outputs has odds of 1 in 5 million
 

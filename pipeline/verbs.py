@@ -9,8 +9,9 @@ from rich.console import Console
 from pipeline import commands
 from pipeline.recipes import Recipe
 
-Needs = Literal["nothing", "recipe", "weights"]
-"""nothing: no recipe; recipe: as it is named; weights: its backbone named, with the digest of its weights."""
+Needs = Literal["nothing", "source", "recipe", "weights"]
+"""nothing: no recipe; source: a path in the place of a recipe, whose fields say how to read it; recipe: as it is named;
+weights: its backbone named, with the digest of its weights."""
 
 
 class Verb(NamedTuple):
@@ -25,6 +26,11 @@ class Verb(NamedTuple):
 VERBS = {
     "recipes": Verb("list the recipes", "nothing", commands.recipes),
     "config": Verb("print the recipe as YAML, with the documentation of every field", "recipe", commands.config),
+    "inspect": Verb(
+        "show what would be read of the pairs at PATH and how; set what is wrong with --embed.source.*",
+        "source",
+        commands.inspect,
+    ),
     "plan": Verb(
         "what would run, what is done and what it costs; runs nothing",
         "recipe",

@@ -7,7 +7,7 @@ from cluster.identity import MACHINE_FACT
 from cluster.machine import AUTO, PRECISION, Precision, PrecisionChoice
 from cluster.resources import Resources
 from curation.encoders.views import AugmentConfig
-from curation.pairs.sample import SourceConfig
+from curation.pairs.config import SourceConfig
 
 UNKNOWN, END_OF_TEXT = 0, 1
 SPECIAL_PIECES = 2 + 256  # unknown, end-of-text and the byte fallback

@@ -13,9 +13,9 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from curation.encoders.views import centre_view, draft_px, random_view
+from curation.pairs.config import SourceConfig
 from curation.pairs.images import decode
 from curation.pairs.ranges import ByteRange
-from curation.pairs.sample import SourceConfig
 from curation.pairs.sources import image_ranges, list_parts
 from curation.pairs.webdataset import TarWalk
 from curation.shards.reader import EmbeddingShards

@@ -1,19 +1,20 @@
 """Encoded image files to RGB pixels, or a named reason why not; hashes and thumbnails of the pixels.
 
 Whatever a web crawl holds goes through `decode`: alpha is composited on white, 16 bits become 8, palettes and CMYK
-become RGB, of an animation the first frame is taken, EXIF rotation is ignored. What cannot be used raises ImageError.
+become RGB, an animation is its first frame, and EXIF orientation is applied. What cannot be used raises ImageError.
 """
 
+import contextlib
 import hashlib
 import io
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
 from PIL import Image
 
-Reason = Literal[
+RejectReason = Literal[
     "missing file",
     "empty file",
     "not an image",
@@ -22,27 +23,52 @@ Reason = Literal[
     "too small",
     "extreme aspect",
     "unsupported mode",
+    "unsupported format",
+    "image is an address",
     "empty caption",
+    "undecodable text",
     "duplicate key",
+    "ambiguous name",
     "unreadable record",
     "truncated archive",
 ]
-REASONS: tuple[Reason, ...] = get_args(Reason)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif"),
+)
+UNREAD_IMAGE_SUFFIXES = (
+    *(".svg", ".eps", ".psd", ".ico", ".tga", ".exr", ".hdr", ".jxl", ".jp2", ".j2k", ".dng", ".cr2", ".nef", ".arw"),
+)
+"""Images of formats that are not read."""
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
+MARKS = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"P6", b"P5", b"\0\0\0")
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 MAX_PIXELS = 64_000_000
 MIN_SIDE_PX = 2
 MAX_ASPECT = 20.0
+ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PNG_MARK = b"\x89PNG\r\n\x1a\n"
+PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
+DARKEST_HIGH_BYTE = 16  # of 16-bit values that use 12 bits
 THUMBNAIL_QUALITY = 85
 HASH_SIDE = 32
 HASH_FREQUENCIES = 8
 
 
 class ImageError(ValueError):
-    """An image that cannot be used: a reason from the closed list and what exactly was found."""
+    """An image that cannot be used: a reason from the closed list, and what exactly is wrong."""
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: RejectReason, detail: str) -> None:
         super().__init__(reason, detail)  # what an exception is unpickled from
         self.reason = reason
         self.detail = detail
@@ -52,30 +78,71 @@ class ImageError(ValueError):
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, draft_px: int = 0, max_aspect: float = MAX_ASPECT) -> Image.Image:
-    """The first frame as RGB, EXIF ignored; ImageError otherwise.
+    """The first frame as RGB, upright; ImageError otherwise.
 
     With `draft_px`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, never smaller than that many pixels a side.
     """
     if not data:
         raise ImageError("empty file", "0 bytes")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = _opened(data)
+        _check_size(image, max_pixels, max_aspect)
+        if draft_px and image.format in ("JPEG", "MPO"):
+            image.draft(None, (draft_px, draft_px))
+        is_deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        image.load()
+    except (ImageError, MemoryError):
+        raise
     except Image.UnidentifiedImageError as error:
         raise ImageError("not an image", f"{len(data)} bytes that start with {data[:8]!r}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("too many pixels", str(error)) from error
-    except Exception as error:
-        raise ImageError("corrupt image", f"{type(error).__name__}: {error}") from error
-    _check_size(image, max_pixels, max_aspect)
-    if draft_px and image.format == "JPEG":
-        image.draft(None, (draft_px, draft_px))
-    try:
-        image.load()
-    except MemoryError:
-        raise
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+        if (without_text := _without_png_text(data)) != data:
+            return decode(without_text, max_pixels, draft_px, max_aspect)
         raise ImageError("corrupt image", f"{type(error).__name__}: {error}") from error
-    return _to_rgb(image)
+    if is_deep and not image.mode.startswith("I"):
+        _check_depth(image)
+    return _upright(_to_rgb(image), image)
+
+
+def has_image_mark(data: bytes) -> bool:
+    """Whether bytes begin as an image file does, as far as a few bytes tell."""
+    return data.startswith(MARKS)
+
+
+def _opened(data: bytes) -> Image.Image:
+    if data[4:8] != b"ftyp" or data[8:12] not in HEIF_BRANDS:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    try:
+        import pillow_heif  # an extra: most pools hold no HEIC
+    except ImportError as error:
+        detail = "HEIC: install pillow-heif (the extra `heic`), or convert it to JPEG"
+        raise ImageError("unsupported format", detail) from error
+    return pillow_heif.open_heif(io.BytesIO(data)).to_pillow()
+
+
+def _without_png_text(data: bytes) -> bytes:
+    """A PNG without its text, which Pillow limits to a megabyte; the same bytes when there is none, or no PNG."""
+    if not data.startswith(PNG_MARK):
+        return data
+    pieces = [PNG_MARK]
+    begin = len(PNG_MARK)
+    while begin < len(data):
+        # A chunk is its length (4 bytes), name (4), content and checksum (4).
+        end = begin + 12 + int.from_bytes(data[begin : begin + 4], "big")
+        if data[begin + 4 : begin + 8] not in PNG_TEXT:
+            pieces.append(data[begin:end])
+        begin = end
+    return b"".join(pieces)
+
+
+def _upright(rgb: Image.Image, opened: Image.Image) -> Image.Image:
+    """Turned and flipped as EXIF says; damaged EXIF says nothing."""
+    orientation = None
+    with contextlib.suppress(Exception):  # as many types as Pillow's decoders raise
+        orientation = opened.getexif().get(ORIENTATION)
+    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
 
 
 def _check_size(image: Image.Image, max_pixels: int, max_aspect: float) -> None:
@@ -88,12 +155,21 @@ def _check_size(image: Image.Image, max_pixels: int, max_aspect: float) -> None:
         raise ImageError("extreme aspect", f"{width} x {height}, at most {max_aspect:g} to 1")
 
 
+def _check_depth(image: Image.Image) -> None:
+    """Of 16-bit colour only the high bytes can be had: these must not be the empty bits of 12-bit values."""
+    brightest = int(np.asarray(image.convert("RGB")).max())
+    if brightest < DARKEST_HIGH_BYTE:
+        raise ImageError(
+            "unsupported mode",
+            f"16-bit color whose values use 12 bits at most (highest byte {brightest}): save it with 8 bits",
+        )
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        high_byte = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
-        return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
+        return _from_16_bits(image)
     if image.mode == "F":
         raise ImageError("unsupported mode", "floating-point pixels have no agreed range")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -102,6 +178,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         flat.paste(with_alpha, mask=with_alpha.getchannel("A"))
         return flat
     return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """The 8 highest bits that any value uses: 12-bit values of cameras and scanners in 16-bit files are not black."""
+    values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+    num_bits = max(8, int(values.max()).bit_length())
+    # 10, 12, 14 and 16 bits are what devices have: 13 bits used are 14.
+    high_byte = values >> (num_bits + num_bits % 2 - 8)
+    return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
 
 
 def bytes_hash(data: bytes) -> int:

@@ -1,222 +1,233 @@
-"""Annotated data sets to rows: Karpathy JSON, COCO JSON, a captions file beside images, a text file beside each image.
+"""Lists of captions to pairs: names are looked up in the tree, captions of one image are joined, bad records are kept.
 
-Each function takes the tree of a folder or tar and gives every row, bad ones included; nothing but annotations is read.
-A record that names no image is a row of its own, "unreadable record", so that it counts.
+Several lists are read together. An image that two lists name is one pair with the captions of both.
 """
 
-import csv
-import io
-import json
-import logging
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import PurePosixPath
-from typing import Any
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
-from curation.pairs.annotations import annotated_images, annotation_kind
-from curation.pairs.images import IMAGE_SUFFIXES
-from curation.pairs.sample import Row, SourceConfig
-from curation.pairs.splits import is_of_other_split
+from cluster.storage import is_remote, kind_of, size_of
+from curation.pairs.config import SourceConfig
+from curation.pairs.ranges import ByteRange
+from curation.pairs.records import CaptionList, Entry
+from curation.pairs.sample import Pair, Problem
 from curation.pairs.text import as_text, clean_captions
 from curation.pairs.tree import Tree
 
-IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "file", "path", "image_path", "image_name", "key")
-CAPTION_FIELDS = ("captions", "caption", "text", "title", "sentence")
-MOST_JSON_FILES = 64
-HEAD_BYTES = 65_536
-
-logger = logging.getLogger(__name__)
+FILES_SHOWN = 3
+_DUPLICATE = Problem("duplicate key", "an earlier record has this key")
 
 
-def find_json(tree: Tree, only: str, kinds: Sequence[str], split: str) -> tuple[str, str, dict] | None:
-    """(kind, name, content) of the annotation file, `only` when it is given: Karpathy's before COCO's.
+@dataclass
+class ListedPairs:
+    """The pairs of all lists of a source, and what is to be said of them."""
 
-    ValueError when the COCO files are named after other splits.
+    pairs: dict[str, list[Pair]] = field(default_factory=dict)
+    """By list, in its order; the rejected records of a list follow its pairs."""
+    used: set[str] = field(default_factory=set)
+    """Files of the tree that are images of a pair, usable or not."""
+    other_split: set[str] = field(default_factory=set)
+    """Images that a list names as of another split."""
+    splits: set[str] = field(default_factory=set)
+    """Splits that the records name."""
+    outside: list[str] = field(default_factory=list)
+    """Names of images that lie outside the source."""
+    num_of_other: int = 0
+    """Records without a split whose image another list has in another split, as where COCO's lists lie beside
+    Karpathy's, which cut them anew: they are not read."""
+    num_joined: int = 0
+    """Records of a list whose image is one of an earlier list."""
+
+
+class _Match(NamedTuple):
+    """What the name of an image in a list leads to: files of the tree, or one outside of it."""
+
+    files: list[str]
+    outside: ByteRange | None = None
+    is_exact: bool = False
+    """Whether the name is the file's whole path, from the root or from the list's folder."""
+    is_longer: bool = False
+    """Whether the name has folders that the file does not have."""
+
+    def __bool__(self) -> bool:
+        return bool(self.files) or self.outside is not None
+
+
+class _Lookup:
+    """Images of a tree by the names in one list."""
+
+    def __init__(self, tree: Tree, list_name: str) -> None:
+        self.tree = tree
+        self.root = "" if tree.is_file else f"{os.path.abspath(tree.root)}/"
+        self.near = posixpath.dirname(list_name)
+        self.words = set(re.split(r"[_.\- ]", posixpath.basename(list_name).lower()))
+
+    def match(self, name: str) -> _Match:
+        inside = name.removeprefix(self.root)
+        normal = posixpath.normpath(posixpath.join(self.near, inside))
+        if inside.startswith("/") or normal.startswith("../") or is_remote(name):
+            outside = self._outside(name)
+            if outside is not None:
+                return _Match([], outside)
+
+        # captions_train2017.json means the images of a folder train2017/ where others have images of the same names.
+        files = self.tree.find(inside, self.near)
+        hinted = [file for file in files if self.words.intersection(file.lower().split("/")[:-1])]
+        files = hinted if len(files) > 1 and len(hinted) == 1 else files
+        is_exact = bool(files) and files[0] in (normal, posixpath.normpath(inside))
+        is_longer = bool(files) and not is_exact and normal.strip("/").count("/") > files[0].count("/")
+        return _Match(files, None, is_exact, is_longer)
+
+    def _outside(self, name: str) -> ByteRange | None:
+        """A file that the user's own list names by an absolute path, or by one that leads out of the source."""
+        if self.tree.is_file and not name.startswith("/"):
+            return None
+        path = Path(name) if is_remote(name) else Path(os.path.normpath(self.tree.root / self.near / name))
+        try:
+            return ByteRange(str(path), 0, size_of(path)) if kind_of(path) == "file" else None
+        except (OSError, ValueError):  # a name that no file can have
+            return None
+
+
+def listed_pairs(tree: Tree, lists: Sequence[CaptionList], config: SourceConfig) -> ListedPairs:
+    """The pairs of all lists, of the wanted split.
+
+    Keys are names as listed, below the list's folder where there are lists in several folders. Lists whose records
+    have splits are read first: they know of which split an image is.
     """
-    coco = None
-    for name in [only] if only else _json_names(tree, split):
-        if coco is not None and not ("karpathy" in kinds and _begins_as_karpathy(tree, name)):
-            continue
-        content = _parsed(tree, name)
-        if "karpathy" in kinds and annotation_kind(content) == "karpathy":
-            return "karpathy", name, content
-        if coco is None and "coco" in kinds and annotation_kind(content) == "coco":
-            coco = "coco", name, content
-    if coco is not None and not only and is_of_other_split(coco[1], split):
-        raise ValueError(
-            f"split {split!r} is empty: {coco[1]} is named after another and no COCO file after this one; set "
-            "source.split to one that is there, or empty"
-        )
-    return coco
+    folders = {posixpath.dirname(one.name) for one in lists}
+    joining = _Joining(tree, config, len(folders) > 1)
+    for one in sorted(lists, key=lambda one: not any(entry.split for entry in one.entries)):
+        joining.add(one)
+    joining.reject_stand_ins()
+    return joining.found
 
 
-def _json_names(tree: Tree, split: str) -> list[str]:
-    """The JSON files, those named after captions and the split first; none of very many, which are something else."""
-    names = tree.with_suffix(".json")
+class _Joining:
+    """Lists that are read one after the other: a later one may add captions to pairs of those before it."""
 
-    def rank(name: str) -> tuple[bool, bool, bool, str]:
-        base = PurePosixPath(name).name.lower()
-        is_other = is_of_other_split(name, split)
-        return is_other, "caption" not in base and "dataset" not in base, split not in base, name
+    def __init__(self, tree: Tree, config: SourceConfig, has_folders: bool) -> None:
+        self.tree = tree
+        self.config = config
+        self.has_folders = has_folders
+        self.found = ListedPairs()
+        self.pair_of: dict[str, tuple[str, int]] = {}
+        """By file: the list and the index of its pair."""
+        self.exact: set[str] = set()
+        """Files that a list names by their whole path."""
+        self.longer: dict[str, dict[str, tuple[str, int]]] = {}
+        """By file: names with folders that the file does not have, and their pairs."""
 
-    return sorted(names, key=rank) if len(names) <= MOST_JSON_FILES else []
+    def add(self, one: CaptionList) -> None:
+        """Read one list; its rejected records follow its pairs."""
+        lookup = _Lookup(self.tree, one.name)
+        folder = posixpath.dirname(one.name)
+        prefix = f"{folder}/" if self.has_folders and folder else ""
+        pairs: list[Pair] = []
+        rejected: list[Pair] = []
+        by_key: dict[str, int] = {}
+        self.found.pairs[one.name] = pairs
+        for entry in one.entries:
+            is_wanted = self.config.wants_split(entry.split)
+            if entry.split:
+                self.found.splits.add(str(entry.split))
+            if not entry.image:
+                rejected += [Pair(f"{one.name}:{entry.place}", None, problem=entry.problem)] if is_wanted else []
+                continue
 
+            name = as_text(entry.image)
+            match = lookup.match(name)
+            if not match and entry.bare:
+                name = as_text(entry.bare)
+                match = lookup.match(name)
+            if not is_wanted:
+                self.found.other_split.update(match.files)
+                continue
+            if not entry.split and self.found.other_split.intersection(match.files):
+                self.found.num_of_other += 1
+                continue
 
-def _begins_as_karpathy(tree: Tree, name: str) -> bool:
-    """COCO's other files are long: parsed, they would take gigabytes."""
-    found = tree.files[name]
-    return b'"sentences"' in found._replace(size=min(found.size, HEAD_BYTES)).read()
+            self.found.used.update(match.files)
+            spelled = name if name in self.tree.files else posixpath.normpath(name.replace("\\", "/"))
+            key = prefix + (spelled if entry.key is None else as_text(entry.key))
+            captions = clean_captions(entry.captions)
+            if key in by_key:
+                again = self._repeated(one, entry, pairs[by_key[key]], captions)
+                if again.key == key and again.problem != _DUPLICATE:
+                    pairs[by_key[key]] = again
+                else:
+                    rejected.append(again)
+                continue
 
+            if self._is_joined(one.name, entry, match, captions):
+                continue
+            by_key[key] = len(pairs)
+            self._note(one.name, len(pairs), spelled, match)
+            pairs.append(self._pair(one.name, key, entry, match, captions))
+        pairs += rejected
 
-def _parsed(tree: Tree, name: str) -> Any:
-    try:
-        return json.loads(tree.files[name].read())
-    except ValueError as error:
-        logger.warning("annotation_file=%s ignored=%r", name, str(error))
-        return None
+    def _repeated(self, one: CaptionList, entry: Entry, pair: Pair, captions: tuple[str, ...]) -> Pair:
+        """A second record of a key: more captions of its pair, or a rejected row."""
+        if one.is_annotation:
+            return Pair(pair.key, None, problem=_DUPLICATE)
+        if not captions and entry.problem is None and pair.captions:
+            problem = Problem("empty caption", f"it has no text for {pair.key}")
+            return Pair(f"{one.name}:{entry.place}", None, problem=problem)
+        return _joined(pair, captions, entry.problem)
 
+    def _is_joined(self, list_name: str, entry: Entry, match: _Match, captions: tuple[str, ...]) -> bool:
+        """Whether the image is one of an earlier list, whose pair has the captions now."""
+        owner = self.pair_of.get(match.files[0]) if len(match.files) == 1 else None
+        if owner is None or owner[0] == list_name:
+            return False
+        earlier = self.found.pairs[owner[0]]
+        earlier[owner[1]] = _joined(earlier[owner[1]], captions, entry.problem)
+        self.found.num_joined += 1
+        return True
 
-def karpathy_rows(tree: Tree, name: str, content: dict, config: SourceConfig) -> list[Row]:
-    """One row an image of the split."""
-    images = annotated_images(content)
-    wanted = [image for image in images if config.wants_split(image.split)]
-    if not wanted:
-        found = sorted({image.split for image in images})
-        raise ValueError(f"split {config.split!r} is empty: {name} has the splits {found}; set source.split to one")
-    near = str(PurePosixPath(name).parent)
-    pairs = []
-    for image in wanted:
-        path = str(PurePosixPath(image.folder) / image.file_name)
-        if not image.problem:
-            pairs.append((path if tree.find(path, near) else image.file_name, clean_captions(image.captions)))
-    return _rows(tree, name, pairs, [f"{name}:{image.place}" for image in wanted if image.problem])
+    def _note(self, list_name: str, index: int, name: str, match: _Match) -> None:
+        """Remember which file the new pair has, and by what kind of name."""
+        if match.outside is not None:
+            self.found.outside.append(name)
+        if len(match.files) != 1:
+            return
+        file = match.files[0]
+        self.pair_of.setdefault(file, (list_name, index))
+        if match.is_longer:
+            self.longer.setdefault(file, {})[name] = (list_name, index)
+        elif match.is_exact:
+            self.exact.add(file)
 
+    def _pair(self, list_name: str, key: str, entry: Entry, match: _Match, captions: tuple[str, ...]) -> Pair:
+        problem = entry.problem
+        image = match.outside
+        if len(match.files) == 1:
+            image = self.tree.files[match.files[0]]
+        elif match.files:
+            shown = ", ".join(match.files[:FILES_SHOWN])
+            detail = f"{entry.image} fits {len(match.files)} files ({shown}): write the folder into {list_name}"
+            problem = problem or Problem("ambiguous name", detail)
+        if image is None and problem is None:
+            problem = Problem("missing file", f"{entry.image}, record {entry.place} of {list_name}")
+        return Pair(key, image, captions, problem=problem)
 
-def coco_rows(tree: Tree, name: str, content: dict) -> list[Row]:
-    """One row an image, with all its captions in file order."""
-    images = annotated_images(content)
-    pairs = ((image.file_name, clean_captions(image.captions)) for image in images if not image.problem)
-    return _rows(tree, name, pairs, [f"{name}:{image.place}" for image in images if image.problem])
-
-
-def _numbered(records: object) -> Iterator[tuple[int, dict]]:
-    """(number from 1, record) of what should be a list of objects; what is no object is an empty one."""
-    for number, record in enumerate(records if isinstance(records, list) else [], start=1):
-        yield number, record if isinstance(record, dict) else {}
-
-
-def _text(record: dict, *fields: str) -> str:
-    """The first of these fields that holds text."""
-    return next((record[field] for field in fields if isinstance(record.get(field), str) and record[field]), "")
-
-
-def captions_rows(tree: Tree, names: Sequence[str], config: SourceConfig) -> dict[str, list[Row]]:
-    """Rows by captions file, one an image; captions of repeated lines with other text are joined.
-
-    Keys are the images' names, below the folder of their file where there are several.
-    """
-    rows, num_images = {}, 0
-    for name in names:
-        merged, unreadable = _merged_records(tree, name, config)
-        pairs = ((image, clean_captions(captions)) for image, captions in merged.items())
-        rows[name] = _rows(tree, name, pairs, unreadable, f"{PurePosixPath(name).parent}/" if len(names) > 1 else "")
-        num_images += len(merged)
-    if not num_images:
-        raise ValueError(
-            f"{' and '.join(names[:2])} names no image of split {config.split!r}: each record needs one of "
-            f"{IMAGE_FIELDS} and one of {CAPTION_FIELDS}; rename its fields, or set source.split"
-        )
-    return rows
-
-
-def _merged_records(tree: Tree, name: str, config: SourceConfig) -> tuple[dict[str, list[object]], list[str]]:
-    """Captions by image of the split, and the records that name no image."""
-    text = tree.files[name].read().decode("utf-8-sig", "replace")
-    merged: dict[str, list[object]] = {}
-    unreadable = []
-    for number, record in _records(name, text):
-        if not config.wants_split(record.get("split")):
-            continue
-        if image := _text(record, *IMAGE_FIELDS):
-            captions: Any = next((record[field] for field in CAPTION_FIELDS if record.get(field) is not None), [])
-            merged.setdefault(image, []).extend(captions if isinstance(captions, list) else [captions])
-        else:
-            unreadable.append(f"{name}:{number}")
-    return merged, unreadable
-
-
-def _records(name: str, text: str) -> Iterable[tuple[int, dict]]:
-    """(number, record) of a JSON, JSON-lines, comma- or tab-separated file; empty where a line is no record."""
-    if name.endswith(".jsonl"):
-        lines = enumerate(text.split("\n"), start=1)
-        return [(number, _record(line)) for number, line in lines if line.strip()]
-    try:
-        if name.endswith(".json"):
-            content = json.loads(text, strict=False)
-            if isinstance(content, dict):
-                content = [{"image": image, "captions": captions} for image, captions in content.items()]
-            return _numbered(content)
-        return enumerate(_table(name, text), start=1)
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{name} cannot be parsed ({error}): repair it there, then run again") from error
-
-
-def _record(line: str) -> dict:
-    try:
-        record = json.loads(line, strict=False)
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _table(name: str, text: str) -> list[dict]:
-    """Rows under a header. Tabs need no quotes: where these do not pair, those of a .tsv are part of its captions."""
-    lines, delimiter = io.StringIO(text.replace("\0", " "), newline=""), "\t" if name.endswith(".tsv") else ","
-    table = csv.DictReader(lines, delimiter=delimiter, strict=True)
-    try:
-        return [_as_wide_as_its_header(record, delimiter) for record in table]
-    except csv.Error as error:
-        if delimiter == ",":
-            raise csv.Error(f"{error}, line {table.reader.line_num}") from error
-        lines.seek(0)
-        table = csv.DictReader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-        return [_as_wide_as_its_header(record, delimiter) for record in table]
+    def reject_stand_ins(self) -> None:
+        """No file stands in for images of several folders: cats/1.jpg and dogs/1.jpg are not both 1.jpg."""
+        for file, names in self.longer.items():
+            if len(names) == 1 and file not in self.exact:
+                continue
+            shown = ", ".join(sorted(names)[:FILES_SHOWN])
+            detail = f"{shown}: {file} may be one of them, but lies in none of their folders"
+            problem = Problem("ambiguous name", detail)
+            for list_name, index in names.values():
+                pair = self.found.pairs[list_name][index]
+                self.found.pairs[list_name][index] = pair._replace(image=None, problem=problem)
 
 
-def _as_wide_as_its_header(record: dict, delimiter: str) -> dict:
-    """A record with more fields than the header: what is too many belongs to a caption in the last, or it is none."""
-    rest = record.pop(None, None)
-    if rest is None:
-        return record
-    last = next(reversed(record))
-    return {**record, last: delimiter.join([record[last], *rest])} if last in CAPTION_FIELDS else {}
-
-
-def sibling_rows(tree: Tree) -> list[Row]:
-    """One row an image, its captions the lines of the .txt file of the same name."""
-    rows = []
-    for name in tree.with_suffix(*IMAGE_SUFFIXES):
-        text = tree.files.get(str(PurePosixPath(name).with_suffix(".txt")))
-        rows.append(Row(name, tree.files[name], () if text is None else text))
-    return rows
-
-
-def _rows(
-    tree: Tree,
-    name: str,
-    pairs: Iterable[tuple[str, tuple[str, ...]]],
-    unreadable: Iterable[str],
-    key_prefix: str = "",
-) -> list[Row]:
-    """Rows in the order of file `name`, the second with a key marked; then those of its unreadable records."""
-    near = str(PurePosixPath(name).parent)
-    return [*_marked(tree, near, pairs, key_prefix), *(Row(key, None, (), "unreadable record") for key in unreadable)]
-
-
-def _marked(tree: Tree, near: str, pairs: Iterable[tuple[str, tuple[str, ...]]], key_prefix: str) -> Iterator[Row]:
-    seen: set[str] = set()
-    for given, captions in pairs:
-        name = as_text(given)
-        files = tree.find(name, near)
-        image = tree.files[files[0]] if len(files) == 1 else None
-        yield Row(key_prefix + name, image, captions, "duplicate key" if name in seen else None)
-        seen.add(name)
+def _joined(pair: Pair, captions: Iterable[str], problem: Problem | None) -> Pair:
+    return pair._replace(captions=tuple(dict.fromkeys((*pair.captions, *captions))), problem=pair.problem or problem)

@@ -1,66 +1,75 @@
-"""Which files of a tree hold the pairs of a split, by their names alone.
+"""Which files of a source belong to another split than the wanted one, by their names alone.
 
-A file belongs to a split when its name or a folder of it says so (`test/metadata.jsonl`,
-`train-00000-of-00002.parquet`), otherwise to all.
+A folder or file is of a split when its name says nothing else (`test/`, `train-00000-of-00002.parquet`,
+`captions_val2017.json`). Where a split's name is one word of several (`val_gardena/`, `flickr30k-test.tar`), it counts
+only if a name beside it has the wanted split (`flickr30k-train.tar`): it may be a word of the subject.
 """
 
-import logging
 import re
-from collections.abc import Sequence
-from pathlib import PurePosixPath
+from collections.abc import Iterable
 
-from curation.pairs.tree import Tree
-
-CAPTION_FILES = tuple(
-    stem + suffix for stem in ("captions", "metadata") for suffix in (".json", ".jsonl", ".csv", ".tsv", ".txt")
-)
 SPLIT_NAMES = {"train", "val", "valid", "validation", "dev", "test"}
-
-logger = logging.getLogger(__name__)
-
-
-def captions_files(tree: Tree, split: str) -> list[str]:
-    """The captions files of the split that are nearest the root, one a folder."""
-    names = _named_as_captions(tree)
-    if len(tree.with_suffix(".txt")) > len(tree.by_basename.get("captions.txt", [])):
-        names = [name for name in names if not name.endswith("captions.txt")]
-    by_folder: dict[PurePosixPath, str] = {}
-    for name in of_split(names, split):
-        by_folder.setdefault(PurePosixPath(name).parent, name)
-    depth = min((len(folder.parts) for folder in by_folder), default=0)
-    return sorted(name for folder, name in by_folder.items() if len(folder.parts) == depth)
+NEUTRAL_WORDS = {
+    *("of", "captions", "caption", "images", "image", "annotations", "metadata", "data", "dataset", "coco", "shard"),
+    *("shards", "part", "parts", "split", "set", "results", "pairs", "list", "file", "files", "wds", "restval"),
+}
+"""Words beside which a split's name is still all that a name says."""
 
 
-def _named_as_captions(tree: Tree) -> list[str]:
-    return [name for base in CAPTION_FILES for name in tree.by_basename.get(base, [])]
+class Splits:
+    """Decides for the files of one source; names are compared with those that lie beside them."""
+
+    def __init__(self, names: Iterable[str], split: str) -> None:
+        self.split = split.lower()
+        self.doubtful: dict[str, str] = {}
+        """By folder or file whose name holds another split's as one word of several, and is read: that word."""
+        self._beside: dict[str, set[str]] = {}
+        self._known: dict[str, bool] = {}
+        for folder, part in {pair for name in names for pair in _steps(name)}:
+            if _names_split(_words(part), self.split):
+                self._beside.setdefault(folder, set()).add(part)
+
+    def is_other(self, name: str) -> bool:
+        """Whether a file's name, or a folder's above it, is another split's; never where all splits are wanted."""
+        return bool(self.split) and any(self._is_other(folder, part) for folder, part in _steps(name))
+
+    def is_in_folder_of_other(self, name: str) -> bool:
+        """The same, by the folders alone: single images may be called anything."""
+        folder = name.rpartition("/")[0]
+        return bool(folder) and self.is_other(f"{folder}/")
+
+    def _is_other(self, folder: str, part: str) -> bool:
+        path = f"{folder}/{part}"
+        if path not in self._known:
+            self._known[path] = self._judge(folder, part)
+        return self._known[path]
+
+    def _judge(self, folder: str, part: str) -> bool:
+        words = _words(part)
+        splits = [word for word in words if word in SPLIT_NAMES]
+        if not splits or _names_split(words, self.split):
+            return False
+        if all(word in SPLIT_NAMES or word in NEUTRAL_WORDS for word in words):
+            return True
+        if self._beside.get(folder):
+            return True
+        self.doubtful[f"{folder}/{part}".lstrip("/")] = splits[0]
+        return False
 
 
-def is_divided(tree: Tree) -> bool:
-    """Whether pairs lie in several captions files, or in files named after several splits."""
-    files = [*tree.with_suffix(".tar", ".parquet"), *_named_as_captions(tree)]
-    splits = SPLIT_NAMES.intersection(re.findall("[a-z]+", " ".join(files).lower()))
-    return len(splits) > 1 or len(captions_files(tree, "")) > 1
+def _steps(name: str) -> list[tuple[str, str]]:
+    """(folder, name in it) of a file and of each folder above it."""
+    parts = name.split("/")
+    return [("/".join(parts[:index]), part) for index, part in enumerate(parts) if part]
 
 
-def of_split(names: Sequence[str], split: str) -> list[str]:
-    """The files that do not belong to another split, in their order; ValueError when all do."""
-    kept = [name for name in names if not is_of_other_split(name, split)]
-    others = [name for name in names if is_of_other_split(name, split)]
-    if others and not kept:
-        raise ValueError(
-            f"split {split!r} is empty: all {len(others)} files are named after another, {others[0]} first; set "
-            "source.split to one that is there, or empty for all"
-        )
-    if others:
-        logger.info("split=%s files=%d left_out=%d first_left_out=%s", split, len(kept), len(others), others[0])
-    return kept
+def _words(part: str) -> list[str]:
+    """Words of a name in lower case, without its suffix and digits: captions_train2017.json has captions, train."""
+    stem, dot, suffix = part.rpartition(".")
+    return re.findall("[a-z]+", (stem if dot and len(suffix) <= 7 else part).lower())
 
 
-def is_of_other_split(name: str, split: str) -> bool:
-    """Whether a file's name, or a folder's above it, is a split's and not this one's; none is where all are wanted."""
-    return any(_names_other_split(part, split.lower()) for part in name.lower().split("/"))
-
-
-def _names_other_split(part: str, split: str) -> bool:
-    names_any = not SPLIT_NAMES.isdisjoint(re.findall("[a-z]+", part))
-    return names_any and not re.search(f"(?<![a-z]){re.escape(split)}", part)
+def _names_split(words: list[str], split: str) -> bool:
+    """Whether a name holds the wanted split, or begins with it: validation for val, and train for train2017."""
+    wanted = re.sub("[^a-z]", "", split)
+    return bool(wanted) and any(word.startswith(wanted) and word in SPLIT_NAMES | {wanted} for word in words)

@@ -5,6 +5,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -16,7 +17,17 @@ PADDING_BYTES = 1 << 20
 MOST_LINKS = 40  # of a chain, as Linux follows them
 
 
-def tar_members(path: Path) -> Iterator[tuple[str, ByteRange]]:
+class Member(NamedTuple):
+    """One visible file of a tar."""
+
+    name: str
+    file: ByteRange
+    """Where its bytes are; for a link, those of another member."""
+    position: int
+    """Where its own header begins: members are in the order of their positions."""
+
+
+def tar_members(path: Path) -> Iterator[Member]:
     """Every visible file of a tar, in its order; ValueError when it is compressed, cut or no tar.
 
     Links to other members have the bytes of those; links that lead out of the tar are left out.
@@ -27,12 +38,12 @@ def tar_members(path: Path) -> Iterator[tuple[str, ByteRange]]:
         if not name:
             continue
         if member.isfile():
-            yield as_text(name), _range(path, member)
+            yield Member(as_text(name), _range(path, member), member.offset)
         elif member.islnk() or member.issym():
             # A link may lead to what comes later: the whole tar is indexed once there is any.
             links = links or _Links(path)
             if target := links.resolve(name):
-                yield as_text(name), target
+                yield Member(as_text(name), target, member.offset)
 
 
 def _visible_name(name: str) -> str:
@@ -43,7 +54,8 @@ def _visible_name(name: str) -> str:
 
 
 def _range(path: Path, member: tarfile.TarInfo) -> ByteRange:
-    pieces = None if member.sparse is None else tuple(member.sparse)
+    sparse: list[tuple[int, int]] | None = member.sparse  # type: ignore[assignment]  # typeshed says otherwise
+    pieces = None if sparse is None else tuple(sparse)
     return ByteRange(str(path), member.offset_data, member.size, pieces)
 
 

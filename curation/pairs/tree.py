@@ -119,6 +119,6 @@ def open_tree(path: Path) -> Tree:
     if not kind:
         raise ValueError(f"{path} does not exist: a folder or an uncompressed .tar is required; correct the path")
     if kind == "file":
-        return Tree(path, True, dict(sorted(tar_members(path))))
+        return Tree(path, True, dict(sorted((member.name, member.file) for member in tar_members(path))))
     files = {as_text(name): ByteRange(where, 0, size) for name, where, size in sorted(files_below(path))}
     return Tree(path, False, files)

@@ -4,43 +4,57 @@ A tar is one part; a very long one is read in several, each of the samples whose
 tar ends the run: how many rows it has lost nobody can say.
 """
 
-import json
+import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
-from cluster.storage import size_of
+from curation.pairs.beside import TEXT_SUFFIXES, caption_kind
+from curation.pairs.config import SourceConfig
 from curation.pairs.images import IMAGE_SUFFIXES
 from curation.pairs.ranges import ByteRange
-from curation.pairs.sample import Part, Reject, Sample, SourceConfig
-from curation.pairs.splits import of_split
-from curation.pairs.tars import check_tar_end, tar_members
-from curation.pairs.text import clean_captions
-from curation.pairs.tree import Tree
+from curation.pairs.sample import Pair, Part, Problem
+from curation.pairs.tars import Member, tar_members
 
 MEGABYTE = 1_000_000
-CHECKS_AT_ONCE = 32
+PEEKED_MEMBERS = 64
+KINDS = ("image", "txt", "json")
 
 
-def tar_parts(tree: Tree, config: SourceConfig) -> list[Part]:
-    """Parts of a folder's tars of the split, or of one tar given alone; ValueError names a tar that has been cut."""
-    if tree.is_file:
-        return list(_split(tree.name, tree.root, size_of(tree.root), "", config))
-    tars = {name: tree.files[name] for name in of_split(tree.with_suffix(".tar"), config.split)}
-    with ThreadPoolExecutor(CHECKS_AT_ONCE) as executor:
-        list(executor.map(check_tar_end, (Path(tar.path) for tar in tars.values())))
-    return [
-        part for name, tar in tars.items() for part in _split(name, Path(tar.path), tar.size, f"{name[:-4]}/", config)
-    ]
+def is_webdataset(names: Sequence[str]) -> bool:
+    """Whether any image among these members has a caption file of its key."""
+    kinds_of = _kinds_by_key(names)
+    return any("image" in kinds and len(kinds) > 1 for kinds in kinds_of.values())
 
 
-def _split(name: str, path: Path, size: int, key_prefix: str, config: SourceConfig) -> Iterator[Part]:
-    num_parts = max(1, round(size / (config.part_mb * MEGABYTE)))
+def lies_apart(names: Sequence[str]) -> bool:
+    """Whether, of these members in their order, any image and caption of one key are not next to each other."""
+    before: dict[str, set[str]] = {}
+    for key, run in groupby(map(split_name, names), key=lambda split: split[0]):
+        kinds = {_kind(extension) for _, extension in run}.intersection(KINDS)
+        if kinds and key in before and before[key].isdisjoint(kinds):
+            return True
+        before[key] = before.get(key, set()) | kinds
+    return False
+
+
+def _kinds_by_key(names: Sequence[str]) -> dict[str, set[str]]:
+    kinds_of: dict[str, set[str]] = {}
+    for name in names:
+        key, extension = split_name(name)
+        kinds_of.setdefault(key, set()).add(_kind(extension))
+    return {key: kinds.intersection(KINDS) for key, kinds in kinds_of.items()}
+
+
+def tar_parts(name: str, file: ByteRange, key_prefix: str, config: SourceConfig) -> Iterator[Part]:
+    """One part, or several of about `part_mb` for a long tar."""
+    num_parts = max(1, round(file.size / (config.part_mb * MEGABYTE)))
     for index in range(num_parts):
-        start, stop = size * index // num_parts, size * (index + 1) // num_parts
+        start = file.size * index // num_parts
+        stop = file.size * (index + 1) // num_parts
         label = name if num_parts == 1 else f"{name}:{start}-{stop}"
-        yield Part(label, "tar", path=str(path), start=start, stop=stop, key_prefix=key_prefix)
+        yield Part(label, "tar", (), file.path, start, stop, key_prefix, num_bytes=stop - start)
 
 
 class TarWalk:
@@ -51,74 +65,98 @@ class TarWalk:
 
     def __init__(self, path: Path) -> None:
         self.passed = -1
-        self.seen = set[str]()
+        self.seen: dict[str, set[str]] = {}
+        """Kinds of files that came, by key."""
         self.samples = _samples(path)
         self.ahead = next(self.samples, None)
 
-    def until(self, stop: int) -> Iterator[tuple[int, str, dict[str, ByteRange], bool]]:
-        """(first byte, name, file by extension, whether the name came before) of samples that begin before `stop`."""
-        while self.ahead and (first := min(found.offset for found in self.ahead[1].values())) < stop:
-            self.passed, (name, files) = first, self.ahead
-            yield first, name, files, name in self.seen
-            self.seen.add(name)
+    def until(self, stop: int) -> Iterator[tuple[int, str, dict[str, ByteRange], set[str]]]:
+        """(first byte, name, file by extension, kinds that came before) of samples that begin before `stop`."""
+        while self.ahead and self.ahead[0] < stop:
+            first, name, files = self.ahead
+            self.passed = first
+            before = self.seen.get(name, set())
+            yield first, name, files, before
+            self.seen[name] = before | {_kind(extension) for extension in files}
             self.ahead = next(self.samples, None)
 
 
-def _samples(path: Path) -> Iterator[tuple[str, dict[str, ByteRange]]]:
-    """(name, file by extension) of consecutive members of one name."""
-    name, files = "", dict[str, ByteRange]()
-    for member, found in tar_members(path):
-        member_name, extension = split_name(member)
+def _samples(path: Path) -> Iterator[tuple[int, str, dict[str, ByteRange]]]:
+    """(first byte, name, file by extension) of consecutive members of one name."""
+    first = 0
+    name = ""
+    files = dict[str, ByteRange]()
+    for member in tar_members(path):
+        member_name, extension = split_name(member.name)
         if member_name != name or extension in files:
             if files:
-                yield name, files
-            name, files = member_name, {}
-        files[extension] = found
+                yield first, name, files
+            first = member.position
+            name = member_name
+            files = {}
+        files[extension] = member.file
     if files:
-        yield name, files
+        yield first, name, files
 
 
-def read_tar_part(part: Part, walks: dict[str, TarWalk] | None = None) -> Iterator[Sample | Reject]:
-    """The samples of a tar part; the first sample of a key is taken. ValueError when the tar is damaged."""
-    for key, files in tar_samples(part, walks):
-        yield files if isinstance(files, Reject) else _sample(key, files, part.name)
+def tar_pairs(part: Part, walks: dict[str, TarWalk] | None = None) -> Iterator[Pair]:
+    """The pairs of the samples that begin in the part; the first sample of a key is read, others have a problem.
 
-
-def tar_samples(
-    part: Part, walks: dict[str, TarWalk] | None = None
-) -> Iterator[tuple[str, dict[str, ByteRange] | Reject]]:
-    """(key, files by kind: "image", "txt", "json") of each sample that begins in the part, or why it is none.
-
-    In `walks` is, by path, where the part read last has ended.
+    `walks` has, by path, where the part read last has ended. ValueError when the tar is damaged.
     """
     walks = {} if walks is None else walks
     walk = walks.pop(part.path, None)
     if walk is None or walk.passed >= part.start:
         walk = TarWalk(Path(part.path))
-    for first, name, files, is_repeated in walk.until(part.stop):
+    for first, name, files, before in walk.until(part.stop):
         if first >= part.start:
-            yield from _judged(part, name, files, is_repeated)
+            yield from _pairs(part.key_prefix + name, files, before)
     walks.clear()
     walks[part.path] = walk
 
 
-def _judged(
-    part: Part, name: str, files: dict[str, ByteRange], is_repeated: bool
-) -> Iterator[tuple[str, dict[str, ByteRange] | Reject]]:
-    key, num_samples = part.key_prefix + name, _num_samples(files)
-    kinds = {_kind(extension): found for extension, found in files.items()}
+def unsorted_pairs(members: Iterable[Member], key_prefix: str) -> list[Pair]:
+    """The pairs of a tar whose samples lie apart: its members, in their order, joined by key."""
+    samples: dict[str, dict[str, ByteRange]] = {}
+    repeated: list[tuple[str, str, ByteRange]] = []
+    for member in members:
+        name, extension = split_name(member.name)
+        sample = samples.setdefault(name, {})
+        if extension in sample:
+            repeated.append((name, extension, member.file))
+        else:
+            sample[extension] = member.file
+
+    pairs = [pair for name, sample in samples.items() for pair in _pairs(key_prefix + name, sample, set())]
+    again = [_pairs(key_prefix + name, {extension: file}, set(KINDS)) for name, extension, file in repeated]
+    return [*pairs, *(pair for some in again for pair in some)]
+
+
+def _pairs(key: str, files: dict[str, ByteRange], before: set[str]) -> list[Pair]:
+    kinds = {_kind(extension): file for extension, file in files.items()}
+    num_samples = _num_samples(files)
     if num_samples > 1:
         detail = (
             f"{num_samples} images, .txt or .json have this key, the file name up to its first dot: one of each is "
-            "needed; pack them again under names without other dots"
+            "required; pack them again under names without other dots"
         )
-        yield from [(key, Reject(key, part.name, "unreadable record", detail))] * num_samples
-    elif is_repeated:
-        yield key, Reject(key, part.name, "duplicate key", "the key occurs twice in this tar")
+        return [Pair(key, None, problem=Problem("unreadable record", detail))] * num_samples
+
+    problem: Problem | None = None
+    if before and before.isdisjoint(kinds):
+        detail = (
+            f"its files ({', '.join(sorted(before))} and {', '.join(sorted(kinds))}) do not lie next to each other: "
+            "pack the tar again with tar --sort=name"
+        )
+        problem = Problem("unreadable record", detail)
+    elif before:
+        problem = Problem("duplicate key", "the key occurs twice in this tar")
     elif "image" not in kinds:
-        yield key, Reject(key, part.name, "missing file", f"no image among {sorted(files)}")
-    else:
-        yield key, kinds
+        problem = Problem("missing file", f"no image among {sorted(files)}")
+    elif not {"txt", "json"} & kinds.keys():
+        problem = Problem("empty caption", f"no caption among {sorted(files)}")
+    beside = tuple((kind, kinds[kind]) for kind in ("json", "txt") if kind in kinds)
+    return [Pair(key, kinds.get("image"), (), beside, problem)]
 
 
 def split_name(member: str) -> tuple[str, str]:
@@ -129,36 +167,14 @@ def split_name(member: str) -> tuple[str, str]:
 
 
 def _kind(extension: str) -> str:
-    last = extension.rpartition(".")[2]
-    return "image" if f".{last}" in IMAGE_SUFFIXES else last
+    """ "image", "txt" or "json" by the last part of an extension, or that part itself."""
+    suffix = posixpath.splitext(f"x.{extension}")[1]
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    return "txt" if suffix in TEXT_SUFFIXES else caption_kind(suffix)
 
 
-def _num_samples(files: Iterable[str]) -> int:
+def _num_samples(extensions: Iterable[str]) -> int:
     """How many pairs must have been packed under one key: by their most frequent kind of file."""
-    counts = Counter(_kind(extension) for extension in files)
-    return max(counts[kind] for kind in ("image", "txt", "json"))
-
-
-def _sample(key: str, files: dict[str, ByteRange], source: str) -> Sample | Reject:
-    try:
-        captions = _captions(files)
-    except ValueError as error:
-        return Reject(key, source, "unreadable record", str(error))
-    image = files["image"]
-    data = image.read()
-    if len(data) < image.size:
-        return Reject(key, source, "truncated archive", f"{len(data)} of {image.size} bytes")
-    if not captions:
-        return Reject(key, source, "empty caption", f"no caption among {sorted(files)}")
-    return Sample(key, data, captions, source)
-
-
-def _captions(files: dict[str, ByteRange]) -> tuple[str, ...]:
-    """A list in the JSON first, then the text file, then the JSON's single caption."""
-    record = json.loads(files["json"].read()) if "json" in files else {}
-    record = record if isinstance(record, dict) else {}
-    if isinstance(record.get("captions"), list):
-        return clean_captions(record["captions"])
-    if "txt" in files:
-        return clean_captions([files["txt"].read().decode("utf-8-sig", "replace")])
-    return clean_captions([record.get("caption") or record.get("text")])
+    counts = Counter(_kind(extension) for extension in extensions)
+    return max(counts[kind] for kind in KINDS)

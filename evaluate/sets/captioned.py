@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from curation.pairs.annotations import annotated_images, annotation_kind
-from curation.pairs.lists import captions_rows, sibling_rows
-from curation.pairs.ranges import ByteRange
-from curation.pairs.sample import SourceConfig
-from curation.pairs.text import clean_captions
+from curation.pairs.beside import TEXT_SUFFIXES, caption_files
+from curation.pairs.config import SourceConfig
+from curation.pairs.images import IMAGE_SUFFIXES
+from curation.pairs.records import read_list
+from curation.pairs.text import clean_captions, decode_text
 from curation.pairs.tree import Tree
 from evaluate.sets.images import Images, images_of
 from evaluate.sets.kinds import Facts, RetrievalSet
@@ -163,23 +164,23 @@ def _tables(tree: Tree) -> list[str]:
 
 def _siblings(tree: Tree) -> list[Entry]:
     """A text file beside each image, one caption per line; nothing unless every image has one."""
-    rows = sibling_rows(tree)
-    if not rows or not all(isinstance(row.captions, ByteRange) for row in rows):
+    images = tree.with_suffix(*IMAGE_SUFFIXES)
+    texts = caption_files(images, tree.with_suffix(*TEXT_SUFFIXES))
+    if not images or len(texts) < len(images):
         return []
-    return [
-        Entry("", row.key, "", tuple(row.captions.read().decode("utf-8-sig", "replace").splitlines()))
-        for row in rows
-        if isinstance(row.captions, ByteRange)
-    ]
+    return [Entry("", name, "", tuple(decode_text(tree.files[texts[name][0]].read()).splitlines())) for name in images]
 
 
 def _table(tree: Tree, name: str) -> list[Entry]:
     """The pool's reader of tables; nothing where the file is none."""
     try:
-        rows = captions_rows(tree, [name], SourceConfig(split=""))[name]
+        listed = read_list(name, tree.files[name].read(), SourceConfig(split=""))
     except ValueError:
         return []
-    return _with_splits(tree, [(row.key, row.captions) for row in rows if isinstance(row.captions, tuple)])
+    captions: dict[str, list[object]] = {}
+    for entry in listed.entries:
+        captions.setdefault(entry.image or f"record {entry.place}", []).extend(clean_captions(entry.captions))
+    return _with_splits(tree, captions.items())
 
 
 def _token(tree: Tree, name: str) -> list[Entry]:

@@ -107,8 +107,8 @@ def tars_of_split(tree: Tree) -> list[str]:
 def tar_samples(path: Path) -> list[tuple[str, Mapping[str, ByteRange]]]:
     """(key, files by extension) of a WebDataset tar, in its order."""
     samples: dict[str, dict[str, ByteRange]] = {}
-    for name, part in tar_members(path):
-        folder, _, base = name.rpartition("/")
+    for member in tar_members(path):
+        folder, _, base = member.name.rpartition("/")
         stem, _, extension = base.partition(".")
-        samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[extension.lower()] = part
+        samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[extension.lower()] = member.file
     return list(samples.items())

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from raw_pairs import CAPTIONS as PAIRS
 
+from curation.pairs.account import ACCOUNT, REJECTS, Account
 from curation.shards.manifest import Manifest, write_manifest
 from curation.shards.schema import (
     BYTES_HASH,
@@ -132,6 +133,8 @@ def write_pool() -> Callable[..., dict[str, np.ndarray]]:
             entries.append(write_shard(folder / f"shard-{index:05d}.arrow", spec, [batch]))
             start += rows
         write_manifest(folder, Manifest(spec, tuple(entries)))
+        (folder / ACCOUNT).write_text(json.dumps(Account().as_json()))
+        (folder / REJECTS).write_text("")
         return values
 
     return write

@@ -10,8 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from curation.pairs.sample import SourceConfig
-from curation.pairs.sources import Reject, Sample, list_parts, read_part
+from curation.pairs.config import SourceConfig
+from curation.pairs.sample import Reject, Sample
+from curation.pairs.sources import list_parts, read_part
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
@@ -19,7 +20,7 @@ CAPTIONS = {"a.jpg": ["a cat", "one cat"], "b.jpg": ["a dog"], "sub/c.jpg": ["a 
 
 
 def read_all(path: Path, **options: Any) -> list[Any]:
-    config = SourceConfig(**options)
+    config = SourceConfig(**{"unread_budget": 1.0} | options)
     return [row for part in list_parts(config, path) for row in read_part(config, part)]
 
 

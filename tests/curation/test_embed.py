@@ -22,15 +22,16 @@ from PIL import Image
 from cluster.files import sha256_file
 from cluster.resources import Resources
 from curation.config import EmbedConfig
-from curation.embed import RejectBudgetError, estimated_rows, run, with_resources
+from curation.embed import RejectBudgetError, run, with_resources
 from curation.embed_worker import EmbedWorker, Task
 from curation.encoders.backbone import load_backbone, pool_patches
 from curation.encoders.captions import CaptionEncoder
 from curation.encoders.config import BackboneConfig, CaptionConfig
 from curation.encoders.resolve import resolve
+from curation.pairs.config import SourceConfig
 from curation.pairs.images import decode
-from curation.pairs.sample import Part, SourceConfig
-from curation.pairs.sources import list_parts
+from curation.pairs.sample import Part
+from curation.pairs.sources import estimated_rows, list_parts
 from curation.shards.manifest import Manifest, ShardEntry, verify, write_manifest
 from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CAPTION_EMBEDDING, CLS, PATCHES, REGISTERS, Content
@@ -170,10 +171,11 @@ def test_rows_of_tars_are_estimated_from_the_first_ones(tmp_path: Path) -> None:
                 info.size = size
                 archive.addfile(info, io.BytesIO(b"a" * size))
     config = replace(CONFIG, source=SourceConfig(part_mb=1))
-    tasks = [Task(i, part, "") for i, part in enumerate(list_parts(config.source, tmp_path))]
+    parts = list_parts(config.source, tmp_path)
 
-    assert 150 < estimated_rows(config, tasks) < 250
-    assert estimated_rows(config, [Task(0, Part("rows", "rows", num_rows=7), "")]) == 7
+    assert 150 < estimated_rows(config.source, parts) < 250
+    assert 157 < estimated_rows(config.source, [*parts, Part("pairs", "pairs", num_rows=7)]) < 257
+    assert estimated_rows(config.source, [Part("pairs", "pairs", num_rows=7)]) == 7
 
 
 def test_second_run_keeps_every_shard(embedded: Embedded, source: Path) -> None:
@@ -287,6 +289,8 @@ def test_one_reject_in_a_small_first_tar_is_judged_by_the_size_of_all(
 def test_wrong_data_stops_its_part_early(tmp_path: Path) -> None:
     lines = [json.dumps({"image": f"{i}.png", "caption": "text"}) for i in range(2000)]
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    for i in range(2000):
+        (tmp_path / f"{i}.png").touch()
     worker, tasks = worker_and_tasks(replace(CONFIG, source=SourceConfig(part_rows=2000)), tmp_path, tmp_path / "out")
     (tmp_path / "out").mkdir()
     record = embed(worker, tasks[0])

@@ -44,6 +44,7 @@ def curated(tmp_path, embedding_spec, write_pool):
 def test_sections_show_every_stage_and_need_no_network(curated):
     sections = {section.title: section.html for section in curation_sections(*curated())}
     assert list(sections) == [
+        "What was read",
         "What was kept",
         "Cluster sizes before and after",
         "Evenness",
@@ -90,5 +91,5 @@ def test_size_curves_count_copies(curated, monkeypatch):
 def test_sections_of_an_uncurated_arm_are_short(curated):
     folders = curated(method="none", duplicates=DuplicatesConfig(exact=False, perceptual_bits=-1, cosine=2.0))
     sections = curation_sections(*folders)
-    assert [section.title for section in sections] == ["What was kept", "Time and memory"]
-    assert "nothing was removed" in sections[0].html
+    assert [section.title for section in sections] == ["What was read", "What was kept", "Time and memory"]
+    assert "nothing was removed" in sections[1].html

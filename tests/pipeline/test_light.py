@@ -34,6 +34,10 @@ def imported_by(*commands: list[str]) -> dict[str, list]:
 
 def test_what_only_reads_imports_nothing_heavy(tmp_path: Path) -> None:
     where = ["--workspace", str(tmp_path)]
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    (pairs / "1.jpg").touch()
+    (pairs / "1.txt").write_text("a cat")
     codes = {
         "recipes": 0,
         "--help": 0,
@@ -49,6 +53,8 @@ def test_what_only_reads_imports_nothing_heavy(tmp_path: Path) -> None:
         "plan debug": 0,
         "plan vitl14 --rows 650000000": 0,
         "show debug": 0,
+        f"inspect {tmp_path / 'nowhere'}": 2,
+        f"inspect {pairs} --embed.source.split val": 0,
     }
     commands = [[*words.split(), *where] for words in codes]
     expected = {" ".join(words): [code, []] for words, code in zip(commands, codes.values(), strict=True)}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from curation.encoders.config import BackboneConfig
-from curation.pairs.sample import SourceConfig
+from curation.pairs.config import SourceConfig
 from pipeline.presets import PRESETS
 from pipeline.recipes import DataConfig
 

@@ -18,7 +18,7 @@ from curation.config import EmbedConfig
 from curation.embed_worker import EmbedWorker, Task
 from curation.encoders.config import BackboneConfig, CaptionConfig
 from curation.encoders.resolve import resolve
-from curation.pairs.sample import SourceConfig
+from curation.pairs.config import SourceConfig
 from curation.pairs.sources import list_parts, read_part
 from curation.shards.manifest import Manifest, ShardEntry, write_manifest
 from curation.shards.reader import EmbeddingShards
@@ -72,6 +72,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(folder / "tars" / "a.tar", "w") as tar:
         for path in sorted((folder / "pairs").iterdir()):
             tar.add(path, path.name)
+    for text in (folder / "pairs").glob("*.txt"):
+        text.unlink()  # there, the list has the captions
     (folder / "pairs" / "captions.jsonl").write_text("\n".join(lines) + "\n")
     shards = EmbeddingShards(embed(replace(EMBED, content="tokens"), folder / "pairs", folder / "embeddings"))
     (folder / "selection").mkdir()

@@ -3,13 +3,25 @@
 import contextlib
 import io
 import pickle
+import sys
+import zlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image, ImageSequence
+from jaxtyping import Int64
+from PIL import Image, ImageOps, ImageSequence, PngImagePlugin
 
-from curation.pairs.images import MAX_PIXELS, ImageError, bytes_hash, decode, perceptual_hash, pixel_hash, thumbnail
+from curation.pairs.images import (
+    MAX_PIXELS,
+    PNG_MARK,
+    ImageError,
+    bytes_hash,
+    decode,
+    perceptual_hash,
+    pixel_hash,
+    thumbnail,
+)
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
@@ -26,7 +38,7 @@ def test_png_pixels_come_back_exactly(picture: Draw, encoded: Encode) -> None:
     np.testing.assert_array_equal(np.asarray(decode(encoded(image, "PNG"))), np.asarray(image))
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF"])
 def test_common_formats_decode_close_to_the_original(picture: Draw, encoded: Encode, format: str) -> None:
     image = picture(1)
     decoded = decode(encoded(image, format))
@@ -46,6 +58,54 @@ def test_sixteen_bit_png_keeps_its_high_byte(encoded: Encode) -> None:
     values = np.arange(48 * 40, dtype=np.uint16).reshape(40, 48) * 33
     decoded = np.asarray(decode(encoded(Image.fromarray(values), "PNG")))
     np.testing.assert_array_equal(decoded, np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize("num_bits", [8, 10, 12, 14])
+def test_fewer_bits_in_a_sixteen_bit_file_are_not_black(encoded: Encode, num_bits: int) -> None:
+    values = np.linspace(0, 2**num_bits - 1, 48 * 40).astype(np.uint16).reshape(40, 48)
+    decoded = np.asarray(decode(encoded(Image.fromarray(values), "PNG")))
+    np.testing.assert_array_equal(decoded[:, :, 0], values >> (num_bits - 8))
+
+
+def sixteen_bit_color_png(values: Int64[np.ndarray, "h w 3"]) -> bytes:
+    """A PNG of 16 bits per channel, which Pillow reads but does not write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(name + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + name + content + checksum
+
+    height, width = values.shape[:2]
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return PNG_MARK + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bit_color_keeps_its_high_byte_and_is_refused_where_that_is_empty() -> None:
+    values = np.arange(8 * 8 * 3, dtype=np.int64).reshape(8, 8, 3) * 300
+    np.testing.assert_array_equal(np.asarray(decode(sixteen_bit_color_png(values))), values >> 8)
+    assert reason_of(sixteen_bit_color_png(values // 16)) == "unsupported mode"
+
+
+def test_png_with_long_text_is_read(picture: Draw, encoded: Encode) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("prompt", "x" * 3_000_000, zip=True)
+    text.add_itxt("more", "y" * 3_000_000, zip=True)
+    data = encoded(picture(0), "PNG", pnginfo=text)
+    np.testing.assert_array_equal(np.asarray(decode(data)), np.asarray(picture(0)))
+    assert reason_of(data[:-500]) == "corrupt image"
+
+
+def test_heic_is_read_where_pillow_heif_is_there(picture: Draw) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(picture(1)).save(buffer, quality=90)
+    decoded = np.asarray(decode(buffer.getvalue()), float)
+    assert np.abs(decoded - np.asarray(picture(1))).mean() < 12
+
+
+def test_heic_without_its_reader_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert reason_of(b"\0\0\0\x18ftypheic" + b"\0" * 100) == "unsupported format"
 
 
 def test_palette_png_becomes_rgb(picture: Draw, encoded: Encode) -> None:
@@ -75,10 +135,14 @@ def test_animated_gif_gives_its_first_frame(encoded: Encode) -> None:
     assert (np.asarray(decode(data)) == (255, 0, 0)).all()
 
 
-def test_exif_rotation_is_ignored(picture: Draw, encoded: Encode) -> None:
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(picture: Draw, encoded: Encode, orientation: int) -> None:
+    """Pillow's own function is the oracle."""
     exif = Image.Exif()
-    exif[0x0112] = 6
-    assert decode(encoded(picture(4), exif=exif)).size == picture(4).size
+    exif[0x0112] = orientation
+    data = encoded(picture(4), exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(np.asarray(decode(data)), np.asarray(expected))
 
 
 def test_fifty_megapixels_decode(encoded: Encode) -> None:

@@ -1,5 +1,6 @@
 """Parquet: columns, parts, keys, bad files."""
 
+import base64
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from raw_pairs import CAPTIONS, Draw, Encode, captions_of, read_all, reasons_of
 
-from curation.pairs.sample import SourceConfig
-from curation.pairs.sources import Sample, list_parts, read_part
+from curation.pairs.config import SourceConfig
+from curation.pairs.sample import Sample
+from curation.pairs.sources import list_parts, open_source, read_part
 
 
 @pytest.mark.parametrize("kind", ["bytes", "struct", "path"])
@@ -82,8 +84,11 @@ def test_parquet_keys_repeated_in_another_part_are_seen(images: Path, row_group_
 
 
 def test_parquet_without_the_column_names_those_it_has(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"pixels": [b""], "alt": [""]}), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"pixels": [1], "alt": [""]}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"no image column .*its columns: pixels, alt.*source\.image_column"):
+        list_parts(SourceConfig(), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"one": [b"x"], "two": [b"x"], "alt": [""]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"several image columns \(one, two\).*--embed\.source\.image-column"):
         list_parts(SourceConfig(), tmp_path / "x.parquet")
 
 
@@ -91,3 +96,42 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 nothing PAR1")
     with pytest.raises(ValueError, match=r"x\.parquet is not a readable Parquet file"):
         list_parts(SourceConfig(), tmp_path)
+
+
+@pytest.mark.parametrize("form", ["base64", "urlsafe", "data"])
+def test_images_as_base64_are_decoded(images: Path, form: str) -> None:
+    image = (images / "a.jpg").read_bytes()
+    encode = base64.urlsafe_b64encode if form == "urlsafe" else base64.b64encode
+    text = ("data:image/jpeg;base64," if form == "data" else "") + encode(image).decode()
+    pq.write_table(pa.table({"image": [text], "caption": ["a cat"]}), images / "x.parquet")
+    (sample,) = read_all(images / "x.parquet")
+    assert sample.image == image
+
+
+def test_texts_that_can_be_no_file_and_addresses_are_short_rejects(tmp_path: Path) -> None:
+    texts = ["x/" * 10_000, "https://x.org/a.jpg?" + "y" * 500, "\0", "gone.jpg"]
+    pq.write_table(pa.table({"image": texts, "caption": ["a cat"] * 4}), tmp_path / "x.parquet")
+    rows = read_all(tmp_path / "x.parquet")
+    reasons = ["missing file", "image is an address", "missing file", "missing file"]
+    assert [row.reason for row in rows] == reasons
+    assert max(len(row.detail) for row in rows) < 200
+
+
+def test_captions_lie_under_a_path_or_in_several_columns(images: Path) -> None:
+    image = (images / "a.jpg").read_bytes()
+    talk = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a cat"}]
+    record = {"image": image, "talk": talk, "caption_0": "one", "caption_1": "two"}
+    pq.write_table(pa.Table.from_pylist([record]), images / "x.parquet")
+    for setting, expected in ((None, ("one", "two")), ("talk.1.value", ("a cat",)), ("caption_1", ("two",))):
+        (sample,) = read_all(images / "x.parquet", caption_column=setting)
+        assert sample.captions == expected
+
+
+def test_metadata_parquet_names_images_beside_it(images: Path) -> None:
+    pq.write_table(
+        pa.table({"file_name": ["a.jpg", "b.jpg"], "prompt": ["a cat", "a dog"]}), images / "metadata.parquet"
+    )
+    source = open_source(SourceConfig(), images)
+    assert list(captions_of(read_all(images)).values()) == [["a cat"], ["a dog"]]
+    assert source.account.summary()["files_of_pairs"] == 2
+    assert list(source.account.unread().values()) == [["sub/c.jpg"]]

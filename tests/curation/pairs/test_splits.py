@@ -1,20 +1,20 @@
-"""Which files hold the pairs of a split: a table of names."""
-
-from pathlib import Path
+"""Which files belong to another split: a table of names."""
 
 import pytest
 
-from curation.pairs.ranges import ByteRange
-from curation.pairs.splits import captions_files, is_of_other_split, of_split
-from curation.pairs.tree import Tree
+from curation.pairs.splits import Splits
 
 OF_ALL = ["a.tar", "000/captions.json", "latest.json", "evaluation/trainees.csv", "trainval.json", "restval.tar"]
 
 
+def others(names: list[str], split: str) -> list[str]:
+    splits = Splits(names, split)
+    return [name for name in names if splits.is_other(name)]
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test", ""])
-@pytest.mark.parametrize("name", OF_ALL)
-def test_names_without_a_split_belong_to_all(name: str, split: str) -> None:
-    assert not is_of_other_split(name, split)
+def test_names_without_a_split_belong_to_all(split: str) -> None:
+    assert others(OF_ALL, split) == []
 
 
 @pytest.mark.parametrize(
@@ -26,40 +26,37 @@ def test_names_without_a_split_belong_to_all(name: str, split: str) -> None:
         ("annotations/captions_train2017.json", "train2017"),
         ("Test/metadata.jsonl", "TEST"),
         ("test-dev2017/0.tar", "test"),
-        ("latest-test.tar", "test"),
     ],
 )
-def test_a_split_is_named_by_a_word_of_the_file_or_its_folders(name: str, split: str) -> None:
-    assert not is_of_other_split(name, split)
-    assert not is_of_other_split(name, "")
-    assert is_of_other_split(name, "another")
+def test_a_name_that_says_nothing_but_a_split_is_of_that_split(name: str, split: str) -> None:
+    assert others([name], split) == []
+    assert others([name], "") == []
+    assert others([name], "another") == [name]
 
 
-@pytest.mark.parametrize("name", ["test/train.json", "latest-train.tar", "val/0/captions.csv"])
+@pytest.mark.parametrize("name", ["test/train.json", "val/0/captions.csv"])
 def test_one_folder_of_another_split_is_enough(name: str) -> None:
-    assert is_of_other_split(name, "test")
+    assert others([name], "test") == [name]
 
 
-def test_files_of_the_split_are_kept_in_order_and_a_split_without_any_is_an_error() -> None:
-    names = ["train-1.tar", "more.tar", "test-0.tar", "train-0.tar"]
-    assert of_split(names, "train") == ["train-1.tar", "more.tar", "train-0.tar"]
-    assert of_split(names, "") == names
-    assert of_split([], "train") == []
-    with pytest.raises(ValueError, match=r"'val' is empty: all 1 files are named after another, test-0\.tar"):
-        of_split(["test-0.tar"], "val")
+@pytest.mark.parametrize("name", ["val_gardena/a.json", "colour-test-charts-00.tar", "dev-boards/a.csv"])
+def test_a_split_among_other_words_counts_only_beside_a_name_of_the_wanted_split(name: str) -> None:
+    folder = name.partition("/")[0]
+    splits = Splits([name, "dolomites/a.json"], "train")
+    assert not splits.is_other(name)
+    assert list(splits.doubtful) == [folder]
+    assert others([name, "train/a.json"], "train") == [name]
+    assert others([f"other/{name}", "train/a.json"], "train") == []
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["captions.csv", "captions.json", "a/captions.json"], ["captions.json"]),
-        (["b/metadata.csv", "a/captions.json", "a/b/captions.json"], ["a/captions.json", "b/metadata.csv"]),
-        (["data/train/metadata.csv", "test/metadata.csv"], ["data/train/metadata.csv"]),
-        (["a/captions.txt", "b/captions.txt"], ["a/captions.txt", "b/captions.txt"]),
-        (["captions.txt", "a.txt"], []),
-        (["a.json"], []),
-    ],
-)
-def test_captions_files_are_the_nearest_one_a_folder(names: list[str], expected: list[str]) -> None:
-    tree = Tree(Path("data"), False, {name: ByteRange(name, 0, 1) for name in names})
-    assert captions_files(tree, "train") == expected
+def test_names_that_differ_in_their_split_alone_are_of_splits() -> None:
+    names = ["flickr30k-train-0.tar", "flickr30k-test-0.tar", "flickr30k-more.tar"]
+    assert others(names, "train") == names[1:2]
+    assert others(names, "test") == names[:1]
+
+
+def test_single_images_may_be_called_anything() -> None:
+    splits = Splits(["test/", "cars/"], "train")
+    assert not splits.is_in_folder_of_other("cars/test.jpg")
+    assert not splits.is_in_folder_of_other("test.jpg")
+    assert splits.is_in_folder_of_other("test/1.jpg")

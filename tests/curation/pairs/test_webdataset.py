@@ -20,7 +20,7 @@ from raw_pairs import (
     write_tar,
 )
 
-from curation.pairs.sample import SourceConfig
+from curation.pairs.config import SourceConfig
 from curation.pairs.sources import list_parts, read_part
 from curation.pairs.webdataset import TarWalk
 

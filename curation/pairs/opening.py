@@ -1,0 +1,345 @@
+"""The decision what is read of a source: each file is read as pairs, part of a pair, a list, or left out for a reason.
+
+Layouts may lie side by side. Only names, lists and the first members of tars are read for it.
+"""
+
+import posixpath
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.storage import size_of
+from curation.pairs.account import Account, looks_like_data
+from curation.pairs.beside import CAPTION_SUFFIXES, TEXT_SUFFIXES, caption_files, caption_kind
+from curation.pairs.candidates import HEAD_BYTES, NAMES_NO_IMAGE, cannot_be_list, is_document
+from curation.pairs.config import SourceConfig, SourceFormat
+from curation.pairs.fields import FieldsError
+from curation.pairs.images import IMAGE_SUFFIXES, UNREAD_IMAGE_SUFFIXES
+from curation.pairs.kinds import COMPRESSED_SUFFIXES, UNREAD_KINDS
+from curation.pairs.lists import ListedPairs, listed_pairs
+from curation.pairs.parquet import ParquetFile, image_paths, open_parquet, parquet_parts
+from curation.pairs.ranges import ByteRange
+from curation.pairs.records import LIST_SUFFIXES, CaptionList, NoList, is_named_as_list, read_list
+from curation.pairs.sample import Pair, Part
+from curation.pairs.splits import Splits
+from curation.pairs.tars import check_tar_end, peek, tar_members
+from curation.pairs.tree import Tree
+from curation.pairs.webdataset import (
+    PEEKED_MEMBERS,
+    is_webdataset,
+    lies_apart,
+    tar_parts,
+    unsorted_pairs,
+)
+
+MOST_LISTS = 256
+AT_ONCE = 32
+READS: dict[str, tuple[SourceFormat, ...]] = {
+    "webdataset": ("auto", "webdataset"),
+    "parquet": ("auto", "parquet"),
+    "list": ("auto", "folder", "list", "karpathy", "coco"),
+    "text": ("auto", "folder", "text"),
+}
+"""Settings of source.format under which each kind of pairs is read."""
+
+
+@dataclass
+class Source:
+    """A source as it will be read."""
+
+    path: Path
+    parts: list[Part] = field(default_factory=list)
+    account: Account = field(default_factory=Account)
+    lists: list[CaptionList] = field(default_factory=list)
+    tables: list[ParquetFile] = field(default_factory=list)
+    tars: list[str] = field(default_factory=list)
+    """Names of the WebDataset tars."""
+    num_beside: int = 0
+    """Images with caption files beside them."""
+    splits: set[str] = field(default_factory=set)
+    """Splits that rows name."""
+    problems: list[ValueError] = field(default_factory=list)
+    """Why files that look like lists or tables of pairs could not be read as such."""
+
+
+class Opening:
+    """One pass of decisions over the files of a source."""
+
+    def __init__(self, config: SourceConfig, tree: Tree) -> None:
+        self.config = config
+        self.tree = tree
+        self.source = Source(tree.root)
+        self.account = self.source.account
+        self.names = list(tree.files)
+
+    def reads(self, kind: str) -> bool:
+        """Whether source.format allows pairs of this kind."""
+        return self.config.format in READS[kind]
+
+    def one_file(self, name: str, kind: str) -> Source:
+        """A list or Parquet file that was given itself: nothing else below its folder is asked for."""
+        if kind == "parquet":
+            self._add_parquet(name, self.tree.root, posixpath.splitext(name)[0])
+            self._raise_problem()
+            return self.source
+        one = self._try_list(name, is_given=True)
+        self._raise_problem()
+        if one is None:
+            reason = next(iter(self.account.unread()), "it lists no pairs")
+            raise ValueError(f"source {self.tree.root / name} is no list of images and captions: {reason}")
+        self._add_lists([one])
+        return self.source
+
+    def all_of_it(self) -> Source:
+        """A folder, or a tar of one: every layout in it."""
+        splits = self._without_other_splits()
+        self._add_tars()
+        for name in self._remaining((".parquet",)):
+            self._open_parquet_of_tree(name)
+
+        images = self._remaining(IMAGE_SUFFIXES)
+        beside = caption_files(images, self._remaining(CAPTION_SUFFIXES)) if self.reads("text") else {}
+        texts = {text for files in beside.values() for text in files}
+        lists = [one for name in self._list_candidates(texts) if (one := self._try_list(name)) is not None]
+        listed = self._add_lists(lists)
+        self._add_beside(beside, listed)
+        self._explain_the_rest(splits)
+        return self.source
+
+    def _remaining(self, suffixes: Sequence[str]) -> list[str]:
+        """Files with one of these suffixes that nothing has been decided on."""
+        return [name for name in self.tree.with_suffix(*suffixes) if name not in self.account.files]
+
+    def _without_other_splits(self) -> Splits:
+        """Leave out what is of another split by its name: lists, tars and Parquet files, and images by their folder."""
+        containers = (".tar", ".parquet", *LIST_SUFFIXES)
+        folders = {f"{posixpath.dirname(name)}/" for name in self.names}
+        holding = [name for name in self.names if name.lower().endswith(containers)]
+        splits = Splits([*holding, *folders], self.config.split)
+        remedy = f"--embed.source.split '' reads all, and another name than {self.config.split!r} that split"
+        for name in self.names:
+            is_container = name.lower().endswith(containers) and not name.lower().endswith(".txt")
+            if splits.is_other(name) if is_container else splits.is_in_folder_of_other(name):
+                reason = f"its name says another split than {self.config.split!r}"
+                self.account.leave_out([name], reason, remedy, is_expected=True)
+        for path, word in splits.doubtful.items():
+            self.account.notes.append(
+                f"{path}: {word!r} is read as a word, not as a split, as no name beside it says {self.config.split!r}"
+            )
+        return splits
+
+    def _add_tars(self) -> None:
+        """Tars with captions beside images are WebDataset's; others are opened as folders of their name."""
+        if self.tree.is_file:
+            names = self.names
+            if self.config.format == "webdataset" or (self.config.format == "auto" and is_webdataset(names)):
+                root = ByteRange(str(self.tree.root), 0, size_of(self.tree.root))
+                self._add_tar(self.tree.name, root, "", peek(self.tree.root, PEEKED_MEMBERS))
+                self.account.read("read as pairs", names)
+            return
+
+        tars = self._remaining((".tar",))
+        with ThreadPoolExecutor(AT_ONCE) as executor:
+            paths = [Path(self.tree.files[name].path) for name in tars]
+            list(executor.map(check_tar_end, paths))
+            heads = list(executor.map(lambda path: peek(path, PEEKED_MEMBERS), paths))
+        for name, path, head in zip(tars, paths, heads, strict=True):
+            if self.config.format == "parquet":
+                self._leave_out_by_format(name)
+            elif self.config.format == "webdataset" or (self.reads("webdataset") and self._holds_samples(path, head)):
+                self._add_tar(name, self.tree.files[name], f"{name[:-4]}/", head)
+                self.account.read("read as pairs", [name])
+            else:
+                self._mount(name, path)
+
+    def _holds_samples(self, path: Path, head: Sequence[str]) -> bool:
+        """Whether a tar is WebDataset's: by its first members, or by all where they have images or texts alone."""
+        if is_webdataset(head) or len(head) < PEEKED_MEMBERS:
+            return is_webdataset(head)
+        return is_webdataset([member.name for member in tar_members(path)])
+
+    def _add_tar(self, name: str, file: ByteRange, key_prefix: str, head: Sequence[str]) -> None:
+        """Parts of a WebDataset tar: ranges where its samples lie together, pairs joined by their names where not."""
+        self.source.tars.append(name)
+        if is_webdataset(head) and not lies_apart(head):
+            self.source.parts += tar_parts(name, file, key_prefix, self.config)
+            return
+        pairs = unsorted_pairs(tar_members(Path(file.path)), key_prefix)
+        self.source.parts += _parts_of_pairs(name, pairs, self.config.part_rows)
+        self.account.notes.append(
+            f"{name}: files of a sample do not lie together; they are joined by name, which reads all its headers first"
+        )
+
+    def _mount(self, name: str, path: Path) -> None:
+        """A tar that is no WebDataset's, as a folder of its name."""
+        members = {f"{name}/{member.name}": member.file for member in tar_members(path)}
+        self.account.read("list", [name])
+        self.tree = Tree(self.tree.root, False, dict(sorted((self.tree.files | members).items())))
+        self.names = list(self.tree.files)
+
+    def _open_parquet_of_tree(self, name: str) -> None:
+        if not self.reads("parquet"):
+            self._leave_out_by_format(name)
+        elif self.tree.is_file or self.tree.files[name].offset:
+            self.account.leave_out([name], "Parquet inside a tar cannot be read in place", "unpack the tar")
+        else:
+            self._add_parquet(name, Path(self.tree.files[name].path), name[:-8])
+
+    def _add_parquet(self, name: str, path: Path, key_prefix: str) -> None:
+        try:
+            table = open_parquet(name, path, key_prefix, self.config)
+        except FieldsError as error:
+            self.source.problems.append(error)
+            self.account.leave_out([name], "Parquet without an image or caption column", str(error), is_expected=True)
+            return
+        self.source.tables.append(table)
+        self.source.parts += parquet_parts(table, self.config)
+        self.account.read("read as pairs", [name])
+        folder = "" if self.tree.is_file else posixpath.dirname(name)
+        if not self.tree.is_file:
+            images = (posixpath.normpath(posixpath.join(folder, image)) for image in image_paths(table))
+            self.account.read("part of a pair", (image for image in images if image in self.tree.files))
+
+    def _leave_out_by_format(self, name: str) -> None:
+        reason = f"source.format is {self.config.format}"
+        self.account.leave_out([name], reason, "--embed.source.format auto reads all layouts", is_expected=True)
+
+    def _list_candidates(self, texts: set[str]) -> list[str]:
+        """Files that may list pairs: those named so, and small ones, first; not those beside images."""
+        names = [name for name in self._remaining(LIST_SUFFIXES) if name not in texts]
+        if not self.reads("list"):
+            for name in names:
+                self._leave_out_by_format(name)
+            return []
+
+        def rank(name: str) -> tuple[bool, int, str]:
+            return not is_named_as_list(name), name.count("/"), name
+
+        ranked = sorted(names, key=rank)
+        self.account.leave_out(
+            (name for name in ranked[MOST_LISTS:] if not name.lower().endswith(".txt")),
+            f"there are more than {MOST_LISTS} files that may be lists",
+            "give the list itself as --data.pairs",
+        )
+        return sorted(ranked[:MOST_LISTS])
+
+    def _try_list(self, name: str, *, is_given: bool = False) -> CaptionList | None:
+        """A file as a list of pairs; None, and a reason in the account, when it is none."""
+        file = self.tree.files[name]
+        reason = "" if is_given else cannot_be_list(name, file.size, file.head(HEAD_BYTES), self.config)
+        if reason == NAMES_NO_IMAGE and name.lower().endswith(TEXT_SUFFIXES):
+            return None  # it may be the caption of an image that is not there
+        if reason:
+            self.account.leave_out([name], reason, is_expected=True)
+            return None
+        try:
+            one = read_list(name, file.read(), self.config)
+        except NoList as error:
+            self.account.leave_out([name], str(error), is_expected=True)
+        except ValueError as error:
+            self.source.problems.append(error)
+            self.account.leave_out([name], "a list that cannot be read as one", str(error))
+        else:
+            if one.entries:
+                return one
+            self.account.leave_out([name], "a list without records", is_expected=True)
+        return None
+
+    def _add_lists(self, lists: list[CaptionList]) -> ListedPairs:
+        """Pairs of the lists; of several, those are left out of which no image is here."""
+        listed = listed_pairs(self.tree, lists, self.config)
+        self.source.lists = lists
+        self.source.splits |= listed.splits
+        self.account.read("list", (one.name for one in lists))
+        self.account.read("part of a pair", listed.used)
+        reason = f"its list says another split than {self.config.split!r}"
+        self.account.leave_out(sorted(listed.other_split), reason, is_expected=True)
+
+        present = {name for name, pairs in listed.pairs.items() if any(pair.image is not None for pair in pairs)}
+        for name, pairs in listed.pairs.items():
+            if pairs and name not in present and (present or self.source.parts):
+                self.account.notes.append(
+                    f"{name}: none of the {len(pairs)} images that it lists is here; it is left out"
+                )
+                listed.pairs[name] = []
+            self.source.parts += _parts_of_pairs(name, listed.pairs[name], self.config.part_rows)
+        self._say_joined_and_outside(listed)
+        return listed
+
+    def _say_joined_and_outside(self, listed: ListedPairs) -> None:
+        if listed.num_joined:
+            lists = ", ".join(listed.pairs)
+            self.account.notes.append(f"{listed.num_joined} images are in several lists ({lists}): captions are joined")
+        if listed.num_of_other:
+            self.account.notes.append(
+                f"{listed.num_of_other} records name images that another list has in another split: they are not read"
+            )
+        if listed.outside:
+            self.account.notes.append(
+                f"{len(listed.outside)} images of lists lie outside the source, {listed.outside[0]} first"
+            )
+
+    def _add_beside(self, beside: dict[str, list[str]], listed: ListedPairs) -> None:
+        """Images with caption files beside them, unless a list has captions for them."""
+        pairs = []
+        for image, texts in beside.items():
+            if image in listed.used or image in listed.other_split:
+                self.account.leave_out(
+                    [text for text in texts if not text.endswith(".json")],
+                    "a caption file beside an image that a list names, too",
+                    "--embed.source.format list reads the lists alone, text these files alone",
+                )
+                self.account.leave_out(texts, "data beside an image that a list names", is_expected=True)
+                continue
+            by_kind: dict[str, ByteRange] = {}
+            for text in texts:
+                by_kind.setdefault(caption_kind(posixpath.splitext(text)[1].lower()), self.tree.files[text])
+            files = tuple(sorted(by_kind.items()))
+            pairs.append(Pair(image, self.tree.files[image], (), files))
+            self.account.read("part of a pair", [image, *texts])
+        self.source.num_beside = len(pairs)
+        self.source.parts += _parts_of_pairs(self.tree.name, pairs, self.config.part_rows)
+
+    def _explain_the_rest(self, splits: Splits) -> None:
+        """A reason for each file that nothing has decided on."""
+        has_texts = {
+            posixpath.dirname(name) for name, use in self.account.files.items() if _is_read_text(name, use.use)
+        }
+        for name in self.tree.files:
+            if name in self.account.files:
+                continue
+            suffix = posixpath.splitext(name)[1].lower()
+            if suffix in IMAGE_SUFFIXES:
+                reason = "an image without a caption: no list names it, and no text lies beside it"
+                self.account.leave_out([name], reason, "add it to the list, or a .txt of its name")
+            elif suffix in UNREAD_IMAGE_SUFFIXES:
+                self.account.leave_out(
+                    [name], f"an image of a format that is not read ({suffix})", "convert it to JPEG"
+                )
+            elif suffix in COMPRESSED_SUFFIXES:
+                self.account.leave_out([name], "a compressed file, which is not read in place", "unpack it")
+            elif suffix in (".arrow", ".feather", ".xlsx", ".tfrecord", ".mds"):
+                self.account.leave_out([name], f"{UNREAD_KINDS[suffix]}, which is not read", "convert it to Parquet")
+            elif looks_like_data(name) and posixpath.dirname(name) in has_texts and not is_document(name):
+                self.account.leave_out([name], "a caption file without an image of its name")
+            else:
+                self.account.leave_out([name], "neither image nor caption", is_expected=True)
+
+    def _raise_problem(self) -> None:
+        if self.source.problems:
+            raise self.source.problems[0]
+
+
+def _is_read_text(name: str, use: str) -> bool:
+    return use == "part of a pair" and name.lower().endswith(CAPTION_SUFFIXES)
+
+
+def _parts_of_pairs(name: str, pairs: Sequence[Pair], part_rows: int) -> list[Part]:
+    parts = []
+    for start in range(0, len(pairs), part_rows):
+        chunk = tuple(pairs[start : start + part_rows])
+        num_bytes = sum(pair.image.size for pair in chunk if pair.image is not None)
+        label = f"{name}:{start}-{start + len(chunk)}"
+        parts.append(Part(label, "pairs", chunk, num_rows=len(chunk), num_bytes=num_bytes))
+    return parts
