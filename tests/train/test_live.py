@@ -48,7 +48,7 @@ def embed(config: EmbedConfig, source: Path, out: Path) -> Path:
     out.mkdir()
     worker = EmbedWorker(replace(config, backbone=resolve(config.backbone)), out)
     for index, part in enumerate(list_parts(SOURCE, source)):
-        assert list(worker.embed(Task(index, part, "")))[-1] > 0
+        assert all(read > 0 for read in worker.embed(Task(index, part, "")))
 
     records = [json.loads(sidecar.read_text()) for sidecar in sorted(out.glob("shard-*.json"))]
     entries = tuple(ShardEntry(**record["entry"]) for record in records)
