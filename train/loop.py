@@ -29,7 +29,7 @@ from train.flop import TRAINING, captions_flop, head_flop
 from train.gradients import backward, clip_gradients
 from train.images import Images
 from train.live import LiveBackbone, identity
-from train.metrics_file import METRICS, keep_metrics
+from train.metrics_file import METRICS, StepNote, keep_metrics
 from train.model import DinoTxt, Features
 from train.optim import learning_rate, make_optimizer, set_learning_rate
 from train.parallel import parallelize, plain_name
@@ -89,6 +89,7 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
     encode_images = live.encode if live else identity
     image_flop = flop_per_image(config, model, pairs) + (live.flop if live else 0.0)
     speed = Speed()
+    note_step = StepNote(job.out / METRICS)
     prefetch_device = torch.device("cpu") if config.micro_batch else device  # parts go to the device one by one
 
     with pairs.batches(start, config.num_steps, config.batch_size, rank, world, prefetch_device) as batches:
@@ -121,6 +122,8 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
             speed.add(len(batch.keys), len(batch.captions.tokens), batch.num_truncated, flop)
 
             done = step + 1
+            if rank == 0:
+                note_step(done)
             is_last = done == config.num_steps
             is_validated = done % config.val_every == 0 or is_last
             is_best = False

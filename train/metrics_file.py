@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,31 @@ from cluster.files import read_jsonl, write_atomic
 from cluster.progress import progress
 
 METRICS = "metrics.jsonl"
+STEP = "step.txt"
 FOLLOW_S = 0.5
+NOTE_S = 1.0
+SHOWN = ("loss", "pairs_per_s")
+
+
+class StepNote:
+    """Tells the driver between two lines of metrics how many steps are finished, at most once per second."""
+
+    def __init__(self, metrics: Path) -> None:
+        self.path = metrics.with_name(STEP)
+        self.written_s = -NOTE_S
+
+    def __call__(self, step: int) -> None:
+        if time.monotonic() - self.written_s >= NOTE_S:
+            self.path.write_text(f"{step}\n")
+            self.written_s = time.monotonic()
+
+
+def last_step(metrics: Path) -> int:
+    """The last step that was noted beside a metrics file; 0 without a note, or with one that is being written."""
+    try:
+        return int(metrics.with_name(STEP).read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def keep_metrics(path: Path, step: int) -> None:
@@ -23,18 +48,19 @@ def keep_metrics(path: Path, step: int) -> None:
 def followed(metrics: Path, num_steps: int) -> Iterator[None]:
     """A progress bar that follows the metrics file while the body runs."""
     ended = threading.Event()
+    started_at = last_step(metrics)
 
     def follow() -> None:
-        shown = 0
-        with progress(num_steps, "train", "steps") as advance:
+        shown = started_at
+        with progress(num_steps - started_at, "train", "steps") as meter:
             is_ended = False
             while not is_ended:
                 is_ended = ended.wait(FOLLOW_S)
-                row = (read_jsonl(metrics) or [{"step": 0}])[-1]
-                if row["step"] > shown:
-                    names = ("loss", "pairs_per_s")
-                    advance(row["step"] - shown, **{name: row[name] for name in names if name in row})
-                    shown = row["step"]
+                rows = read_jsonl(metrics)
+                row = rows[-1] if rows else {}
+                reached = max(last_step(metrics), row.get("step", 0))
+                meter(max(0, reached - shown), **{name: row[name] for name in SHOWN if name in row})
+                shown = max(shown, reached)
 
     thread = threading.Thread(target=follow, name="train-progress", daemon=True)
     thread.start()

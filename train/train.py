@@ -6,6 +6,7 @@ Driver and workers talk through files in `out`; whatever Ray remembers is not us
 |---|---|---|---|
 | `checkpoints/step-*/` | all ranks | ranks that start, driver | the state; complete once `complete.json` is in it |
 | `metrics.jsonl` | rank 0 | driver, tracking | a line every few steps, from which progress is shown |
+| `step.txt` | rank 0 | driver | the last finished step, between two lines of metrics |
 | `stop` | driver (SIGTERM, SIGUSR2, `request_stop`) | rank 0 | save and end for good |
 | `grow` | rank 0 | driver | all ranks have saved and ended, since more workers fit now: start the workers again |
 | `failed.txt` | any rank | ranks that start, driver | an error that another try would repeat: do not try again |
@@ -47,7 +48,7 @@ from cluster.threads import limit_threads
 from train.checkpoint import complete_checkpoints, step_of
 from train.config import TrainConfig
 from train.loop import CHECKPOINTS, Interruption, Job, check, read_pairs, train
-from train.metrics_file import METRICS, followed, summary
+from train.metrics_file import METRICS, STEP, followed, summary
 from train.validation import score
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ def run(
 
     for folder in (CHECKPOINTS, RAY_FOLDER):
         shutil.rmtree(job.out / folder, ignore_errors=True)
+    (job.out / STEP).unlink(missing_ok=True)
     metrics = summary(rows, config.batch_size)
     if config.best:
         best = max((row for row in rows if config.best in row), key=lambda row: score(row, config.best))
