@@ -58,8 +58,16 @@ def write_classification(out: Path, dataset: ClassificationSet, result: Classifi
 
 
 def write_retrieval(out: Path, dataset: RetrievalSet, result: Retrieved, wanted: int) -> None:
-    """For evenly spaced images: the first five images of their first caption, and their own first five captions."""
-    images = evenly_spaced(len(dataset.images), wanted)
+    """For images that were missed and found: the first five images of a caption, and the first five captions.
+
+    Half of them are images that their first caption does not find at once, where there are as many; misses come first.
+    """
+    hits = result.tallies["text_to_image_r1"]
+    is_found = (hits.hits >= hits.trials)[:, 0]
+    missed, found = np.flatnonzero(~is_found), np.flatnonzero(is_found)
+    num_missed = min(len(missed), max(wanted // 2, wanted - len(found)))
+    images = [int(missed[index]) for index in evenly_spaced(len(missed), num_missed)]
+    images += [int(found[index]) for index in evenly_spaced(len(found), wanted - num_missed)]
     captions = [int(np.flatnonzero(dataset.owners == image)[0]) for image in images]
     found_images = (result.captions[captions] @ result.images.T).topk(min(FIRST, len(result.images)), dim=1)
     found_captions = (result.images[images] @ result.captions.T).topk(min(FIRST, len(result.captions)), dim=1)
@@ -120,6 +128,7 @@ def write_segmentation(out: Path, dataset: SegmentationSet, result: Segmented) -
                 ],
             }
         )
+    examples.sort(key=lambda example: example["right_pixels"])
     _write_listing(out, {"items": examples})
 
 

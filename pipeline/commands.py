@@ -10,7 +10,7 @@ import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -28,13 +28,13 @@ from curation.pairs.inspect import inspect_source
 from evaluate.results import read_results
 from evaluate.tables import TABLE_FORMATS, results_table
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
-from pipeline.inputs import check_evaluation
+from pipeline.inputs import check_evaluation, is_scored_only, named_sets
 from pipeline.lines import headline
 from pipeline.plan import print_plan
 from pipeline.presets import PRESETS
 from pipeline.provenance import environment, git_state
 from pipeline.recipe_file import dump_recipe
-from pipeline.recipes import Recipe
+from pipeline.recipes import DataConfig, Recipe
 from pipeline.record import DamagedOutputError, Record, read_record
 from pipeline.runner import run_steps
 from pipeline.step import Step, in_order
@@ -83,7 +83,8 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
     store = Store(options.workspace)
     store.make_folder(store.workspace)
     _check_labels(steps, options)
-    check_evaluation(recipe)
+    if not is_scored_only(recipe):  # where no hours of training are at stake, all other sets are scored
+        check_evaluation(recipe)
 
     backbone = recipe.embed.backbone
     header = f"recipe [b]{recipe.name}[/b]   backbone [b]{describe(backbone.name)}[/b]   weights {backbone.digest[:12]}"
@@ -103,6 +104,24 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
     where = "" if str(options.workspace) == "workspace" else f" WORKSPACE={options.workspace}"
     console.print(f"dashboard  make mlflow{where}   ({tracking_uri(store.workspace)})", soft_wrap=True)
     return FAILED if any_set_failed(steps, store) else DONE
+
+
+def evaluate(recipe: Recipe, options: Namespace, console: Console) -> int:
+    """Score a model on sets: a recipe without pairs, of which only the settings of evaluation count."""
+    if not options.model and not recipe.others:
+        raise ValueError("evaluate without a model: add --model FOLDER, or --model open_clip:ARCHITECTURE:WEIGHTS")
+    if not options.set:
+        raise ValueError("evaluate without a set: add --set PATH, --set TASK:PATH or --set PATH@VARIANT")
+    models = (str(options.model),) if options.model else ()
+    scored = replace(
+        recipe,
+        name="evaluation",
+        emoji=None,
+        data=DataConfig(**named_sets(options.set)),
+        compare=(),
+        others=(*models, *recipe.others),
+    )
+    return run(scored, options, console)
 
 
 def any_set_failed(steps: Sequence[Step], store: Store) -> bool:

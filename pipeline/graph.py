@@ -20,6 +20,7 @@ from pipeline.inputs import (
     by_stem,
     check_named,
     evaluation_sets,
+    is_scored_only,
     other_labels,
     templates_file,
     user_data,
@@ -63,6 +64,9 @@ def build_steps(recipe: Recipe) -> list[Step]:
 
 def draw_steps(recipe: Recipe) -> list[Step]:
     """The steps of a recipe, whether or not its data are there."""
+    if is_scored_only(recipe):
+        return _scored_only(recipe)
+
     pool_step = Step("pool", "pool", POOL, recipe.emoji, runs_beside=True) if recipe.emoji else None
     pairs = Output(pool_step, "train") if pool_step else user_data(recipe, recipe.data.pairs)
     embeddings = Step("embed", "embed", EMBED, recipe.embed, {"source": pairs})
@@ -80,6 +84,14 @@ def draw_steps(recipe: Recipe) -> list[Step]:
     }
     page = Step("report", "report", REPORT, recipe.report, shown, runs_beside=True)
     return [embeddings, *(step for arm in arms for step in arm), page]
+
+
+def _scored_only(recipe: Recipe) -> list[Step]:
+    """The scores of models from elsewhere, and the page; nothing is embedded or trained."""
+    datasets = _datasets(recipe, None)
+    scores = [_other(recipe, name, label, datasets) for name, label in other_labels(recipe).items()]
+    shown = {step.label.replace("@", "_"): Output(step) for step in scores}
+    return [*scores, Step("report", "report", REPORT, recipe.report, shown, runs_beside=True)]
 
 
 def _arm(

@@ -11,8 +11,8 @@ from cluster.storage import absolute, kind_of
 from cluster.words import nearest
 from curation.encoders.config import BackboneConfig
 from evaluate.prompts import AUTO, TEMPLATES_INPUT, named_templates
-from evaluate.sets.kinds import TASKS, split_name
-from evaluate.sets.known import open_classification, open_retrieval, open_segmentation
+from evaluate.sets.kinds import TASKS, Task, split_name
+from evaluate.sets.known import open_classification, open_retrieval, open_segmentation, tasks_of
 from pipeline.recipes import Recipe
 from train.export.names import CONFIG, is_model
 
@@ -21,7 +21,7 @@ OPEN_CLIP = "open_clip:"
 
 def check_named(recipe: Recipe) -> None:
     """ValueError for pairs that are not named, models that are none, and models that nothing can score."""
-    if not recipe.emoji and not recipe.data.pairs:
+    if not recipe.emoji and not recipe.data.pairs and not is_scored_only(recipe):
         raise ValueError(
             f"recipe {recipe.name} has no pairs: set --data.pairs to a folder, tar, Parquet folder or caption JSON "
             "(the README's 'Your own data' shows each)"
@@ -33,6 +33,33 @@ def check_named(recipe: Recipe) -> None:
         )
     for name in recipe.others:
         _check_other(recipe, name)
+
+
+def is_scored_only(recipe: Recipe) -> bool:
+    """Whether a recipe has models and sets to score them on, but no pairs to train one: nothing else runs then."""
+    has_sets = any(getattr(recipe.data, task) for task in TASKS)
+    return not recipe.emoji and not recipe.data.pairs and bool(recipe.others) and has_sets
+
+
+def named_sets(names: Sequence[str]) -> dict[Task, tuple[str, ...]]:
+    """The sets of `--set [TASK:]PATH[@VARIANT]` by task; ValueError where the files do not tell the task."""
+    sets: dict[Task, list[str]] = {task: [] for task in TASKS}
+    for name in names:
+        task, colon, path = name.partition(":")
+        if colon and task in TASKS:
+            sets[task].append(path)  # type: ignore[index]  # one of TASKS
+            continue
+
+        whole = Path(name)
+        tasks = tasks_of(whole if kind_of(whole) else Path(name.rpartition("@")[0] or name))
+        if len(tasks) != 1:
+            found = f"can be a set for {' and '.join(tasks)}" if tasks else "is no known set"
+            raise ValueError(
+                f"--set {name}: it {found}; name the task before it: "
+                + ", ".join(f"--set {each}:{name}" for each in tasks or TASKS)
+            )
+        sets[tasks[0]].append(name)
+    return {task: tuple(paths) for task, paths in sets.items()}
 
 
 def _check_other(recipe: Recipe, name: str) -> None:

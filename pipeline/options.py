@@ -60,7 +60,10 @@ OPTIONS = {
     "latex": Option("print the scores as a LaTeX table"),
     "to": Option("write the formats into folders below this one", "FOLDER", Path),
     "format": Option("write these formats, not all", "FORMAT", is_list=True),
-    "model": Option("export this model folder instead of the recipe's", "FOLDER", Path),
+    "model": Option(
+        "this model folder instead of the recipe's; with evaluate, open_clip:ARCHITECTURE:WEIGHTS too", "FOLDER", Path
+    ),
+    "set": Option("evaluation sets, [TASK:]PATH[@VARIANT]", "SET", is_list=True),
 }
 
 
@@ -75,6 +78,7 @@ def parse_words(words: Sequence[str]) -> Namespace:
         raise ValueError(f"there is no verb {options.verb!r}{nearest(options.verb, VERBS)}; verbs: {', '.join(VERBS)}")
 
     verb = VERBS[options.verb]
+    options.recipe = options.recipe or verb.recipe
     if verb.needs == "nothing" and flags:
         raise ValueError(f"`{options.verb}` has no option {' '.join(flags)}: leave it out")
     for name, value in vars(options).items():
@@ -98,7 +102,7 @@ def _parser() -> ArgumentParser:
         add_help=False,
     )
     parser.add_argument("verb", nargs="?", metavar="VERB", help=SUPPRESS)
-    parser.add_argument("recipe", nargs="?", default="quickstart", metavar="RECIPE", help="default: quickstart")
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="default: quickstart")
     parser.add_argument("words", nargs="*", metavar="STEP [KEY]", help="with show and export: a step; with show, a key")
     parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="folder of all outputs")
     parser.add_argument("--verbose", action="store_true", help="print every log line, and the workers' output")

@@ -21,6 +21,8 @@ class Verb(NamedTuple):
     needs: Needs
     call: Callable[[Recipe, Namespace, Console], int] | Callable[[Namespace, Console], int]
     takes: tuple[str, ...] = ()
+    recipe: str = "quickstart"
+    """The recipe where none is named."""
 
 
 VERBS = {
@@ -38,6 +40,13 @@ VERBS = {
         ("only", "force", "rows", "measure"),
     ),
     "run": Verb("run what is not done yet", "weights", commands.run, ("only", "force")),
+    "evaluate": Verb(
+        "score a --model on every --set, without pairs and without training",
+        "weights",
+        commands.evaluate,
+        ("model", "set", "force", "only"),
+        "own",
+    ),
     "submit": Verb(
         "run as one SLURM job on the nodes of train.resources; requeued when preempted",
         "weights",

@@ -17,7 +17,7 @@ from jaxtyping import Int32
 from cluster.storage import absolute
 from curation.pairs.tree import Tree, open_tree
 from evaluate.sets import captioned, described, labelled, masked, packed
-from evaluate.sets.kinds import IGNORED, ClassificationSet, Facts, RetrievalSet, SegmentationSet, Task
+from evaluate.sets.kinds import IGNORED, TASKS, ClassificationSet, Facts, RetrievalSet, SegmentationSet, Task
 from evaluate.sets.masks import evenly_spaced
 
 CHECKED_MASKS = 16
@@ -160,6 +160,16 @@ def recognize(task: Task, tree: Tree) -> Known:
     paths = "\n".join(f"{root}/{name}" for name in tree.files)
     rows = [row for row in KNOWN if row.task == task]
     return next(row for row in rows if all(re.search(mark, paths, re.MULTILINE) for mark in row.marks))
+
+
+def tasks_of(path: Path) -> list[Task]:
+    """The tasks that a known set at this path is for; of a set of one's own, those that its files name."""
+    tree = open_tree(path)
+    known = [task for task in TASKS if recognize(task, tree).marks]
+    if known:
+        return known
+    has_labels = tree.outermost("labels.json", "labels.txt") is not None
+    return ["segmentation"] if has_labels else []
 
 
 def check_masks(dataset: SegmentationSet, most: int = CHECKED_MASKS) -> None:
