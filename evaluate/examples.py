@@ -1,6 +1,6 @@
 """Pictures of what a model got right and wrong, with an examples.json that says what they show.
 
-Which items are shown depends on their number only: evenly spaced, so that two models are seen on the same ones.
+Items are evenly spaced, so that two models are seen on mostly the same ones; what went wrong comes first.
 """
 
 import colorsys
@@ -58,31 +58,26 @@ def write_classification(out: Path, dataset: ClassificationSet, result: Classifi
 
 
 def write_retrieval(out: Path, dataset: RetrievalSet, result: Retrieved, wanted: int) -> None:
-    """For images that were missed and found: the first five images of a caption, and the first five captions.
+    """Captions with the five images nearest to them, and the images of these captions with the five nearest captions.
 
-    Half of them are images that their first caption does not find at once, where there are as many; misses come first.
+    Half of the captions do not have their own image as the nearest, where there are as many; these come first.
     """
-    hits = result.tallies["text_to_image_r1"]
-    is_found = (hits.hits >= hits.trials)[:, 0]
-    missed, found = np.flatnonzero(~is_found), np.flatnonzero(is_found)
-    num_missed = min(len(missed), max(wanted // 2, wanted - len(found)))
-    images = [int(missed[index]) for index in evenly_spaced(len(missed), num_missed)]
-    images += [int(found[index]) for index in evenly_spaced(len(found), wanted - num_missed)]
+    images = _missed_then_hit(result, wanted)
     captions = [int(np.flatnonzero(dataset.owners == image)[0]) for image in images]
-    found_images = (result.captions[captions] @ result.images.T).topk(min(FIRST, len(result.images)), dim=1)
-    found_captions = (result.images[images] @ result.captions.T).topk(min(FIRST, len(result.captions)), dim=1)
+    near_images = (result.captions[captions] @ result.images.T).topk(min(FIRST, len(result.images)), dim=1)
+    near_captions = (result.images[images] @ result.captions.T).topk(min(FIRST, len(result.captions)), dim=1)
 
     def picture(index: int) -> str:
         return _thumbnail(out, f"image-{index}.jpg", dataset, index)
 
-    def image_answer(query: int, found: int, score: float) -> dict[str, Any]:
-        return {"image": picture(found), "score": round(score, 4), "right": bool(found == dataset.owners[query])}
+    def image_answer(query: int, image: int, score: float) -> dict[str, Any]:
+        return {"image": picture(image), "score": round(score, 4), "right": bool(image == dataset.owners[query])}
 
-    def text_answer(image: int, found: int, score: float) -> dict[str, Any]:
+    def text_answer(image: int, caption: int, score: float) -> dict[str, Any]:
         return {
-            "text": dataset.captions[found],
+            "text": dataset.captions[caption],
             "score": round(score, 4),
-            "right": bool(dataset.owners[found] == image),
+            "right": bool(dataset.owners[caption] == image),
         }
 
     text_to_image = [
@@ -92,16 +87,29 @@ def write_retrieval(out: Path, dataset: RetrievalSet, result: Retrieved, wanted:
             "answers": [image_answer(query, *pair) for pair in zip(indices, scores, strict=True)],
         }
         for query, image, indices, scores in zip(
-            captions, images, found_images.indices.tolist(), found_images.values.tolist(), strict=True
+            captions, images, near_images.indices.tolist(), near_images.values.tolist(), strict=True
         )
     ]
     image_to_text = [
         {"image": picture(image), "answers": [text_answer(image, *pair) for pair in zip(indices, scores, strict=True)]}
         for image, indices, scores in zip(
-            images, found_captions.indices.tolist(), found_captions.values.tolist(), strict=True
+            images, near_captions.indices.tolist(), near_captions.values.tolist(), strict=True
         )
     ]
     _write_listing(out, {"text_to_image": text_to_image, "image_to_text": image_to_text})
+
+
+def _missed_then_hit(result: Retrieved, wanted: int) -> list[int]:
+    """Images that some caption of theirs misses, then images that all captions hit; half of each where possible."""
+    tally = result.tallies["text_to_image_r1"]
+    is_hit = (tally.hits >= tally.trials)[:, 0]
+    missed = np.flatnonzero(~is_hit)
+    hit = np.flatnonzero(is_hit)
+
+    num_missed = min(len(missed), max(wanted // 2, wanted - len(hit)))
+    chosen = [missed[index] for index in evenly_spaced(len(missed), num_missed)]
+    chosen += [hit[index] for index in evenly_spaced(len(hit), wanted - num_missed)]
+    return [int(image) for image in chosen]
 
 
 def write_segmentation(out: Path, dataset: SegmentationSet, result: Segmented) -> None:

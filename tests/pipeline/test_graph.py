@@ -9,7 +9,7 @@ import pytest
 from curation.encoders.config import BackboneConfig
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.presets import PRESETS
-from pipeline.recipes import Recipe
+from pipeline.recipes import DataConfig, Recipe
 from pipeline.step import Output, Step, in_order
 from train.config import LiveConfig
 
@@ -76,6 +76,13 @@ def test_models_from_elsewhere_are_scored_on_the_same_sets_and_shown(tmp_path: P
     assert "model" not in clip.inputs
     assert {"evaluate_theirs", "evaluate_ViT-B-32"} <= found["report"].inputs.keys()
     assert found.keys() - steps(DEBUG).keys() == {"evaluate@theirs", "evaluate@ViT-B-32"}
+
+
+def test_without_pairs_models_are_scored_and_nothing_is_trained(tmp_path: Path) -> None:
+    data = DataConfig(classification=(str(tmp_path),))
+    found = steps(replace(DEBUG, emoji=None, data=data, others=("open_clip:ViT-B-32:laion2b_s34b_b79k",)))
+    assert found.keys() == {"evaluate@ViT-B-32", "report"}
+    assert found["evaluate@ViT-B-32"].inputs == {f"classification_{tmp_path.stem}": tmp_path}
 
 
 def test_a_model_of_ours_is_scored_on_the_backbone_that_it_was_trained_on(tmp_path: Path) -> None:

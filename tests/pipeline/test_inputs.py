@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.graph import build_steps
-from pipeline.inputs import check_evaluation, evaluation_sets
+from pipeline.inputs import check_evaluation, evaluation_sets, named_sets
 from pipeline.presets import PRESETS
 from pipeline.recipes import DataConfig, Recipe
 
@@ -66,3 +66,24 @@ def test_models_from_elsewhere_need_a_set_to_be_scored_on(tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="no evaluation set: at least one is needed"):
         build_steps(replace(recipe_with(tmp_path), others=(str(tmp_path),)))
+
+
+def test_the_task_of_a_known_set_follows_from_its_files(tmp_path: Path) -> None:
+    for name in ("imagenet/n01440764/1.JPEG", "voc/SegmentationClass/1.png", "own/dog/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"")
+    listing = tmp_path / "voc" / "ImageSets" / "Segmentation" / "val.txt"
+    listing.parent.mkdir(parents=True)
+    listing.write_text("1\n")
+
+    paths = {name: str(tmp_path / name) for name in ("imagenet", "voc", "own")}
+    own = f"classification:{paths['own']}"
+    assert named_sets([paths["imagenet"], f"{paths['voc']}@20", own]) == {
+        "classification": (paths["imagenet"], paths["own"]),
+        "retrieval": (),
+        "segmentation": (f"{paths['voc']}@20",),
+    }
+    with pytest.raises(
+        ValueError, match=f"is no known set; name the task before it: --set classification:{paths['own']}"
+    ):
+        named_sets([paths["own"]])
