@@ -92,6 +92,11 @@ class CurateConfig:
     """Distance between image vectors; captions always use cosine."""
     levels: LevelsConfig = LevelsConfig()
     """Hierarchy of image clusters."""
+    scores: str | None = field(default=None, metadata=MACHINE_FACT)
+    """File with a score of each pair, computed elsewhere: a .csv, .tsv, .jsonl or .parquet with the columns `key` and
+    `score`; None: no filter. Its content bears identity, not its place."""
+    min_score: float | None = None
+    """Pairs with a lower score in `scores`, or with none, are dropped before anything else is decided."""
     text: TextConfig = TextConfig()
     """Balance over caption clusters, or over metadata entries where the step is given some."""
     kmeans: KMeansConfig = KMeansConfig()
@@ -118,6 +123,11 @@ class CurateConfig:
             raise ValueError(
                 f"target_rows is {self.target_rows} and share {self.share}: target_rows must be 0 or more, share "
                 "above 0 and at most 1; set one of them"
+            )
+        if (self.scores is None) != (self.min_score is None):
+            raise ValueError(
+                f"scores is {self.scores} and min_score {self.min_score}: a filter needs both; set "
+                "--curate.scores FILE and --curate.min-score NUMBER, or leave both out"
             )
         if self.repeats < 1 or (self.repeats > 1 and self.method not in ("both", "image")):
             raise ValueError(

@@ -1,7 +1,8 @@
 """The curate step: embeddings to a selection, with a reason for every row.
 
-Stages: rows without a usable vector, leakage against evaluation embeddings, clusters of images and of captions,
-duplicates, balance. All is a function of the config and of the rows in order: not of workers, shards or interruptions.
+Stages: rows without a usable vector, low scores, leakage against evaluation embeddings, clusters of images and of
+captions, duplicates, balance. All is a function of the config and of the rows in order: not of workers, shards or
+interruptions.
 """
 
 import json
@@ -23,6 +24,7 @@ from curation.choice.duplicates import PARTS
 from curation.choice.entries import match_captions, read_entries
 from curation.choice.phases import Phase, Phases
 from curation.choice.removal import centroid_distances, drop_duplicates, drop_invalid, drop_leakage
+from curation.choice.scores import drop_low_scores
 from curation.clusters.config import LevelsConfig, automatic_clusters, automatic_levels
 from curation.clusters.hierarchy import cluster_levels
 from curation.clusters.levels import Level
@@ -42,15 +44,22 @@ logger = logging.getLogger(__name__)
 
 
 def run(
-    config: CurateConfig, *, out: Path, embeddings: Path, metadata: Path | None = None, **evaluation: Path
+    config: CurateConfig,
+    *,
+    out: Path,
+    embeddings: Path,
+    metadata: Path | None = None,
+    scores: Path | None = None,
+    **evaluation: Path,
 ) -> dict[str, float]:
     """Write selection, decisions and clusters to `out`; inputs named leakage_* are embeddings of evaluation images.
 
-    With `metadata`, a file of one entry a line, captions are balanced over those entries and not clustered. Continues
-    from the levels and iterations that an interrupted run left in `out`.
+    With `metadata`, a file of one entry a line, captions are balanced over those entries and not clustered. With
+    `scores`, a file of keys and numbers, pairs below `config.min_score` are dropped first. Continues from the levels
+    and iterations that an interrupted run left in `out`.
     """
     with Pool(Scanner, resources=config.resources) as workers:
-        return curate(config, workers, out, embeddings, evaluation, metadata)
+        return curate(config, workers, out, embeddings, evaluation, metadata, scores)
 
 
 def curate(
@@ -60,6 +69,7 @@ def curate(
     embeddings: Path,
     evaluation: Mapping[str, Path],
     metadata: Path | None = None,
+    scores: Path | None = None,
 ) -> dict[str, float]:
     """The step, with given workers: `run` gives it a pool of processes."""
     # Decided once, here: the workers use what the driver's machine is fast with.
@@ -79,6 +89,8 @@ def curate(
             vectors = ShardVectors(embeddings, CAPTION_EMBEDDING, unit=True)
             captions = Points(vectors, phases, engine=config.engine)
             drop_invalid(decisions, captions, config.error_budget)
+        if scores is not None and config.min_score is not None:
+            drop_low_scores(decisions, scores, config.min_score, config.error_budget)
         valid = decisions.surviving()
     with phases.phase("leakage", 2 * spans * len(known)):
         for name in known:
@@ -107,7 +119,8 @@ def _check(
     strange = [name for name in evaluation if not name.startswith(LEAKAGE_INPUT)]
     if strange:
         raise ValueError(
-            f"inputs {strange} of curate: only embeddings, metadata and {LEAKAGE_INPUT}* are known; rename or drop them"
+            f"inputs {strange} of curate: only embeddings, metadata, scores and {LEAKAGE_INPUT}* are known; "
+            "rename or drop them"
         )
     if config.method in ("both", "text") and metadata is None and not shards.spec.caption_dim:
         raise ValueError(

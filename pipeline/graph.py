@@ -105,7 +105,9 @@ def _arm(
     """Selection, tokenizer and model of one arm; its scores, where there is a set to score it on."""
     rows = Output(embeddings)
     entries = {"metadata": user_data(recipe, recipe.data.metadata)} if recipe.data.metadata else {}
-    select = Step("curate", f"curate{suffix}", CURATE, recipe.curate, {"embeddings": rows, **leakage, **entries})
+    scores = {"scores": user_data(recipe, recipe.curate.scores)} if recipe.curate.scores else {}
+    chosen_by = {"embeddings": rows, **leakage, **entries, **scores}
+    select = Step("curate", f"curate{suffix}", CURATE, recipe.curate, chosen_by)
     pair = {"embeddings": rows, "selection": Output(select)}
     words = Step("tokenizer", f"tokenizer{suffix}", TOKENIZER, recipe.tokenizer, pair, runs_beside=True)
     seen = {**pair, "tokenizer": Output(words), **images}
@@ -153,7 +155,7 @@ def _train_config(recipe: Recipe) -> TrainConfig:
 def _uncurated(config: CurateConfig) -> CurateConfig:
     """Every pair of the pool; only leakage is still removed, so that scores compare."""
     every_pair = DuplicatesConfig(exact=False, perceptual_bits=-1, cosine=2.0)
-    return replace(config, method="none", duplicates=every_pair)
+    return replace(config, method="none", duplicates=every_pair, scores=None, min_score=None)
 
 
 def _leaky(config: CurateConfig) -> CurateConfig:

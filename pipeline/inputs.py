@@ -95,6 +95,14 @@ def check_evaluation(recipe: Recipe) -> None:
         raise ValueError("\n".join(problems))
 
 
+def check_scores(recipe: Recipe) -> None:
+    """Read the score file, where there is one, as curation does after embedding."""
+    if recipe.curate.scores:
+        from curation.choice.scores import read_scores  # imports numba, which other recipes need not wait for
+
+        read_scores(user_data(recipe, recipe.curate.scores))
+
+
 def _open(name: str, path: Path, split: str) -> None:
     """Reads the names of a set, and checks some of its masks."""
     task, variant = split_name(name)

@@ -25,6 +25,8 @@ Reason = Literal[
     "kept",
     "invalid: value not finite",
     "invalid: zero vector",
+    "score: missing",
+    "score: too low",
     "leakage: same image",
     "leakage: perceptual hash",
     "leakage: cosine",

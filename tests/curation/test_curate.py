@@ -339,3 +339,19 @@ def test_curation_of_a_long_tail_is_more_even_than_chance(tmp_path, embedding_sp
     best = entropy(water_fill(sizes, np.zeros(30, np.int64), np.array([400]), np.arange(30.0)))
     assert found[method] > best - 0.5
     assert found["random"] < best - 1.0
+
+
+def test_a_filter_by_score_comes_before_everything_else(tmp_path, pool):
+    folder, concepts = pool()
+    path = tmp_path / "scores.csv"
+    path.write_text("key,score\n" + "".join(f"key-{row},{row % 2}\n" for row in range(len(concepts))))
+    out = tmp_path / "out"
+    out.mkdir()
+    summary = curate(_config(share=1.0, min_score=1.0, scores=str(path)), InProcess(), out, folder, {}, None, path)
+    odd = np.arange(1, len(concepts), 2)
+    assert summary["removed_score_too_low"] == len(concepts) - len(odd)
+    np.testing.assert_array_equal(read_selection(out).rows, odd)
+    # No cluster has a pair that the score has dropped.
+    assert (read_decisions(out)["image_cluster"].to_numpy() >= 0).tolist() == [
+        row % 2 == 1 for row in range(len(concepts))
+    ]

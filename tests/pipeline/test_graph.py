@@ -67,6 +67,22 @@ def test_compared_arms_differ_in_their_selection_only() -> None:
     assert found["train"].config == found["train@uncurated"].config == found["train@leaky"].config
 
 
+def test_scores_filter_every_arm_but_the_uncurated_one_and_their_content_bears_identity(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text("key,score\na,1\n")
+    recipe = replace(DEBUG, compare=("uncurated", "leaky"))
+    scored = replace(recipe, curate=replace(recipe.curate, scores=str(path), min_score=0.5))
+    before, after = steps(recipe), steps(scored)
+    inputs = {label: "scores" in after[label].inputs for label in ("curate", "curate@uncurated", "curate@leaky")}
+    assert inputs == {"curate": True, "curate@uncurated": False, "curate@leaky": True}
+    assert before["curate@uncurated"].fingerprint == after["curate@uncurated"].fingerprint
+
+    copied = tmp_path / "copied.csv"
+    copied.write_bytes(path.read_bytes())
+    elsewhere = replace(scored, curate=replace(scored.curate, scores=str(copied)))
+    assert steps(elsewhere)["curate"].fingerprint == after["curate"].fingerprint != before["curate"].fingerprint
+
+
 def test_models_from_elsewhere_are_scored_on_the_same_sets_and_shown(tmp_path: Path) -> None:
     found = steps(replace(DEBUG, others=(str(tmp_path / "theirs"), "open_clip:ViT-B-32:laion2b_s34b_b79k")))
     ours, theirs, clip = (found[label] for label in ("evaluate", "evaluate@theirs", "evaluate@ViT-B-32"))
