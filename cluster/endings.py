@@ -18,6 +18,10 @@ INTERRUPTED = 130
 """Ctrl-C, as shells count it: 128 and the number of the signal."""
 
 
+class SessionError(RuntimeError):
+    """Ray cannot be started, or is lost; no step is to blame, and what is finished is kept."""
+
+
 class StoppedError(RuntimeError):
     """A run was asked to stop and saved its state; the same command continues from there."""
 

@@ -13,14 +13,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import ray
 from ray._private.authentication import authentication_token_setup
 
+from cluster.endings import FAILED, SessionError
+from cluster.logs import console
+from cluster.progress import progress
 from cluster.threads import choose_blas_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +36,8 @@ OBJECT_STORE_SHARE = 0.1  # of the memory; only what actors exchange goes there,
 OBJECT_STORE_MOST = 8 * 1024**3
 OBJECT_STORE_LEAST = 80 * 1024**2  # what Ray accepts
 LOCK = "lock"
+START_ATTEMPTS = 3
+WATCH_S = 0.5  # between two looks at the servers
 
 logger = logging.getLogger(__name__)
 
@@ -78,21 +84,104 @@ def _connected(address: str) -> Iterator[None]:
 @contextmanager
 def _local(num_cpus: int | None) -> Iterator[None]:
     with _private_folder() as folder, _importable_in_workers():
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=_is_verbose(),
-            logging_level=logging.WARNING,
-            object_store_memory=object_store_bytes(psutil.virtual_memory().total),
-            _temp_dir=str(folder),
-        )
+        with progress(None, "Ray session"):
+            _start(num_cpus, folder)
         logger.debug("ray=local folder=%s cpus=%g", folder, ray.cluster_resources().get("CPU", 0))
+
         try:
-            with _agents_end_with_this_process():
+            with _agents_end_with_this_process(), _this_process_ends_with_ray():
                 yield
         finally:
             ray.shutdown()
+
+
+def _start(num_cpus: int | None, folder: Path) -> None:
+    """Start Ray's servers. On a busy machine they miss Ray's own deadline of 30 s: then they are started again."""
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=_is_verbose(),
+                logging_level=logging.WARNING,
+                object_store_memory=object_store_bytes(psutil.virtual_memory().total),
+                _temp_dir=str(folder),
+            )
+            return
+        except ValueError:  # of an argument: the same again would end alike
+            raise
+        except Exception as error:  # Ray's start raises errors of many kinds, bare Exception among them
+            reason = " ".join(str(error).split())[:300]
+            ray.shutdown()
+            _end_servers()
+            if attempt == START_ATTEMPTS:
+                raise SessionError(
+                    f"Ray did not start in {START_ATTEMPTS} attempts ({type(error).__name__}: {reason}): its servers "
+                    "must answer within 30 seconds; run the same command again when this machine is less busy"
+                ) from error
+            logger.warning("Ray did not start (attempt %d of %d): %s", attempt, START_ATTEMPTS, reason)
+
+
+def _servers() -> list[psutil.Process]:
+    """The servers of Ray that this process has started and that cannot be replaced."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if _name(child) in ("gcs_server", "raylet")]
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _end_servers() -> None:
+    for server in _servers():
+        with suppress(psutil.NoSuchProcess):
+            server.kill()
+
+
+@contextmanager
+def _this_process_ends_with_ray() -> Iterator[None]:
+    """End this process, with one line, when a server of its session dies: Ray itself waits a minute, without a word."""
+    servers = {server: _name(server) for server in _servers()}
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(WATCH_S):
+            for server, name in servers.items():
+                if not _is_alive(server) and not is_over.is_set():
+                    _end_with(name)
+
+    thread = threading.Thread(target=watch, name="watch-ray", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end_with(server: str) -> None:
+    """No Python code of the main thread may run again before Ray's C++ has given up: the process ends here."""
+    console().print(
+        f"[red]error:[/red] Ray's {server} was killed, which ends the session; what is finished is kept: "
+        "run the same command again to continue, and look for missing memory if this happens again",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(FAILED)
 
 
 @contextmanager

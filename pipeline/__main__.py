@@ -20,7 +20,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from cluster.endings import FAILED, INTERRUPTED, REQUEUE, USAGE, StoppedError
+from cluster.endings import FAILED, INTERRUPTED, REQUEUE, USAGE, SessionError, StoppedError
 from cluster.logs import setup_logging
 from cluster.words import nearest
 from pipeline.graph import resolve_backbone
@@ -51,6 +51,8 @@ def main(words: Sequence[str]) -> int:
         return complain(str(error), FAILED)
     except StoppedError as error:
         return complain(f"{error}; {KEPT}", REQUEUE)
+    except SessionError as error:
+        return complain(str(error), FAILED)
     except KeyboardInterrupt:
         return complain(f"interrupted; {KEPT}", INTERRUPTED)
     except (ValueError, OSError) as error:

@@ -21,6 +21,7 @@ from pipeline.inputs import (
     check_named,
     evaluation_sets,
     is_scored_only,
+    leakage_source,
     other_labels,
     templates_file,
     user_data,
@@ -168,8 +169,7 @@ ARMS: dict[ComparedArm, Callable[[CurateConfig], CurateConfig]] = {"uncurated": 
 
 def _leakage(recipe: Recipe, pool: Step | None) -> dict[str, Output]:
     """Embeddings of the evaluation images that the pool is compared with."""
-    source = replace(recipe.embed.source, split=recipe.leakage_split, format="auto")
-    config = replace(recipe.embed, source=source, content="pooled", thumbnail_px=48)
+    config = replace(recipe.embed, source=leakage_source(recipe), content="pooled", thumbnail_px=48)
     if pool:
         sets: dict[str, Output | Path] = {"retrieval": Output(pool, "retrieval.tar")}
     else:

@@ -5,11 +5,14 @@ A bare name is looked for beside the pairs. Sets are called by their file stems,
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.storage import absolute, kind_of
 from cluster.words import nearest
 from curation.encoders.config import BackboneConfig
+from curation.pairs.config import SourceConfig
+from curation.pairs.sources import list_parts
 from evaluate.prompts import AUTO, TEMPLATES_INPUT, named_templates
 from evaluate.sets.kinds import TASKS, Task, split_name
 from evaluate.sets.known import open_classification, open_retrieval, open_segmentation, tasks_of
@@ -93,6 +96,24 @@ def check_evaluation(recipe: Recipe) -> None:
                 problems.append(f"{name}: {error}")
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def check_leakage(recipe: Recipe) -> None:
+    """List the sets in `data.leakage` as the step that embeds them does, minutes into a run; reads no pictures."""
+    source = leakage_source(recipe)
+    for path in by_stem(recipe, recipe.data.leakage).values():
+        try:
+            list_parts(source, path)
+        except ValueError as error:
+            raise ValueError(
+                f"--data.leakage {path} cannot be read: {error} (the flag for the split of these sets is "
+                f"--leakage-split, which is {recipe.leakage_split!r})"
+            ) from error
+
+
+def leakage_source(recipe: Recipe) -> SourceConfig:
+    """How the sets in `data.leakage` are read."""
+    return replace(recipe.embed.source, split=recipe.leakage_split, format="auto")
 
 
 def check_scores(recipe: Recipe) -> None:

@@ -25,7 +25,7 @@ from pipeline.costs import (
 )
 from pipeline.curation_costs import curation_table
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
-from pipeline.inputs import check_evaluation
+from pipeline.inputs import check_evaluation, check_leakage
 from pipeline.recipes import Recipe
 from pipeline.record import Record
 from pipeline.runner import pending
@@ -57,6 +57,7 @@ def print_plan(
         recipe = resolve_backbone(recipe)
         steps = in_order(build_steps(recipe))
         check_evaluation(recipe)
+        check_leakage(recipe)
         console.print(_steps_table(steps, store, pending(steps, store, force, only)))
         embedded = next((store.record(step) for step in steps if step.label == "embed"), None)
         pool_rows = rows or (int(embedded.summary.get("rows", 0)) if embedded else 0)

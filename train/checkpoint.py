@@ -119,7 +119,8 @@ class Checkpoints:
             return
 
         path = self.folder / f"step-{step:08d}"
-        write_atomic(path / MARKER, json.dumps({"world_size": dist.get_world_size(), "score": score}))
+        marker = {"world_size": dist.get_world_size(), "score": score, "files": _sizes(path)}
+        write_atomic(path / MARKER, json.dumps(marker))
         best = best_checkpoint(self.folder)
         for old in complete_checkpoints(self.folder)[: -self.config.keep]:
             if old != best:
@@ -137,8 +138,37 @@ def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Directories with a marker, by step."""
+    """Directories with a marker and all the files that it lists, by step."""
+    return [path for path in _marked(folder) if not _damage(path)]
+
+
+def damaged_checkpoints(folder: Path) -> list[str]:
+    """One line for every directory with a marker that no longer holds what it lists."""
+    return [f"checkpoint {path} is damaged ({damage})" for path in _marked(folder) if (damage := _damage(path))]
+
+
+def _marked(folder: Path) -> list[Path]:
     return sorted((marker.parent for marker in folder.glob(f"step-*/{MARKER}")), key=step_of)
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a marked directory; empty when nothing is. Sizes alone are compared: reading takes long."""
+    try:
+        listed = json.loads((path / MARKER).read_text())["files"]
+        float(json.loads((path / MARKER).read_text())["score"])
+    except (ValueError, KeyError, TypeError):
+        return f"{MARKER} cannot be read"
+
+    there = _sizes(path)
+    for name, size in listed.items():
+        if there.get(name) != size:
+            return f"{name} has {there.get(name, 0)} bytes of {size}"
+    return ""
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Bytes of each file of a checkpoint but its marker."""
+    return {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.name != MARKER}
 
 
 def best_checkpoint(folder: Path) -> Path | None:

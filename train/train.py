@@ -45,7 +45,7 @@ from cluster.resources import Resources
 from cluster.session import free_port, session
 from cluster.storage import absolute
 from cluster.threads import limit_threads
-from train.checkpoint import complete_checkpoints, step_of
+from train.checkpoint import complete_checkpoints, damaged_checkpoints, step_of
 from train.config import TrainConfig
 from train.loop import CHECKPOINTS, Interruption, Job, check, read_pairs, train
 from train.metrics_file import METRICS, STEP, followed, summary
@@ -112,6 +112,9 @@ def run(
         is_elastic = bool(resources.min_workers)
         world = largest_group(config, resources.workers) if is_elastic else resources.workers
         check(config, read_pairs(config, job), world)
+        for problem in damaged_checkpoints(job.out / CHECKPOINTS):
+            logger.warning("%s: training continues from step %d", problem, _saved_step(job))
+
         with _stop_on_signal(job.out), followed(job.out / METRICS, config.num_steps):
             fit_to_the_end(config, job)
 
@@ -120,8 +123,7 @@ def run(
     rows = read_jsonl(job.out / METRICS)
     if (job.out / STOP).exists() and (not rows or rows[-1]["step"] < config.num_steps):
         raise StoppedError(
-            f"training was asked to stop and saved step {_saved_step(job)} of {config.num_steps}: run it again to "
-            "continue"
+            f"asked to stop by a signal or a file named {STOP}; step {_saved_step(job)} of {config.num_steps} is saved"
         )
 
     for folder in (CHECKPOINTS, RAY_FOLDER):
@@ -195,7 +197,7 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
     if "memory" in options:
         per_worker["memory"] = options["memory"]
 
-    TorchTrainer(
+    _Trainer(
         _worker,
         train_loop_config={"config": config, "job": job, "resources": resources, "most": most},
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees those of Train v1
@@ -212,6 +214,13 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
     ).fit()
+
+
+class _Trainer(TorchTrainer):
+    """A trainer that leaves Ctrl-C to this process: Ray's own handler ends it with code 1 and without a word."""
+
+    def _register_sigint_handler(self, controller: object) -> None:
+        """Nothing: KeyboardInterrupt ends the session, and with it the workers."""
 
 
 def _worker(arguments: dict) -> None:
@@ -314,11 +323,10 @@ def _stop_on_signal(out: Path) -> Iterator[None]:
     before = {
         number: signal.signal(number, lambda *_: request_stop(out)) for number in (signal.SIGTERM, signal.SIGUSR2)
     }
-    interrupt = signal.getsignal(signal.SIGINT)  # Ray Train sets its own and leaves it behind
     try:
         yield
     finally:
-        for number, handler in {**before, signal.SIGINT: interrupt}.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.graph import build_steps
-from pipeline.inputs import check_evaluation, evaluation_sets, named_sets
+from pipeline.inputs import check_evaluation, check_leakage, evaluation_sets, named_sets
 from pipeline.presets import PRESETS
 from pipeline.recipes import DataConfig, Recipe
 
@@ -87,3 +87,14 @@ def test_the_task_of_a_known_set_follows_from_its_files(tmp_path: Path) -> None:
         ValueError, match=f"is no known set; name the task before it: --set classification:{paths['own']}"
     ):
         named_sets([paths["own"]])
+
+
+def test_a_leakage_set_without_the_split_is_named_with_the_flag_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "1.jpg").write_bytes(b"x")
+    images = [{"filename": "1.jpg", "filepath": "test", "split": "test", "sentences": [{"raw": "a cat"}]}]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images}))
+    recipe = replace(recipe_with(tmp_path, leakage=(str(tmp_path),)), leakage_split="val")
+    with pytest.raises(ValueError, match=r"--data\.leakage .* split 'val' is empty.*--leakage-split, which is 'val'"):
+        check_leakage(recipe)
+    check_leakage(replace(recipe, leakage_split="test"))

@@ -1,18 +1,20 @@
-"""kill -9 of the driver at several moments: the next run completes, and its outputs equal an undisturbed run's."""
+"""Kills at several moments: the next run completes, and its outputs equal an undisturbed run's.
+
+`pytest -s -m slow tests/pipeline/test_kill.py` prints the table of the random kills.
+"""
 
 import json
-import os
+import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+from disturbances import start, tree
 
 from cluster.files import sha256_file
-from cluster.session import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -30,14 +32,6 @@ OUTPUTS = (
     "train/*/model/model.safetensors",
 )
 OF_OURS = re.compile(r"[\d-]+T[\d:]+ INFO (cluster|curation|train|evaluate|pipeline)\.|recipe debug|^ *\d/8  |$")
-
-
-def start(workspace: Path, log: Path | None = None) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "pipeline", "run", "debug", "--workspace", str(workspace)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    environment.pop("RAY_ADDRESS", None)
-    with open(log or os.devnull, "wb") as errors:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
 
 
 def kill_when(workspace: Path, pattern: str) -> bool:
@@ -72,3 +66,50 @@ def test_killed_run_equals_an_undisturbed_one(tmp_path: Path) -> None:
     assert digests(disturbed) == digests(calm)
     assert scores(disturbed) == scores(calm)
     assert not list(disturbed.glob("*/*.partial"))
+
+
+VICTIMS = ("driver", "worker", "raylet", "gcs_server")
+KILLS = 20
+
+
+def kill_at_random(workspace: Path, victim: str, after_s: float) -> tuple[str, int]:
+    """Run, kill one process after some seconds; the step it was in, and the exit code."""
+    process = start(workspace)
+    end_s = time.monotonic() + after_s
+    while process.poll() is None and time.monotonic() < end_s:
+        time.sleep(0.05)
+    place = ", ".join(sorted(path.parent.name for path in workspace.glob("*/*.partial"))) or "between steps"
+    if process.poll() is None:
+        target = next((child for child in tree(process) if is_victim(child, victim)), psutil.Process(process.pid))
+        target.kill()
+    return place, process.wait(timeout=300)
+
+
+def is_victim(process: psutil.Process, victim: str) -> bool:
+    try:
+        return process.name() == victim or (victim == "worker" and "ray::" in " ".join(process.cmdline()))
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_random_kills_of_any_process_change_no_bit(tmp_path: Path) -> None:
+    calm = tmp_path / "calm"
+    started_s = time.monotonic()
+    assert start(calm).wait() == 0
+    whole_s = time.monotonic() - started_s
+
+    chance = random.Random(0)
+    print(f"\n{'killed':<12} {'after':>7}  {'while in':<28} code")
+    disturbed = tmp_path / "disturbed-0"
+    for number in range(KILLS):
+        victim = VICTIMS[number % len(VICTIMS)]
+        after_s = chance.uniform(0.2, 0.9) * whole_s
+        place, code = kill_at_random(disturbed, victim, after_s)
+        print(f"{victim:<12} {after_s:>5.1f} s  {place:<28} {code}", flush=True)
+        if code == 0:  # it survived, or had ended: compared, and begun anew
+            assert digests(disturbed) == digests(calm)
+            disturbed = tmp_path / f"disturbed-{number + 1}"
+
+    assert start(disturbed).wait() == 0
+    assert digests(disturbed) == digests(calm)
+    assert scores(disturbed) == scores(calm)

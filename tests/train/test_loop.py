@@ -15,7 +15,7 @@ from tiny import TINY, group_of_one
 from cluster.files import read_jsonl
 from curation.shards.reader import EmbeddingShards
 from train import checkpoint
-from train.checkpoint import complete_checkpoints, step_of
+from train.checkpoint import complete_checkpoints, damaged_checkpoints, step_of
 from train.config import CheckpointConfig, OptimConfig, ParallelConfig, ShuffleConfig, TrainConfig, VisionConfig
 from train.export.folder import load_model
 from train.loop import Job, read_pairs, train
@@ -124,6 +124,31 @@ def test_a_checkpoint_without_its_marker_is_not_read(pooled_pairs: dict[str, Pat
     (tmp_path / "checkpoints" / "step-00000004" / "complete.json").unlink()
     assert not train(config, job(pooled_pairs, tmp_path), lambda: "stop")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]  # what was left is removed
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("damage", ["cut data", "no metadata", "empty marker"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_read(
+    undisturbed: Path, pooled_pairs: dict[str, Path], tmp_path: Path, damage: str
+) -> None:
+    config = replace(TINY, checkpoint=CheckpointConfig(every_steps=7))
+    steps = iter(range(1, 100))
+    assert not train(config, job(pooled_pairs, tmp_path), lambda: "stop" if next(steps) == 10 else "")
+    before, last = complete_checkpoints(tmp_path / "checkpoints")
+
+    if damage == "cut data":
+        data = next(last.glob("*.distcp"))
+        data.write_bytes(data.read_bytes()[:-10])
+    elif damage == "no metadata":
+        (last / ".metadata").unlink()
+    else:
+        (last / "complete.json").write_text("")
+
+    [problem] = damaged_checkpoints(tmp_path / "checkpoints")
+    assert str(last) in problem
+    assert complete_checkpoints(tmp_path / "checkpoints") == [before]
+    assert train(config, job(pooled_pairs, tmp_path))
+    assert_same(weights(undisturbed), weights(tmp_path))
 
 
 @pytest.mark.usefixtures("process_group")

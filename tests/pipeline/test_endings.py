@@ -1,0 +1,59 @@
+"""However a run ends, it says so in one line, with the right exit code, and leaves no process behind."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from disturbances import start, tree
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+
+EMBEDDING = "embed/*.partial/shard-*.json"
+TRAINING = "train/*.partial/metrics.jsonl"
+KEPT = "what is finished is kept: run the same command again to continue"
+
+
+def send(number: signal.Signals) -> Callable[[subprocess.Popen[bytes]], None]:
+    return lambda process: process.send_signal(number)
+
+
+def kill_server(name: str) -> Callable[[subprocess.Popen[bytes]], None]:
+    def kill(process: subprocess.Popen[bytes]) -> None:
+        next(child for child in tree(process) if child.name() == name).kill()
+
+    return kill
+
+
+@pytest.mark.parametrize(
+    ("moment", "disturb", "code", "said"),
+    [
+        (EMBEDDING, send(signal.SIGINT), 130, f"error: interrupted; {KEPT}"),
+        (TRAINING, send(signal.SIGINT), 130, f"error: interrupted; {KEPT}"),
+        (EMBEDDING, send(signal.SIGTERM), 85, "was stopped: asked to stop by SIGTERM"),
+        (TRAINING, send(signal.SIGTERM), 85, "was stopped: asked to stop by a signal"),
+        (EMBEDDING, kill_server("raylet"), 1, "error: Ray's raylet was killed"),
+        (TRAINING, kill_server("gcs_server"), 1, "error: Ray's gcs_server was killed"),
+    ],
+    ids=["ctrl-c-embed", "ctrl-c-train", "term-embed", "term-train", "raylet", "gcs"],
+)
+def test_a_run_says_how_it_ended(
+    tmp_path: Path, moment: str, disturb: Callable[[subprocess.Popen[bytes]], None], code: int, said: str
+) -> None:
+    log = tmp_path / "log"
+    process = start(tmp_path / "w", log)
+    while process.poll() is None and not list((tmp_path / "w").glob(moment)):
+        time.sleep(0.01)
+    family = tree(process)
+    disturb(process)
+
+    assert process.wait(timeout=120) == code
+    text = log.read_text()
+    assert said in text
+    assert "Traceback" not in text
+    assert "*** SIG" not in text
+    _, left = psutil.wait_procs(family, timeout=20)
+    assert left == []
