@@ -58,7 +58,7 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class CaptionClustersConfig:
     clusters: int = 0
     """Clusters of captions; 0: one per 40 rows, as far as these are distinct, a multiple of `split`."""
     split: int = 0
@@ -97,7 +97,7 @@ class CurateConfig:
     `score`; None: no filter. Its content bears identity, not its place."""
     min_score: float | None = None
     """Pairs with a lower score in `scores`, or with none, are dropped before anything else is decided."""
-    text: TextConfig = TextConfig()
+    text: CaptionClustersConfig = CaptionClustersConfig()
     """Balance over caption clusters, or over metadata entries where the step is given some."""
     kmeans: KMeansConfig = KMeansConfig()
     """Every clustering."""

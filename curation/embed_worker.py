@@ -21,7 +21,7 @@ from torch import Tensor
 from cluster.files import write_atomic
 from cluster.machine import settled_precision
 from curation.config import EmbedConfig
-from curation.encoders.backbone import Backbone, load_backbone, pool_patches
+from curation.encoders.backbone import Backbone, load_backbone, store_features
 from curation.encoders.captions import CaptionEncoder
 from curation.encoders.views import draft_px, random_view
 from curation.pairs.images import ImageError, bytes_hash, decode, perceptual_hash, pixel_hash, thumbnail
@@ -188,33 +188,23 @@ class EmbedWorker:
 
     @torch.inference_mode()
     def _features(self, images: Float[Tensor, "b 3 s s"]) -> dict[str, Float32[np.ndarray, "b t d"]]:
-        cls, registers, patches = self.backbone(images)
+        spec = self.spec
         grid = self.backbone.geometry.grid
-        if self.spec.grid != grid:
-            patches = pool_patches(patches, grid, self.spec.grid)
+        cls, registers, patches = store_features(self.backbone(images), grid, spec.num_registers, spec.grid)
         named = {CLS: cls[:, None], REGISTERS: registers, PATCHES: patches}
         return {name: named[name].cpu().numpy() for name in named if name in self.spec.vector_columns()}
 
 
 def embedding_spec(config: EmbedConfig, backbone: Backbone, encoder: CaptionEncoder) -> EmbeddingSpec:
     """What the shards of this config hold; ValueError when the grid asked for is finer than the backbone's."""
-    geometry = backbone.geometry
-    if config.content == "grid" and config.grid > min(geometry.grid):
-        raise ValueError(
-            f"grid={config.grid} is finer than the backbone's {geometry.grid}: lower it, use content=tokens, or raise "
-            "backbone.image_size"
-        )
-    stored_grid = {"pooled": (1, 1), "grid": (config.grid, config.grid), "tokens": geometry.grid}[config.content]
-    return EmbeddingSpec(
+    return EmbeddingSpec.for_content(
+        backbone.geometry,
+        config.content,
+        config.grid,
+        dtype=config.dtype,
         backbone=config.backbone.name,
         digest=config.backbone.digest,
         description=backbone.description,
-        image_size=geometry.image_size,
-        dim=geometry.dim,
-        num_registers=0 if config.content == "pooled" else geometry.num_registers,
-        grid=stored_grid,
-        content=config.content,
-        dtype=config.dtype,
         caption_encoder=encoder.name,
         caption_dim=encoder.dim,
     )

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from cluster.machine import Precision
-from curation.encoders.backbone import Backbone, Features, load_backbone, pool_patches
+from curation.encoders.backbone import Backbone, load_backbone, store_features
 from curation.encoders.config import BackboneConfig, geometry_of
 from curation.encoders.resolve import resolve
-from curation.shards.schema import EmbeddingSpec
 from train.export.folder import LoadedModel
 from train.export.formats import read_model
 
@@ -59,7 +58,8 @@ class DinoTxtEncoder:
         blocks = []
         for start in range(0, len(images), self._at_once):
             pixels = torch.stack([self._backbone.preprocess(image) for image in images[start : start + self._at_once]])
-            features = reduce_to(self._backbone(pixels), self._loaded.spec, self._grid(pixels))
+            spec = self._loaded.spec
+            features = store_features(self._backbone(pixels), self._grid(pixels), spec.num_registers, spec.grid)
             blocks.append(self._loaded.model.encode_image_features(*features).float().cpu())
         return normalize(torch.cat(blocks), dim=-1)
 
@@ -86,14 +86,6 @@ class DinoTxtEncoder:
     def _grid(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[int, int]:
         patch = self._backbone.geometry.patch_size
         return pixels.shape[2] // patch, pixels.shape[3] // patch
-
-
-def reduce_to(features: Features, spec: EmbeddingSpec, grid: tuple[int, int]) -> Features:
-    """The tokens as a shard of `spec` would hold them."""
-    patches = features.patches
-    if spec.content != "tokens":
-        patches = pool_patches(patches, grid, spec.grid)
-    return Features(features.cls, features.registers[:, : spec.num_registers], patches)
 
 
 def load_encoder(model_folder: Path, backbone: BackboneConfig, precision: Precision = "float32") -> DinoTxtEncoder:

@@ -293,12 +293,14 @@ def known_outputs(recipe: Recipe, store: Store) -> dict[Path, Step]:
 
 def export(recipe: Recipe, options: Namespace, console: Console) -> int:
     """Write a trained model in the formats of others."""
-    from pipeline.exporting import export_formats  # with torch, and the model itself
+    from pipeline.exported import folder_subject, step_subject  # with torch, and the model itself
+    from pipeline.exporting import check_formats, export_formats
 
     if options.to is None:
         raise ValueError("export needs a folder to write into: add --to FOLDER")
+    check_formats(options.format)
     if options.model:
-        return export_formats(options.model, {}, options.to, options.format, console)
+        return export_formats(folder_subject(recipe, options.model, options), options.to, options.format, console)
 
     steps = build_steps(recipe)
     store = Store(options.workspace)
@@ -309,9 +311,8 @@ def export(recipe: Recipe, options: Namespace, console: Console) -> int:
         raise ValueError(f"step {step.label} has not run: `{again(options, 'run', '--only', step.label)}`")
     store.check_sizes(step)
 
-    folder = store.folder(step)
-    source = {"recipe": recipe.name, "step": step.label, "fingerprint": folder.name}
-    return export_formats(folder / "model", source, options.to, options.format, console)
+    subject = step_subject(recipe, steps, step, store, options)
+    return export_formats(subject, options.to, options.format, console)
 
 
 def again(options: Namespace, verb: str, *words: str) -> str:

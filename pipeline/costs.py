@@ -5,37 +5,7 @@ from dataclasses import dataclass
 from train.config import ModelConfig, swiglu_hidden
 from train.flop import head_matrix_weights, text_matrix_weights
 
-STORED_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}
 ADAMW_BYTES = 16  # a trained weight in float32, its gradient and two moments
-
-
-@dataclass(frozen=True)
-class TokenGrid:
-    """Tokens of one image as the head sees them."""
-
-    dim: int
-    num_registers: int
-    height: int
-    width: int
-
-    @property
-    def num_tokens(self) -> int:
-        return 1 + self.num_registers + self.height * self.width
-
-
-def stored_grid(full: TokenGrid, content: str, grid: int) -> TokenGrid:
-    """Tokens left of `full` by an embedding content."""
-    if content == "pooled":
-        return TokenGrid(full.dim, 0, 1, 1)
-    if content == "grid":
-        return TokenGrid(full.dim, full.num_registers, grid, grid)
-    return full
-
-
-def stored_bytes(grid: TokenGrid, dtype: str) -> int:
-    """Bytes of one image's tokens on disk, scales included."""
-    scales = 4 * grid.num_tokens if dtype == "int8" else 0
-    return grid.num_tokens * grid.dim * STORED_BYTES[dtype] + scales
 
 
 @dataclass(frozen=True)

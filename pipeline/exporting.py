@@ -1,6 +1,6 @@
-"""The verb `export`: a model folder in every format that was asked for, each compared with the model."""
+"""The verb `export`: a model in every format that was asked for, each compared with the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -8,32 +8,29 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.endings import DONE, FAILED
-from cluster.files import sha256_file
 from cluster.words import nearest
-from train.export.formats import FORMATS, export_format, read_model
+from train.export.formats import FORMATS, export_format
+from train.export.subject import Subject
 
 
-def export_formats(folder: Path, source: Mapping[str, str], to: Path, formats: Sequence[str], console: Console) -> int:
-    """The exit code; a format that the model cannot have is named, and the others are still made.
-
-    `source` says where the model comes from; empty, the sha256 of its weights does.
-    """
+def check_formats(formats: Sequence[str]) -> None:
+    """ValueError for a format that is not known."""
     for name in formats:
         if name not in FORMATS:
             raise ValueError(f"there is no format {name!r}{nearest(name, FORMATS)}; formats: {', '.join(FORMATS)}")
-    loaded = read_model(folder)
-    weights = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".pth"))
-    source = source or {path.name: sha256_file(path) for path in weights}
 
+
+def export_formats(subject: Subject, to: Path, formats: Sequence[str], console: Console) -> int:
+    """The exit code; a format that the model cannot have is named, and the others are still made."""
     table = Table("format", "folder", "differs from the model by at most", box=None)
     code = DONE
     for name in formats or FORMATS:
         try:
-            parity = export_format(name, loaded, to, source)["parity"]
-            differences = "  ".join(f"{kind} {value:.1e}" for kind, value in parity.items())
-            table.add_row(name, str(to / name), differences)
+            parity = export_format(name, subject, to)["parity"]
+            table.add_row(name, str(to / name), f"{max(parity.values()):.1e}")
         except ValueError as error:
             code = FAILED
             table.add_row(name, "[red]not made[/red]", escape(str(error)))
+
     console.print(table)
     return code

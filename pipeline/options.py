@@ -60,6 +60,8 @@ OPTIONS = {
     "latex": Option("print the scores as a LaTeX table"),
     "to": Option("write the formats into folders below this one", "FOLDER", Path),
     "format": Option("write these formats, not all", "FORMAT", is_list=True),
+    "backbone": Option("copy: write the backbone's weights; reference: name them on the hub, with digest", "FORM"),
+    "int8": Option("write int8 forms of the ONNX graphs as well"),
     "model": Option(
         "this model folder instead of the recipe's; with evaluate, open_clip:ARCHITECTURE:WEIGHTS too", "FOLDER", Path
     ),

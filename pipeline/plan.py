@@ -14,14 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from curation.encoders.config import backbone_flop, geometry_of
+from curation.shards.codec import STORED_TYPES, Dtype
+from curation.shards.schema import Content, EmbeddingSpec
 from pipeline.costs import (
     ADAMW_BYTES,
-    STORED_BYTES,
     PaperModel,
-    TokenGrid,
     gpu_hours,
-    stored_bytes,
-    stored_grid,
 )
 from pipeline.curation_costs import curation_table
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
@@ -64,24 +62,25 @@ def print_plan(
     except (ValueError, OSError) as error:
         console.print(f"[yellow]cannot run yet:[/yellow] {escape(str(error))}\n", soft_wrap=True)
         console.print(_names_table(in_order(draw_steps(recipe))))
-    grid = full_grid(recipe)
-    model = PaperModel(recipe.train.model, recipe.tokenizer.vocab_size, grid.dim)
-    console.print(_sizes_table(recipe, model, grid))
-    console.print(_arithmetic_table(recipe, model, grid, pool_rows))
+    full = stored_spec(recipe, "tokens", "float16")
+    model = PaperModel(recipe.train.model, recipe.tokenizer.vocab_size, full.dim)
+    console.print(_sizes_table(recipe, model, full))
+    console.print(_arithmetic_table(recipe, model, full, pool_rows))
     if pool_rows:
-        console.print(_storage_table(recipe, grid, pool_rows))
+        console.print(_storage_table(recipe, pool_rows))
         clustered_dim = 0 if recipe.data.metadata else recipe.embed.captions.dim  # entries are sought in the words
-        console.print(curation_table(recipe.curate, pool_rows, grid.dim, clustered_dim))
+        console.print(curation_table(recipe.curate, pool_rows, full.dim, clustered_dim))
     if is_measured:
         from pipeline.measure import print_rates  # torch, and the backbone itself
 
         print_rates(recipe.embed, store.workspace, console)
 
 
-def full_grid(recipe: Recipe) -> TokenGrid:
-    """Tokens that the recipe's backbone gives for one image."""
+def stored_spec(recipe: Recipe, content: Content, dtype: Dtype) -> EmbeddingSpec:
+    """What a content keeps of the tokens that the recipe's backbone gives for one image."""
     geometry = geometry_of(recipe.embed.backbone)
-    return TokenGrid(geometry.dim, geometry.num_registers, *geometry.grid)
+    grid = min(recipe.embed.grid, *geometry.grid)  # contents that the recipe does not use are shown as well
+    return EmbeddingSpec.for_content(geometry, content, grid, dtype=dtype)
 
 
 def _names_table(steps: Sequence[Step]) -> Table:
@@ -111,20 +110,20 @@ def _steps_table(steps: Sequence[Step], store: Store, todo: Sequence[Step]) -> T
     return table
 
 
-def _sizes_table(recipe: Recipe, model: PaperModel, full: TokenGrid) -> Table:
+def _sizes_table(recipe: Recipe, model: PaperModel, full: EmbeddingSpec) -> Table:
     embed, train = recipe.embed, recipe.train
-    kept = stored_grid(full, embed.content, embed.grid)
+    kept = stored_spec(recipe, embed.content, embed.dtype)
     feature = model.feature_dim
     trained = model.num_weights
     table = Table("tensor", "shape", "size", title="\nSizes", title_justify="left", box=None)
     batch, side = train.batch_size, embed.backbone.image_size
     for name, shape, bytes_each in (
         ("image", (batch, 3, side, side), 4),
-        ("backbone tokens", (batch, full.num_tokens, full.dim), 2),
+        ("backbone tokens", (batch, full.num_image_tokens, full.dim), 2),
         (
             f"stored tokens ({embed.content}, {embed.dtype})",
-            (batch, kept.num_tokens, kept.dim),
-            STORED_BYTES[embed.dtype],
+            (batch, kept.num_image_tokens, kept.dim),
+            STORED_TYPES[embed.dtype].itemsize,
         ),
         ("packed captions", (int(batch * CAPTION_TOKENS), train.model.text.width), 2),
         ("image and text features", (2, batch, feature), 4),
@@ -150,18 +149,18 @@ class StepCost:
         return self.backbone + self.text + self.head
 
 
-def _arithmetic_table(recipe: Recipe, model: PaperModel, full: TokenGrid, rows: int) -> Table:
+def _arithmetic_table(recipe: Recipe, model: PaperModel, full: EmbeddingSpec, rows: int) -> Table:
     """Training as it is usually done, as the recipe does it, and, where tokens are stored, embedding `rows` pairs."""
     is_live = recipe.train.live.enabled
-    kept = full if is_live else stored_grid(full, recipe.embed.content, recipe.embed.grid)
+    kept = full if is_live else stored_spec(recipe, recipe.embed.content, recipe.embed.dtype)
     backbone = backbone_flop(recipe.embed.backbone)
     reference = StepCost(
-        backbone, TRAINING * text_flop(model, PADDED_TOKENS), TRAINING * head_flop(model, full.num_tokens)
+        backbone, TRAINING * text_flop(model, PADDED_TOKENS), TRAINING * head_flop(model, full.num_image_tokens)
     )
     ours = StepCost(
         backbone if is_live else 0.0,
         TRAINING * text_flop(model, CAPTION_TOKENS),
-        TRAINING * head_flop(model, kept.num_tokens),
+        TRAINING * head_flop(model, kept.num_image_tokens),
     )
     models = 1 + len(recipe.compare)
     pairs = recipe.train.batch_size * recipe.train.num_steps * models
@@ -187,7 +186,7 @@ def _arithmetic_table(recipe: Recipe, model: PaperModel, full: TokenGrid, rows: 
     return table
 
 
-def _storage_table(recipe: Recipe, full: TokenGrid, rows: int) -> Table:
+def _storage_table(recipe: Recipe, rows: int) -> Table:
     """Disk for each way to store, and the read rate below which a GPU would rather recompute."""
     rate = SUSTAINED_TFLOPS * 1e12 / backbone_flop(recipe.embed.backbone)
     title = f"\nStore or recompute: {rows:,} pairs"
@@ -200,7 +199,7 @@ def _storage_table(recipe: Recipe, full: TokenGrid, rows: int) -> Table:
         ("tokens", "int8"),
         ("tokens", "float16"),
     ):
-        size = stored_bytes(stored_grid(full, content, recipe.embed.grid), dtype)
+        size = stored_spec(recipe, content, dtype).row_bytes()
         mark = " (chosen)" if (content, dtype) == (recipe.embed.content, recipe.embed.dtype) else ""
         limit = f"{human_bytes(size * rate)}/s a GPU"
         table.add_row(f"{content} {dtype}{mark}", f"{size:,}", human_bytes(size * rows), limit)

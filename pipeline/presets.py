@@ -2,7 +2,7 @@
 
 from curation.choice.config import DuplicatesConfig
 from curation.clusters.config import KMeansConfig, LevelsConfig
-from curation.config import CurateConfig, EmbedConfig, TextConfig
+from curation.config import CaptionClustersConfig, CurateConfig, EmbedConfig
 from curation.encoders.config import BackboneConfig, CaptionConfig
 from curation.quickstart.pool import EmojiConfig
 from evaluate.config import EvaluateConfig, ReportConfig, SegmentationConfig
@@ -12,11 +12,11 @@ from train.config import (
     ModelConfig,
     OptimConfig,
     ParallelConfig,
+    TextConfig,
     TokenizerConfig,
     TrainConfig,
     VisionConfig,
 )
-from train.config import TextConfig as TextEncoderConfig
 
 QUICKSTART = Recipe(
     name="quickstart",
@@ -24,12 +24,12 @@ QUICKSTART = Recipe(
     emoji=EmojiConfig(),
     leakage_split="test",
     embed=EmbedConfig(backbone=BackboneConfig(image_size=128), content="pooled"),
-    curate=CurateConfig(share=0.7, levels=LevelsConfig(clusters=(1000, 100)), text=TextConfig(clusters=1000)),
+    curate=CurateConfig(
+        share=0.7, levels=LevelsConfig(clusters=(1000, 100)), text=CaptionClustersConfig(clusters=1000)
+    ),
     tokenizer=TokenizerConfig(vocab_size=2048),
     train=TrainConfig(
-        model=ModelConfig(
-            text=TextEncoderConfig(width=256, layers=4, heads=4, context=32), vision=VisionConfig(blocks=0)
-        ),
+        model=ModelConfig(text=TextConfig(width=256, layers=4, heads=4, context=32), vision=VisionConfig(blocks=0)),
         batch_size=512,
         num_steps=200,
         val_every=50,
@@ -61,9 +61,7 @@ DEBUG = Recipe(
     curate=CurateConfig(share=0.25),
     tokenizer=TokenizerConfig(vocab_size=600),
     train=TrainConfig(
-        model=ModelConfig(
-            text=TextEncoderConfig(width=32, layers=1, heads=2, context=24), vision=VisionConfig(blocks=1)
-        ),
+        model=ModelConfig(text=TextConfig(width=32, layers=1, heads=2, context=24), vision=VisionConfig(blocks=1)),
         batch_size=64,
         num_steps=20,
         val_every=10,
@@ -90,9 +88,7 @@ FLICKR8K = Recipe(
     embed=EmbedConfig(content="pooled"),
     curate=CurateConfig(share=0.9),
     train=TrainConfig(
-        model=ModelConfig(
-            text=TextEncoderConfig(width=256, layers=2, heads=4, context=48), vision=VisionConfig(blocks=0)
-        ),
+        model=ModelConfig(text=TextConfig(width=256, layers=2, heads=4, context=48), vision=VisionConfig(blocks=0)),
         batch_size=512,
         num_steps=200,
         val_every=50,
@@ -131,14 +127,12 @@ VITL14 = Recipe(
             resampling=(0, 9, 9, 9),
             nearest=(1, 10, 5, 3),
         ),
-        text=TextConfig(clusters=500_000, split=100, tail_share=0.06),
+        text=CaptionClustersConfig(clusters=500_000, split=100, tail_share=0.06),
         duplicates=DuplicatesConfig(neighbours=0),
     ),
     tokenizer=TokenizerConfig(kind="clip", vocab_size=49_408),
     train=TrainConfig(
-        model=ModelConfig(
-            text=TextEncoderConfig(width=1280, layers=24, heads=20, context=77), vision=VisionConfig(blocks=2)
-        ),
+        model=ModelConfig(text=TextConfig(width=1280, layers=24, heads=20, context=77), vision=VisionConfig(blocks=2)),
         batch_size=65_536,
         num_steps=50_000,
         val_every=1000,

@@ -65,6 +65,6 @@ VERBS = {
         "write a trained model as safetensors, dinotxt, huggingface and onnx, each compared with the model",
         "weights",
         commands.export,
-        ("words", "to", "format", "model"),
+        ("words", "to", "format", "model", "backbone", "int8"),
     ),
 }

@@ -28,7 +28,7 @@ DOORS = {
     "faiss": {"curation.clusters.screens"},
     "mlflow": {"pipeline.tracking"},
     "numba": {"curation.clusters.kernels", "curation.shards.reader", "evaluate.counting", "evaluate.windows"},
-    "onnxruntime": {"curation.clusters.integers", "train.export.onnx_text"},
+    "onnxruntime": {"curation.clusters.integers", "train.export.onnx_files"},
     "triton": {"train.attention_kernels", "train.loss_kernels"},
     "submitit": {"cluster.allocation", "cluster.slurm"},
     "torch.distributed.fsdp": {"train.parallel"},
@@ -51,8 +51,11 @@ def imports(module: str) -> frozenset[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} has a relative import: write the full name"
-            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+            # files that travel together in an exported folder find each other there by relative imports alone
+            is_shipped = module.startswith("train.export.shipped.")
+            assert not node.level or is_shipped, f"{module} has a relative import: write the full name"
+            source = f"train.export.shipped.{node.module}" if node.level else str(node.module)
+            names |= {source} | {f"{source}.{alias.name}" for alias in node.names}
     return frozenset(names)
 
 

@@ -14,11 +14,13 @@ from torch.distributed.tensor import DTensor
 from train.batch import Batch
 from train.config import LossConfig
 from train.loss import global_loss
-from train.model import DinoTxt, Features
+from train.model import DinoTxt, PairFeatures
 from train.shuffle import mix
 
 
-def backward(model: DinoTxt, parts: list[Batch], config: LossConfig, seed: int) -> tuple[Float32[Tensor, ""], Features]:
+def backward(
+    model: DinoTxt, parts: list[Batch], config: LossConfig, seed: int
+) -> tuple[Float32[Tensor, ""], PairFeatures]:
     """Add the gradient of the global loss to the parameters; the loss, and this rank's features without a graph."""
     world = dist.get_world_size()  # FSDP averages gradients over ranks; these are to be summed
     group = dist.group.WORLD if world > 1 else None
@@ -27,12 +29,12 @@ def backward(model: DinoTxt, parts: list[Batch], config: LossConfig, seed: int) 
         features = _encode(model, parts[0], mix(seed, 0))
         loss = global_loss(*features, config, group)
         (loss * world).backward()
-        return loss.detach(), Features(*(tensor.detach() for tensor in features))
+        return loss.detach(), PairFeatures(*(tensor.detach() for tensor in features))
 
     # First pass: features of all parts without a graph, and the gradient of the loss with respect to them.
     with torch.no_grad():
         encoded = [_encode(model, part, mix(seed, index)) for index, part in enumerate(parts)]
-    leaves = Features(
+    leaves = PairFeatures(
         torch.cat([part.images for part in encoded]).requires_grad_(),
         torch.cat([part.texts for part in encoded]).requires_grad_(),
         encoded[0].scale.requires_grad_(),
@@ -51,10 +53,10 @@ def backward(model: DinoTxt, parts: list[Batch], config: LossConfig, seed: int) 
         features = _encode(model, part, mix(seed, index))
         product = (features.images * d_images[index]).sum() + (features.texts * d_texts[index]).sum()
         (world * (product + features.scale * leaves.scale.grad / len(parts))).backward()
-    return loss.detach(), Features(*(leaf.detach() for leaf in leaves))
+    return loss.detach(), PairFeatures(*(leaf.detach() for leaf in leaves))
 
 
-def _encode(model: DinoTxt, part: Batch, seed: int) -> Features:
+def _encode(model: DinoTxt, part: Batch, seed: int) -> PairFeatures:
     torch.manual_seed(seed)  # drop path: the same rows in both passes, and after a resume
     return model(*part.to(model.logit_scale.log.device).inputs())
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from curation.encoders.views import centre_view, draft_px, random_view
+from curation.encoders.views import center_view, draft_px, random_view
 from curation.pairs.config import SourceConfig
 from curation.pairs.images import decode
 from curation.pairs.ranges import ByteRange
@@ -44,7 +44,7 @@ class Images:
     def _view(self, place: int, draw: int | None) -> UInt8[np.ndarray, "s s 3"]:
         augment = self.config.augment
         if draw is None:
-            return np.asarray(centre_view(decode(self.files.read(place), draft_px=self.side), self.side))
+            return np.asarray(center_view(decode(self.files.read(place), draft_px=self.side), self.side))
         image = decode(self.files.read(place), draft_px=draft_px(self.side, augment.least_area))
         return np.asarray(random_view(image, self.side, augment, draw))
 

@@ -43,8 +43,8 @@ def identity(batch: Batch) -> Batch:
 
 def live_spec(config: LiveConfig, spec: EmbeddingSpec) -> EmbeddingSpec:
     """What the model is trained on: all tokens of the backbone that the embeddings were made with."""
-    geometry = geometry_of(backbone_of(config, spec))
-    return replace(spec, content="tokens", grid=geometry.grid, num_registers=geometry.num_registers, dtype="float16")
+    seen = EmbeddingSpec.for_content(geometry_of(backbone_of(config, spec)), "tokens", 0)
+    return replace(spec, content="tokens", grid=seen.grid, num_registers=seen.num_registers, dtype=seen.dtype)
 
 
 def backbone_of(config: LiveConfig, spec: EmbeddingSpec) -> BackboneConfig:

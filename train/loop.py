@@ -30,7 +30,7 @@ from train.gradients import backward, clip_gradients
 from train.images import Images
 from train.live import LiveBackbone, identity
 from train.metrics_file import METRICS, StepNote, keep_metrics
-from train.model import DinoTxt, Features
+from train.model import DinoTxt, PairFeatures
 from train.optim import learning_rate, make_optimizer, set_learning_rate
 from train.parallel import parallelize, plain_name
 from train.shuffle import mix
@@ -226,7 +226,7 @@ def any_rank(*flags: bool | torch.Tensor) -> tuple[bool, ...]:
     return tuple(bool(vote) for vote in votes.tolist())
 
 
-def suspicious_keys(keys: list[str], features: Features) -> list[str]:
+def suspicious_keys(keys: list[str], features: PairFeatures) -> list[str]:
     """Keys of pairs whose features are not finite; the first keys of the batch when all are finite."""
     finite = features.images.isfinite().all(1) & features.texts.isfinite().all(1)
     return [key for key, is_finite in zip(keys, finite.tolist(), strict=True) if not is_finite][:20] or keys[:20]

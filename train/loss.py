@@ -163,7 +163,9 @@ class _Contrastive(torch.autograd.Function):
         ctx.ring = ring
         ctx.dtype = dtype
         ctx.is_narrow = is_narrow
-        return (ring.sum(total) / (2 * batch * ring.size)).float()
+
+        # Positives and sums come from different products: rounding can put a solved batch below 0
+        return (ring.sum(total) / (2 * batch * ring.size)).clamp_(min=0).float()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
@@ -280,7 +282,7 @@ class _Sigmoid(torch.autograd.Function):
         ctx.bias = bias
         ctx.ring = ring
         ctx.dtype = dtype
-        return (ring.sum(total) / (len(images) * ring.size)).float()
+        return (ring.sum(total) / (len(images) * ring.size)).clamp_(min=0).float()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:  # type: ignore[override]

@@ -221,7 +221,7 @@ class LogitScale(nn.Module):
         self.log.clamp_(0, MAX_LOGIT_SCALE)
 
 
-class Features(NamedTuple):
+class PairFeatures(NamedTuple):
     """What the loss needs of a batch: unit-norm features and the scale of the logits."""
 
     images: Float32[Tensor, "b f"]
@@ -265,8 +265,8 @@ class DinoTxt(nn.Module):
         cls: Float[Tensor, "b d"],
         registers: Float[Tensor, "b r d"],
         patches: Float[Tensor, "b p d"],
-    ) -> Features:
+    ) -> PairFeatures:
         """Unit-norm features of a batch of pairs."""
         images = self.encode_image_features(cls, registers, patches)
         texts = self.encode_tokens(captions)
-        return Features(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), self.logit_scale())
+        return PairFeatures(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), self.logit_scale())

@@ -125,19 +125,18 @@ def train_tokenizer(config: TokenizerConfig, captions: Iterator[str]) -> "Senten
 class SentencePieceTokenizer:
     """A trained sentencepiece model; pickles as its bytes."""
 
-    end_of_text = END_OF_TEXT
-
     def __init__(self, model: bytes) -> None:
         self.model = model
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size: int = self.processor.vocab_size()
+        self.end_of_text: int = self.processor.eos_id()
 
     def __reduce__(self) -> tuple[type, tuple[bytes]]:
         return SentencePieceTokenizer, (self.model,)
 
     def encode(self, texts: Sequence[str], context: int) -> list[list[int]]:
         """Token ids of each text, at most `context`, the last one end-of-text."""
-        return [[*ids[: context - 1], END_OF_TEXT] for ids in self.processor.encode(list(texts), num_threads=1)]
+        return [[*ids[: context - 1], self.end_of_text] for ids in self.processor.encode(list(texts), num_threads=1)]
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.model."""

@@ -13,7 +13,7 @@ from train.config import HeldOutMetric, TrainConfig
 from train.data import Pairs
 from train.live import EncodeImages, identity
 from train.loss import global_loss
-from train.model import DinoTxt, Features
+from train.model import DinoTxt, PairFeatures
 
 ACCURACY_ROWS = 512
 
@@ -64,7 +64,7 @@ def recall_at_1(images: Float32[Tensor, "n d"], texts: Float32[Tensor, "n d"]) -
     }
 
 
-def batch_accuracy(features: Features) -> float:
+def batch_accuracy(features: PairFeatures) -> float:
     """Share of this rank's first images whose own text is nearest among as many texts."""
     images, texts = features.images[:ACCURACY_ROWS], features.texts[:ACCURACY_ROWS]
     return recall_at_1(images, texts)["val_image_to_text_r1"]

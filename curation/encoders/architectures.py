@@ -1,4 +1,5 @@
-"""Sizes of the published backbones, by name: what is known of a backbone without torch and without its weights.
+"""Sizes of the published backbones, by name: what is known of a backbone without torch and without
+its weights.
 
 A multiply-add counts as 2 FLOP; norms, activations and soft-max are left out.
 """
@@ -39,7 +40,8 @@ class VisionTransformer:
 
 @dataclass(frozen=True)
 class EfficientNet:
-    """An EfficientNet-Lite up to its last block: a convolutional network without CLS and registers."""
+    """An EfficientNet-Lite up to its last block: a convolutional network without CLS and
+    registers."""
 
     dim: int
     """Channels of the last block."""
@@ -47,7 +49,8 @@ class EfficientNet:
     package: str
     """Python package that carries the weights."""
     flop_per_pixel: float
-    """Forward FLOP per pixel of the image, as torch's counter gives it for sides that are multiples of 32."""
+    """Forward FLOP per pixel of the image, as torch's counter gives it for sides that are multiples
+    of 32."""
     num_registers: int = 0
     hub_name: None = None
 
@@ -82,7 +85,8 @@ FRANCA = {
     "franca-vitg14": VisionTransformer(1536, 40, 24, 0, True),
 }
 
-# The first of three class tokens counts as CLS; the other two and seven registers count as registers
+# The first of three class tokens counts as CLS; the other two and seven registers count as
+# registers
 RADIO = {
     "c-radio-v4-h": VisionTransformer(1280, 32, 16, 9, hub_name="nvidia/C-RADIOv4-H"),
 }

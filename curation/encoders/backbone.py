@@ -1,6 +1,7 @@
 """The frozen image backbone: images in; CLS, registers and patches out, with their geometry.
 
-curation/encoders/families.py lists the backbones; curation/encoders/resolve.py chooses one, once, before anything runs.
+curation/encoders/families.py lists the backbones; curation/encoders/resolve.py chooses one, once,
+before anything runs.
 """
 
 from dataclasses import replace
@@ -18,7 +19,7 @@ from cluster.machine import Precision
 from curation.encoders.config import BackboneConfig, Geometry, concrete, geometry_of
 from curation.encoders.families import MEMBERS, Family
 from curation.encoders.resolve import resolve
-from curation.encoders.views import centre_view
+from curation.encoders.views import center_view
 from curation.encoders.weights import find_weights, read_tensors, recognize
 
 
@@ -31,7 +32,8 @@ class Features(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """A frozen encoder with its preprocessing; forward takes any sides that are multiples of the patch size."""
+    """A frozen encoder with its preprocessing; forward takes any sides that are multiples of the
+    patch size."""
 
     def __init__(self, encoder: nn.Module, geometry: Geometry, name: str, precision: Precision) -> None:
         super().__init__()
@@ -54,8 +56,9 @@ class Backbone(nn.Module):
         return next(self.parameters()).device
 
     def preprocess(self, image: Image.Image) -> Float[Tensor, "3 s s"]:
-        """Short side resized to image_size (bicubic, antialiased), center crop, the family's statistics; on the CPU."""
-        return self.normalize(centre_view(_rgb(image), self.geometry.image_size))
+        """Short side resized to image_size (bicubic, antialiased), center crop, the family's
+        statistics; on the CPU."""
+        return self.normalize(center_view(_rgb(image), self.geometry.image_size))
 
     def normalize(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         """The family's mean and standard deviation without resizing, for dense use; on the CPU."""
@@ -95,8 +98,19 @@ def pool_patches(
     return F.adaptive_avg_pool2d(maps, pooled).flatten(2).transpose(1, 2)
 
 
+def store_features(
+    features: Features, grid: tuple[int, int], num_registers: int, stored_grid: tuple[int, int]
+) -> Features:
+    """The tokens as a shard holds them: its number of registers, and patches pooled to its grid."""
+    patches = features.patches
+    if stored_grid != grid:
+        patches = pool_patches(patches, grid, stored_grid)
+    return Features(features.cls, features.registers[:, :num_registers], patches)
+
+
 def load_backbone(config: BackboneConfig, precision: Precision = "float32") -> Backbone:
-    """The frozen backbone of a config, on the GPU when there is one; its matmuls are done in the given precision."""
+    """The frozen backbone of a config, on the GPU when there is one; its matmuls are done in the
+    given precision."""
     config = resolve(config)
     file = find_weights(config.name, config.weights)
     if file is None:
@@ -117,7 +131,8 @@ def load_backbone(config: BackboneConfig, precision: Precision = "float32") -> B
 
 
 def random_backbone(config: BackboneConfig, precision: Precision = "float32") -> Backbone:
-    """A backbone with seeded random weights where its family can make them, else with its own; for tests and timing."""
+    """A backbone with seeded random weights where its family can make them, else with its own; for
+    tests and timing."""
     config = replace(config, name=concrete(config.name))
     family = MEMBERS[config.name]
     state = family.code().random_state(family.members[config.name])

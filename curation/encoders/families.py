@@ -1,6 +1,8 @@
-"""One record per family of backbones, with everything that the project knows of it; adding a family is one record.
+"""One record per family of backbones, with everything that the project knows of it; adding a family
+is one record.
 
-The records load no weights and import no torch: a family's code is imported when a backbone is built.
+The records load no weights and import no torch: a family's code is imported when a backbone is
+built.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,13 +25,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @runtime_checkable
 class FamilyCode(Protocol):
-    """What the module of a family holds. A state is a dict of tensors, by the names of the file it comes from."""
+    """What the module of a family holds. A state is a dict of tensors, by the names of the file it
+    comes from."""
 
     def matches(self, architecture: Any, state: Any) -> bool:
         """Whether the weights are those of the architecture."""
 
     def build(self, architecture: Any, state: Any) -> Any:
-        """A module: images to CLS, registers and patches. ValueError when weights are missing or do not fit."""
+        """A module: images to CLS, registers and patches. ValueError when weights are missing or do
+        not fit."""
 
     def random_state(self, architecture: Any) -> Any:
         """Seeded random weights; None where a family cannot make them."""
@@ -49,7 +53,8 @@ class Family:
     patch_size: int
     """Pixels along one side of a patch."""
     source: Literal["hub", "file", "package", "seed"]
-    """Where weights are found: the Hugging Face hub or a file, a file alone, a Python package, or a random seed."""
+    """Where weights are found: the Hugging Face hub or a file, a file alone, a Python package, or a
+    random seed."""
     code: Callable[[], FamilyCode]
     """Imports the module that builds its members, and torch and transformers with it."""
     mean: tuple[float, float, float] = IMAGENET_MEAN

@@ -1,4 +1,5 @@
-"""What the transformer backbones share: a model of transformers, and its tokens as CLS, registers and patches."""
+"""What the transformer backbones share: a model of transformers, and its tokens as CLS, registers
+and patches."""
 
 from typing import Any
 
@@ -7,7 +8,7 @@ import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
 class TokenEncoder(nn.Module):
@@ -24,8 +25,9 @@ class TokenEncoder(nn.Module):
         return tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:]
 
 
-def load_library_model(family: Any, config: Any, state: State) -> Any:
-    """A model of transformers with these weights in float32. ValueError when some are missing or do not fit."""
+def load_library_model(family: Any, config: Any, state: StateDict) -> Any:
+    """A model of transformers with these weights in float32. ValueError when some are missing or do
+    not fit."""
     transformers.utils.logging.disable_progress_bar()
     model, loaded = family.from_pretrained(
         None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float32
@@ -37,7 +39,7 @@ def load_library_model(family: Any, config: Any, state: State) -> Any:
     return model
 
 
-def random_library_state(family: Any, config: Any, seed: int) -> State:
+def random_library_state(family: Any, config: Any, seed: int) -> StateDict:
     """Seeded weights as the library initializes them; the caller's random state is left alone."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)

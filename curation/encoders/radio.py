@@ -1,7 +1,8 @@
 """C-RADIO, distilled from several teachers, through transformers' implementation. Patch size 16.
 
-It has several class tokens, each trained against other teachers: the first counts as CLS, the rest as registers. Pixels
-are normalized inside the model, so they come as values from 0 to 1. Ranzinger et al. 2024 (arXiv:2312.06709).
+It has several class tokens, each trained against other teachers: the first counts as CLS, the rest
+as registers. Pixels are normalized inside the model, so they come as values from 0 to 1. Ranzinger
+et al. 2024 (arXiv:2312.06709).
 """
 
 import math
@@ -11,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from curation.encoders.architectures import VisionTransformer
-from curation.encoders.library import State, TokenEncoder, load_library_model, random_library_state
+from curation.encoders.library import StateDict, TokenEncoder, load_library_model, random_library_state
 
 PATCH_SIZE = 16
 NUM_CLASS_TOKENS = 3
@@ -22,18 +23,19 @@ POSITIONS = (f"{PREFIX}pos_embed", "embeddings.position_embedding")
 TOKENS = (f"{PREFIX}cls_token.token", "embeddings.cls_register_token")
 
 
-def matches(architecture: VisionTransformer, state: State) -> bool:
-    """Whether the weights are those of this architecture, in the published naming or the library's."""
+def matches(architecture: VisionTransformer, state: StateDict) -> bool:
+    """Whether the weights are those of this architecture, in the published naming or the
+    library's."""
     tokens = _either(state, TOKENS)
     return tokens is not None and tuple(tokens.shape) == (1 + architecture.num_registers, architecture.dim)
 
 
-def _either(state: State, names: tuple[str, str]) -> Tensor | None:
+def _either(state: StateDict, names: tuple[str, str]) -> Tensor | None:
     published, library = names
     return state.get(published, state.get(library))
 
 
-def build(architecture: VisionTransformer, state: State) -> TokenEncoder:
+def build(architecture: VisionTransformer, state: StateDict) -> TokenEncoder:
     """The encoder with these weights. ValueError when some are missing or do not fit."""
     positions = _either(state, POSITIONS)
     if positions is None:
@@ -56,6 +58,6 @@ def library_config(architecture: VisionTransformer, max_image_size: int = MAX_IM
     )
 
 
-def random_state(architecture: VisionTransformer, seed: int = 0) -> State:
+def random_state(architecture: VisionTransformer, seed: int = 0) -> StateDict:
     """Seeded weights, initialized by the library; for tests and dry runs."""
     return random_library_state(transformers.RadioModel, library_config(architecture), seed)

@@ -1,4 +1,5 @@
-"""The choice of the frozen backbone, made once before anything runs: its name and its weights' sha256 are identity."""
+"""The choice of the frozen backbone, made once before anything runs: its name and its weights'
+sha256 are identity."""
 
 import hashlib
 import logging
@@ -14,10 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 def resolve(config: BackboneConfig) -> BackboneConfig:
-    """The config with a concrete name, a fitting image size and the weights' sha256; once resolved it stays as it is.
+    """The config with a concrete name, a fitting image size and the weights' sha256; once resolved
+    it stays as it is.
 
-    auto: the backbone that the named weights belong to; else DINOv2 ViT-S/14 with registers when the hub's cache holds
-    it or the hub answers within three seconds; else the stand-in.
+    auto: the backbone that the named weights belong to; else DINOv2 ViT-S/14 with registers when
+    the hub's cache holds it or the hub answers within three seconds; else the stand-in.
     """
     if config.digest:
         return config

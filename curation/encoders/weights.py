@@ -1,4 +1,5 @@
-"""Where a backbone's weights are: a path that the user names, the hub's cache, the hub, or an installed package."""
+"""Where a backbone's weights are: a path that the user names, the hub's cache, the hub, or an
+installed package."""
 
 import http.client
 import importlib.util
@@ -26,7 +27,8 @@ HEADS = ("dino_head.", "ibot_head.", "rasa_head.")
 
 
 def find_weights(name: str, path: str = "") -> Path | None:
-    """The file with the weights of a backbone, fetched from the hub if need be; None for seeded random weights."""
+    """The file with the weights of a backbone, fetched from the hub if need be; None for seeded
+    random weights."""
     family = MEMBERS[name]
     if family.source == "seed":
         return None
@@ -84,7 +86,8 @@ def is_cached(name: str) -> bool:
 
 
 def hub_answers(name: str, timeout_s: float = HUB_TIMEOUT_S) -> bool:
-    """Whether the hub offers the model. A thread asks, because looking up the host's name has no time-out."""
+    """Whether the hub offers the model. A thread asks, because looking up the host's name has no
+    time-out."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     url = huggingface_hub.hf_hub_url(_hub_name(name), "config.json")
@@ -104,7 +107,8 @@ def hub_answers(name: str, timeout_s: float = HUB_TIMEOUT_S) -> bool:
 
 
 def read_tensors(file: Path) -> dict[str, Any]:
-    """The backbone's tensors in a weights file, by the file's names; of a training checkpoint, the teacher's.
+    """The backbone's tensors in a weights file, by the file's names; of a training checkpoint, the
+    teacher's.
 
     ValueError for a file that cannot be read.
     """

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from curation.encoders.config import Geometry
 from curation.shards.codec import STORED_TYPES, Dtype, encode_tokens
 
 KEY = "key"
@@ -66,6 +67,50 @@ class EmbeddingSpec:
                 f"pooled embeddings with {self.num_registers} registers and grid {self.grid}: pooled means no "
                 "registers and a (1, 1) grid; use content=grid or content=tokens to keep more"
             )
+
+    @classmethod
+    def for_content(
+        cls,
+        geometry: Geometry,
+        content: Content,
+        grid: int,
+        *,
+        dtype: Dtype = "float16",
+        backbone: str = "",
+        digest: str = "",
+        description: str = "",
+        caption_encoder: str = "",
+        caption_dim: int = 0,
+    ) -> "EmbeddingSpec":
+        """What a content keeps of a backbone's tokens. `grid`: side of the patch grid, for content=grid alone.
+
+        ValueError for a grid that is finer than the backbone's.
+        """
+        if content == "grid" and grid > min(geometry.grid):
+            raise ValueError(
+                f"grid={grid} is finer than the backbone's {geometry.grid}: lower it, use content=tokens, or raise "
+                "backbone.image_size"
+            )
+        grids: dict[Content, tuple[int, int]] = {"pooled": (1, 1), "grid": (grid, grid), "tokens": geometry.grid}
+
+        return cls(
+            backbone=backbone,
+            digest=digest,
+            description=description,
+            image_size=geometry.image_size,
+            dim=geometry.dim,
+            num_registers=0 if content == "pooled" else geometry.num_registers,
+            grid=grids[content],
+            content=content,
+            dtype=dtype,
+            caption_encoder=caption_encoder,
+            caption_dim=caption_dim,
+        )
+
+    @property
+    def num_image_tokens(self) -> int:
+        """CLS, registers and patches of one image, as stored."""
+        return 1 + self.num_registers + self.grid[0] * self.grid[1]
 
     def num_tokens(self, column: str) -> int:
         """Tokens a row in one vector column; a caption embedding counts as one."""

@@ -15,7 +15,7 @@ from curation.choice.config import DuplicatesConfig, LeakageConfig
 from curation.choice.why import read_decisions, why
 from curation.clusters.config import LevelsConfig
 from curation.clusters.scan import InProcess
-from curation.config import CurateConfig, TextConfig
+from curation.config import CaptionClustersConfig, CurateConfig
 from curation.curate import curate, run
 from curation.shards.mapped import ShardError
 from curation.shards.reader import EmbeddingShards
@@ -57,7 +57,7 @@ def pool(tmp_path, embedding_spec, write_pool):
 
 
 def _config(workers=1, **changes):
-    fields = {"levels": LEVELS, "text": TextConfig(clusters=6), "duplicates": NO_HASHES}
+    fields = {"levels": LEVELS, "text": CaptionClustersConfig(clusters=6), "duplicates": NO_HASHES}
     return CurateConfig(**{**fields, **changes}, resources=Resources(workers=workers, cpus=1.0))
 
 
@@ -262,7 +262,12 @@ def test_automatic_clusters_are_no_more_than_distinct_points(tmp_path, embedding
     images = distinct * (1 + 1e-4 * rng.random(distinct.shape))
     spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=32, caption_dim=32)
     write_pool(tmp_path / "pool", spec, (700, 700), vectors={CLS: images, CAPTION_EMBEDDING: distinct})
-    changes = {"levels": LevelsConfig(), "text": TextConfig(split=split), "duplicates": NO_HASHES, "share": 0.1}
+    changes = {
+        "levels": LevelsConfig(),
+        "text": CaptionClustersConfig(split=split),
+        "duplicates": NO_HASHES,
+        "share": 0.1,
+    }
     out, summary = _run(tmp_path, tmp_path / "pool", **changes)
     assert summary["kept"] == 140
     levels = [len(np.load(path)) for path in sorted(out.glob("image/*.npy"))]
@@ -277,18 +282,20 @@ def test_clusters_too_many_for_one_stage_are_made_in_two(tmp_path, embedding_spe
     monkeypatch.setattr(curation.clusters.config, "PARTS", 5)
     spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=32, caption_dim=32)
     write_pool(tmp_path / "pool", spec, (800,))
-    out, _ = _run(tmp_path, tmp_path / "pool", levels=LevelsConfig(), text=TextConfig(), duplicates=NO_HASHES)
+    out, _ = _run(
+        tmp_path, tmp_path / "pool", levels=LevelsConfig(), text=CaptionClustersConfig(), duplicates=NO_HASHES
+    )
     assert [len(np.load(path)) for path in sorted(out.glob("*/*.npy"))] == [20, 2, 20]
 
 
 def test_a_pool_of_one_row(tmp_path, embedding_spec, write_pool):
     write_pool(tmp_path / "pool", embedding_spec(), (1,))
-    assert _run(tmp_path, tmp_path / "pool", levels=LevelsConfig(), text=TextConfig())[1]["kept"] == 1
+    assert _run(tmp_path, tmp_path / "pool", levels=LevelsConfig(), text=CaptionClustersConfig())[1]["kept"] == 1
 
 
 def test_a_split_that_does_not_divide_the_clusters_is_refused():
     with pytest.raises(ValueError, match=r"text.split is 4 on 6 text.clusters"):
-        TextConfig(clusters=6, split=4)
+        CaptionClustersConfig(clusters=6, split=4)
 
 
 def test_a_target_above_the_pool_is_refused_before_anything_is_clustered(tmp_path, pool):
@@ -331,7 +338,7 @@ def test_curation_of_a_long_tail_is_more_even_than_chance(tmp_path, embedding_sp
     spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=32, caption_dim=32)
     columns = {CLS: vectors[:, None], CAPTION_EMBEDDING: vectors[:, None]}
     write_pool(tmp_path / "pool", spec, (len(concepts),), vectors=columns)
-    shape = {"levels": LevelsConfig(clusters=(90, 30)), "text": TextConfig(clusters=30), "target_rows": 400}
+    shape = {"levels": LevelsConfig(clusters=(90, 30)), "text": CaptionClustersConfig(clusters=30), "target_rows": 400}
     found = {}
     for name in (method, "random"):
         out, _ = _run(tmp_path, tmp_path / "pool", name, method=name, **shape)

@@ -11,7 +11,7 @@ from curation.choice.balance import entropy
 from curation.choice.config import DuplicatesConfig, LeakageConfig
 from curation.clusters.config import LevelsConfig
 from curation.clusters.scan import InProcess
-from curation.config import CurateConfig, TextConfig
+from curation.config import CaptionClustersConfig, CurateConfig
 from curation.curate import curate
 from curation.report import curation_sections
 from curation.shards.schema import CLS
@@ -27,7 +27,7 @@ def curated(tmp_path, embedding_spec, write_pool):
         write_pool(tmp_path / "pool", embedding_spec(), (100, 200), vectors={CLS: images})
         fields = {
             "levels": LevelsConfig(clusters=(12, 3)),
-            "text": TextConfig(clusters=5),
+            "text": CaptionClustersConfig(clusters=5),
             "duplicates": DuplicatesConfig(perceptual_bits=-1, cosine=0.999),
         }
         out = tmp_path / "out"

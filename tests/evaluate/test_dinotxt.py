@@ -17,7 +17,7 @@ from evaluate.dinotxt import DinoTxtEncoder, load_encoder
 from evaluate.encoder import Encoder
 from train.config import ModelConfig, TextConfig, TokenizerConfig, VisionConfig
 from train.export.folder import LoadedModel, export_model
-from train.export.published import write_published_folder
+from train.export.published import HEAD_FILE, TEXT_FILE, write_published
 from train.model import DinoTxt
 from train.tokenizer import SentencePieceTokenizer, train_tokenizer
 
@@ -125,7 +125,8 @@ def test_published_weights_are_scored_on_a_backbone_of_their_size(
     config = ModelConfig(TextConfig(64, 1, 1, 16), VisionConfig(blocks=0))
     spec = load(tokenizer, "tokens").spec
     loaded = LoadedModel(DinoTxt(config, tokenizer.vocab_size, geometry.dim).eval(), tokenizer, spec)
-    write_published_folder(tmp_path, loaded)
+    write_published(loaded.model, tmp_path / HEAD_FILE, tmp_path / TEXT_FILE)
+    tokenizer.save(tmp_path)
     found, expected = load_encoder(tmp_path, BACKBONE), DinoTxtEncoder(load_backbone(BACKBONE), loaded)
     torch.testing.assert_close(found.encode_text(CAPTIONS), expected.encode_text(CAPTIONS))
     torch.testing.assert_close(found.encode_image(pictures(2)), expected.encode_image(pictures(2)))

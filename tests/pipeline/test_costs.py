@@ -3,13 +3,11 @@
 import pytest
 import torch
 
-from pipeline.costs import PaperModel, TokenGrid, gpu_hours, stored_bytes, stored_grid
+from pipeline.costs import PaperModel, gpu_hours
 from pipeline.presets import PRESETS
 from train.config import ModelConfig, TextConfig, VisionConfig
 from train.flop import head_matrix_weights, text_matrix_weights
 from train.model import DinoTxt
-
-VITL14 = TokenGrid(1024, 4, 16, 16)
 
 
 def test_parameters_are_the_published_ones() -> None:
@@ -42,13 +40,6 @@ def count(module: torch.nn.Module) -> int:
 
 def count_matrices(module: torch.nn.Module) -> int:
     return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, torch.nn.Linear))
-
-
-def test_stored_bytes_follow_content_and_format() -> None:
-    assert stored_bytes(stored_grid(VITL14, "pooled", 4), "float16") == 4096
-    assert stored_bytes(VITL14, "float16") == 261 * 1024 * 2
-    assert stored_bytes(VITL14, "int8") == 261 * (1024 + 4)
-    assert stored_grid(VITL14, "grid", 2).num_tokens == 1 + 4 + 4
 
 
 def test_gpu_hours_divide_work_by_rate() -> None:

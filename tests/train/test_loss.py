@@ -119,3 +119,13 @@ def rank_main(rank: int, world: int, store: str, rows: int) -> None:
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_loss_on_ranks_equals_one_process(world: int, tmp_path: Path) -> None:
     mp.spawn(rank_main, (world, str(tmp_path / "store"), 42), nprocs=world)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_a_solved_batch_has_no_negative_loss(kind: str, dtype: str) -> None:
+    """Every image equals its text and is orthogonal to the others: the loss is 0 but for rounding."""
+    for seed in range(5):
+        basis = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(seed)))[0]
+        config = LossConfig(kind=kind, dtype=dtype, sigmoid_bias=-50.0)
+        assert 0 <= global_loss(basis, basis.clone(), torch.tensor(100.0), config) < 0.1

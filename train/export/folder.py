@@ -1,9 +1,10 @@
-"""A finished model as plain files: model.safetensors, config.json and its tokenizer; `load_model` reads them back."""
+"""A finished model as plain files: model.safetensors, config.json and its tokenizer; `load_model`
+reads them back."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -40,13 +41,20 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """The model that the train step left in a folder, in evaluation mode."""
     if not (folder / CONFIG).is_file():
         raise ValueError(f"no {CONFIG} in {folder}: a model folder holds {CONFIG} and {WEIGHTS}; run the train step")
+
     fields = json.loads((folder / CONFIG).read_text())
+    if "spec" not in fields:
+        raise ValueError(
+            f"{folder / CONFIG} does not say what the model was trained on: a folder as training leaves it, or as "
+            "`export --format safetensors` writes it, is needed; name that one"
+        )
     spec = spec_from_dict(fields["spec"])
+
     model = DinoTxt(model_config(fields["model"]), fields["vocab_size"], spec.dim)
     model.load_state_dict(load_file(folder / WEIGHTS))
     return LoadedModel(model.to(device).eval(), load_tokenizer(folder), spec)
 
 
-def model_config(fields: dict) -> ModelConfig:
+def model_config(fields: dict[str, Any]) -> ModelConfig:
     """A model config from its JSON."""
     return ModelConfig(TextConfig(**fields["text"]), VisionConfig(**fields["vision"]))

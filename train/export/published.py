@@ -1,27 +1,39 @@
-"""The published dino.txt weights, in and out: two state dicts, a head and a text encoder, mapped by name.
+"""The published dino.txt weights, in and out: two state dicts, a head and a text encoder, mapped by
+name.
 
-The head's blocks are `block_list.N` in the DINOv2 release and `blocks.N` in DINOv3's; both are read, either is
-written. Neither file carries the logit scale: a model read from them has the initial one, which matters only when it
-is trained on.
+The head's blocks are `block_list.N` in the DINOv2 release and `blocks.N` in DINOv3's; both are
+read, either is written. Neither file carries the logit scale: a model read from them has the
+initial one, which matters only when it is trained on.
 """
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
+from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
 from curation.shards.schema import EmbeddingSpec, spec_from_dict
 from train.config import ModelConfig, TextConfig, VisionConfig
 from train.export.folder import LoadedModel
+from train.export.subject import Subject
 from train.model import HEAD_DIM, DinoTxt, LogitScale, num_heads
-from train.tokenizer import load_tokenizer
+from train.tokenizer import SentencePieceTokenizer, load_tokenizer
 
-State = dict[str, Tensor]
-RECORD = "record.json"
-HEAD_FILE, TEXT_FILE = "dinotxt_vision_head.pth", "dinotxt_text_encoder.pth"
+Weights = dict[str, Tensor]
+EXPORT_RECORD = "record.json"
+HEAD_FILE = "dinotxt_vision_head.pth"
+TEXT_FILE = "dinotxt_text_encoder.pth"
+SIZES_FROM = (
+    "backbone.token_embedding.weight",
+    "backbone.positional_embedding",
+    "head.linear_projection.weight",
+    "ln_final.weight",
+)
+# Our names to those of the release, as patterns
 HEAD_NAMES = (
     (r"vision\.norm\.", "ln_final."),
     (r"vision\.blocks\.(\d+)\.attention_norm\.", r"block_list.\1.norm1."),
@@ -51,84 +63,157 @@ def read_published(head: Path, text: Path) -> DinoTxt:
 def write_published(
     model: DinoTxt, head: Path, text: Path, blocks: Literal["block_list", "blocks"] = "block_list"
 ) -> None:
-    """Write a model as the two published files, in the key style of DINOv2's release or DINOv3's."""
+    """Write a model as the two published files, in the key style of DINOv2's release or
+    DINOv3's."""
     for state, path in zip(to_published(model.state_dict(), blocks), (head, text), strict=True):
         torch.save(state, path)
 
 
-def write_published_folder(folder: Path, loaded: LoadedModel) -> None:
-    """Write a model as the two published files beside its tokenizer; ValueError when their form cannot hold it."""
-    config, dim = loaded.model.config, loaded.spec.dim
+def write_published_folder(folder: Path, subject: Subject) -> None:
+    """Write a model as the two published files beside its tokenizer; ValueError when their form
+    cannot hold it.
+
+    The code that reads them takes a caption's feature at its largest token id, so a sentencepiece
+    vocabulary is written with end-of-text as its last id, and the token embeddings in the same
+    order.
+    """
+    loaded = subject.loaded
+    _check_form(loaded)
+    head, text = to_published(loaded.model.state_dict())
+    if isinstance(loaded.tokenizer, SentencePieceTokenizer):
+        order = last_id_first_order(loaded.tokenizer)
+        text["backbone.token_embedding.weight"] = text["backbone.token_embedding.weight"][order]
+        reorder(loaded.tokenizer, order).save(folder)
+    else:
+        loaded.tokenizer.save(folder)
+    torch.save(head, folder / HEAD_FILE)
+    torch.save(text, folder / TEXT_FILE)
+
+
+def _check_form(loaded: LoadedModel) -> None:
+    """ValueError for a model that the published form cannot express."""
+    config = loaded.model.config
     if config.vision.pooling != "concat":
         raise ValueError(
-            f"pooling {config.vision.pooling!r} in published files: whoever reads them takes concat(CLS, patch mean); "
-            "export another format, or train with pooling=concat"
+            f"pooling {config.vision.pooling!r} in published files: their reader takes concat(CLS, patch mean); export "
+            "another format, or train with pooling=concat"
+        )
+    if config.vision.blocks == 0:
+        raise ValueError(
+            "0 head blocks in published files: their reader then has no final norm, which this model has; export "
+            "another format, or train with at least one block"
         )
     if loaded.spec.content != "tokens":
         raise ValueError(
-            f"a model of {loaded.spec.content} embeddings in published files: whoever reads them gives all "
-            "patches, which it was not trained on; export another format, or train on content=tokens"
+            f"a model of {loaded.spec.content} embeddings in published files: their reader passes all patches, which "
+            "it was not trained on; export another format, or train on content=tokens"
         )
-    for what, width, heads in (("text", config.text.width, config.text.heads), ("vision", dim, num_heads(dim))):
-        if width != heads * HEAD_DIM and (what == "text" or config.vision.blocks):
-            raise ValueError(
-                f"{what} width {width} in published files: whoever reads them takes one head for every {HEAD_DIM} "
-                "channels, which this model has not; export another format, or train with such a width"
-            )
-    write_published(loaded.model, folder / HEAD_FILE, folder / TEXT_FILE)
-    loaded.tokenizer.save(folder)
+    _check_heads("text", config.text.width, config.text.heads)
+    _check_heads("vision", loaded.spec.dim, num_heads(loaded.spec.dim))
+
+
+def _check_heads(side: str, width: int, heads: int) -> None:
+    if width != heads * HEAD_DIM:
+        raise ValueError(
+            f"{side} width {width} with {heads} heads in published files: their reader takes one head per {HEAD_DIM} "
+            "channels; export another format, or train with such a width"
+        )
+
+
+def last_id_first_order(tokenizer: SentencePieceTokenizer) -> list[int]:
+    """Old ids in their new order: end-of-text moves to the end. With end-of-text 1 of four ids: [0,
+    2, 3, 1]."""
+    others = [index for index in range(tokenizer.vocab_size) if index != tokenizer.end_of_text]
+    return [*others, tokenizer.end_of_text]
+
+
+def reorder(tokenizer: SentencePieceTokenizer, order: Sequence[int]) -> SentencePieceTokenizer:
+    """The same vocabulary with its pieces in another order; a piece's place is its id."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
+    pieces = [proto.pieces[index] for index in order]
+    del proto.pieces[:]
+    proto.pieces.extend(pieces)
+    return SentencePieceTokenizer(proto.SerializeToString())
 
 
 def load_published(folder: Path) -> LoadedModel:
-    """The model of a folder with the two published files (`*head*.pth`, `*text*.pth`) and a tokenizer's files.
+    """The model of a folder with the two published files (`*head*.pth`, `*text*.pth`) and a
+    tokenizer's files.
 
-    The files do not name their backbone: our exports do, in the record beside them; without one its tokens are taken
-    to be those of the release: 224 pixels, 4 registers.
+    The files do not name their backbone: our exports do, in the record beside them; without one its
+    tokens are taken to be those of the release: 224 pixels, 4 registers.
     """
-    found = [sorted(folder.glob(pattern)) for pattern in ("*head*.pth", "*text*.pth")]
-    if [len(files) for files in found] != [1, 1]:
+    heads = sorted(folder.glob("*head*.pth"))
+    texts = sorted(folder.glob("*text*.pth"))
+    if len(heads) != 1 or len(texts) != 1:
         raise ValueError(
-            f"{folder} holds {[path.name for files in found for path in files]}: one head (*head*.pth) and one text "
-            "encoder (*text*.pth) are needed, with vocab.json and merges.txt beside them"
+            f"{folder} holds {[path.name for path in (*heads, *texts)]}: one head (*head*.pth) and one text encoder "
+            "(*text*.pth) are needed, with the tokenizer's files beside them"
         )
-    model, tokenizer = read_published(found[0][0], found[1][0]), load_tokenizer(folder)
+    model = read_published(heads[0], texts[0])
+    tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size != model.text.token_embedding.num_embeddings:
         raise ValueError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} pieces, the text encoder "
             f"{model.text.token_embedding.num_embeddings}: they must be of one model; put its own tokenizer there"
         )
-    spec = EmbeddingSpec(
-        "", "", "published dino.txt weights", 224, model.image_dim, 4, (16, 16), "tokens", "float16", "", 0
-    )
-    if (folder / RECORD).is_file():
-        spec = spec_from_dict(json.loads((folder / RECORD).read_text())["embeddings"])
+
+    if (folder / EXPORT_RECORD).is_file():
+        spec = spec_from_dict(json.loads((folder / EXPORT_RECORD).read_text())["embeddings"])
+    else:
+        spec = EmbeddingSpec(
+            backbone="",
+            digest="",
+            description="published dino.txt weights",
+            image_size=224,
+            dim=model.image_dim,
+            num_registers=4,
+            grid=(16, 16),
+            content="tokens",
+            dtype="float16",
+            caption_encoder="",
+            caption_dim=0,
+        )
     return LoadedModel(model, tokenizer, spec)
 
 
-def from_published(head: State, text: State) -> DinoTxt:
-    """The model of two published state dicts; its sizes are read off the shapes."""
+def from_published(head: Weights, text: Weights) -> DinoTxt:
+    """The model of two published state dicts; its sizes are read off the shapes. ValueError for
+    other weights."""
     head = {re.sub(r"^blocks\.", "block_list.", name): tensor for name, tensor in head.items()}
-    with torch.device("meta"):
-        model = DinoTxt(published_config(head, text), text["backbone.token_embedding.weight"].shape[0], _dim(head))
     published = {**head, **text}
+    _check_names(set(SIZES_FROM), published)
+
+    with torch.device("meta"):
+        vocab_size = text["backbone.token_embedding.weight"].shape[0]
+        model = DinoTxt(published_config(head, text), vocab_size, _dim(head))
     names = {name: published_name(name) for name in model.state_dict() if not name.startswith("logit_scale")}
-    missing = sorted(set(names.values()) - set(published))
-    unknown = sorted(set(published) - set(names.values()))
-    if missing or unknown:
-        raise ValueError(
-            f"not dino.txt weights: missing {missing[:5]} ({len(missing)}), unknown {unknown[:5]} ({len(unknown)}); "
-            "give the head file first, then the text encoder's"
-        )
+    _check_names(set(names.values()), published, is_complete=True)
+
     state = {name: published[theirs].float() for name, theirs in names.items()}
     model.load_state_dict({**state, "logit_scale.log": LogitScale().log.detach()}, assign=True)
     return model.eval()
 
 
-def to_published(state: State, blocks: Literal["block_list", "blocks"] = "block_list") -> tuple[State, State]:
+def _check_names(required: set[str], published: Weights, is_complete: bool = False) -> None:
+    """ValueError when a required tensor is missing or, where the list is complete, another one is
+    there."""
+    missing = sorted(required - set(published))
+    unknown = sorted(set(published) - required) if is_complete else []
+    if missing or unknown:
+        raise ValueError(
+            f"not dino.txt weights: missing {missing[:5]} ({len(missing)}), unknown {unknown[:5]} ({len(unknown)}); "
+            "give the head file first, then the text encoder's"
+        )
+
+
+def to_published(state: Weights, blocks: Literal["block_list", "blocks"] = "block_list") -> tuple[Weights, Weights]:
     """Head and text encoder of a model's state dict, by published names."""
     head = {published_name(name): tensor for name, tensor in state.items() if name.startswith("vision.")}
     text = {published_name(name): tensor for name, tensor in state.items() if name.startswith("text.")}
-    return {re.sub(r"^block_list\.", f"{blocks}.", name): tensor for name, tensor in head.items()}, text
+
+    head = {re.sub(r"^block_list\.", f"{blocks}.", name): tensor for name, tensor in head.items()}
+    return head, text
 
 
 def published_name(name: str) -> str:
@@ -139,16 +224,19 @@ def published_name(name: str) -> str:
     raise ValueError(f"{name} has no published counterpart: only the vision head and the text encoder were published")
 
 
-def published_config(head: State, text: State) -> ModelConfig:
+def published_config(head: Weights, text: Weights) -> ModelConfig:
     """The sizes of published state dicts."""
     context, width = text["backbone.positional_embedding"].shape
     layers = sum(bool(re.fullmatch(r"backbone\.blocks\.\d+\.attention\.qkv\.weight", name)) for name in text)
     blocks = sum(bool(re.fullmatch(r"block_list\.\d+\.attn\.qkv\.weight", name)) for name in head)
-    features = text["head.linear_projection.weight"].shape[0]
-    pooling: Literal["concat", "cls"] = "concat" if features == 2 * _dim(head) else "cls"
-    heads = max(1, width // HEAD_DIM)
-    return ModelConfig(TextConfig(width, layers, heads, context), VisionConfig(blocks=blocks, pooling=pooling))
+
+    # Text features twice as wide as a token align with CLS and with the patch mean, side by side
+    num_features = text["head.linear_projection.weight"].shape[0]
+    pooling: Literal["concat", "cls"] = "concat" if num_features == 2 * _dim(head) else "cls"
+
+    text_heads = max(1, width // HEAD_DIM)
+    return ModelConfig(TextConfig(width, layers, text_heads, context), VisionConfig(blocks=blocks, pooling=pooling))
 
 
-def _dim(head: State) -> int:
+def _dim(head: Weights) -> int:
     return head["ln_final.weight"].shape[0]

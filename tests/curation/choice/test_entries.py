@@ -11,7 +11,7 @@ from curation.choice.why import why
 from curation.clusters.config import LevelsConfig
 from curation.clusters.scan import InProcess, Points
 from curation.clusters.vectors import ShardVectors
-from curation.config import CurateConfig, TextConfig
+from curation.config import CaptionClustersConfig, CurateConfig
 from curation.curate import curate
 from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CLS
@@ -91,7 +91,9 @@ def test_the_step_balances_over_entries(tmp_path, pool, method):
 
 def test_pairs_without_an_entry_can_be_kept(tmp_path, pool):
     folder, path = pool(_long_tail(), ("dog", "axolotl"))
-    out, summary = _curate(tmp_path, folder, path, method="text", text=TextConfig(threshold=40.0, unmatched="keep"))
+    out, summary = _curate(
+        tmp_path, folder, path, method="text", text=CaptionClustersConfig(threshold=40.0, unmatched="keep")
+    )
     rows = read_selection(out, EmbeddingShards(folder)).rows
     assert np.isin(np.arange(300, 360), rows).all()
     assert 20 < (rows < 300).sum() < 65
@@ -102,14 +104,14 @@ def test_pairs_without_an_entry_can_be_kept(tmp_path, pool):
 def test_a_target_below_what_is_never_dropped_is_refused(tmp_path, pool, changes):
     folder, path = pool(_long_tail(), ("dog", "axolotl"))
     with pytest.raises(ValueError, match="19 pairs asked, 20 hold no metadata entry"):
-        _curate(tmp_path, folder, path, **changes, text=TextConfig(unmatched="keep"), target_rows=19)
+        _curate(tmp_path, folder, path, **changes, text=CaptionClustersConfig(unmatched="keep"), target_rows=19)
 
 
 @pytest.mark.parametrize("unmatched", ["drop", "keep"])
 @pytest.mark.parametrize("tail_share", [0.0, 0.06])
 def test_entries_that_no_caption_holds_are_refused(tmp_path, pool, unmatched, tail_share):
     folder, path = pool(_long_tail(), ("Dog", "yeti"))
-    text = TextConfig(unmatched=unmatched, tail_share=tail_share)
+    text = CaptionClustersConfig(unmatched=unmatched, tail_share=tail_share)
     with pytest.raises(ValueError, match=r"no caption of 360 pairs holds any of 2 entries.*case counts"):
         _curate(tmp_path, folder, path, method="text", text=text)
 
@@ -124,7 +126,7 @@ def test_the_selection_does_not_depend_on_order(tmp_path, pool, write_pool, embe
     folder, path = pool(_long_tail(), ("dog", "axolotl"))
     config = {
         "method": "text",
-        "text": TextConfig(threshold=25.0),
+        "text": CaptionClustersConfig(threshold=25.0),
         "duplicates": DuplicatesConfig(False, -1, cosine=2.0),
     }
     one, _ = _curate(tmp_path, folder, path, "one", **config)

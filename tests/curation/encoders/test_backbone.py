@@ -104,7 +104,8 @@ def test_geometry_is_known_without_weights() -> None:
 
 
 def test_every_backbone_is_described_without_weights() -> None:
-    """One record says all: a member of any family has a geometry, a cost, a licence and a description."""
+    """One record says all: a member of any family has a geometry, a cost, a licence and a
+    description."""
     for name, family in MEMBERS.items():
         size = 14 * family.patch_size
         config = BackboneConfig(name, image_size=size)

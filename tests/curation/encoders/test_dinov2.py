@@ -1,4 +1,5 @@
-"""DINOv2: parity with an independent transcription of the published architecture, and the ways weights come in."""
+"""DINOv2: parity with an independent transcription of the published architecture, and the ways
+weights come in."""
 
 import math
 import re
@@ -23,7 +24,8 @@ TINY = VisionTransformer(32, 2, 2, 4)
 
 
 def published_forward(state: dict[str, Tensor], images: Tensor, num_heads: int) -> Tensor:
-    """The published ViT, transcribed: tokens (CLS, registers, patches) after the last layer norm."""
+    """The published ViT, transcribed: tokens (CLS, registers, patches) after the last layer
+    norm."""
     has_registers = "register_tokens" in state
     patches = F.conv2d(images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=14)
     height, width = patches.shape[2:]
@@ -147,7 +149,8 @@ def test_giant_has_the_published_swiglu_width() -> None:
 
 
 def as_franca(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """As Franca publishes them: the teacher of a training checkpoint, its blocks in chunks, with heads beside."""
+    """As Franca publishes them: the teacher of a training checkpoint, its blocks in chunks, with
+    heads beside."""
     renamed = {}
     for name, tensor in state.items():
         block = re.fullmatch(r"blocks\.(\d+)\.(.*)", name)

@@ -1,4 +1,5 @@
-"""DINOv3: parity with the library and with an independent transcription of the published architecture."""
+"""DINOv3: parity with the library and with an independent transcription of the published
+architecture."""
 
 import math
 from pathlib import Path
@@ -20,7 +21,8 @@ State = dict[str, Tensor]
 
 
 def published_state(architecture: VisionTransformer) -> State:
-    """Random tensors in Meta's published names and shapes, with the masked key bias and the rotations' periods."""
+    """Random tensors in Meta's published names and shapes, with the masked key bias and the
+    rotations' periods."""
     generator = torch.Generator().manual_seed(0)
     dim = architecture.dim
     shapes: dict[str, tuple[int, ...]] = {
@@ -61,7 +63,8 @@ def published_state(architecture: VisionTransformer) -> State:
 
 
 def published_forward(state: State, images: Tensor, num_heads: int) -> Tensor:
-    """The published ViT, transcribed: tokens (CLS, registers, patches) after the last layer norm."""
+    """The published ViT, transcribed: tokens (CLS, registers, patches) after the last layer
+    norm."""
     patches = F.conv2d(images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=16)
     height, width = patches.shape[2:]
     prefix = torch.cat((state["cls_token"], state["storage_tokens"]), 1).expand(len(images), -1, -1)
@@ -78,7 +81,8 @@ def published_forward(state: State, images: Tensor, num_heads: int) -> Tensor:
 
 
 def rotation_angles(height: int, width: int, periods: Tensor) -> Tensor:
-    """Angle per patch and channel of a head: row angles, column angles, and both again for the second half."""
+    """Angle per patch and channel of a head: row angles, column angles, and both again for the
+    second half."""
     rows = (torch.arange(height) + 0.5) / height * 2 - 1
     columns = (torch.arange(width) + 0.5) / width * 2 - 1
     row_angles = 2 * math.pi * rows[:, None] / periods

@@ -13,7 +13,8 @@ MAX_IMAGE_SIZE = 128
 
 
 def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of the library under the names of the published files (queries, keys and values in one tensor)."""
+    """A state dict of the library under the names of the published files (queries, keys and values
+    in one tensor)."""
     prefix = "radio_model.model."
     renamed = {}
     for name, tensor in state.items():

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from curation.encoders.config import BackboneConfig, geometry_of
 from curation.shards.codec import Dtype, decode_tokens, encode_tokens
 from curation.shards.schema import CLS, PATCHES, REGISTERS, EmbeddingSpec, arrow_schema, scale_column, spec_of
 
@@ -85,3 +86,18 @@ def test_float16_overflow_is_refused(tokens: np.ndarray) -> None:
     tokens[0, 0, 0] = 1e5
     with pytest.raises(ValueError, match="bfloat16"):
         encode_tokens(tokens, "float16")
+
+
+def test_stored_bytes_follow_content_and_format() -> None:
+    """ViT-L/14 with registers at 224 px: 1 + 4 + 256 tokens of 1,024 channels."""
+    geometry = geometry_of(BackboneConfig("dinov2-vitl14-reg"))
+    assert EmbeddingSpec.for_content(geometry, "pooled", 4).row_bytes() == 4096
+    assert EmbeddingSpec.for_content(geometry, "tokens", 4).row_bytes() == 261 * 1024 * 2
+    assert EmbeddingSpec.for_content(geometry, "tokens", 4, dtype="int8").row_bytes() == 261 * (1024 + 4)
+    assert EmbeddingSpec.for_content(geometry, "grid", 2).num_image_tokens == 1 + 4 + 4
+
+
+def test_a_grid_finer_than_the_backbones_is_refused() -> None:
+    geometry = geometry_of(BackboneConfig("random-vit", image_size=56))
+    with pytest.raises(ValueError, match="finer than the backbone's"):
+        EmbeddingSpec.for_content(geometry, "grid", 5)

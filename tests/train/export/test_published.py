@@ -1,7 +1,8 @@
-"""Published dino.txt weights: random tensors in published names and shapes, against a reference of torch primitives.
+"""Published dino.txt weights: random tensors in published names and shapes, against a reference of
+torch primitives.
 
-The reference is written from the published layout, pads captions as the published code does, and shares no code with
-ours.
+The reference is written from the published layout, pads captions as the published code does, and
+shares no code with ours.
 """
 
 from pathlib import Path
@@ -147,3 +148,5 @@ def test_files_of_something_else_are_refused() -> None:
     head["rope.periods"] = torch.ones(3)
     with pytest.raises(ValueError, match="unknown"):
         from_published(head, text)
+    with pytest.raises(ValueError, match="missing"):
+        from_published({}, text)

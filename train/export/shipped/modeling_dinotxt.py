@@ -1,51 +1,32 @@
-"""dino.txt for `AutoModel.from_pretrained(folder, trust_remote_code=True)`: this file travels in the exported folder.
+"""dino.txt for `AutoModel.from_pretrained(folder, trust_remote_code=True)`: this file travels in
+the exported folder.
 
-It needs torch and transformers alone and shares no code with training: padded captions and plain products, so that it
-is also an independent reading of the architecture (arXiv:2412.16334). Images come as the tokens of the frozen backbone
-that `config.backbone` names. Captions are padded on the right; what follows end-of-text changes nothing.
+It needs torch and transformers alone and shares no code with training: padded captions and plain
+products, so that it is also an independent reading of the architecture (arXiv:2412.16334). Pixels
+go through the frozen backbone and the vision head, captions through a causal text encoder that
+reads its feature at end-of-text.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-
-class DinoTxtConfig(PretrainedConfig):
-    """Sizes of the text encoder and of the head on the backbone's tokens."""
-
-    model_type = "dinotxt"
-
-    def __init__(
-        self,
-        vocab_size: int = 4096,
-        text_width: int = 384,
-        text_layers: int = 6,
-        text_heads: int = 6,
-        context: int = 77,
-        image_dim: int = 384,
-        vision_blocks: int = 2,
-        vision_heads: int = 6,
-        vision_hidden: int = 1024,
-        pooling: str = "concat",
-        backbone: str = "",
-        **others: Any,
-    ) -> None:
-        self.vocab_size, self.context = vocab_size, context
-        self.text_width, self.text_layers, self.text_heads = text_width, text_layers, text_heads
-        self.image_dim, self.pooling, self.backbone = image_dim, pooling, backbone
-        self.vision_blocks, self.vision_heads, self.vision_hidden = vision_blocks, vision_heads, vision_hidden
-        super().__init__(**others)
+from .backbone_dinotxt import build_backbone, referenced_weights
+from .configuration_dinotxt import DinoTxtConfig, DinoTxtTextConfig, DinoTxtVisionConfig
 
 
 @dataclass
 class DinoTxtOutput(ModelOutput):
     """What a forward pass gives; every embedding has unit norm."""
 
+    loss: Tensor | None = None
     logits_per_image: Tensor | None = None
     logits_per_text: Tensor | None = None
     text_embeds: Tensor | None = None
@@ -54,6 +35,8 @@ class DinoTxtOutput(ModelOutput):
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention with one product for queries, keys and values."""
+
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -63,27 +46,36 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x: batch, tokens, dim; mask: tokens, tokens, added to the scores."""
         batch, length, dim = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        scores = q @ k.transpose(-1, -2) * (dim // self.heads) ** -0.5
+        head_dim = dim // self.heads
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, head_dim).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-1, -2) * head_dim**-0.5
         if mask is not None:
             scores = scores + mask
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, dim))
 
 
 class TextMlp(nn.Module):
+    """Two linear layers with the exact GELU between them."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class TextBlock(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+class TextBlock(GradientCheckpointingLayer):
+    """Pre-norm causal transformer block."""
+
+    def __init__(self, config: DinoTxtTextConfig) -> None:
         super().__init__()
-        self.attention_norm, self.attention = nn.LayerNorm(width), Attention(width, heads)
-        self.mlp_norm, self.mlp = nn.LayerNorm(width), TextMlp(width)
+        width = config.hidden_size
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, config.num_attention_heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = TextMlp(width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x), mask)
@@ -91,47 +83,111 @@ class TextBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Causal transformer; a caption's feature is its last token, projected."""
+    """Causal transformer; a caption's feature is its end-of-text token, projected."""
 
-    def __init__(self, config: DinoTxtConfig) -> None:
+    def __init__(self, config: DinoTxtTextConfig, projection_dim: int) -> None:
         super().__init__()
-        width = config.text_width
+        width = config.hidden_size
         self.token_embedding = nn.Embedding(config.vocab_size, width)
-        self.position_embedding = nn.Parameter(torch.zeros(config.context, width))
-        self.blocks = nn.ModuleList(TextBlock(width, config.text_heads) for _ in range(config.text_layers))
+        self.position_embedding = nn.Parameter(torch.zeros(config.max_position_embeddings, width))
+        self.blocks = nn.ModuleList(TextBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(width)
-        features = config.image_dim * (2 if config.pooling == "concat" else 1)
-        self.projection = nn.Linear(width, features, bias=False)
+        self.projection = nn.Linear(width, projection_dim, bias=False)
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """input_ids: batch, tokens, padded on the right; lengths: tokens of each caption, end-of-text included."""
+        """input_ids: batch, tokens, from the left; lengths: tokens per caption, end-of-text
+        included."""
         length = input_ids.shape[1]
         x = self.token_embedding(input_ids) + self.position_embedding[:length]
+
+        # A token attends to itself and to those before it, so that padding on the right changes
+        # nothing
         place = torch.arange(length, device=x.device)
         hidden = place[None, :] > place[:, None]
         mask = torch.zeros(length, length, dtype=x.dtype, device=x.device).masked_fill(hidden, -torch.inf)
         for block in self.blocks:
             x = block(x, mask)
+
         ends = (lengths - 1)[:, None, None].expand(-1, 1, x.shape[2])
         return self.projection(self.norm(x.gather(1, ends)[:, 0]))
 
 
+def find_captions(input_ids: Tensor, attention_mask: Tensor | None, config: DinoTxtTextConfig) -> tuple[Tensor, Tensor]:
+    """Token ids moved to the left edge, and tokens per caption, wherever the padding is.
+
+    A caption starts at begin-of-text, or at the first token that is no padding and no end-of-text,
+    and ends with the first end-of-text after its start. With end-of-text 1: [1, 1, 7, 8, 1] and [7,
+    8, 1, 1, 1] are both [7, 8, 1]. ValueError for a caption without end-of-text.
+    """
+    length = input_ids.shape[1]
+    place = torch.arange(length, device=input_ids.device)
+    is_end = input_ids == config.eos_token_id
+
+    if attention_mask is not None:
+        is_start = attention_mask.bool()
+    elif config.bos_token_id is not None:
+        is_start = input_ids == config.bos_token_id
+    else:
+        is_start = ~is_end
+    start = is_start.int().argmax(1)  # the first one; 0 where there is none, as in an empty caption
+
+    is_last = is_end & (place >= start[:, None])
+    if not torch.compiler.is_compiling() and not is_last.any(1).all():
+        rows = (~is_last.any(1)).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"captions {rows[:5]} have no end-of-text token ({config.eos_token_id}): its place holds their feature; "
+            "encode them with the tokenizer of this folder, and cut them with truncation=True"
+        )
+    lengths = is_last.int().argmax(1) - start + 1
+
+    source = (start[:, None] + place).clamp(max=length - 1)
+    return input_ids.gather(1, source), lengths
+
+
+def cut_captions(input_ids: Tensor, lengths: Tensor, config: DinoTxtTextConfig) -> tuple[Tensor, Tensor]:
+    """Captions of at most the context, the last token end-of-text; a warning says how many were
+    cut."""
+    context = config.max_position_embeddings
+    if input_ids.shape[1] <= context:
+        return input_ids, lengths
+
+    is_long = lengths > context
+    if is_long.any():
+        warnings.warn(
+            f"{int(is_long.sum())} captions have more than {context} tokens and are cut: this text encoder takes no "
+            "more; shorten them",
+            stacklevel=3,
+        )
+    input_ids = input_ids[:, :context].clone()
+    input_ids[is_long, -1] = config.eos_token_id
+    return input_ids, lengths.clamp(max=context)
+
+
 class SwiGlu(nn.Module):
+    """w3(silu(w1 x) * (w2 x))."""
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.w1, self.w2, self.w3 = nn.Linear(dim, hidden), nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.w1 = nn.Linear(dim, hidden)
+        self.w2 = nn.Linear(dim, hidden)
+        self.w3 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w3(F.silu(self.w1(x)) * self.w2(x))
 
 
-class VisionBlock(nn.Module):
-    def __init__(self, config: DinoTxtConfig) -> None:
+class VisionBlock(GradientCheckpointingLayer):
+    """Pre-norm block with LayerScale on all tokens of an image."""
+
+    def __init__(self, config: DinoTxtVisionConfig) -> None:
         super().__init__()
-        dim = config.image_dim
-        self.attention_norm, self.attention = nn.LayerNorm(dim), Attention(dim, config.vision_heads)
-        self.mlp_norm, self.mlp = nn.LayerNorm(dim), SwiGlu(dim, config.vision_hidden)
-        self.attention_scale, self.mlp_scale = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.ones(dim))
+        dim = config.hidden_size
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = Attention(dim, config.num_attention_heads)
+        self.attention_scale = nn.Parameter(torch.ones(dim))
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = SwiGlu(dim, config.intermediate_size)
+        self.mlp_scale = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention_scale * self.attention(self.attention_norm(x))
@@ -141,13 +197,14 @@ class VisionBlock(nn.Module):
 class VisionHead(nn.Module):
     """Blocks and a LayerNorm on all tokens of the frozen backbone."""
 
-    def __init__(self, config: DinoTxtConfig) -> None:
+    def __init__(self, config: DinoTxtVisionConfig) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.vision_blocks))
-        self.norm = nn.LayerNorm(config.image_dim)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, cls: Tensor, registers: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """cls: batch, dim; registers, patches: batch, tokens, dim. CLS and patches, aligned with text."""
+        """cls: batch, dim; registers, patches: batch, tokens, dim. CLS and patches, aligned with
+        text."""
         x = torch.cat([cls[:, None], registers, patches], dim=1)
         for block in self.blocks:
             x = block(x)
@@ -156,57 +213,116 @@ class VisionHead(nn.Module):
 
 
 class LogitScale(nn.Module):
-    def __init__(self) -> None:
+    """The learned temperature, as the logarithm of what multiplies the cosines."""
+
+    def __init__(self, initial: float) -> None:
         super().__init__()
-        self.log = nn.Parameter(torch.zeros(1))
+        self.log = nn.Parameter(torch.full((1,), initial))
 
 
 class DinoTxtModel(PreTrainedModel):
-    """Text encoder, vision head and temperature, with CLIP's method names."""
+    """Frozen backbone, vision head, text encoder and temperature, with CLIP's method names."""
 
     config_class = DinoTxtConfig
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: DinoTxtConfig) -> None:
         super().__init__(config)
-        self.text, self.vision, self.logit_scale = TextEncoder(config), VisionHead(config), LogitScale()
+        vision = config.vision_config
+        self.text = TextEncoder(config.text_config, config.projection_dim)
+        self.vision = VisionHead(vision)
+        self.logit_scale = LogitScale(config.logit_scale_init_value)
+        self.backbone = build_backbone(vision.backbone_config, vision.backbone_registers).requires_grad_(False)
+        if vision.backbone_reference:
+            self._keys_to_ignore_on_load_missing = [r"^backbone\."]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Weights come from the folder: there is nothing to initialise."""
+        """Weights come from the folder: there is nothing to initialize."""
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """batch, features; not normalised. pooling=concat: the first half aligns with CLS, the last with patches."""
-        if attention_mask is None:
-            lengths = torch.full((len(input_ids),), input_ids.shape[1], device=input_ids.device)
-        else:
-            lengths = attention_mask.sum(1)
-        return self.text(input_ids, lengths)
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
+        """The model of a folder; a backbone that the folder only names is fetched from the hub and
+        verified."""
+        loaded = super().from_pretrained(*arguments, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        reference = model.config.vision_config.backbone_reference
+        if reference:
+            model.backbone.model.load_state_dict(referenced_weights(reference, model.backbone.model.config))
+            model.backbone.to(model.dtype)
+        return loaded
 
-    def get_image_features(self, cls: Tensor, registers: Tensor, patches: Tensor) -> Tensor:
-        """batch, features; not normalised."""
-        return self._pool(*self.vision(cls, registers, patches))
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Tensor:
+        """batch, projection_dim; not normalized. pooling=concat: its halves align with CLS and with
+        patches."""
+        ids, lengths = find_captions(input_ids, attention_mask, self.config.text_config)
+        return self.text(*cut_captions(ids, lengths, self.config.text_config))
 
-    def get_patch_features(self, cls: Tensor, registers: Tensor, patches: Tensor) -> Tensor:
-        """batch, patches, dim; not normalised; compare with the last `dim` of the text features."""
-        return self.vision(cls, registers, patches)[1]
+    def get_image_features(self, pixel_values: Tensor, **others: Any) -> Tensor:
+        """batch, projection_dim; not normalized. pixel_values: batch, 3, sides that are multiples
+        of the patch."""
+        return self._pool(*self.vision(*self._tokens(pixel_values, is_dense=False)))
+
+    def get_patch_features(self, pixel_values: Tensor, **others: Any) -> Tensor:
+        """batch, patches row by row, hidden_size; not normalized; compare with the last part of the
+        text features."""
+        return self.vision(*self._tokens(pixel_values, is_dense=True))[1]
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        *,
-        cls: Tensor,
-        registers: Tensor,
-        patches: Tensor,
-    ) -> DinoTxtOutput:
-        """Cosines of every image with every caption, times the learned temperature."""
-        aligned = self.vision(cls, registers, patches)
-        images = F.normalize(self._pool(*aligned), dim=-1)
-        texts = F.normalize(self.get_text_features(input_ids, attention_mask), dim=-1)
-        logits = self.logit_scale.log.exp() * images @ texts.T
-        return DinoTxtOutput(logits, logits.T, texts, images, F.normalize(aligned[1], dim=-1))
+        return_loss: bool | None = None,
+        return_dict: bool | None = None,
+        **others: Any,
+    ) -> DinoTxtOutput | tuple:
+        """Cosines of every image with every caption, times the learned temperature; of one side
+        alone, its vectors."""
+        if input_ids is None and pixel_values is None:
+            raise ValueError("neither input_ids nor pixel_values: at least one of them is needed")
+
+        texts = images = patches = logits = None
+        if input_ids is not None:
+            texts = F.normalize(self.get_text_features(input_ids, attention_mask), dim=-1)
+        if pixel_values is not None:
+            aligned_cls, aligned_patches = self.vision(*self._tokens(pixel_values, is_dense=False))
+            images = F.normalize(self._pool(aligned_cls, aligned_patches), dim=-1)
+            patches = F.normalize(aligned_patches, dim=-1)
+        if texts is not None and images is not None:
+            logits = self.logit_scale.log.exp() * images @ texts.T
+
+        output = DinoTxtOutput(
+            loss=self._loss(logits) if return_loss else None,
+            logits_per_image=logits,
+            logits_per_text=None if logits is None else logits.T,
+            text_embeds=texts,
+            image_embeds=images,
+            patch_embeds=patches,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _loss(self, logits: Tensor | None) -> Tensor:
+        """Mean cross entropy of both directions; image i belongs to caption i."""
+        if logits is None:
+            raise ValueError("return_loss without input_ids or without pixel_values: both are needed")
+        labels = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits.float(), labels) + F.cross_entropy(logits.T.float(), labels)) / 2
+
+    def _tokens(self, pixel_values: Tensor, is_dense: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The backbone's tokens as the head was trained on them; dense: with all patches."""
+        config = self.config.vision_config
+        with torch.no_grad():
+            cls, registers, patches = self.backbone(pixel_values.to(self.logit_scale.log.dtype))
+        registers = registers[:, : config.num_registers]
+        if is_dense or config.content == "tokens":
+            return cls, registers, patches
+
+        height = pixel_values.shape[2] // config.patch_size
+        maps = patches.transpose(1, 2).unflatten(2, (height, -1))
+        return cls, registers, F.adaptive_avg_pool2d(maps, tuple(config.grid)).flatten(2).transpose(1, 2)
 
     def _pool(self, cls: Tensor, patches: Tensor) -> Tensor:
         mean = patches.mean(1)
-        return {"cls": cls, "mean": mean, "concat": torch.cat([cls, mean], dim=-1)}[self.config.pooling]
+        return {"cls": cls, "mean": mean, "concat": torch.cat([cls, mean], dim=-1)}[self.config.vision_config.pooling]

@@ -1,7 +1,8 @@
 """The sentencepiece vocabulary for `AutoTokenizer.from_pretrained(folder, trust_remote_code=True)`.
 
-This file travels in the exported folder and needs transformers and sentencepiece alone. Every caption ends with
-end-of-text, also when it is truncated; padding is end-of-text again, on the right, and masked.
+This file travels in the exported folder and needs transformers and sentencepiece alone. Every
+caption ends with end-of-text, also when it is truncated; padding is end-of-text again, on the
+right, and masked.
 """
 
 import shutil

@@ -1,0 +1,104 @@
+"""What an export is made from: a trained model of a recipe or of a folder, its backbone, and the
+facts of its card."""
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from cluster.files import sha256_file
+from curation.encoders.backbone import Backbone, load_backbone
+from curation.encoders.config import BackboneConfig, geometry_of
+from curation.shards.schema import EmbeddingSpec
+from curation.shards.selection import SELECTION, read_selection
+from evaluate.results import RESULTS
+from pipeline.recipes import Recipe
+from pipeline.step import Step, in_order
+from pipeline.store import Store
+from train.export.folder import LoadedModel
+from train.export.formats import read_model
+from train.export.subject import BackboneForm, Facts, Score, Subject
+from train.loop import MODEL
+
+FORMS = get_args(BackboneForm)
+
+
+def folder_subject(recipe: Recipe, folder: Path, options: Namespace) -> Subject:
+    """The model of a folder, on the backbone that it names; published weights name none, and take
+    the recipe's."""
+    weights = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".pth"))
+    loaded = read_model(folder)
+    facts = Facts(source={path.name: sha256_file(path) for path in weights})
+    return _subject(recipe, loaded, facts, options)
+
+
+def step_subject(recipe: Recipe, steps: Sequence[Step], step: Step, store: Store, options: Namespace) -> Subject:
+    """The model that a finished train step left, with its arm's selection and scores."""
+    folder = store.folder(step)
+    source = {"recipe": recipe.name, "step": step.label, "fingerprint": folder.name}
+    arm = step.label.removeprefix("train")
+    by_label = {each.label: each for each in in_order(steps)}
+
+    facts = Facts(
+        source=source,
+        data="the recipe's own emoji" if recipe.emoji else Path(recipe.data.pairs).name,
+        scores=_scores(store, by_label.get(f"evaluate{arm}")),
+    )
+    selection = store.folder(by_label[f"curate{arm}"])
+    if (selection / SELECTION).is_file():
+        digest = sha256_file(selection / SELECTION)
+        facts = replace(facts, num_pairs=len(read_selection(selection).rows), selection_sha256=digest)
+    return _subject(recipe, read_model(folder / MODEL), facts, options)
+
+
+def _scores(store: Store, step: Step | None) -> tuple[Score, ...]:
+    """What the arm's evaluate step measured; nothing when it has not run."""
+    if step is None or store.record(step) is None:
+        return ()
+    results: list[dict[str, Any]] = json.loads((store.folder(step) / RESULTS).read_text())
+    return tuple(
+        Score(
+            evaluation_set=result["benchmark"],
+            metric=metric,
+            value=measure["value"],
+            low=measure["low"],
+            high=measure["high"],
+            protocol=_protocol(result["protocol"]),
+        )
+        for result in results
+        for metric, measure in result["metrics"].items()
+    )
+
+
+def _protocol(protocol: Mapping[str, object]) -> str:
+    return "; ".join(f"{name}: {value}" for name, value in protocol.items())
+
+
+def _subject(recipe: Recipe, loaded: LoadedModel, facts: Facts, options: Namespace) -> Subject:
+    spec = loaded.spec
+    ours = recipe.embed.backbone
+    if not spec.backbone and geometry_of(ours).dim == spec.dim:
+        named = EmbeddingSpec.for_content(
+            geometry_of(ours), "tokens", 0, backbone=ours.name, digest=ours.digest, description=spec.description
+        )
+        loaded = loaded._replace(spec=named)
+
+    form = options.backbone or "copy"
+    if form not in FORMS:
+        raise ValueError(f"--backbone {form}: one of {', '.join(FORMS)} is needed; leave it out for a copy")
+    subject = Subject(loaded, facts=facts, backbone_form=form, has_int8=options.int8)
+    try:
+        return replace(subject, backbone=_backbone(loaded.spec, ours))
+    except (FileNotFoundError, ValueError) as error:
+        return replace(subject, problem=str(error))
+
+
+def _backbone(spec: EmbeddingSpec, ours: BackboneConfig) -> Backbone:
+    """The backbone that a model was trained on, on the CPU. FileNotFoundError or ValueError when it
+    cannot be had."""
+    if not spec.backbone:
+        raise ValueError(f"the model does not name it, and the recipe's {ours.name} has another width than {spec.dim}")
+    weights = ours.weights if spec.digest == ours.digest else ""
+    return load_backbone(BackboneConfig(spec.backbone, weights, spec.digest, spec.image_size)).cpu()

@@ -1,0 +1,67 @@
+"""What an export is made of: a trained model, the frozen backbone below it, and the facts that its
+card states."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from curation.encoders.backbone import Backbone
+from train.export.folder import LoadedModel
+
+BackboneForm = Literal["copy", "reference"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score of the model on an evaluation set, with its 95 % confidence interval, as shares of
+    1."""
+
+    evaluation_set: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    protocol: str
+    """How it was measured, in one line."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model beside its weights."""
+
+    source: Mapping[str, str] = field(default_factory=dict)
+    """Recipe, step and fingerprint, or the digests of the files that it came from."""
+    data: str = ""
+    """The pairs that it was trained on."""
+    num_pairs: int | None = None
+    """Pairs selected for training."""
+    selection_sha256: str | None = None
+    """Digest of the selection file."""
+    scores: tuple[Score, ...] = ()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to export."""
+
+    loaded: LoadedModel
+    backbone: Backbone | None = None
+    """On the CPU; None where its weights are not at hand."""
+    problem: str = "no backbone was given"
+    """Why there is no backbone."""
+    facts: Facts = Facts()
+    backbone_form: BackboneForm = "copy"
+    """copy: the backbone's weights are part of a whole export; reference: its name, revision and
+    digest on the hub."""
+    has_int8: bool = False
+    """Also write int8 forms, where a format has them."""
+
+    def whole_backbone(self, name: str) -> Backbone:
+        """The backbone; ValueError when the format that is asked for cannot be made without it."""
+        if self.backbone is None:
+            raise ValueError(
+                f"{name} holds the whole model, and its backbone {self.loaded.spec.backbone or 'is not named'} "
+                f"cannot be loaded: {self.problem}; name it and its weights with --embed.backbone.name and "
+                "--embed.backbone.weights"
+            )
+        return self.backbone
