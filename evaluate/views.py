@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from PIL import Image
 
-from curation.encoders.views import centre_view
+from curation.encoders.views import center_view
 from evaluate.config import ViewConfig
 from evaluate.sets.images import Images
 from evaluate.sets.kinds import Facts
@@ -36,7 +36,7 @@ class View:
         if self.crop == "encoder":
             return image
         return (
-            resize_crop(image, self.resize, self.side) if self.crop == "resize-crop" else centre_view(image, self.side)
+            resize_crop(image, self.resize, self.side) if self.crop == "resize-crop" else center_view(image, self.side)
         )
 
     def describe(self) -> str:
