@@ -122,11 +122,9 @@ def open_cityscapes(tree: Tree, facts: Facts, variant: str = "") -> Segmentation
     rows = table("cityscapes_19")
     names = checked_names("Cityscapes", [row[2] for row in rows])
     values = {int(row[1 if has_train_ids else 0]): label for label, row in enumerate(rows)}
-    ignored = frozenset({255}) if has_train_ids else frozenset(range(34)) | {255} - values.keys()
+    ignored = frozenset({255} if has_train_ids else {*range(34), 255}).difference(values)
     facts = _with_notes(facts, {"masks": "labelTrainIds" if has_train_ids else "labelIds"})
-    return SegmentationSet(
-        facts, images_of(tree, images), index_masks(tree, masks), names, values, ignored - values.keys()
-    )
+    return SegmentationSet(facts, images_of(tree, images), index_masks(tree, masks), names, values, ignored)
 
 
 VOC = Pairing(
