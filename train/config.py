@@ -31,7 +31,7 @@ class TokenizerConfig:
     max_captions: int = 2_000_000
     """Largest number of captions that the vocabulary is learned from, evenly spread over the selection."""
     weights: str = field(default="", metadata=MACHINE_FACT)
-    """Folder with CLIP's vocab.json and merges.txt, for kind=clip."""
+    """Folder with CLIP's vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz, for kind=clip."""
 
     def __post_init__(self) -> None:
         if self.vocab_size <= SPECIAL_PIECES:

@@ -5,7 +5,9 @@ there. The sentencepiece model has byte fallback, so that any string can be enco
 causal encoder that pools at the end does not need.
 """
 
+import gzip
 import io
+import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -27,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 MODEL_FILE = "tokenizer.model"
 CLIP_FILES = ("vocab.json", "merges.txt")
+BYTE_PAIRS_FILE = "bpe_simple_vocab_16e6.txt.gz"
+"""The same vocabulary as Meta and OpenAI publish it beside their weights: merges alone."""
+NUM_MERGES = 48_894
+"""Merges of that file that CLIP's vocabulary of 49,408 uses; the file lists five times as many."""
 ROWS_PER_READ = 8192
 
 
@@ -150,13 +156,19 @@ class ClipTokenizer:
         from transformers import CLIPTokenizer
 
         missing = [name for name in CLIP_FILES if not (folder / name).is_file()]
-        if missing:
+        self._is_one_file = bool(missing) and (folder / BYTE_PAIRS_FILE).is_file()
+        if missing and not self._is_one_file:
             raise ValueError(
-                f"{folder} has no {' and no '.join(missing)}: CLIP's byte pairs need both; name their folder"
+                f"{folder} has no {' and no '.join(missing)}: CLIP's byte pairs need both, or {BYTE_PAIRS_FILE}; name "
+                "their folder"
             )
 
         self.folder = folder
-        self.tokenizer = CLIPTokenizer(vocab=str(folder / CLIP_FILES[0]), merges=str(folder / CLIP_FILES[1]))
+        if self._is_one_file:
+            pieces, merges = read_byte_pairs(folder / BYTE_PAIRS_FILE)
+            self.tokenizer = CLIPTokenizer(vocab=pieces, merges=[tuple(merge.split()) for merge in merges])
+        else:
+            self.tokenizer = CLIPTokenizer(vocab=str(folder / CLIP_FILES[0]), merges=str(folder / CLIP_FILES[1]))
         self.vocab_size: int = len(self.tokenizer)
         self.end_of_text: int = self.tokenizer.eos_token_id
 
@@ -169,15 +181,43 @@ class ClipTokenizer:
         return [[*tokens[: context - 1], self.end_of_text] if len(tokens) > context else tokens for tokens in ids]
 
     def save(self, folder: Path) -> None:
-        """Copy the vocabulary files."""
+        """Write vocab.json and merges.txt."""
+        if self._is_one_file:
+            pieces, merges = read_byte_pairs(self.folder / BYTE_PAIRS_FILE)
+            write_atomic(folder / CLIP_FILES[0], json.dumps(pieces, ensure_ascii=False))
+            write_atomic(folder / CLIP_FILES[1], "\n".join(["#version: 0.2", *merges, ""]))
+            return
         for name in CLIP_FILES:
             shutil.copyfile(self.folder / name, folder / name)
 
 
+def read_byte_pairs(file: Path) -> tuple[dict[str, int], list[str]]:
+    """Pieces with their ids, and merges, of the published file: a header, then one merge per line.
+
+    Ids count the 256 bytes, the same at the end of a word, the merges, and the two special pieces:
+    "a" is 64, "a</w>" 320, and the first merge, "i n", makes "in" 512.
+    """
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    try:
+        lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{file} is no gzipped list of byte pairs ({error}): download it again") from error
+
+    merges = lines[1 : 1 + NUM_MERGES]
+    letters = list(bytes_to_unicode().values())
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge.split()) for merge in merges)]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    return {piece: index for index, piece in enumerate(pieces)}, merges
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that a folder holds: tokenizer.model (sentencepiece), or vocab.json and merges.txt (CLIP)."""
+    """The tokenizer that a folder holds: tokenizer.model (sentencepiece), or CLIP's byte pairs in either form."""
     if (folder / MODEL_FILE).is_file():
         return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes())
-    if (folder / CLIP_FILES[0]).is_file():
+    if (folder / CLIP_FILES[0]).is_file() or (folder / BYTE_PAIRS_FILE).is_file():
         return ClipTokenizer(folder)
-    raise ValueError(f"no tokenizer in {folder}: it must hold {MODEL_FILE} or {CLIP_FILES[0]}; run the tokenizer step")
+    raise ValueError(
+        f"no tokenizer in {folder}: {MODEL_FILE}, {' and '.join(CLIP_FILES)}, or {BYTE_PAIRS_FILE} is required; copy "
+        "the model's own there"
+    )

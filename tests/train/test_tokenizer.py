@@ -1,5 +1,6 @@
 """Tokenizers: round trip, truncation, determinism, small vocabularies, CLIP's byte pairs."""
 
+import gzip
 import json
 import pickle
 from pathlib import Path
@@ -9,7 +10,15 @@ import pytest
 
 from curation.shards.reader import EmbeddingShards
 from train.config import TokenizerConfig
-from train.tokenizer import ClipTokenizer, Tokenizer, load_tokenizer, run, selected_captions, train_tokenizer
+from train.tokenizer import (
+    BYTE_PAIRS_FILE,
+    ClipTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    run,
+    selected_captions,
+    train_tokenizer,
+)
 
 CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "green", "blue") for thing in ("apple", "dog", "old boat")]
 STRANGE = ["", "🙂👍🏽", "مرحبا بالعالم", "nul\x00inside", "word " * 10_000, "ＦＵＬＬ Width"]
@@ -100,6 +109,26 @@ def test_clip_byte_pairs_follow_their_merges(clip_folder: Path, tmp_path: Path) 
     copy.mkdir()
     tokenizer.save(copy)
     assert load_tokenizer(copy).encode(["a dog"], 77) == tokenizer.encode(["a dog"], 77)
+
+
+def test_the_published_list_of_byte_pairs_is_a_vocabulary(tmp_path: Path) -> None:
+    merges = ["i n", "d o", "do g</w>", "a t</w>"]
+    file = tmp_path / BYTE_PAIRS_FILE
+    file.write_bytes(gzip.compress("\n".join(["#version: 0.2", *merges]).encode()))
+    tokenizer = load_tokenizer(tmp_path)
+
+    # 512 bytes, four merges, two special pieces; "a" and "c" are bytes 64 and 66 in this order.
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (518, 517)
+    assert tokenizer.encode(["Dog cat in"], 77) == [[516, 514, 66, 515, 72, 77 + 256, 517]]
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    tokenizer.save(copy)
+    assert load_tokenizer(copy).encode(["Dog ïn\u00e9 7"], 77) == tokenizer.encode(["Dog ïn\u00e9 7"], 77)
+
+    file.write_bytes(b"torn")
+    with pytest.raises(ValueError, match="is no gzipped list of byte pairs"):
+        load_tokenizer(tmp_path)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 name.
 
 The head's blocks are `block_list.N` in the DINOv2 release and `blocks.N` in DINOv3's; both are
-read, either is written. Neither file carries the logit scale: a model read from them has the
-initial one, which matters only when it is trained on.
+read, either is written. DINOv3's release holds both parts in one file, under the names of the whole
+model. The logit scale is not read: a model has the initial one, which matters only when it is
+trained on.
 """
 
 import json
@@ -27,6 +28,10 @@ Weights = dict[str, Tensor]
 EXPORT_RECORD = "record.json"
 HEAD_FILE = "dinotxt_vision_head.pth"
 TEXT_FILE = "dinotxt_text_encoder.pth"
+HEAD_PREFIX = "visual_model.head."
+TEXT_PREFIX = "text_model."
+NOT_READ = ("visual_model.backbone.", "logit_scale", "logit_bias")
+"""Of a file with the whole model: the backbone is named by itself, the scale is not needed."""
 SIZES_FROM = (
     "backbone.token_embedding.weight",
     "backbone.positional_embedding",
@@ -55,9 +60,27 @@ TEXT_NAMES = (
 
 
 def read_published(head: Path, text: Path) -> DinoTxt:
-    """The model of two published files, in evaluation mode."""
+    """The model of two published files, or of one that holds both parts, in evaluation mode."""
+    if head == text:
+        return from_published(*_parts(head))
     states = [torch.load(path, map_location="cpu", weights_only=True) for path in (head, text)]
     return from_published(*states)
+
+
+def _parts(file: Path) -> tuple[Weights, Weights]:
+    """Head and text encoder of one file, without the prefixes of the whole model."""
+    whole = torch.load(file, map_location="cpu", weights_only=True)
+    unknown = [name for name in whole if not name.startswith((HEAD_PREFIX, TEXT_PREFIX, *NOT_READ))]
+    if unknown:
+        raise ValueError(
+            f"{file.name} holds {unknown[0]} ({len(unknown)} such in all): one file with both parts has names that "
+            f"begin with {HEAD_PREFIX} and {TEXT_PREFIX}; put the release's own file there"
+        )
+    head, text = (
+        {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
+        for prefix in (HEAD_PREFIX, TEXT_PREFIX)
+    )
+    return head, text
 
 
 def write_published(
@@ -137,8 +160,8 @@ def reorder(tokenizer: SentencePieceTokenizer, order: Sequence[int]) -> Sentence
 
 
 def load_published(folder: Path) -> LoadedModel:
-    """The model of a folder with the two published files (`*head*.pth`, `*text*.pth`) and a
-    tokenizer's files.
+    """The model of a folder with the published files (`*head*.pth`, `*text*.pth`; one file may be
+    both) and a tokenizer's.
 
     The files do not name their backbone: our exports do, in the record beside them; without one its
     tokens are taken to be those of the release: 224 pixels, 4 registers.
@@ -148,7 +171,7 @@ def load_published(folder: Path) -> LoadedModel:
     if len(heads) != 1 or len(texts) != 1:
         raise ValueError(
             f"{folder} holds {[path.name for path in (*heads, *texts)]}: one head (*head*.pth) and one text encoder "
-            "(*text*.pth) are needed, with the tokenizer's files beside them"
+            "(*text*.pth), or one file of both, are needed, with the tokenizer's files beside them"
         )
     model = read_published(heads[0], texts[0])
     tokenizer = load_tokenizer(folder)

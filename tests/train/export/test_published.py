@@ -133,6 +133,24 @@ def test_files_survive_the_way_in_and_out(style: str, tmp_path: Path) -> None:
         assert again.state_dict()[name].equal(tensor), name
 
 
+def test_one_file_with_both_parts_is_the_same_model(tmp_path: Path) -> None:
+    head = random_state(head_shapes(64, 1, 192, "blocks"), 0)
+    text = random_state(text_shapes(64, 1, 30, 8, 128), 1)
+    whole = {f"visual_model.head.{name}": tensor for name, tensor in head.items()}
+    whole |= {f"text_model.{name}": tensor for name, tensor in text.items()}
+    whole |= {"visual_model.backbone.cls_token": torch.zeros(1), "logit_scale": torch.zeros(())}
+
+    file = tmp_path / "dinotxt_vision_head_and_text_encoder.pth"
+    torch.save(whole, file)
+    expected = from_published(head, text).state_dict()
+    for name, tensor in read_published(file, file).state_dict().items():
+        assert expected[name].equal(tensor), name
+
+    torch.save(whole | {"student.weight": torch.zeros(1)}, file)
+    with pytest.raises(ValueError, match=r"holds student\.weight \(1 such in all\)"):
+        read_published(file, file)
+
+
 def test_full_size_names_and_shapes_are_the_published_ones(style: str) -> None:
     shapes = (head_shapes(1024, 2, 2752, style), text_shapes(1280, 24, 49408, 77, 2048))
     with torch.device("meta"):
