@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.endings import DONE, FAILED
+from cluster.endings import DONE, FAILED, USAGE
 from cluster.files import write_atomic
 from cluster.logs import console as progress_console
 from cluster.storage import absolute
@@ -67,14 +67,18 @@ def config(recipe: Recipe, options: Namespace, console: Console) -> int:
 
 
 def plan(recipe: Recipe, options: Namespace, console: Console) -> int:
-    """Print what would run and what it costs."""
+    """Print what would run and what it costs; wrong usage where what the recipe names cannot be used.
+
+    A preset whose pairs are not named yet is no wrong usage: its costs are what one wants to know first.
+    """
     if options.rows < 0:
         raise ValueError(
             f"--rows is {options.rows}: a number of pairs is required; leave it out to count those embedded"
         )
     _check_labels(draw_steps(recipe), options)
-    print_plan(recipe, Store(options.workspace), console, options.force, options.only, options.rows, options.measure)
-    return DONE
+    store = Store(options.workspace)
+    problems = print_plan(recipe, store, console, options.force, options.only, options.rows, options.measure)
+    return USAGE if problems and (recipe.emoji or recipe.data.pairs) else DONE
 
 
 def run(recipe: Recipe, options: Namespace, console: Console) -> int:

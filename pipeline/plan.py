@@ -44,24 +44,28 @@ def print_plan(
     only: Sequence[str] = (),
     rows: int = 0,
     is_measured: bool = False,
-) -> None:
-    """Print the plan; reads records, starts nothing. `rows`: pairs of the pool where no record tells.
+) -> list[str]:
+    """Print the plan; the problems that keep what the recipe names from running. Reads records, starts nothing.
 
-    When it is to be measured, reading and the backbone are timed on this machine, which takes some seconds.
+    `rows`: pairs of the pool where no record tells. When it is to be measured, reading and the backbone are timed on
+    this machine, which takes some seconds.
     """
     console.print(f"[b]{recipe.name}[/b]: {escape(recipe.description)}\n")
     pool_rows = rows
+    problems = []
     try:
         recipe = resolve_backbone(recipe)
+        problems = _problems(recipe)
+        if problems:
+            raise ValueError("\n".join(problems))
         steps = in_order(build_steps(recipe))
-        check_evaluation(recipe)
-        check_leakage(recipe)
         console.print(_steps_table(steps, store, pending(steps, store, force, only)))
         embedded = next((store.record(step) for step in steps if step.label == "embed"), None)
         pool_rows = rows or (int(embedded.summary.get("rows", 0)) if embedded else 0)
     except (ValueError, OSError) as error:
         console.print(f"[yellow]cannot run yet:[/yellow] {escape(str(error))}\n", soft_wrap=True)
         console.print(_names_table(in_order(draw_steps(recipe))))
+
     full = stored_spec(recipe, "tokens", "float16")
     model = PaperModel(recipe.train.model, recipe.tokenizer.vocab_size, full.dim)
     console.print(_sizes_table(recipe, model, full))
@@ -74,6 +78,18 @@ def print_plan(
         from pipeline.measure import print_rates  # torch, and the backbone itself
 
         print_rates(recipe.embed, store.workspace, console)
+    return problems
+
+
+def _problems(recipe: Recipe) -> list[str]:
+    """What keeps a recipe from running: all of it, so that one look is enough."""
+    problems = list[str]()
+    for check in (build_steps, check_evaluation, check_leakage):
+        try:
+            check(recipe)
+        except (ValueError, OSError) as error:
+            problems += str(error).splitlines()
+    return problems
 
 
 def stored_spec(recipe: Recipe, content: Content, dtype: Dtype) -> EmbeddingSpec:

@@ -74,8 +74,19 @@ def test_plan_says_what_only_and_force_would_run(tmp_path: Path, capsys: pytest.
 
 
 def test_plan_refuses_what_evaluation_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "debug", "--workspace", str(tmp_path), "--evaluate.sets", "retreival"]) == 0
+    assert main(["plan", "debug", "--workspace", str(tmp_path), "--evaluate.sets", "retreival"]) == 2
     assert "cannot run yet: evaluate.sets: there is no" in capsys.readouterr().out
+
+
+def test_plan_names_all_problems_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pairs" / "7").mkdir(parents=True)
+    (tmp_path / "pairs" / "7" / "1.jpg").write_bytes(b"")
+    words = ["plan", "own", "--workspace", str(tmp_path / "w"), "--embed.backbone", "random-vit"]
+    words += [f"--data.{name}={tmp_path / 'pairs'}" for name in ("pairs", "classification", "segmentation")]
+    assert main([*words, "--others", str(tmp_path / "absent")]) == 2
+    printed = capsys.readouterr().out
+    for problem in ("absent is no model", "class name '7' is a number", "no labels.json"):
+        assert problem in printed
 
 
 def test_plan_counts_every_model_and_no_clustering_that_is_not_done(
