@@ -44,6 +44,9 @@ class EmbedConfig:
     """Images in one forward pass."""
     error_budget: float = field(default=0.01, metadata=MACHINE_FACT)
     """Share of rows that may be rejected before the run stops."""
+    retry_rejects: bool = field(default=False, metadata=MACHINE_FACT)
+    """Embed only what is new: rows whose key, captions and image are as they were are taken over from the outputs in
+    this workspace that were embedded with the same settings. For data that were mended after rows were rejected."""
     resources: Resources = Resources()
     """Workers, and CPUs and GPUs for each."""
 

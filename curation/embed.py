@@ -23,9 +23,11 @@ from cluster.files import write_atomic
 from cluster.identity import identity
 from cluster.progress import progress
 from curation.config import EmbedConfig
-from curation.embed_worker import EmbedWorker, Task
+from curation.embed_worker import ROWS_VERSION, EmbedWorker, Task
+from curation.embedded import earlier_shards
 from curation.encoders.resolve import resolve
 from curation.pairs.account import ACCOUNT, REJECTS, Account
+from curation.pairs.config import SourceConfig
 from curation.pairs.sample import Part
 from curation.pairs.sources import checked, estimated_rows, open_source
 from curation.shards.manifest import Manifest, ShardEntry, write_manifest
@@ -45,8 +47,10 @@ def run(config: EmbedConfig, *, out: Path, source: Path) -> dict[str, float]:
     """
     out.mkdir(parents=True, exist_ok=True)
     config = dataclasses.replace(config, backbone=resolve(config.backbone))
-    tasks, account = _tasks(config, source)
+    tasks, account = _tasks(config, out, source)
     records = {task.index: record for task in tasks if (record := _finished(out, task)) is not None}
+    if config.retry_rejects:
+        records = {index: record for index, record in records.items() if not record["num_rejects"]}
     if records:
         logger.info("embed kept_shards=%d of=%d", len(records), len(tasks))
     started, kept_rows = time.monotonic(), _Totals(tasks, records).read
@@ -63,19 +67,35 @@ def run(config: EmbedConfig, *, out: Path, source: Path) -> dict[str, float]:
     _write_rejects(out, in_order, account)
     write_atomic(out / ACCOUNT, json.dumps(account.as_json(), indent=1))
     write_manifest(out, manifest)
-    return _summary(manifest, in_order, (totals.read - kept_rows) / seconds) | account.summary()
+    summary = _summary(manifest, in_order, (totals.read - kept_rows) / seconds) | account.summary()
+    if config.retry_rejects:
+        summary["rows_taken_over"] = float(sum(record.get("taken_over", 0) for record in in_order))
+    return summary
 
 
-def _tasks(config: EmbedConfig, source: Path) -> tuple[list[Task], Account]:
+def _tasks(config: EmbedConfig, out: Path, source: Path) -> tuple[list[Task], Account]:
     """One task per part, and what became of every file of the source.
 
     The digest of a task covers the part's data and every setting that changes what is stored.
     """
     settings = json.dumps(identity(config), sort_keys=True)
+    of_rows = _settings_of_rows(config)
+    earlier = earlier_shards(out, of_rows) if config.retry_rejects else {}
     opened = checked(config.source, open_source(config.source, source))
     digests = [hashlib.sha256(f"{settings}\n{part.digest()}".encode()).hexdigest() for part in opened.parts]
-    tasks = [Task(index, part, digest) for index, (part, digest) in enumerate(zip(opened.parts, digests, strict=True))]
+    tasks = [
+        Task(index, part, digest, of_rows, earlier.get(part.name))
+        for index, (part, digest) in enumerate(zip(opened.parts, digests, strict=True))
+    ]
+    if config.retry_rejects and not any(task.earlier for task in tasks):
+        logger.warning("retry_rejects: no output beside %s has rows of these settings: every row is embedded", out)
     return tasks, opened.account
+
+
+def _settings_of_rows(config: EmbedConfig) -> str:
+    """Digest of what a row's columns depend on beside its key, captions and image: how they are stored matters not."""
+    settings = identity(dataclasses.replace(config, source=SourceConfig()))
+    return hashlib.sha256(json.dumps([ROWS_VERSION, settings], sort_keys=True).encode()).hexdigest()
 
 
 def _finished(out: Path, task: Task) -> dict | None:
@@ -150,7 +170,7 @@ def _budget_error(config: EmbedConfig, out: Path, records: Sequence[Mapping[str,
         f"{rejects} of the first {read} rows were rejected ({rejects / read:.1%}): "
         f"error_budget allows {config.error_budget:.1%}; {_reasons(records)}; each is listed in "
         f"{_write_rejects(out, records)}; raise error_budget and run again (finished shards are kept), or "
-        "repair the data or its settings"
+        "mend the data or its settings and run again with --embed.retry-rejects (good rows are taken over)"
     )
 
 

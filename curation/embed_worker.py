@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from cluster.files import write_atomic
 from cluster.machine import settled_precision
 from curation.config import EmbedConfig
+from curation.embedded import EarlierShard, EmbeddedRows, interleaved
 from curation.encoders.backbone import Backbone, load_backbone, store_features
 from curation.encoders.captions import CaptionEncoder
 from curation.encoders.views import draft_px, random_view
@@ -44,6 +46,8 @@ from curation.shards.schema import (
 )
 from curation.shards.writer import ShardWriter
 
+ROWS_VERSION = 1
+"""Of what the columns of a row mean; raised when rows of earlier versions must not be taken over any more."""
 EARLY_PARTS = 8
 EARLY_ROWS = 256
 
@@ -58,6 +62,10 @@ class Task:
     index: int
     part: Part
     digest: str
+    settings: str = ""
+    """Digest of the settings that a row's columns depend on beside its key, captions and image."""
+    earlier: EarlierShard | None = None
+    """A shard of this part by an earlier run with the same settings, whose rows are taken over where they fit."""
 
     @property
     def shard(self) -> str:
@@ -78,21 +86,31 @@ class Prepared:
     thumbnail: bytes
 
 
+@dataclass(frozen=True)
+class TakenOver:
+    """A pair that an earlier run has embedded, and its row in that run's shard."""
+
+    sample: Sample
+    row: int
+
+
 @dataclass
 class Account:
     """What became of the rows of a part that were read so far."""
 
     read: int = 0
     captions: int = 0
+    taken_over: int = 0
     rejects: list[Reject] = field(default_factory=list)
 
-    def add(self, row: Prepared | Reject) -> None:
+    def add(self, row: Prepared | TakenOver | Reject) -> None:
         """Count one row."""
         self.read += 1
         if isinstance(row, Reject):
             self.rejects.append(row)
         else:
             self.captions += len(row.sample.captions)
+            self.taken_over += isinstance(row, TakenOver)
 
     def is_hopeless(self, error_budget: float) -> bool:
         """Whether more than the square root of the budget (10 % for 1 %) was rejected: wrong data shows at once."""
@@ -121,37 +139,46 @@ class EmbedWorker:
         A part that is mostly bad is given up early and leaves no file: its record says `is_stopped`.
         """
         record: dict[str, Any] = {"task": task.digest, "part": task.part.name, "precision": self.config.precision}
+        record["settings"] = task.settings
         account = Account()
-        batch: list[Prepared] = []
+        batch: list[Prepared | TakenOver] = []
+        earlier = None if task.earlier is None else EmbeddedRows(task.earlier, self.spec)
 
         with ShardWriter(self.out / task.shard, self.spec) as writer:
-            for row in self._rows(task.part):
+            for row in self._rows(task.part, earlier):
                 account.add(row)
-                if isinstance(row, Prepared):
+                if not isinstance(row, Reject):
                     batch.append(row)
                 elif task.index < EARLY_PARTS and account.is_hopeless(self.config.error_budget):
                     return record | account.as_json() | {"is_stopped": True}
 
                 if len(batch) == self.config.batch_size:
-                    writer.append(self.columns(batch))
+                    writer.append(self._batch_columns(batch, earlier))
                     batch = []
                     yield account.read
 
             if batch:
-                writer.append(self.columns(batch))
+                writer.append(self._batch_columns(batch, earlier))
             entry = writer.commit()
 
         record |= account.as_json() | {"is_stopped": False, "entry": asdict(entry), "spec": asdict(self.spec)}
         write_atomic(self.out / task.sidecar, json.dumps(record, indent=1))
-        return record
+        return record | {"taken_over": account.taken_over}
 
-    def _rows(self, part: Part) -> Iterator[Prepared | Reject]:
-        """The part's pairs in order, decoded, or rejected with a reason."""
+    def _rows(self, part: Part, earlier: EmbeddedRows | None) -> Iterator[Prepared | TakenOver | Reject]:
+        """The part's pairs in order, decoded, taken over, or rejected with a reason."""
         samples = read_part(self.config.source, part, self.walks)
         threads = self.config.resources.threads
         if self.backbone.device.type == "cpu" and threads == 1:
-            return map(self.prepare, samples)
-        return map_ahead(self.prepare, samples, threads, 2 * self.config.batch_size)
+            return (self._prepare_new(sample, earlier) for sample in samples)
+        prepare = partial(self._prepare_new, earlier=earlier)
+        return map_ahead(prepare, samples, threads, 2 * self.config.batch_size)
+
+    def _prepare_new(self, sample: Sample | Reject, earlier: EmbeddedRows | None) -> Prepared | TakenOver | Reject:
+        """Decode what an earlier run has not embedded."""
+        if earlier is not None and isinstance(sample, Sample) and (row := earlier.find(sample)) is not None:
+            return TakenOver(sample, row)
+        return self.prepare(sample)
 
     def prepare(self, sample: Sample | Reject) -> Prepared | Reject:
         """Decode one image; a bad one is a reject. What was rejected before stays rejected."""
@@ -170,14 +197,25 @@ class EmbedWorker:
             pixels = self.backbone.preprocess(image)
         return Prepared(sample, pixels, hashes, thumbnail(image, self.config.thumbnail_px))
 
+    def _batch_columns(self, batch: Sequence[Prepared | TakenOver], earlier: EmbeddedRows | None) -> dict[str, Any]:
+        """The columns of one batch of rows, of which some may be taken over."""
+        new = [row for row in batch if isinstance(row, Prepared)]
+        old = [row for row in batch if isinstance(row, TakenOver)]
+        if earlier is None or not old:
+            return self.columns(new)
+
+        columns = _text_columns([row.sample for row in old]) | earlier.columns(np.array([row.row for row in old]))
+        is_old = np.array([isinstance(row, TakenOver) for row in batch])
+        parts = [(np.flatnonzero(is_old), columns)]
+        if new:
+            parts.append((np.flatnonzero(~is_old), self.columns(new)))
+        return interleaved(parts)
+
     def columns(self, batch: Sequence[Prepared]) -> dict[str, Any]:
-        """The columns of one batch of rows."""
+        """The columns of one batch of new rows."""
         samples = [row.sample for row in batch]
         hashes = np.array([row.hashes for row in batch], np.uint64)
-        columns: dict[str, Any] = {
-            KEY: [sample.key for sample in samples],
-            SOURCE: [sample.source for sample in samples],
-            CAPTIONS: [list(sample.captions) for sample in samples],
+        columns = _text_columns(samples) | {
             THUMBNAIL: [row.thumbnail for row in batch],
             BYTES_HASH: hashes[:, 0],
             PIXEL_HASH: hashes[:, 1],
@@ -208,6 +246,15 @@ def embedding_spec(config: EmbedConfig, backbone: Backbone, encoder: CaptionEnco
         caption_encoder=encoder.name,
         caption_dim=encoder.dim,
     )
+
+
+def _text_columns(samples: Sequence[Sample]) -> dict[str, Any]:
+    """What a row holds of its pair as it was read."""
+    return {
+        KEY: [sample.key for sample in samples],
+        SOURCE: [sample.source for sample in samples],
+        CAPTIONS: [list(sample.captions) for sample in samples],
+    }
 
 
 def _mean_embeddings(encoder: CaptionEncoder, captions: Sequence[tuple[str, ...]]) -> Float32[np.ndarray, "b d"]:

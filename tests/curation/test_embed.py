@@ -24,6 +24,7 @@ from cluster.resources import Resources
 from curation.config import EmbedConfig
 from curation.embed import RejectBudgetError, run, with_resources
 from curation.embed_worker import EmbedWorker, Task
+from curation.embedded import EarlierShard
 from curation.encoders.backbone import load_backbone, pool_patches
 from curation.encoders.captions import CaptionEncoder
 from curation.encoders.config import BackboneConfig, CaptionConfig
@@ -32,6 +33,7 @@ from curation.pairs.config import SourceConfig
 from curation.pairs.images import decode
 from curation.pairs.sample import Part
 from curation.pairs.sources import estimated_rows, list_parts
+from curation.shards.codec import Dtype
 from curation.shards.manifest import Manifest, ShardEntry, verify, write_manifest
 from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CAPTION_EMBEDDING, CLS, PATCHES, REGISTERS, Content
@@ -297,6 +299,54 @@ def test_wrong_data_stops_its_part_early(tmp_path: Path) -> None:
     assert record["is_stopped"]
     assert (record["read"], len(record["rejects"])) == (256, 256)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_rows_that_are_all_taken_over_have_the_same_bytes(source: Path, tmp_path: Path, dtype: Dtype) -> None:
+    config = replace(CONFIG, dtype=dtype)
+    (tmp_path / "first").mkdir()
+    worker, tasks = worker_and_tasks(config, source, tmp_path / "first")
+    entry = embed(worker, tasks[0])["entry"]
+
+    (tmp_path / "second").mkdir()
+    again, _ = worker_and_tasks(config, source, tmp_path / "second")
+    earlier = EarlierShard(tmp_path / "first" / tasks[0].shard, entry["rows"])
+    record = embed(again, replace(tasks[0], earlier=earlier))
+    assert (record["taken_over"], record["entry"]) == (16, entry)
+
+
+def test_retry_embeds_only_what_was_mended_or_changed(
+    embedded: Embedded, source: Path, tmp_path: Path, ray_session: None
+) -> None:
+    folder = shutil.copytree(source, tmp_path / "data")
+    (folder / "03.png").write_bytes((source / "03.png").read_bytes()[:90])
+    (folder / "20.png").unlink()
+    text = (source / "captions.jsonl").read_text()
+    (folder / "captions.jsonl").write_text(text.replace("picture 35", "a wrong caption"))
+    first, second = tmp_path / "embed" / "first", tmp_path / "embed" / "second"
+    summary = run(replace(CONFIG, error_budget=0.2), out=first, source=folder)
+    assert (summary["rows"], summary["rejects"]) == (38, 2)
+
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    again = run(replace(CONFIG, retry_rejects=True), out=second, source=folder)
+    assert (again["rows"], again["rejects"], again["rows_taken_over"]) == (40, 0, 37)
+    shards, undisturbed = EmbeddingShards(second), EmbeddingShards(embedded[0])
+    rows = np.arange(40)
+    assert shards.keys() == undisturbed.keys()
+    assert shards.captions(rows) == undisturbed.captions(rows)
+    assert shards.thumbnails(rows) == undisturbed.thumbnails(rows)
+    assert verify(second) == []
+    for column in (CLS, REGISTERS, PATCHES, CAPTION_EMBEDDING):
+        mended, expected = shards.gather(rows, column), undisturbed.gather(rows, column)
+        same = ~np.isin(rows, [3, 20, 35])
+        np.testing.assert_array_equal(mended[same], EmbeddingShards(first).gather(_rows_of(first, rows[same]), column))
+        np.testing.assert_allclose(mended, expected, rtol=2e-3, atol=2e-3)
+
+
+def _rows_of(folder: Path, numbers: np.ndarray) -> np.ndarray:
+    """Where the pictures of these numbers are in a folder of shards."""
+    keys = EmbeddingShards(folder).keys().to_pylist()
+    return np.array([keys.index(f"{number:02d}.png") for number in numbers])
 
 
 def test_full_disk_is_a_clear_error_and_later_the_shard_completes(
