@@ -120,7 +120,7 @@ class Pool:
 
     def _hand_out(self, work: "_Work[T]", method: str, references: list[ray.ObjectRef]) -> None:
         """Give waiting items to the started workers that have least to do."""
-        is_counted = inspect.isgeneratorfunction(inspect.unwrap(getattr(self._worker, method, None)))
+        is_counted = inspect.isgeneratorfunction(inspect.unwrap(getattr(self._worker, method)))
         while work.waiting:
             started = [seat for seat in self._seats if seat.starting is None]
             seat = min(started, key=lambda seat: len(seat.calls), default=None)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 if TYPE_CHECKING:
     import torch
 
-AUTO = "auto"
+AUTO: Literal["auto"] = "auto"
 Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 PRECISION = {"chosen_by_machine": "precision"}
@@ -73,7 +73,7 @@ def settle(config: T, choices: Mapping[str, str]) -> T:
     changes: dict[str, Any] = {}
     for item in fields(config):  # type: ignore[arg-type]
         value = getattr(config, item.name)
-        kind = item.metadata.get("chosen_by_machine")
+        kind = item.metadata.get("chosen_by_machine", "")
         if is_dataclass(value):
             changes[item.name] = settle(value, choices)
         elif value == AUTO and kind in choices:
@@ -84,7 +84,7 @@ def settle(config: T, choices: Mapping[str, str]) -> T:
 
 def settled_precision(choice: PrecisionChoice) -> Precision:
     """The precision of a config that is settled."""
-    assert choice != AUTO, "a config must be settled for a device before it is computed with"
+    assert choice != "auto", "a config must be settled for a device before it is computed with"
     return choice
 
 

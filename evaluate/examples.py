@@ -136,7 +136,7 @@ def write_segmentation(out: Path, dataset: SegmentationSet, result: Segmented) -
                 ],
             }
         )
-    examples.sort(key=lambda example: example["right_pixels"])
+    examples.sort(key=lambda example: float(str(example["right_pixels"])))
     _write_listing(out, {"items": examples})
 
 

@@ -17,6 +17,7 @@ An image is a path, a PIL image, an array or a tensor (channels first or last; b
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -129,7 +130,7 @@ def open_image(image: ImageLike) -> Image.Image:
 
 
 def _as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
-    return list(images) if isinstance(images, list | tuple) else [images]
+    return list(images) if isinstance(images, list | tuple) else [cast(ImageLike, images)]
 
 
 def _check_names(names: Sequence[str]) -> None:

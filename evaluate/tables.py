@@ -150,9 +150,8 @@ def _grid(results: Results) -> tuple[list[str], list[list[str]]]:
             cells = [cell(entries.get(name), metric) for entries in by_model.values()]
             body.append([name, METRIC_NAMES.get(metric, metric), *cells])
         if any(result["error"] for result in scored):
-            body.append(
-                [name, "not scored", *(entries.get(name, {}).get("error", "") for entries in by_model.values())]
-            )
+            reasons = [entries[name]["error"] if name in entries else "" for entries in by_model.values()]
+            body.append([name, "not scored", *(reason or "" for reason in reasons)])
     return ["evaluation set", "metric", *by_model], body
 
 

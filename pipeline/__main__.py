@@ -14,7 +14,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
 
 import tyro
 from rich.console import Console
@@ -72,12 +71,12 @@ def dispatch(options: Namespace) -> int:
         print_help(options.verb, default, options.help, terminal())
         return 0
     if verb.needs == "nothing":
-        return verb.call(options, terminal())  # type: ignore[call-arg, arg-type]
+        return verb.call(options, terminal())
 
     recipe = read_recipe("own" if verb.needs == "source" else options.recipe, options.verb, options.flags)
     if verb.needs == "weights":
         recipe = resolve_backbone(recipe)
-    return verb.call(recipe, options, terminal())  # type: ignore[call-arg]
+    return verb.call(recipe, options, terminal())
 
 
 def read_recipe(name: str, verb: str, flags: Sequence[str]) -> Recipe:
@@ -93,9 +92,7 @@ def read_recipe(name: str, verb: str, flags: Sequence[str]) -> Recipe:
         return preset
     words = [SHORT.sub(r"--embed.backbone.name\1", flag) for flag in flags]
     whole = (tyro.conf.AvoidSubcommands,)  # sections that may be absent are flags as well
-    return cast(
-        Recipe, tyro.cli(Recipe, default=preset, args=words, prog=f"python -m pipeline {verb} {name}", config=whole)
-    )
+    return tyro.cli(Recipe, default=preset, args=words, prog=f"python -m pipeline {verb} {name}", config=whole)
 
 
 def terminal() -> Console:

@@ -119,11 +119,14 @@ def evaluate(recipe: Recipe, options: Namespace, console: Console) -> int:
     if not options.set:
         raise ValueError("evaluate without a set: add --set PATH, --set TASK:PATH or --set PATH@VARIANT")
     models = (str(options.model),) if options.model else ()
+    sets = named_sets(options.set)
     scored = replace(
         recipe,
         name="evaluation",
         emoji=None,
-        data=DataConfig(**named_sets(options.set)),
+        data=DataConfig(
+            classification=sets["classification"], retrieval=sets["retrieval"], segmentation=sets["segmentation"]
+        ),
         compare=(),
         others=(*models, *recipe.others),
     )

@@ -62,9 +62,9 @@ def show_choices(todo: Sequence[Step], console: Console) -> None:
     for warning in check_machine(todo):
         logger.warning("%s", warning)
 
-    choices = dict.fromkeys(str(choice) for step in todo if (choice := precision_choice(step.config)))
-    for choice in choices:
-        console.print(f"precision [b]{escape(choice)}[/b]", soft_wrap=True, highlight=False)
+    choices = [precision_choice(step.config) for step in todo]
+    for text in dict.fromkeys(str(choice) for choice in choices if choice is not None):
+        console.print(f"precision [b]{escape(text)}[/b]", soft_wrap=True, highlight=False)
 
 
 class _Run:

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from cluster.files import sha256_file
 from curation.encoders.backbone import Backbone, load_backbone
@@ -88,7 +88,7 @@ def _subject(recipe: Recipe, loaded: LoadedModel, facts: Facts, options: Namespa
     form = options.backbone or "copy"
     if form not in FORMS:
         raise ValueError(f"--backbone {form}: one of {', '.join(FORMS)} is needed; leave it out for a copy")
-    subject = Subject(loaded, facts=facts, backbone_form=form, has_int8=options.int8)
+    subject = Subject(loaded, facts=facts, backbone_form=cast(BackboneForm, form), has_int8=options.int8)
     try:
         return replace(subject, backbone=_backbone(loaded.spec, ours))
     except (FileNotFoundError, ValueError) as error:

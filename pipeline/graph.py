@@ -107,7 +107,7 @@ def _arm(
     rows = Output(embeddings)
     entries = {"metadata": user_data(recipe, recipe.data.metadata)} if recipe.data.metadata else {}
     scores = {"scores": user_data(recipe, recipe.curate.scores)} if recipe.curate.scores else {}
-    chosen_by = {"embeddings": rows, **leakage, **entries, **scores}
+    chosen_by: dict[str, Output | Path] = {"embeddings": rows, **leakage, **entries, **scores}
     select = Step("curate", f"curate{suffix}", CURATE, recipe.curate, chosen_by)
     pair = {"embeddings": rows, "selection": Output(select)}
     words = Step("tokenizer", f"tokenizer{suffix}", TOKENIZER, recipe.tokenizer, pair, runs_beside=True)

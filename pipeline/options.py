@@ -142,7 +142,7 @@ def print_help(verb: str, recipe: Recipe | None, word: str, console: Console) ->
 
 def _field_rows(config: object, prefix: str) -> Iterator[tuple[str, str]]:
     """The flag of every field with its value, and its documentation."""
-    docs = field_docs(type(config))
+    docs = field_docs(type(config))  # type: ignore[arg-type]
     for item in fields(config):  # type: ignore[arg-type]
         value = getattr(config, item.name)
         flag = f"{prefix}{item.name}".replace("_", "-")

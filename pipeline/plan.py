@@ -208,13 +208,14 @@ def _storage_table(recipe: Recipe, rows: int) -> Table:
     title = f"\nStore or recompute: {rows:,} pairs"
     columns = ("content", "bytes a pair", "all", "reading beats recomputing above")
     table = Table(*columns, title=title, title_justify="left", box=None)
-    for content, dtype in (
+    ways: tuple[tuple[Content, Dtype], ...] = (
         ("pooled", "float16"),
         ("grid", "int8"),
         ("grid", "float16"),
         ("tokens", "int8"),
         ("tokens", "float16"),
-    ):
+    )
+    for content, dtype in ways:
         size = stored_spec(recipe, content, dtype).row_bytes()
         mark = " (chosen)" if (content, dtype) == (recipe.embed.content, recipe.embed.dtype) else ""
         limit = f"{human_bytes(size * rate)}/s a GPU"

@@ -1,13 +1,9 @@
 """The verbs of the command line, in one table: what each says, does, needs and takes."""
 
-from argparse import Namespace
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from rich.console import Console
-
 from pipeline import commands
-from pipeline.recipes import Recipe
 
 Needs = Literal["nothing", "source", "recipe", "weights"]
 """nothing: no recipe; source: a path in the place of a recipe, whose fields say how to read it; recipe: as it is named;
@@ -19,7 +15,8 @@ class Verb(NamedTuple):
 
     text: str
     needs: Needs
-    call: Callable[[Recipe, Namespace, Console], int] | Callable[[Namespace, Console], int]
+    call: Callable[..., int]
+    """With the recipe, where one is needed, the options and the terminal; gives the exit code."""
     takes: tuple[str, ...] = ()
     recipe: str = "quickstart"
     """The recipe where none is named."""

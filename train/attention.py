@@ -185,7 +185,9 @@ def varlen_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Ten
     query, key, value = qkv.unbind(1)
     longest = layout.groups[-1][1]
     causal = (-1, 0)  # a window: all tokens before one, none after it
-    return varlen_attn(query, key, value, layout.starts, layout.starts, longest, longest, window_size=causal)
+    attended = varlen_attn(query, key, value, layout.starts, layout.starts, longest, longest, window_size=causal)
+    assert isinstance(attended, Tensor)
+    return attended
 
 
 def xformers_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "n h d"]:

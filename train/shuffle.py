@@ -87,4 +87,4 @@ def mix(*values: int) -> int:
 
 def mix_array(x: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
     """splitmix64's step, element by element: 0 becomes a number like any other."""
-    return mix_bits(x + GOLDEN)
+    return np.asarray(mix_bits(x + GOLDEN))

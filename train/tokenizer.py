@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow.compute as pc
@@ -166,7 +166,8 @@ class ClipTokenizer:
         self.folder = folder
         if self._is_one_file:
             pieces, merges = read_byte_pairs(folder / BYTE_PAIRS_FILE)
-            self.tokenizer = CLIPTokenizer(vocab=pieces, merges=[tuple(merge.split()) for merge in merges])
+            pairs: Any = [tuple(merge.split()) for merge in merges]  # as CLIPTokenizer takes them, its annotation aside
+            self.tokenizer = CLIPTokenizer(vocab=pieces, merges=pairs)
         else:
             self.tokenizer = CLIPTokenizer(vocab=str(folder / CLIP_FILES[0]), merges=str(folder / CLIP_FILES[1]))
         self.vocab_size: int = len(self.tokenizer)

@@ -19,7 +19,10 @@ from curation.pairs.tree import Tree
 class Masks(Protocol):
     """The mask of each image of a set."""
 
-    names: tuple[str, ...]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each mask file."""
+        ...
 
     def raw(self, index: int) -> Int64[np.ndarray, "h w"]:
         """The mask values of one image, before they are mapped to classes."""

@@ -152,7 +152,7 @@ def last_id_first_order(tokenizer: SentencePieceTokenizer) -> list[int]:
 
 def reorder(tokenizer: SentencePieceTokenizer, order: Sequence[int]) -> SentencePieceTokenizer:
     """The same vocabulary with its pieces in another order; a piece's place is its id."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)  # type: ignore[attr-defined]
     pieces = [proto.pieces[index] for index in order]
     del proto.pieces[:]
     proto.pieces.extend(pieces)

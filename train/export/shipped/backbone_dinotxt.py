@@ -58,8 +58,9 @@ class TransformerBackbone(nn.Module):
 class Convolution(nn.Module):
     """A convolution with its bias; stride 2 pads the far side more, as TensorFlow does."""
 
-    def __init__(self, dim_in: int, dim_out: int, kernel: int, stride: int, groups: int, has_relu: bool) -> None:
+    def __init__(self, sizes: list[int], has_relu: bool) -> None:
         super().__init__()
+        dim_in, dim_out, kernel, stride, groups = sizes
         self.weight = nn.Parameter(torch.zeros(dim_out, dim_in // groups, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(dim_out))
         self.stride = stride
@@ -80,7 +81,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         last = len(layers) - 1
         self.has_residual = has_residual
-        self.layers = nn.Sequential(*(Convolution(*sizes, has_relu=i < last) for i, sizes in enumerate(layers)))
+        self.layers = nn.Sequential(*(Convolution(sizes, has_relu=i < last) for i, sizes in enumerate(layers)))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x) if self.has_residual else self.layers(x)
@@ -92,7 +93,7 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self, config: dict) -> None:
         super().__init__()
-        self.stem = Convolution(*config["stem"], has_relu=True)
+        self.stem = Convolution(config["stem"], has_relu=True)
         blocks = (InvertedResidual(block["layers"], block["has_residual"]) for block in config["blocks"])
         self.blocks = nn.Sequential(*blocks)
 

@@ -246,7 +246,7 @@ class DinoTxtModel(PreTrainedModel):
         """The model of a folder; a backbone that the folder only names is fetched from the hub and
         verified."""
         loaded = super().from_pretrained(*arguments, **options)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
         reference = model.config.vision_config.backbone_reference
         if reference:
             model.backbone.model.load_state_dict(referenced_weights(reference, model.backbone.model.config))

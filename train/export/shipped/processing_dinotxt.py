@@ -33,8 +33,8 @@ class DinoTxtImageProcessor(BaseImageProcessor):
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
 
-    def __call__(self, images: Any, **options: Any) -> BatchFeature:
-        return self.preprocess(images, **options)
+    def __call__(self, images: Any, *args: Any, **options: Any) -> BatchFeature:  # type: ignore[override]
+        return self.preprocess(images, *args, **options)
 
     def preprocess(self, images: Any, return_tensors: str | None = "pt", **options: Any) -> BatchFeature:
         """pixel_values: batch, 3, height, width."""
