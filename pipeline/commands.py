@@ -28,7 +28,7 @@ from curation.pairs.inspect import inspect_source
 from evaluate.results import read_results
 from evaluate.tables import TABLE_FORMATS, results_table
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
-from pipeline.inputs import check_evaluation, check_leakage, check_scores, is_scored_only, named_sets
+from pipeline.inputs import check_inputs, named_sets
 from pipeline.lines import headline
 from pipeline.plan import print_plan
 from pipeline.presets import PRESETS
@@ -87,10 +87,7 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
     store = Store(options.workspace)
     store.make_folder(store.workspace)
     _check_labels(steps, options)
-    if not is_scored_only(recipe):  # where no hours of training are at stake, all other sets are scored
-        check_evaluation(recipe)
-    check_leakage(recipe)
-    check_scores(recipe)
+    check_inputs(recipe)
 
     backbone = recipe.embed.backbone
     header = f"recipe [b]{recipe.name}[/b]   backbone [b]{describe(backbone.name)}[/b]   weights {backbone.digest[:12]}"
@@ -148,9 +145,7 @@ def submit(recipe: Recipe, options: Namespace, console: Console) -> int:
 
     steps = build_steps(recipe)
     _check_labels(steps, options)
-    check_evaluation(recipe)
-    check_leakage(recipe)
-    check_scores(recipe)
+    check_inputs(recipe)
 
     text = dump_recipe(recipe)
     folder = options.workspace.resolve() / "jobs"

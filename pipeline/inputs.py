@@ -77,6 +77,22 @@ def _check_other(recipe: Recipe, name: str) -> None:
         )
 
 
+def check_inputs(recipe: Recipe) -> None:
+    """Everything that a recipe names and that steps read hours later. ValueError with all that cannot be read."""
+    checks = [check_leakage, check_scores]
+    if not is_scored_only(recipe):  # where no hours of training are at stake, all other sets are scored
+        checks.insert(0, check_evaluation)
+
+    problems = []
+    for check in checks:
+        try:
+            check(recipe)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
 def check_evaluation(recipe: Recipe) -> None:
     """Open every evaluation set that will be used, as evaluation does after training; reads names, no pictures."""
     sets: Mapping[str, Path] = {} if recipe.emoji else evaluation_sets(recipe)

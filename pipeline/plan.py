@@ -23,7 +23,7 @@ from pipeline.costs import (
 )
 from pipeline.curation_costs import curation_table
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
-from pipeline.inputs import check_evaluation, check_leakage
+from pipeline.inputs import check_inputs
 from pipeline.recipes import Recipe
 from pipeline.record import Record
 from pipeline.runner import pending
@@ -84,7 +84,7 @@ def print_plan(
 def _problems(recipe: Recipe) -> list[str]:
     """What keeps a recipe from running: all of it, so that one look is enough."""
     problems = list[str]()
-    for check in (build_steps, check_evaluation, check_leakage):
+    for check in (build_steps, check_inputs):
         try:
             check(recipe)
         except (ValueError, OSError) as error:

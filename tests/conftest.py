@@ -1,6 +1,7 @@
 """Fixtures shared by all rooms: one Ray session for the whole run."""
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,3 +43,15 @@ def object_store() -> Iterator[Callable[[Path, str], Path]]:
 
         yield upload
     server.stop()
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte; skips where one cannot be mounted."""
+    folder = tmp_path / "full_disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

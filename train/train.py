@@ -15,7 +15,6 @@ A worker that starts continues from the last complete checkpoint. With `resource
 fewer workers when a node is lost; when a node comes, no step is done twice.
 """
 
-import errno
 import logging
 import math
 import os
@@ -35,11 +34,10 @@ import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.context import get_train_context
-from torch.distributed.checkpoint.api import CheckpointException
 
 from cluster.devices import settled
 from cluster.endings import StoppedError
-from cluster.files import read_jsonl, write_atomic
+from cluster.files import read_jsonl
 from cluster.placement import resolve, room_for
 from cluster.resources import Resources
 from cluster.session import free_port, session
@@ -47,15 +45,17 @@ from cluster.storage import absolute
 from cluster.threads import limit_threads
 from train.checkpoint import complete_checkpoints, damaged_checkpoints, step_of
 from train.config import TrainConfig
+from train.data import Pairs
+from train.failure import REASON, check_space, failure, note_failure, reserve_reason
 from train.loop import CHECKPOINTS, Interruption, Job, check, read_pairs, train
 from train.metrics_file import METRICS, STEP, followed, summary
+from train.model import DinoTxt
 from train.validation import score
 
 logger = logging.getLogger(__name__)
 
 STOP = "stop"
 GROW = "grow"
-FAILED = "failed.txt"
 RAY_FOLDER = "ray"
 GROWTH_S = 60.0  # between two looks for new nodes: nodes that come together restart the workers once
 MAX_FAILURES = 8
@@ -63,18 +63,6 @@ MAX_FAILURES = 8
 # step took fifteen times as long. The variable must be set before a worker starts.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 NOISY = ("ray.train", "ray.train.v2", "ray.data")
-LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT}  # other OSErrors pass
-WOULD_FAIL_AGAIN = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    OSError,
-    TypeError,
-    ValueError,
-    CheckpointException,
-    torch.OutOfMemoryError,
-)
 
 
 class TrainingFailed(RuntimeError):
@@ -103,23 +91,26 @@ def run(
         absolute(source) if source else None,
         tuple(views[name].resolve() for name in sorted(views)),
     )
-    for name in (STOP, GROW, FAILED):
+    for name in (STOP, GROW):
         (job.out / name).unlink(missing_ok=True)
+    reserve_reason(job.out)
 
     with session():
         config = settled(config, config.resources)
         resources = placement(config)
         is_elastic = bool(resources.min_workers)
         world = largest_group(config, resources.workers) if is_elastic else resources.workers
-        check(config, read_pairs(config, job), world)
+        pairs = read_pairs(config, job)
+        check(config, pairs, world)
+        check_space(config, job.out, job.out / CHECKPOINTS, _num_weights(config, pairs))
         for problem in damaged_checkpoints(job.out / CHECKPOINTS):
             logger.warning("%s: training continues from step %d", problem, _saved_step(job))
 
         with _stop_on_signal(job.out), followed(job.out / METRICS, config.num_steps):
             fit_to_the_end(config, job)
 
-    if (job.out / FAILED).exists():
-        raise TrainingFailed(f"training failed: {(job.out / FAILED).read_text()}")
+    if reason := failure(job.out):
+        raise TrainingFailed(reason)
     rows = read_jsonl(job.out / METRICS)
     if (job.out / STOP).exists() and (not rows or rows[-1]["step"] < config.num_steps):
         raise StoppedError(
@@ -128,7 +119,9 @@ def run(
 
     for folder in (CHECKPOINTS, RAY_FOLDER):
         shutil.rmtree(job.out / folder, ignore_errors=True)
-    (job.out / STEP).unlink(missing_ok=True)
+    for name in (STEP, REASON):
+        (job.out / name).unlink(missing_ok=True)
+
     metrics = summary(rows, config.batch_size)
     if config.best:
         best = max((row for row in rows if config.best in row), key=lambda row: score(row, config.best))
@@ -177,6 +170,13 @@ def fit_to_the_end(config: TrainConfig, job: Job) -> None:
         if not (job.out / GROW).exists():
             return
         (job.out / GROW).unlink()
+
+
+def _num_weights(config: TrainConfig, pairs: Pairs) -> int:
+    """Weights of the model, which is made without memory."""
+    with torch.device("meta"):
+        model = DinoTxt(config.model, pairs.tokenizer.vocab_size, pairs.spec.dim)
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def _saved_step(job: Job) -> int:
@@ -229,15 +229,14 @@ def _worker(arguments: dict) -> None:
     limit_threads(arguments["resources"].threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing is read before it is written
-    if (job.out / FAILED).exists():
+    if failure(job.out):
         return  # another try would fail in the same way; the driver raises what the file says
 
     try:
         if shrink_group_to(largest_group(config, dist.get_world_size())):
             _train_and_grow(config, job, arguments["resources"], arguments["most"])
-    except WOULD_FAIL_AGAIN as error:
-        if not isinstance(error, OSError) or error.errno in LASTING:
-            write_atomic(job.out / FAILED, f"{type(error).__name__}: {error}")
+    except BaseException as error:  # that of a checkpoint is no Exception
+        note_failure(job.out, error)
         raise
 
 

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,17 +151,3 @@ def _columns(rows: np.ndarray) -> dict[str, Any]:
         PERCEPTUAL_HASH: 3 * numbers,
         THUMBNAIL: [b"jpeg %d" % row for row in rows],
     }
-
-
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte; skips where one cannot be mounted."""
-    import subprocess
-
-    folder = tmp_path / "full_disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from ray.train import WorkerGroupError
 from safetensors.torch import load_file
-from tiny import TINY
+from tiny import TINY, fill
 
 from cluster.endings import StoppedError
 from cluster.files import read_jsonl
@@ -28,7 +28,7 @@ from cluster.resources import Resources
 from cluster.session import ROOT
 from train import train as trainer
 from train.checkpoint import MARKER, complete_checkpoints, step_of
-from train.config import ModelConfig, OptimConfig, ParallelConfig, VisionConfig
+from train.config import CheckpointConfig, ModelConfig, OptimConfig, ParallelConfig, VisionConfig
 from train.loop import Job
 from train.train import TrainingFailed, fit_to_the_end, largest_group, placement, request_stop, run, shrink_group_to
 
@@ -194,3 +194,32 @@ def test_cpus_make_one_worker_unless_asked_otherwise() -> None:
     assert (default.workers, default.cpus) == (1, ray.cluster_resources()["CPU"])
     asked = placement(replace(TINY, resources=Resources(workers=2)))
     assert (asked.workers, asked.cpus) == (2, 1.0)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_ends_training_at_once_and_metrics_stay(
+    pooled_pairs: dict[str, Path], full_disk: Path
+) -> None:
+    config = replace(TINY, resources=ONE_WORKER, num_steps=60, checkpoint=CheckpointConfig(every_steps=10))
+    metrics = full_disk / "metrics.jsonl"
+    subprocess.run(["mount", "-o", "remount,size=8m", str(full_disk)], check=True)
+    with (
+        once(lambda: len(read_jsonl(metrics)) > 2, lambda: fill(full_disk / "ballast")),
+        pytest.raises(TrainingFailed, match=f"the disk of {full_disk} is full: free space on it"),
+    ):
+        run(config, out=full_disk, **pooled_pairs)
+    assert len(read_jsonl(metrics)) > 2
+
+    (full_disk / "ballast").unlink()
+    run(config, out=full_disk, **pooled_pairs)
+    assert read_jsonl(metrics)[-1]["step"] == 60
+
+
+def test_checkpoints_that_do_not_fit_are_refused_before_training(
+    pooled_pairs: dict[str, Path], full_disk: Path
+) -> None:
+    fill(full_disk / "ballast")
+    with (full_disk / "ballast").open("r+b") as file:
+        file.truncate(file.seek(0, os.SEEK_END) - 16_384)
+    with pytest.raises(OSError, match=f"are free on the disk of {full_disk}, and training writes about"):
+        run(replace(TINY, resources=ONE_WORKER), out=full_disk, **pooled_pairs)
