@@ -74,6 +74,7 @@ bench: $(READY)  ## us and the peers, side by side; CAPTIONS=file adds the text 
 	@$(PY) -m benchmarks.kmeans
 	@$(PY) -m benchmarks.loss
 	@$(PY) -m benchmarks.loader
+	@$(PY) -m benchmarks.evaluation
 	@$(if $(CAPTIONS),$(PY) -m benchmarks.text_step $(CAPTIONS))
 	@$(if $(CAPTIONS),$(PY) -m benchmarks.step $(CAPTIONS))
 
