@@ -1,19 +1,19 @@
 """What an export is made from: a trained model of a recipe or of a folder, its backbone, and the
 facts of its card."""
 
-import json
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import get_args
 
 from cluster.files import sha256_file
 from curation.encoders.backbone import Backbone, load_backbone
 from curation.encoders.config import BackboneConfig, geometry_of
 from curation.shards.schema import EmbeddingSpec
 from curation.shards.selection import SELECTION, read_selection
-from evaluate.results import RESULTS
+from evaluate.results import flat_rows, read_results
+from evaluate.tables import METRIC_NAMES, shown
 from pipeline.recipes import Recipe
 from pipeline.step import Step, in_order
 from pipeline.store import Store
@@ -57,23 +57,22 @@ def _scores(store: Store, step: Step | None) -> tuple[Score, ...]:
     """What the arm's evaluate step measured; nothing when it has not run."""
     if step is None or store.record(step) is None:
         return ()
-    results: list[dict[str, Any]] = json.loads((store.folder(step) / RESULTS).read_text())
+    return read_scores(store.folder(step))
+
+
+def read_scores(folder: Path) -> tuple[Score, ...]:
+    """The scores that an evaluation left in a folder, without the sets that it could not score."""
+    rows = [row for result in read_results(folder) for row in flat_rows(result) if not row["error"]]
     return tuple(
         Score(
-            evaluation_set=result["benchmark"],
-            metric=metric,
-            value=measure["value"],
-            low=measure["low"],
-            high=measure["high"],
-            protocol=_protocol(result["protocol"]),
+            evaluation_set=row["set"],
+            metric=METRIC_NAMES.get(row["metric"], row["metric"]),
+            value=shown(row["metric"], row["value"]),
+            interval=f"{shown(row['metric'], row['low'])} to {shown(row['metric'], row['high'])}",
+            protocol=row["protocol"],
         )
-        for result in results
-        for metric, measure in result["metrics"].items()
+        for row in rows
     )
-
-
-def _protocol(protocol: Mapping[str, object]) -> str:
-    return "; ".join(f"{name}: {value}" for name, value in protocol.items())
 
 
 def _subject(recipe: Recipe, loaded: LoadedModel, facts: Facts, options: Namespace) -> Subject:
@@ -85,10 +84,10 @@ def _subject(recipe: Recipe, loaded: LoadedModel, facts: Facts, options: Namespa
         )
         loaded = loaded._replace(spec=named)
 
-    form = options.backbone or "copy"
+    form: BackboneForm = options.backbone or "copy"
     if form not in FORMS:
         raise ValueError(f"--backbone {form}: one of {', '.join(FORMS)} is needed; leave it out for a copy")
-    subject = Subject(loaded, facts=facts, backbone_form=cast(BackboneForm, form), has_int8=options.int8)
+    subject = Subject(loaded, facts=facts, backbone_form=form, has_int8=options.int8)
     try:
         return replace(subject, backbone=_backbone(loaded.spec, ours))
     except (FileNotFoundError, ValueError) as error:

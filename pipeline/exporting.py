@@ -1,6 +1,6 @@
 """The verb `export`: a model in every format that was asked for, each compared with the model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -27,10 +27,18 @@ def export_formats(subject: Subject, to: Path, formats: Sequence[str], console: 
     for name in formats or FORMATS:
         try:
             parity = export_format(name, subject, to)["parity"]
-            table.add_row(name, str(to / name), f"{max(parity.values()):.1e}")
+            table.add_row(name, str(to / name), differences(parity))
         except ValueError as error:
             code = FAILED
             table.add_row(name, "[red]not made[/red]", escape(str(error)))
 
     console.print(table)
     return code
+
+
+def differences(parity: Mapping[str, float]) -> str:
+    """The largest difference of the format's features, and that of its int8 forms where it has
+    any."""
+    exact = [value for what, value in parity.items() if "int8" not in what]
+    int8 = [value for what, value in parity.items() if "int8" in what]
+    return f"{max(exact):.1e}" + (f" (int8 {max(int8):.1e})" if int8 else "")

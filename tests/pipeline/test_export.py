@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from cluster.files import write_atomic
 from curation.shards.schema import EmbeddingSpec
+from evaluate.results import Result, result_file, write_flat
 from pipeline.__main__ import main
+from pipeline.exported import read_scores
 from train.config import ModelConfig, TextConfig, TokenizerConfig, VisionConfig
 from train.export.folder import export_model, load_model
+from train.export.subject import Score
 from train.model import DinoTxt
 from train.tokenizer import train_tokenizer
 
@@ -49,6 +53,40 @@ def test_one_impossible_format_does_not_keep_the_others_from_being_made(
     assert main(words) == 1
     assert "not made" in capsys.readouterr().out
     assert [path.name for path in to.iterdir()] == ["safetensors"]
+
+
+def test_scores_are_those_of_the_tables_and_a_set_that_failed_has_none(tmp_path: Path) -> None:
+    measured = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10.0}
+    rank = {"value": 24.0, "low": 19.0, "high": 30.0, "n": 10.0}
+    results = [
+        make_result("pictures", {"top1": measured, "text_to_image_median_rank": rank}),
+        make_result("broken", {}, error="no image can be read"),
+    ]
+    (tmp_path / "results").mkdir()
+    for result in results:
+        write_atomic(result_file(tmp_path, result["set"]), json.dumps(result))
+    write_flat(tmp_path, results)
+
+    assert read_scores(tmp_path) == (
+        Score("pictures", "top-1", "50.0", "40.0 to 60.0", "prompts: plain"),
+        Score("pictures", "text → image median rank", "24", "19 to 30", "prompts: plain"),
+    )
+
+
+def make_result(name: str, metrics: dict[str, dict[str, float]], error: str = "") -> Result:
+    return Result(
+        set=name,
+        task="classification",
+        error=error,
+        metrics=metrics,
+        baselines={},
+        sizes={},
+        protocol={"prompts": "plain"},
+        encoder="random-vit",
+        model="0123",
+        data="4567",
+        seconds=1.0,
+    )
 
 
 @pytest.mark.parametrize(

@@ -93,13 +93,11 @@ def _data(facts: Facts) -> str:
 def _scores(scores: Sequence[Score]) -> list[str]:
     if not scores:
         return ["## Scores", "", "None recorded.", ""]
-    lines = ["## Scores", "", "Percent, with 95 % confidence intervals.", ""]
+    lines = ["## Scores", "", "Percent, ranks excepted, with 95 % confidence intervals.", ""]
     lines += ["| evaluation set | metric | score | interval | protocol |", "|---|---|---|---|---|"]
     for score in scores:
-        interval = f"{100 * score.low:.1f} to {100 * score.high:.1f}"
-        lines.append(
-            f"| {score.evaluation_set} | {score.metric} | {100 * score.value:.1f} | {interval} | {score.protocol} |"
-        )
+        cells = (score.evaluation_set, score.metric, score.value, score.interval, score.protocol)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, ""]
 
 

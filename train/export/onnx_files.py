@@ -160,7 +160,11 @@ def _quantize(graph: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     to = graph.with_name(graph.name.removesuffix(".onnx") + INT8_SUFFIX)
-    quantize_dynamic(graph, to, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
+    logging.disable(logging.INFO)  # the quantizer reports every tensor to the root logger
+    try:
+        quantize_dynamic(graph, to, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def onnx_features(folder: Path, probe: Probe) -> dict[str, Tensor]:

@@ -13,14 +13,14 @@ BackboneForm = Literal["copy", "reference"]
 
 @dataclass(frozen=True)
 class Score:
-    """One score of the model on an evaluation set, with its 95 % confidence interval, as shares of
-    1."""
+    """One score of the model on an evaluation set, as the tables of results show it."""
 
     evaluation_set: str
     metric: str
-    value: float
-    low: float
-    high: float
+    value: str
+    """In percent; a rank as it is."""
+    interval: str
+    """The 95 % confidence interval, in the same unit."""
     protocol: str
     """How it was measured, in one line."""
 

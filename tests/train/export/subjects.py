@@ -22,7 +22,7 @@ FACTS = Facts(
     data="pairs",
     num_pairs=1234,
     selection_sha256="ab" * 32,
-    scores=(Score("classification_small", "top1", 0.5, 0.4, 0.6, "prompts: plain"),),
+    scores=(Score("classification_small", "top-1", "50.0", "40.0 to 60.0", "prompts: plain"),),
 )
 
 
