@@ -94,6 +94,8 @@ def _write_sentence_transformers(folder: Path) -> None:
         "modality_config": {"text": {"method": "get_text_features", "method_output_name": None}},
         "module_output_name": "sentence_embedding",
     }
+
+    # The vectors of `encode` have unit norm, as in training
     write_atomic(folder / "modules.json", json.dumps(modules, indent=1) + "\n")
     write_atomic(folder / "sentence_bert_config.json", _json(text))
     (folder / "1_Normalize").mkdir()
@@ -120,6 +122,7 @@ def huggingface_config(subject: Subject) -> dict[str, Any]:
     backbone = subject.whole_backbone("the huggingface format")
     model = subject.loaded.model
     modeling = "modeling_dinotxt.DinoTxtModel"
+
     return {
         "model_type": "dinotxt",
         "architectures": ["DinoTxtModel"],
@@ -140,6 +143,8 @@ def text_config(loaded: LoadedModel) -> dict[str, Any]:
     """The text encoder's sizes, and the tokens that the model must know."""
     text = loaded.model.config.text
     tokenizer = loaded.tokenizer
+
+    # The first token of an empty caption is begin-of-text, where the vocabulary has one
     has_start = not isinstance(tokenizer, SentencePieceTokenizer)
     return {
         "vocab_size": tokenizer.vocab_size,
@@ -158,6 +163,7 @@ def vision_config(subject: Subject, backbone: Backbone) -> dict[str, Any]:
     spec = loaded.spec
     vision = loaded.model.config.vision
     weights = loaded.model.state_dict()
+
     return {
         "hidden_size": spec.dim,
         "num_hidden_layers": vision.blocks,
@@ -213,11 +219,15 @@ def backbone_reference(subject: Subject, backbone: Backbone) -> dict[str, str]:
     spec = subject.loaded.spec
     repository = backbone.family.members[backbone.name].hub_name
     file = huggingface_hub.try_to_load_from_cache(repository, HUB_FILE) if repository else None
+
+    # A name and a revision are a reference only if they lead to the very bytes of the training run
     if not isinstance(file, str) or sha256_file(Path(file)) != spec.digest:
         raise ValueError(
             f"--backbone reference: the weights of {backbone.name} ({spec.digest[:12]}) are not a file of the hub's "
             f"cache ({repository or 'no repository'}/{HUB_FILE}); leave --backbone out, and the folder holds a copy"
         )
+
+    # In the cache, a file lies in a folder named after its revision
     assert repository is not None
     revision = Path(file).parent.name
     return {"repository": repository, "file": HUB_FILE, "revision": revision, "sha256": spec.digest}
@@ -232,6 +242,7 @@ def huggingface_features(folder: Path, probe: Probe) -> dict[str, Tensor]:
     inputs = processor(
         text=list(probe.captions), images=list(probe.images), padding=True, truncation=True, return_tensors="pt"
     )
+
     output = model(**inputs)
     dense = normalize(model.get_patch_features(inputs["pixel_values"]), dim=-1)
     return {"text": output.text_embeds, "image": output.image_embeds, "patches": output.patch_embeds, "dense": dense}
