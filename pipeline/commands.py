@@ -85,7 +85,7 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
     """Run what is not done yet, then print the scores and where to look."""
     steps = build_steps(recipe)
     store = Store(options.workspace)
-    store.make_folder(store.workspace)
+    store.make_places(in_order(steps))
     _check_labels(steps, options)
     check_inputs(recipe)
 

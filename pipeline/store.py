@@ -46,6 +46,11 @@ class Store:
         """Where a step builds its output."""
         return self.folder(step).with_suffix(".partial")
 
+    def make_places(self, steps: Sequence[Step]) -> None:
+        """Make the folders of these steps before hours are spent. ValueError names a file that lies in place of one."""
+        for name in (LOCKS, *dict.fromkeys(step.name for step in steps)):
+            self.make_folder(self.workspace / name)
+
     def make_folder(self, folder: Path) -> None:
         """Make a folder of the workspace. ValueError names the file that lies where a folder is needed."""
         for path in (*reversed(folder.parents), folder):

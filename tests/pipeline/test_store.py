@@ -165,6 +165,13 @@ def test_a_file_where_the_workspace_needs_a_folder_is_named(tmp_path: Path, plac
         store.make_folder(store.partial(STEP))
 
 
+@pytest.mark.parametrize("place", [".locks", "make"])
+def test_a_file_in_place_of_a_folder_is_named_before_any_step_runs(tmp_path: Path, place: str) -> None:
+    (tmp_path / place).write_text("")
+    with pytest.raises(ValueError, match=f"{place} is a file: the workspace needs a folder"):
+        Store(tmp_path).make_places([STEP])
+
+
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
 def test_damage_is_named_with_the_remedy(tmp_path: Path, damage: str) -> None:
     store = Store(tmp_path)
