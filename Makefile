@@ -3,6 +3,7 @@ RECIPE    ?= quickstart
 WORKSPACE ?= workspace
 ARGS      ?=
 PORT      ?= 5000
+TESTERS   ?= 2
 PYTHON    ?= python3
 EXTRAS    ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu),quickstart,export,dev
 
@@ -64,8 +65,8 @@ lint: $(READY)  ## ruff, codespell, mypy; prints how dense the code is
 	@$(PY) -m mypy cluster curation train evaluate pipeline
 	@$(PY) tests/air.py
 
-test: $(READY)  ## the tests, without the slow ones
-	@$(PY) -m pytest -q
+test: $(READY)  ## the tests, without the slow ones, in TESTERS=2 processes
+	@$(PY) -m pytest -q -n $(TESTERS) --dist loadfile
 
 test-all: $(READY)  ## all tests; those that lack a GPU or SLURM say so and skip
 	@$(PY) -m pytest -q -m "slow or not slow"
