@@ -16,19 +16,8 @@ Record = Mapping[str, object]
 
 IMAGE_FIELDS = (
     *("image", "file_name", "filename", "filepath", "file", "path", "image_path", "image_name", "image_file", "img"),
-    *(
-        "img_path",
-        "image_filename",
-        "img_name",
-        "jpg",
-        "png",
-        "webp",
-        "jpeg",
-        "image_bytes",
-        "bytes",
-        "image_id",
-        "key",
-    ),
+    *("img_path", "image_filename", "img_name", "images", "jpg", "png", "webp", "jpeg", "image_bytes", "bytes"),
+    *("image_id", "key"),
 )
 CAPTION_FIELDS = (
     *("captions", "caption", "text", "texts", "title", "sentence", "sentences", "txt", "prompt", "description"),
@@ -39,8 +28,11 @@ URL_FIELDS = ("url", "image_url", "img_url", "image_link")
 NUMBERED = re.compile(r"(.*?)_?\d+")
 IMAGE_NAME = re.compile(rf"[^\n]*({'|'.join(map(re.escape, IMAGE_SUFFIXES))})(#\d+)?", re.IGNORECASE)
 URL = re.compile(r"(https?|ftp)://", re.IGNORECASE)
+MOST_NAME_CHARS = 4096  # of a path
 ANSWERING = ("gpt", "assistant", "model", "chatgpt", "bot")
 NAMES_SHOWN = 30
+NAME_CHARS = 40
+SENTENCE_SHARE = 0.5  # of the first values of a field that is taken for captions by its values
 
 
 class FieldsError(ValueError):
@@ -62,7 +54,7 @@ def resolve_fields(where: str, names: Sequence[str], first: Sequence[Record], co
     FieldsError names all fields and the setting that chooses among them.
     """
     image = _image_field(where, names, first, config)
-    captions = _caption_fields(where, [name for name in names if name != image], names, config)
+    captions = _caption_fields(where, [name for name in names if name != image], names, first, config)
     for setting, name in (("key_column", config.key_column), ("split_column", config.split_column)):
         if name is not None and not _matches(name, names):
             raise FieldsError(_missing(where, names, f"no field {name!r}", setting))
@@ -92,7 +84,7 @@ def _image_field(where: str, names: Sequence[str], first: Sequence[Record], conf
 
 
 def _caption_fields(
-    where: str, names: Sequence[str], all_names: Sequence[str], config: SourceConfig
+    where: str, names: Sequence[str], all_names: Sequence[str], first: Sequence[Record], config: SourceConfig
 ) -> tuple[str, ...]:
     if config.caption_column is not None:
         if chosen := _matches(config.caption_column, all_names):
@@ -113,13 +105,26 @@ def _caption_fields(
     others = [name for name in names if name.isdigit()]
     if others:  # a table without a header: what is no image is text
         return (others[-1],)
+    sentences = [name for name in names if _holds_sentences([record.get(name) for record in first])]
+    if len(sentences) == 1:
+        return (sentences[0],)
+    if sentences:
+        raise FieldsError(
+            _missing(where, all_names, f"several columns of sentences ({', '.join(sentences)})", "caption_column")
+        )
     raise FieldsError(
         _missing(where, all_names, f"no caption column of a known name ({', '.join(CAPTION_FIELDS)})", "caption_column")
     )
 
 
+def _holds_sentences(values: Sequence[object]) -> bool:
+    """Whether most values are texts of several words: captions in a field of a name that nobody knows."""
+    words = [value for value in values if isinstance(value, str) and " " in value.strip() and not is_image_name(value)]
+    return bool(values) and len(words) > SENTENCE_SHARE * len(values)
+
+
 def _missing(where: str, names: Sequence[str], what: str, setting: str) -> str:
-    shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+    shown = ", ".join(name[:NAME_CHARS] for name in names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
     flag = f"--embed.source.{setting.replace('_', '-')}"
     return f"{where} has {what} (its columns: {shown or 'none'}): set source.{setting} to one of them with {flag}"
 
@@ -150,6 +155,8 @@ def _matches(setting: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _looks_like_image(value: object) -> bool:
+    if isinstance(value, list):
+        return len(value) == 1 and _looks_like_image(value[0])
     if isinstance(value, dict):
         return "bytes" in value
     return isinstance(value, bytes) or (isinstance(value, str) and is_image_name(value) and not URL.match(value))
@@ -188,7 +195,7 @@ def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for field in _known((*CAPTION_FIELDS, "raw", "value", "content"), list(value))[:1]:
+        for field in _known((*CAPTION_FIELDS, "raw", "value", "content", "assistant"), list(value))[:1]:
             yield from _texts(value[field])
     elif isinstance(value, list) and _is_conversation(value):
         yield from _first_answer(value)
@@ -227,7 +234,8 @@ class ImageName(NamedTuple):
     """What a record says of its image."""
 
     name: str
-    kind: Literal["name", "address", "none"]
+    kind: Literal["name", "address", "inline", "none"]
+    """inline: the image itself, as a data: URI or base64 text."""
 
 
 def image_name(value: object) -> ImageName:
@@ -245,6 +253,8 @@ def image_name(value: object) -> ImageName:
     name = value.strip()
     if URL.match(name):
         return ImageName(name, "address")
+    if name.startswith("data:") or len(name) > MOST_NAME_CHARS:
+        return ImageName(name, "inline")
     numbered = IMAGE_NAME.fullmatch(name)
     if numbered and numbered[2]:  # Flickr's token files number the captions of an image: a.jpg#0
         name = name.removesuffix(numbered[2])

@@ -20,6 +20,7 @@ from curation.pairs.text import as_text, clean_captions
 from curation.pairs.tree import Tree
 
 FILES_SHOWN = 3
+NAME_SHOWN = 100  # characters
 _DUPLICATE = Problem("duplicate key", "an earlier record has this key")
 
 
@@ -210,10 +211,12 @@ class _Joining:
             image = self.tree.files[match.files[0]]
         elif match.files:
             shown = ", ".join(match.files[:FILES_SHOWN])
-            detail = f"{entry.image} fits {len(match.files)} files ({shown}): write the folder into {list_name}"
+            detail = (
+                f"{entry.image[:NAME_SHOWN]} fits {len(match.files)} files ({shown}): write the folder into {list_name}"
+            )
             problem = problem or Problem("ambiguous name", detail)
         if image is None and problem is None:
-            problem = Problem("missing file", f"{entry.image}, record {entry.place} of {list_name}")
+            problem = Problem("missing file", f"{entry.image[:NAME_SHOWN]}, record {entry.place} of {list_name}")
         return Pair(key, image, captions, problem=problem)
 
     def reject_stand_ins(self) -> None:

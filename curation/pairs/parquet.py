@@ -185,6 +185,8 @@ def _image_bytes(value: object, folder: Path) -> bytes | Problem:
         return value["bytes"]
     if isinstance(value, bytes):
         return value
+    if isinstance(value, list) and len(value) == 1:
+        return _image_bytes(value[0], folder)
     name, kind = image_name(value)
     if kind == "none":
         return Problem("missing file", f"image is {value!r:.60}")

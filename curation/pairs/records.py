@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from curation.pairs.annotations import annotated_images, annotation_kind
 from curation.pairs.config import SourceConfig
 from curation.pairs.fields import (
+    CAPTION_FIELDS,
+    IMAGE_FIELDS,
     Fields,
     FieldsError,
     caption_fields_of,
@@ -42,7 +44,7 @@ class Entry(NamedTuple):
     split: object = None
     problem: Problem | None = None
     bare: str = ""
-    """The image's name without Karpathy's folder, which need not be there: many keep all images in one."""
+    """A second name of the image, where no file has the first: without Karpathy's folder, or its id."""
 
 
 class CaptionList(NamedTuple):
@@ -134,6 +136,8 @@ def _numbered_records(name: str, content: Any, config: SourceConfig) -> list[tup
         return []
     if not isinstance(content, dict | list):
         raise FieldsError(f"{name} names no image: it has to be a list or an object of records, not {content!r:.40}")
+    if isinstance(content, dict) and (columns := _columns(content)):
+        return columns
     if isinstance(content, dict):
         tables = {key: value for key, value in content.items() if _is_table(value)}
         if not tables or sum(map(is_image_name, content)) > len(content) // 2:
@@ -154,6 +158,25 @@ def _numbered_records(name: str, content: Any, config: SourceConfig) -> list[tup
             )
         content = tables[fitting[0]]
     return [(str(number), record) for number, record in _numbered(content)]
+
+
+def _columns(content: dict[str, Any]) -> list[tuple[str, dict]]:
+    """Records of an object of columns, as pandas writes it: lists of one length, or objects with the same keys."""
+    if not _known_fields(content):
+        return []
+    values = list(content.values())
+    if all(isinstance(value, dict) and value.keys() == values[0].keys() for value in values):
+        values = [list(value.values()) for value in values]
+    if not all(isinstance(value, list) and len(value) == len(values[0]) for value in values):
+        return []
+    rows = zip(*values, strict=True)
+    return [(str(number), dict(zip(content, row, strict=True))) for number, row in enumerate(rows, start=1)]
+
+
+def _known_fields(content: dict[str, Any]) -> bool:
+    """Whether the keys of an object are names of an image field and of a caption field."""
+    keys = {key.strip().lower() for key in content}
+    return not keys.isdisjoint(IMAGE_FIELDS) and not keys.isdisjoint(CAPTION_FIELDS)
 
 
 def _mapped_records(name: str, content: dict[str, Any], config: SourceConfig) -> list[tuple[str, dict]]:
@@ -213,8 +236,13 @@ def _entry(place: str, record: dict, fields: Fields) -> Entry:
     split = next(iter(values_at(record, fields.split)), None)
     image, kind = image_name(next(iter(values_at(record, fields.image)), None))
     problem: Problem | None = None
-    if kind == "none":
+    if not record:
+        problem = _problem("unreadable record", "it is no JSON object, or has not as many fields as the header")
+    elif kind == "none":
         problem = _problem("unreadable record", f"it names no image in {fields.image!r}")
+    elif kind == "inline":
+        detail = f"its image is text of {len(image):,} characters: base64 is read from Parquet alone; write it there"
+        problem = _problem("unreadable record", detail)
     elif kind == "address":
         problem = _problem("image is an address", f"{image[:100]}: download it first, as with img2dataset")
 
@@ -222,7 +250,21 @@ def _entry(place: str, record: dict, fields: Fields) -> Entry:
     if bad := next(filter(None, map(undecodable, captions)), ""):
         problem = problem or _problem("undecodable text", bad)
     keys = values_at(record, fields.key) if fields.key is not None else []
-    return Entry(place, image, tuple(captions), str(keys[0]) if keys else None, split, problem)
+    return Entry(
+        place,
+        image if kind != "inline" else "",
+        tuple(captions),
+        str(keys[0]) if keys else None,
+        split,
+        problem,
+        _image_id(record),
+    )
+
+
+def _image_id(record: dict) -> str:
+    """TextCaps' images lie in other folders than its paths say, under their ids."""
+    value = record.get("image_id")
+    return value if isinstance(value, str) else ""
 
 
 def _problem(reason: RejectReason, detail: str) -> Problem:

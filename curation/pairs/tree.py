@@ -8,6 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from cluster.storage import files_below, kind_of
 from curation.pairs.images import IMAGE_SUFFIXES
@@ -78,7 +79,9 @@ class Tree:
 
         # A path of another machine may be longer than ours: /home/me/data/cats/1.jpg for cats/1.jpg.
         parts = _parts(wanted[-1].removeprefix("/"))
-        return [file for file in alike if _is_tail(_parts(file), parts) or _is_tail(_parts(_stem(file)), parts)]
+        fitting = [file for file in alike if _is_tail(_parts(file), parts) or _is_tail(_parts(_stem(file)), parts)]
+        unquoted = unquote(name)  # as in addresses: my%20cat.jpg
+        return fitting if fitting or unquoted == name else self.find(unquoted, *folders)
 
     def outermost(self, *basenames: str) -> str | None:
         """The file of one of these names that is nearest the root."""

@@ -107,3 +107,15 @@ def test_paths_go_through_objects_and_lists() -> None:
 )
 def test_names_of_images_in_their_several_forms(value: object, expected: tuple[str, str]) -> None:
     assert image_name(value) == expected
+
+
+def test_a_column_of_sentences_is_the_caption_whatever_its_name() -> None:
+    first = [
+        {"file_name": f"{number}.jpg", "label": "cat", "additional_feature": "a cat on a mat"} for number in (1, 2)
+    ]
+    names = list(first[0])
+    assert resolve_fields("metadata.csv", names, first, SourceConfig()).captions == ("additional_feature",)
+
+    two = [{**record, "other": "a mat below a cat"} for record in first]
+    with pytest.raises(FieldsError, match=r"several columns of sentences \(additional_feature, other\)"):
+        resolve_fields("metadata.csv", [*names, "other"], two, SourceConfig())

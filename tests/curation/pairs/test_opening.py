@@ -8,11 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from raw_pairs import captions_of, read_all, reasons_of, write_tar
+from raw_pairs import CAPTIONS, captions_of, read_all, reasons_of, write_tar
 
 from curation.pairs.account import Account
 from curation.pairs.config import SourceConfig
 from curation.pairs.opening import Source
+from curation.pairs.sample import Reject
 from curation.pairs.sources import checked, list_parts, open_source
 
 Write = Callable[..., Path]
@@ -277,3 +278,34 @@ def test_json_lines_of_which_none_parses_say_why(write: Write) -> None:
     folder = write(named(["1.jpg"]) | {"metadata.jsonl": '{"file_name": "1.jpg", "text": "x"},\n' * 2})
     with pytest.raises(ValueError, match=r"metadata\.jsonl has no line that is JSON: line 1 is .*without commas"):
         list_parts(SourceConfig(), folder)
+
+
+@pytest.mark.parametrize("orient", ["lists", "objects"])
+def test_columns_of_pandas_are_records(images: Path, orient: str) -> None:
+    columns = {"image": list(CAPTIONS), "captions": list(CAPTIONS.values())}
+    by_number = {name: {str(number): value for number, value in enumerate(values)} for name, values in columns.items()}
+    (images / "captions.json").write_text(json.dumps(columns if orient == "lists" else by_number))
+    assert captions_of(read_all(images)) == CAPTIONS
+
+
+def test_an_image_is_looked_for_by_its_id_where_its_path_is_that_of_another_folder(images: Path) -> None:
+    (images / "train_images").mkdir()
+    (images / "a.jpg").rename(images / "train_images" / "a.jpg")
+    records = [{"image_id": "a", "image_path": "train/a.jpg", "caption_str": "text"}]
+    (images / "textcaps.json").write_text(json.dumps({"dataset_name": "textcaps", "data": records}))
+    assert captions_of(read_all(images)) == {"a": ["text"]}
+
+
+def test_names_as_in_addresses_are_files(images: Path) -> None:
+    (images / "a.jpg").rename(images / "my cat.jpg")
+    (images / "captions.json").write_text(json.dumps({"my%20cat.jpg": "a cat", "b.jpg": "a dog", "sub/c.jpg": "a cow"}))
+    assert len(captions_of(read_all(images))) == 3
+
+
+@pytest.mark.parametrize("image", ["data:image/png;base64,AAAA", "A" * 5000])
+def test_an_image_inside_a_list_is_a_reject_of_few_words(images: Path, image: str) -> None:
+    lines = [{"image": name, "caption": "text"} for name in CAPTIONS] + [{"image": image, "caption": "text"}]
+    (images / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    reject = next(row for row in read_all(images) if isinstance(row, Reject))
+    assert (reject.key, reject.reason) == ("captions.jsonl:4", "unreadable record")
+    assert len(reject.detail) < 200
