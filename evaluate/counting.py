@@ -54,6 +54,64 @@ def both_ranks(
     return Ranks(to_image[0], to_image[1] - 1, np.ones(len(captions), np.int64)), text_ranks
 
 
+def sibling_ranks(captions: Float[Tensor, "m dim"], owners: Int64[np.ndarray, " m"]) -> Ranks:
+    """Rank of each caption's best sibling, another caption of its image, among all other captions.
+
+    `right` is 0 where a caption has no sibling. Captions of one image are neighbors.
+    """
+    best, right = _best_siblings(captions, owners)
+    counts = np.zeros((2, len(captions)), np.int64)
+    itself = np.empty(len(captions), np.float32)
+    for row in range(0, len(captions), TILE):
+        block = _padded(captions, row)
+        height = min(TILE, len(captions) - row)
+        for column in range(0, len(captions), TILE):
+            tile = (block @ _padded(captions, column).T).numpy()
+            width = min(TILE, len(captions) - column)
+            if row == column:
+                itself[row : row + height] = np.diagonal(tile)[:height]
+            no_limit = np.full(width, np.inf, np.float32)
+            _count(
+                tile[:height, :width],
+                best[row : row + height],
+                no_limit,
+                counts[:, row : row + height],
+                np.zeros((2, width), np.int64),
+            )
+
+    # A caption is no answer to itself, and siblings as good as the best one are right.
+    above = counts[0] - (itself > best)
+    level = counts[1] - (itself == best) - right
+    return Ranks(above, level, right)
+
+
+def _best_siblings(
+    captions: Float[Tensor, "m dim"], owners: Int64[np.ndarray, " m"]
+) -> tuple[Float32[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
+    """The score of each caption's best sibling, infinity without one, and how many siblings have it."""
+    best = np.full(len(captions), np.inf, np.float32)
+    right = np.zeros(len(captions), np.int64)
+    ends = np.cumsum(np.bincount(owners))
+    for row in range(0, len(captions), TILE):
+        block = _padded(captions, row)
+        here = owners[row : row + TILE]
+        first = int(ends[here[0] - 1]) if here[0] else 0
+        last = int(ends[here[-1]])
+
+        # The tiles that hold the siblings of this block: its own, and one beside it where an image is cut.
+        columns = range(first // TILE * TILE, last, TILE)
+        tiles = np.concatenate([(block @ _padded(captions, column).T).numpy() for column in columns], axis=1)
+        for place, owner in enumerate(here.tolist()):
+            start = int(ends[owner - 1]) if owner else 0
+            siblings = np.arange(start, int(ends[owner]))
+            siblings = siblings[siblings != row + place]
+            if len(siblings):
+                scores = tiles[place, siblings - columns.start]
+                best[row + place] = scores.max()
+                right[row + place] = (scores == scores.max()).sum()
+    return best, right
+
+
 def _own_scores(
     captions: Float[Tensor, "m dim"], images: Float[Tensor, "n dim"], owners: Int64[np.ndarray, " m"]
 ) -> Float32[np.ndarray, " m"]:

@@ -1,5 +1,7 @@
 """Image-text retrieval in both directions: recall and median rank by counting the scores above the best right answer.
 
+The text encoder by itself is measured too: a caption asks for another caption of its image, among all other captions.
+
 Nothing is sorted, and no matrix of scores is held (evaluate/counting.py). An image counts as found when any of its
 captions is.
 """
@@ -12,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from evaluate.counting import both_ranks
+from evaluate.counting import both_ranks, sibling_ranks
 from evaluate.encoder import Encoder, checked
 from evaluate.metrics import Tally, chance_of_hit, expected_hits
 from evaluate.sets.kinds import RetrievalSet
@@ -20,6 +22,8 @@ from evaluate.views import UNCUT, View, batches
 
 RECALL_AT = (1, 5, 10)
 TEXTS_AT_ONCE = 2048
+MOST_SIBLING_CAPTIONS = 100_000
+"""Captions up to which they are compared with each other, which is quadratic: COCO's 25,000 take seconds."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ def retrieve(
         blocks.append(checked(encoder.encode_image(batch), "images", len(batch), captions.shape[1]))
         advance(len(batch))
     images = torch.cat(blocks)
-    return Retrieved(images, captions, recall_tallies(images, captions, dataset.owners))
+    tallies = recall_tallies(images, captions, dataset.owners) | sibling_tallies(captions, dataset.owners)
+    return Retrieved(images, captions, tallies)
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
@@ -78,6 +83,18 @@ def recall_tallies(
     return tallies
 
 
+def sibling_tallies(
+    captions: Float[Tensor, "captions dim"], owners: Int64[np.ndarray, " captions"]
+) -> dict[str, Tally]:
+    """Text to text recall at 1; nothing where no image has two captions, or there are too many to compare."""
+    count = np.bincount(owners)
+    if count.max() < 2 or len(captions) > MOST_SIBLING_CAPTIONS:
+        return {}
+    hits = np.bincount(owners, expected_hits(sibling_ranks(captions, owners), 1), minlength=len(count))
+    trials = np.where(count > 1, count, 0).astype(np.float64)
+    return {"text_to_text_r1": Tally(np.where(count > 1, hits, 0)[:, None], trials[:, None])}
+
+
 def _median(ranks: Float[np.ndarray, " n"]) -> Tally:
     return Tally(ranks[:, None], np.ones((len(ranks), 1)), is_median=True)
 
@@ -95,4 +112,8 @@ def chance_recalls(owners: Int64[np.ndarray, " captions"]) -> dict[str, float]:
         )
         for k in RECALL_AT
     }
-    return text_to_image | image_to_text
+    siblings = captions_of[owners] - 1
+    text_to_text = {}
+    if siblings.any():
+        text_to_text["text_to_text_r1"] = float(siblings[siblings > 0].mean() / (num_captions - 1))
+    return text_to_image | image_to_text | text_to_text

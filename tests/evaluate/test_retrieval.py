@@ -8,7 +8,7 @@ import torch
 from colors import NAMES, BlindEncoder, ColorEncoder, retrieval_files, write_tar
 from torch.nn.functional import normalize
 
-from evaluate.retrieval import RECALL_AT, chance_recalls, recall_tallies, retrieve
+from evaluate.retrieval import RECALL_AT, chance_recalls, recall_tallies, retrieve, sibling_tallies
 from evaluate.sets.kinds import RetrievalSet
 from evaluate.sets.known import open_retrieval
 
@@ -45,6 +45,22 @@ def test_recalls_equal_full_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
         to_text = np.mean([i in owners[first_captions[i]] for i in range(40)])
         assert tallies[f"text_to_image_r{k}"].value == pytest.approx(to_image)
         assert tallies[f"image_to_text_r{k}"].value == pytest.approx(to_text)
+
+
+def test_text_to_text_equals_full_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluate.counting.TILE", 16)
+    generator = torch.Generator().manual_seed(0)
+    owners = torch.arange(40).repeat_interleave(torch.randint(1, 6, (40,), generator=generator))
+    captions = normalize(torch.randn(40, 8, generator=generator)[owners], dim=-1)
+    captions = normalize(captions + 0.5 * torch.randn(captions.shape, generator=generator), dim=-1)
+
+    scores = (captions @ captions.T).fill_diagonal_(-2)
+    hits = (owners[scores.argmax(1)] == owners).double()
+    has_sibling = torch.bincount(owners)[owners] > 1
+    (tally,) = sibling_tallies(captions, owners.numpy()).values()
+    assert 0 < tally.value < 1
+    assert tally.value == pytest.approx(float(hits[has_sibling].mean()))
+    assert sibling_tallies(captions[:3], np.arange(3)) == {}
 
 
 def test_identical_images_share_the_first_place() -> None:
