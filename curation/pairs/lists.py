@@ -80,6 +80,10 @@ class _Lookup:
         files = self.tree.find(inside, self.near)
         hinted = [file for file in files if self.words.intersection(file.lower().split("/")[:-1])]
         files = hinted if len(files) > 1 and len(hinted) == 1 else files
+
+        # A list that lies beside other data means the images below its own folder.
+        below = [file for file in files if file.startswith(f"{self.near}/")] if self.near else []
+        files = below if len(files) > 1 and below else files
         is_exact = bool(files) and files[0] in (normal, posixpath.normpath(inside))
         is_longer = bool(files) and not is_exact and normal.strip("/").count("/") > files[0].count("/")
         return _Match(files, None, is_exact, is_longer)

@@ -309,3 +309,13 @@ def test_an_image_inside_a_list_is_a_reject_of_few_words(images: Path, image: st
     reject = next(row for row in read_all(images) if isinstance(row, Reject))
     assert (reject.key, reject.reason) == ("captions.jsonl:4", "unreadable record")
     assert len(reject.detail) < 200
+
+
+def test_a_list_means_the_images_below_its_own_folder_where_others_have_the_same_names(write: Write) -> None:
+    files = named(["kaggle/Images/1.jpg", "beside/1.jpg"])
+    folder = write({**files, "beside/1.txt": "a dog", "kaggle/captions.txt": "image,caption\n1.jpg,a cat\n"})
+    rows = read_all(folder, unread_budget=0.0)
+    assert {row.image: row.captions for row in rows} == {
+        b"kaggle/Images/1.jpg": ("a cat",),
+        b"beside/1.jpg": ("a dog",),
+    }
