@@ -24,7 +24,8 @@ from cluster.threads import limit_threads
 from curation.choice.balance import ImageBalance, TextBalance, combine, entropy, water_fill
 from curation.choice.config import DuplicatesConfig
 from curation.choice.draws import coins
-from curation.choice.duplicates import close_hash_pairs, semantic_pairs
+from curation.choice.duplicates import hash_pairs, neighborhoods, semantic_pairs
+from curation.choice.likeness import Cosines, Rule
 from curation.clusters.config import KMeansConfig, LevelsConfig
 from curation.clusters.groups import one_entry_each
 from curation.clusters.hierarchy import cluster_levels
@@ -118,10 +119,11 @@ def _print_duplicates(num_rows: int) -> None:
     centroids = kmeans(points, num_rows // 40, KMeansConfig(iterations=3), 0)
     labels = assign(points, centroids)[0]
     with _measured("cosine, own and 4 next clusters", num_rows):
-        semantic_pairs(points, labels, centroids, order, DuplicatesConfig())
-    hashes = rng.integers(0, 2**63, num_rows).astype(np.uint64)
-    with _measured("hashes within 1 bit", num_rows):
-        close_hash_pairs(hashes, 1)
+        near = neighborhoods(labels[order], centroids, DuplicatesConfig().neighbors)
+        semantic_pairs(points, order, near, Rule(Cosines(1.0, 1.0), 0.985, None))
+    hashes = rng.integers(0, 256, (num_rows, 32), dtype=np.uint8)
+    with _measured("hashes within 30 bits, 8 orientations", num_rows):
+        hash_pairs(hashes, np.arange(num_rows), 30)
 
 
 @contextmanager

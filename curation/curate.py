@@ -40,6 +40,7 @@ from curation.shards.selection import write_selection
 
 CURATION = "curation.json"
 LEAKAGE_INPUT = "leakage_"
+UNMATCHED_SHARE = 0.2  # of the pairs: above, entries and captions hardly belong together
 logger = logging.getLogger(__name__)
 
 
@@ -94,7 +95,7 @@ def curate(
         valid = decisions.surviving()
     with phases.phase("leakage", 2 * spans * len(known)):
         for name in known:
-            drop_leakage(decisions, points, valid, name, config.leakage)
+            figures |= drop_leakage(decisions, points, valid, name, config.leakage)
         figures["captions_in_evaluation"] = float((decisions.caption_set >= 0).sum())
     with phases.phase("text_clusters", clustering):
         _match_entries(config, points, metadata, decisions)
@@ -102,14 +103,16 @@ def curate(
     with phases.phase("image_clusters", clustering):
         image = _image_levels(config, points, valid, out, decisions)
     with phases.phase("duplicates", 2 * PARTS):
-        drop_duplicates(decisions, points, image, config.duplicates, config.seed)
+        figures |= drop_duplicates(decisions, points, image, config.duplicates, config.seed)
     with phases.phase("balance"):
         if decisions.entries is not None and config.text.unmatched == "drop":
             decisions.drop(np.flatnonzero(decisions.entries.counts() == 0), "text: no metadata entry")
         figures |= choose(decisions, _goal(config, decisions), image, _coins(config, decisions, image), config.seed)
     figures |= evenness(decisions, image, text)
     decisions.write(out)
-    write_selection(out, shards, np.repeat(np.arange(shards.num_rows), decisions.taken()))
+    merged = decisions.merged_captions() if config.duplicates.captions == "merge" else {}
+    figures["captions_merged"] = float(sum(map(len, merged.values())))
+    write_selection(out, shards, np.repeat(np.arange(shards.num_rows), decisions.taken()), merged)
     return _write_summary(config, out, decisions, figures, phases.taken)
 
 
@@ -128,7 +131,7 @@ def _check(
             "give metadata entries, or use method image"
         )
     most = config.repeats * shards.num_rows
-    if config.target_rows > most and config.method != "none":
+    if config.target_rows is not None and config.target_rows > most and config.method != "none":
         raise ValueError(
             f"{config.target_rows} pairs asked of {shards.num_rows} in {shards.folder}: at most {most} can be kept, "
             f"{config.repeats} times each; lower target_rows, or raise repeats"
@@ -146,7 +149,7 @@ def _image_levels(
     config: CurateConfig, points: Points, valid: Int64[np.ndarray, " n"], out: Path, decisions: Decisions
 ) -> list[Level]:
     """Levels over the rows with valid vectors, when the method or the search for duplicates needs them."""
-    if config.method not in ("both", "image") and config.duplicates.cosine > 1:
+    if config.method not in ("both", "image") and not config.duplicates.alike.uses_vectors:
         return []
     if config.metric == "euclidean":
         points = replace(points, vectors=ShardVectors(decisions.shards.folder, CLS))
@@ -175,6 +178,17 @@ def _match_entries(config: CurateConfig, points: Points, metadata: Path | None, 
     if metadata is not None and config.method in ("both", "text"):
         decisions.entry_names = read_entries(metadata)
         decisions.entries = match_captions(points, metadata)
+        _warn_of_unmatched(decisions)
+
+
+def _warn_of_unmatched(decisions: Decisions) -> None:
+    """Say when many captions hold no metadata entry: of another language than the entries, for example."""
+    assert decisions.entries is not None
+    unmatched = np.flatnonzero(np.diff(decisions.entries.offsets) == 0)
+    share = len(unmatched) / len(decisions.reason)
+    if share > UNMATCHED_SHARE:
+        shown = [captions[0] for captions in decisions.shards.captions(unmatched[:3])]
+        logger.warning("%.0f %% of the pairs hold no metadata entry, e.g. %s", 100 * share, shown)
 
 
 def _subset(points: Points, valid: Int64[np.ndarray, " n"]) -> Points:

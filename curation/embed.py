@@ -28,6 +28,7 @@ from curation.embedded import earlier_shards
 from curation.encoders.resolve import resolve
 from curation.pairs.account import ACCOUNT, REJECTS, Account
 from curation.pairs.config import SourceConfig
+from curation.pairs.opening import Source
 from curation.pairs.sample import Part
 from curation.pairs.sources import checked, estimated_rows, open_source
 from curation.shards.manifest import Manifest, ShardEntry, write_manifest
@@ -45,9 +46,14 @@ def run(config: EmbedConfig, *, out: Path, source: Path) -> dict[str, float]:
 
     Raises RejectBudgetError as soon as the budget cannot be met, ValueError when no row is left.
     """
+    return embed_source(config, checked(config.source, open_source(config.source, source)), out)
+
+
+def embed_source(config: EmbedConfig, source: Source, out: Path) -> dict[str, float]:
+    """The step for a source that is opened already."""
     out.mkdir(parents=True, exist_ok=True)
     config = dataclasses.replace(config, backbone=resolve(config.backbone))
-    tasks, account = _tasks(config, out, source)
+    tasks = _tasks(config, out, source.parts)
     records = {task.index: record for task in tasks if (record := _finished(out, task)) is not None}
     if config.retry_rejects:
         records = {index: record for index, record in records.items() if not record["num_rejects"]}
@@ -62,34 +68,31 @@ def run(config: EmbedConfig, *, out: Path, source: Path) -> dict[str, float]:
     manifest = _manifest(in_order)
     if not manifest.num_rows:
         raise ValueError(
-            f"{source} has no usable row ({_reasons(in_order)}): at least one; check the data and source.split"
+            f"{source.path} has no usable row ({_reasons(in_order)}): at least one; check the data and source.split"
         )
-    _write_rejects(out, in_order, account)
-    write_atomic(out / ACCOUNT, json.dumps(account.as_json(), indent=1))
+    _write_rejects(out, in_order, source.account)
+    write_atomic(out / ACCOUNT, json.dumps(source.account.as_json(), indent=1))
     write_manifest(out, manifest)
-    summary = _summary(manifest, in_order, (totals.read - kept_rows) / seconds) | account.summary()
+    summary = _summary(manifest, in_order, (totals.read - kept_rows) / seconds) | source.account.summary()
     if config.retry_rejects:
         summary["rows_taken_over"] = float(sum(record.get("taken_over", 0) for record in in_order))
     return summary
 
 
-def _tasks(config: EmbedConfig, out: Path, source: Path) -> tuple[list[Task], Account]:
-    """One task per part, and what became of every file of the source.
-
-    The digest of a task covers the part's data and every setting that changes what is stored.
-    """
+def _tasks(config: EmbedConfig, out: Path, parts: Sequence[Part]) -> list[Task]:
+    """One task per part; its digest covers the part's data and every setting that changes what is stored."""
     settings = json.dumps(identity(config), sort_keys=True)
     of_rows = _settings_of_rows(config)
     earlier = earlier_shards(out, of_rows) if config.retry_rejects else {}
-    opened = checked(config.source, open_source(config.source, source))
-    digests = [hashlib.sha256(f"{settings}\n{part.digest()}".encode()).hexdigest() for part in opened.parts]
+
+    digests = [hashlib.sha256(f"{settings}\n{part.digest()}".encode()).hexdigest() for part in parts]
     tasks = [
         Task(index, part, digest, of_rows, earlier.get(part.name))
-        for index, (part, digest) in enumerate(zip(opened.parts, digests, strict=True))
+        for index, (part, digest) in enumerate(zip(parts, digests, strict=True))
     ]
     if config.retry_rejects and not any(task.earlier for task in tasks):
         logger.warning("retry_rejects: no output beside %s has rows of these settings: every row is embedded", out)
-    return tasks, opened.account
+    return tasks
 
 
 def _settings_of_rows(config: EmbedConfig) -> str:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from cluster.files import write_atomic
@@ -26,7 +26,8 @@ from curation.embedded import EarlierShard, EmbeddedRows, interleaved
 from curation.encoders.backbone import Backbone, load_backbone, store_features
 from curation.encoders.captions import CaptionEncoder
 from curation.encoders.views import draft_px, random_view
-from curation.pairs.images import ImageError, bytes_hash, decode, perceptual_hash, pixel_hash, thumbnail
+from curation.pairs.images import ImageError, bytes_hash, decode, pixel_hash, thumbnail
+from curation.pairs.pdq import NUM_HASHES, pdq_hashes
 from curation.pairs.sample import Part, Reject, Sample
 from curation.pairs.sources import read_part
 from curation.pairs.webdataset import TarWalk
@@ -82,7 +83,8 @@ class Prepared:
 
     sample: Sample
     pixels: Float[Tensor, "3 s s"]
-    hashes: tuple[int, int, int]
+    hashes: tuple[int, int]
+    perceptual: UInt8[np.ndarray, "hashes bytes"]
     thumbnail: bytes
 
 
@@ -189,13 +191,14 @@ class EmbedWorker:
             image = decode(sample.image, draft_px=draft_px(side, self.config.augment.least_area if view else 1.0))
         except ImageError as error:
             return Reject(sample.key, sample.source, error.reason, error.detail)
-        hashes = bytes_hash(sample.image), pixel_hash(image), perceptual_hash(image)
+        hashes = bytes_hash(sample.image), pixel_hash(image)
+        perceptual = pdq_hashes(image, self.spec.num_hashes)
         if view:
             draw = bytes_hash(f"{view} {sample.key}".encode())
             pixels = self.backbone.normalize(random_view(image, side, self.config.augment, draw))
         else:
             pixels = self.backbone.preprocess(image)
-        return Prepared(sample, pixels, hashes, thumbnail(image, self.config.thumbnail_px))
+        return Prepared(sample, pixels, hashes, perceptual, thumbnail(image, self.config.thumbnail_px))
 
     def _batch_columns(self, batch: Sequence[Prepared | TakenOver], earlier: EmbeddedRows | None) -> dict[str, Any]:
         """The columns of one batch of rows, of which some may be taken over."""
@@ -219,7 +222,7 @@ class EmbedWorker:
             THUMBNAIL: [row.thumbnail for row in batch],
             BYTES_HASH: hashes[:, 0],
             PIXEL_HASH: hashes[:, 1],
-            PERCEPTUAL_HASH: hashes[:, 2],
+            PERCEPTUAL_HASH: np.stack([row.perceptual for row in batch]),
             CAPTION_EMBEDDING: _mean_embeddings(self.encoder, [sample.captions for sample in samples]),
         }
         return columns | self._features(torch.stack([row.pixels for row in batch]))
@@ -245,6 +248,7 @@ def embedding_spec(config: EmbedConfig, backbone: Backbone, encoder: CaptionEnco
         description=backbone.description,
         caption_encoder=encoder.name,
         caption_dim=encoder.dim,
+        num_hashes=0 if config.view else NUM_HASHES if config.hash_forms else 1,
     )
 
 
@@ -258,10 +262,12 @@ def _text_columns(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _mean_embeddings(encoder: CaptionEncoder, captions: Sequence[tuple[str, ...]]) -> Float32[np.ndarray, "b d"]:
-    """One unit vector a row: the mean of its captions' vectors."""
+    """One unit vector per row: the mean of its captions' vectors; zeros without captions."""
     vectors = encoder.encode([caption for row in captions for caption in row])
-    starts = np.cumsum([0, *(len(row) for row in captions[:-1])])
-    sums = np.add.reduceat(vectors, starts, axis=0)
+    owners = np.repeat(np.arange(len(captions)), [len(row) for row in captions])
+
+    sums = np.zeros((len(captions), encoder.dim), np.float32)
+    np.add.at(sums, owners, vectors)
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.float32(1e-12))
 
 

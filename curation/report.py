@@ -12,7 +12,7 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from curation.choice.balance import keep_probability
-from curation.choice.decisions import EXAMPLES
+from curation.choice.decisions import EXAMPLES, MARGINS
 from curation.choice.why import read_decisions
 from curation.clusters.groups import Entries, one_entry_each
 from curation.clusters.hierarchy import cluster_of_rows
@@ -24,6 +24,7 @@ from curation.pictures.galleries import (
     Clustering,
     before_and_after,
     cluster_strips,
+    margin_gallery,
     pair_gallery,
     typical_words,
 )
@@ -67,6 +68,7 @@ def curation_sections(curate: Path, embeddings: Path) -> list[Section]:
     return [
         *sections,
         *_removed(curate, summary),
+        *_margins(curate),
         *_shared_captions(shards, decisions, summary),
         Section("Time and memory", _phases(summary)),
     ]
@@ -104,6 +106,8 @@ def _funnel(summary: dict[str, Any]) -> str:
         text += f", caption threshold t = {summary['figures']['text_threshold']:.4g}"
     if len(stages) == 1:
         return text + ": nothing was removed.</p>"
+    if not summary["evaluation"]:
+        text += ", compared with no evaluation image"
     return text + ".</p>" + _picture(funnel(stages), "pairs left after each stage") + _both_sides(summary["figures"])
 
 
@@ -211,6 +215,29 @@ def _removed(curate: Path, summary: dict[str, Any]) -> Iterator[Section]:
         what = "the evaluation image" if reason.startswith("leakage") else "the kept picture"
         note = f"<p>{summary['counts'][reason]:,} pairs: left what was removed, right {what}, with their cosine.</p>"
         yield Section(reason[0].upper() + reason[1:], note + pair_gallery(chosen))
+
+
+def _margins(curate: Path) -> Iterator[Section]:
+    """Per threshold, the pairs next to it on either side: they show whether it is right."""
+    with pa.memory_map(str(curate / MARGINS)) as source:
+        pairs = pa.ipc.open_file(source).read_all().to_pylist()
+    thresholds = dict.fromkeys((row["evaluation"], row["sign"], row["threshold"]) for row in pairs)
+    if not thresholds:
+        return
+
+    shown = []
+    for evaluation, sign, threshold in thresholds:
+        unit = "cosine" if sign == "cosine" else "bits"
+        where = f"Leakage against {evaluation}" if evaluation else "Duplicates"
+        shown.append(f"<p><b>{html.escape(where)}, {sign}</b>: threshold {threshold:.4g} {unit}.</p>")
+        own = [
+            row for row in pairs if (row["evaluation"], row["sign"], row["threshold"]) == (evaluation, sign, threshold)
+        ]
+        for is_copy, title in ((True, "Just taken for copies"), (False, "Just not taken for copies")):
+            if side := [row for row in own if row["is_copy"] == is_copy]:
+                shown.append(f"<p>{title}</p>{margin_gallery(side)}")
+    note = "<p>The pairs whose cosine, or number of differing hash bits, is nearest to each threshold.</p>"
+    yield Section("Pairs next to the thresholds", note + "".join(shown))
 
 
 def _shared_captions(shards: EmbeddingShards, decisions: pa.Table, summary: dict[str, Any]) -> Iterator[Section]:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from cluster.machine import PRECISION, PrecisionChoice
 from cluster.resources import Resources
+from curation.config import EmbedConfig
 from curation.encoders.config import BackboneConfig
 
 SegmentationProtocol = Literal["window", "whole", "high-resolution"]
@@ -173,3 +174,17 @@ class ReportConfig:
         for name, least in {"bootstrap_samples": 1, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"report.{name} is {getattr(self, name)}: must be at least {least}; raise it")
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """How the images of an evaluation set are embedded, for curation to compare the pool with them."""
+
+    embed: EmbedConfig = EmbedConfig()
+    """How the pool was embedded: its images are compared with these."""
+    task: Literal["classification", "retrieval", "segmentation"] | None = None
+    """What the set is scored on; None: nothing, its images are only kept out of the pool."""
+    variant: str = ""
+    """Published way to score it, where a set has several; empty: the usual one."""
+    split: str = "auto"
+    """Split of captioned images; auto: test if there is one, else val, else every image."""

@@ -28,7 +28,7 @@ from curation.pairs.inspect import inspect_source
 from evaluate.results import read_results
 from evaluate.tables import TABLE_FORMATS, results_table
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
-from pipeline.inputs import check_inputs, named_sets
+from pipeline.inputs import check_inputs, is_leakage_off, named_sets
 from pipeline.lines import headline
 from pipeline.plan import print_plan
 from pipeline.presets import PRESETS
@@ -88,6 +88,8 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
     store.make_places(in_order(steps))
     _check_labels(steps, options)
     check_inputs(recipe)
+    if is_leakage_off(recipe):
+        logger.warning("leakage=off: evaluation images may be trained on, and scores may be too high")
 
     backbone = recipe.embed.backbone
     header = f"recipe [b]{recipe.name}[/b]   backbone [b]{describe(backbone.name)}[/b]   weights {backbone.digest[:12]}"

@@ -9,21 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.storage import kind_of
-from curation.choice.config import DuplicatesConfig, LeakageConfig
+from curation.choice.config import OFF, DuplicatesConfig, LeakageConfig
 from curation.config import CurateConfig
 from curation.encoders.config import CaptionConfig
 from curation.encoders.resolve import resolve
+from curation.pairs.config import SourceConfig
+from evaluate.config import ImagesConfig
 from pipeline.inputs import (
     OPEN_CLIP,
     TASKS,
     backbone_of,
-    by_stem,
     check_named,
     evaluation_sets,
     is_scored_only,
-    leakage_source,
+    is_leakage_off,
     other_labels,
+    split_name,
     templates_file,
+    unscored_sets,
     user_data,
 )
 from pipeline.recipes import ComparedArm, Recipe
@@ -32,6 +35,7 @@ from train.config import TrainConfig
 
 POOL = RunOf("curation.quickstart.pool")
 EMBED = RunOf("curation.embed")
+IMAGES = RunOf("evaluate.images")
 CURATE = RunOf("curation.curate")
 TOKENIZER = RunOf("train.tokenizer")
 TRAIN = RunOf("train.train")
@@ -73,11 +77,11 @@ def draw_steps(recipe: Recipe) -> list[Step]:
     embeddings = Step("embed", "embed", EMBED, recipe.embed, {"source": pairs})
     leakage = _leakage(recipe, pool_step)
     datasets = _datasets(recipe, pool_step)
-    images = _images(recipe, pairs)
-    arms = [_arm(recipe, "", embeddings, leakage, datasets, images)]
+    further = _images(recipe, pairs)
+    arms = [_arm(recipe, "", embeddings, leakage, datasets, further)]
     for name in recipe.compare:
         arms.append(
-            _arm(replace(recipe, curate=ARMS[name](recipe.curate)), f"@{name}", embeddings, leakage, datasets, images)
+            _arm(replace(recipe, curate=ARMS[name](recipe.curate)), f"@{name}", embeddings, leakage, datasets, further)
         )
     arms += [[_other(recipe, name, label, datasets)] for name, label in other_labels(recipe).items()]
     shown = {
@@ -101,7 +105,7 @@ def _arm(
     embeddings: Step,
     leakage: Mapping[str, Output],
     datasets: Mapping[str, Output | Path],
-    images: Mapping[str, Output | Path],
+    further: Mapping[str, Output | Path],
 ) -> list[Step]:
     """Selection, tokenizer and model of one arm; its scores, where there is a set to score it on."""
     rows = Output(embeddings)
@@ -111,7 +115,7 @@ def _arm(
     select = Step("curate", f"curate{suffix}", CURATE, recipe.curate, chosen_by)
     pair = {"embeddings": rows, "selection": Output(select)}
     words = Step("tokenizer", f"tokenizer{suffix}", TOKENIZER, recipe.tokenizer, pair, runs_beside=True)
-    seen = {**pair, "tokenizer": Output(words), **images}
+    seen = {**pair, "tokenizer": Output(words), **further}
     model = Step("train", f"train{suffix}", TRAIN, _train_config(recipe), seen)
     if not datasets:
         return [select, words, model]
@@ -155,29 +159,34 @@ def _train_config(recipe: Recipe) -> TrainConfig:
 
 def _uncurated(config: CurateConfig) -> CurateConfig:
     """Every pair of the pool; only leakage is still removed, so that scores compare."""
-    every_pair = DuplicatesConfig(exact=False, perceptual_bits=-1, cosine=2.0)
+    every_pair = DuplicatesConfig(alike=OFF, captions="drop")
     return replace(config, method="none", duplicates=every_pair, scores=None, min_score=None)
 
 
 def _leaky(config: CurateConfig) -> CurateConfig:
     """The same curation without the removal of leakage: what it would have feigned."""
-    return replace(config, leakage=LeakageConfig(exact=False, perceptual_bits=-1, cosine=2.0))
+    return replace(config, leakage=LeakageConfig(alike=OFF))
 
 
 ARMS: dict[ComparedArm, Callable[[CurateConfig], CurateConfig]] = {"uncurated": _uncurated, "leaky": _leaky}
 
 
 def _leakage(recipe: Recipe, pool: Step | None) -> dict[str, Output]:
-    """Embeddings of the evaluation images that the pool is compared with."""
-    config = replace(recipe.embed, source=leakage_source(recipe), content="pooled", thumbnail_px=48)
-    if pool:
-        sets: dict[str, Output | Path] = {"retrieval": Output(pool, "retrieval.tar")}
-    else:
-        sets = dict(by_stem(recipe, recipe.data.leakage))
-    return {
-        f"leakage_{name}": Output(Step("embed", f"embed@{name}", EMBED, config, {"source": data}))
-        for name, data in sets.items()
-    }
+    """Embeddings of the evaluation images that the pool is compared with: of every set that is scored, and of others.
+
+    None where `data.leakage` is off.
+    """
+    if is_leakage_off(recipe):
+        return {}
+    embedding = replace(recipe.embed, source=SourceConfig(), content="pooled", thumbnail_px=48, hash_forms=True)
+    sets = {**_datasets(recipe, pool), **unscored_sets(recipe)}
+
+    steps = {}
+    for name, data in sets.items():
+        task, variant = split_name(name) if name not in unscored_sets(recipe) else (None, "")
+        config = ImagesConfig(embedding, task, variant, recipe.evaluate.split)
+        steps[f"leakage_{name}"] = Output(Step("images", f"images@{name}", IMAGES, config, {"source": data}))
+    return steps
 
 
 def _datasets(recipe: Recipe, pool: Step | None) -> dict[str, Output | Path]:

@@ -5,14 +5,12 @@ A bare name is looked for beside the pairs. Sets are called by their file stems,
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from cluster.storage import absolute, kind_of
 from cluster.words import nearest
 from curation.encoders.config import BackboneConfig
-from curation.pairs.config import SourceConfig
-from curation.pairs.sources import list_parts
+from evaluate.image_lists import list_images
 from evaluate.prompts import AUTO, TEMPLATES_INPUT, named_templates
 from evaluate.sets.kinds import TASKS, Task, split_name
 from evaluate.sets.known import open_classification, open_retrieval, open_segmentation, tasks_of
@@ -20,6 +18,7 @@ from pipeline.recipes import Recipe
 from train.export.names import CONFIG, is_model
 
 OPEN_CLIP = "open_clip:"
+LEAKAGE_OFF = "off"
 
 
 def check_named(recipe: Recipe) -> None:
@@ -79,7 +78,7 @@ def _check_other(recipe: Recipe, name: str) -> None:
 
 def check_inputs(recipe: Recipe) -> None:
     """Everything that a recipe names and that steps read hours later. ValueError with all that cannot be read."""
-    checks = [check_leakage, check_scores]
+    checks = [check_scores]
     if not is_scored_only(recipe):  # where no hours of training are at stake, all other sets are scored
         checks.insert(0, check_evaluation)
 
@@ -105,31 +104,20 @@ def check_evaluation(recipe: Recipe) -> None:
             )
     problems = []
     for name, path in sets.items():
-        if not recipe.evaluate.sets or name in recipe.evaluate.sets:
-            try:
+        try:
+            if not recipe.evaluate.sets or name in recipe.evaluate.sets:
                 _open(name, path, recipe.evaluate.split)
-            except (ValueError, OSError) as error:
-                problems.append(f"{name}: {error}")
+            elif not is_leakage_off(recipe):
+                list_images(*split_name(name), path, recipe.evaluate.split)
+        except (ValueError, OSError) as error:
+            problems.append(f"{name}: {error}")
+    for path in unscored_sets(recipe).values():
+        try:
+            list_images(None, "", path, recipe.evaluate.split)
+        except (ValueError, OSError) as error:
+            problems.append(f"data.leakage: {error}")
     if problems:
         raise ValueError("\n".join(problems))
-
-
-def check_leakage(recipe: Recipe) -> None:
-    """List the sets in `data.leakage` as the step that embeds them does, minutes into a run; reads no pictures."""
-    source = leakage_source(recipe)
-    for path in by_stem(recipe, recipe.data.leakage).values():
-        try:
-            list_parts(source, path)
-        except ValueError as error:
-            raise ValueError(
-                f"--data.leakage {path} cannot be read: {error} (the flag for the split of these sets is "
-                f"--leakage-split, which is {recipe.leakage_split!r})"
-            ) from error
-
-
-def leakage_source(recipe: Recipe) -> SourceConfig:
-    """How the sets in `data.leakage` are read."""
-    return replace(recipe.embed.source, split=recipe.leakage_split, format="auto")
 
 
 def check_scores(recipe: Recipe) -> None:
@@ -163,6 +151,19 @@ def templates_file(recipe: Recipe) -> dict[str, Path]:
     name = recipe.evaluate.templates
     is_known = name == AUTO or name in named_templates()
     return {} if is_known else {TEMPLATES_INPUT: user_data(recipe, name)}
+
+
+def unscored_sets(recipe: Recipe) -> dict[str, Path]:
+    """The sets of `data.leakage` that are not evaluated, by file stem."""
+    if recipe.emoji or is_leakage_off(recipe):
+        return {}
+    scored = set(evaluation_sets(recipe).values())
+    return {stem: path for stem, path in by_stem(recipe, recipe.data.leakage).items() if path not in scored}
+
+
+def is_leakage_off(recipe: Recipe) -> bool:
+    """Whether evaluation images may be trained on, as `--data.leakage off` says."""
+    return recipe.data.leakage == (LEAKAGE_OFF,)
 
 
 def by_stem(recipe: Recipe, names: Sequence[str]) -> dict[str, Path]:

@@ -23,7 +23,7 @@ from pipeline.costs import (
 )
 from pipeline.curation_costs import curation_table
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
-from pipeline.inputs import check_inputs
+from pipeline.inputs import check_inputs, is_leakage_off
 from pipeline.recipes import Recipe
 from pipeline.record import Record
 from pipeline.runner import pending
@@ -59,6 +59,8 @@ def print_plan(
         if problems:
             raise ValueError("\n".join(problems))
         steps = in_order(build_steps(recipe))
+        if is_leakage_off(recipe):
+            console.print("[yellow]data.leakage is off: evaluation images may be trained on[/yellow]\n")
         console.print(_steps_table(steps, store, pending(steps, store, force, only)))
         embedded = next((store.record(step) for step in steps if step.label == "embed"), None)
         pool_rows = rows or (int(embedded.summary.get("rows", 0)) if embedded else 0)

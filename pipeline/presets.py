@@ -22,7 +22,6 @@ QUICKSTART = Recipe(
     name="quickstart",
     description="emoji drawings of five vendors, scored on the drawings of two others; minutes on two cores",
     emoji=EmojiConfig(),
-    leakage_split="test",
     embed=EmbedConfig(backbone=BackboneConfig(image_size=128), content="pooled"),
     curate=CurateConfig(
         share=0.7, levels=LevelsConfig(clusters=(1000, 100)), text=CaptionClustersConfig(clusters=1000)
@@ -48,7 +47,6 @@ QUICKSTART = Recipe(
 DEBUG = Recipe(
     name="debug",
     description="a random backbone and a tiny text encoder; seconds, for the tests",
-    leakage_split="test",
     emoji=EmojiConfig(
         vendors=("apple", "google", "twitter"),
         held_out=("apple",),
@@ -83,7 +81,6 @@ FLICKR8K = Recipe(
         classification=("imagenette.tar", "imagenet-samples.tar"),
         retrieval=("flickr8k.tar",),
         segmentation=("camvid.tar", "clothing.tar"),
-        leakage=("flickr8k.tar",),
     ),
     embed=EmbedConfig(content="pooled"),
     curate=CurateConfig(share=0.9),
@@ -103,7 +100,6 @@ FLICKR8K = Recipe(
 OWN = Recipe(
     name="own",
     description="your pairs, scored on the evaluation sets that you name; a small text encoder on any machine",
-    leakage_split="test",
     embed=EmbedConfig(content="pooled"),
     train=TrainConfig(
         model=ModelConfig(vision=VisionConfig(blocks=0)),
@@ -128,7 +124,7 @@ VITL14 = Recipe(
             nearest=(1, 10, 5, 3),
         ),
         text=CaptionClustersConfig(clusters=500_000, split=100, tail_share=0.06),
-        duplicates=DuplicatesConfig(neighbours=0),
+        duplicates=DuplicatesConfig(neighbors=0),
     ),
     tokenizer=TokenizerConfig(kind="clip", vocab_size=49_408),
     train=TrainConfig(

@@ -137,6 +137,8 @@ def _load_fields(owner: type, value: object, where: str) -> object:
 def _load_union(options: tuple[object, ...], value: object, where: str) -> object:
     if value is None and type(None) in options:
         return None
+    if any(typing.get_origin(option) is typing.Literal and value in typing.get_args(option) for option in options):
+        return value
     present = [option for option in options if option is not type(None)]
     matching = [option for option in present if isinstance(option, type) and isinstance(value, option)]
     return _load((*matching, *present)[0], value, where)

@@ -31,7 +31,8 @@ class DataConfig:
     metadata: str = ""
     """Metadata entries, a text file with one a line: captions are balanced over those instead of caption clusters."""
     leakage: tuple[str, ...] = ()
-    """Image-caption sets whose images must not be trained on; near-duplicates of them are removed from the pool."""
+    """Further sets whose images must not be trained on, images alone or pairs; copies of them are removed from the
+    pool, as are those of every evaluation set. `off`: of none, so that scores may be of images that were trained on."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,6 @@ class Recipe:
     embed: EmbedConfig = EmbedConfig()
     views: int = 0
     """Random crops embedded beside the centre of each image; training draws one of all, per pair and epoch."""
-    leakage_split: str = "val"
-    """Split of the sets in `data.leakage` to compare with."""
     curate: CurateConfig = CurateConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     train: TrainConfig = TrainConfig()
@@ -69,10 +68,16 @@ class Recipe:
                 "called by it; change it"
             )
         own = ("pairs", "classification", "retrieval", "segmentation", "leakage")
-        if self.emoji and (given := [name for name in own if getattr(self.data, name)]):
+        named = [name for name in own if getattr(self.data, name) not in ("", (), ("off",))]
+        if self.emoji and named:
             raise ValueError(
-                f"data.{given[0]} is {getattr(self.data, given[0])!r}, but recipe {self.name} makes its own pairs and "
+                f"data.{named[0]} is {getattr(self.data, named[0])!r}, but recipe {self.name} makes its own pairs and "
                 "evaluation sets: such a recipe takes none; start from the recipe own, or leave it out"
+            )
+        if "off" in self.data.leakage and len(self.data.leakage) > 1:
+            raise ValueError(
+                f"data.leakage is {self.data.leakage}: `off` stands alone, as no set is compared then; leave it or the "
+                "others out"
             )
         self._check_overruled()
 

@@ -16,8 +16,8 @@ FLOORS = {
     "evaluate": ("sets",),
 }
 """The sub-packages of a package, in the order of the data: each imports only those before it."""
-SHARED = {"pairs", "encoders", "shards", "report"}
-"""What training and evaluation may import of curation: its data layer, and its part of the report page."""
+SHARED = {"pairs", "encoders", "shards", "report", "config", "embed"}
+"""What training and evaluation may import of curation: its data layer, the step embed, its part of the report."""
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for room in ROOMS
@@ -25,7 +25,7 @@ MODULES = {
 }
 DOORS = {
     "ahocorasick": {"curation.choice.entries"},
-    "faiss": {"curation.clusters.screens"},
+    "faiss": {"curation.choice.hashes", "curation.clusters.screens"},
     "mlflow": {"pipeline.tracking"},
     "numba": {"curation.clusters.kernels", "curation.shards.reader", "evaluate.counting", "evaluate.windows"},
     "onnxruntime": {"curation.clusters.integers", "train.export.onnx_files"},

@@ -72,6 +72,7 @@ class Pairs:
         self.images: Images | None = None
 
         selected = read_selection(selection, self.shards)
+        self.selection = selected
         self.selected_rows = selected.rows
         self.train_places, held_out = split_by_key(selected.keys, config.holdout)
         self.val_places = held_out[times_before(self.selected_rows, held_out) == 0]
@@ -86,7 +87,8 @@ class Pairs:
         """Places of the training pairs with more than 0, 1, 2, ... captions."""
         spans = itertools.pairwise([*range(0, self.shards.num_rows, ROWS_AT_ONCE), self.shards.num_rows])
         lengths = (pc.list_value_length(self.shards.strings(CAPTIONS, span)).to_numpy() for span in spans)
-        counts = np.concatenate([*lengths])[self.selected_rows[self.train_places]]
+        own = np.concatenate([*lengths])[self.selected_rows]
+        counts = (own + self.selection.num_more_captions())[self.train_places]
         return [self.train_places[counts > turn] for turn in range(counts.max(initial=1))]
 
     def epoch_steps(self, batch_size: int) -> int:
@@ -129,7 +131,7 @@ class Pairs:
         draws = mix_array(hashes ^ np.uint64(mix(self.config.seed, share.epoch))).tolist()
         captions = [
             texts[(draw + share.turn) % len(texts)]
-            for texts, draw in zip(self.shards.captions(rows), draws, strict=True)
+            for texts, draw in zip(self.selection.captions(self.shards, share.places), draws, strict=True)
         ]
         token_ids, num_truncated = encode(self.tokenizer, captions, self.config.model.text.context)
         vision = self._vision(share, hashes, {} if buffers is None else buffers)

@@ -17,12 +17,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pyarrow.compute as pc
 import sentencepiece
-from jaxtyping import Int64
 
 from cluster.files import write_atomic
 from curation.shards.reader import EmbeddingShards, open_shards
 from curation.shards.schema import CAPTIONS
-from curation.shards.selection import read_selection
+from curation.shards.selection import Selection, read_selection
 from train.config import END_OF_TEXT, UNKNOWN, TokenizerConfig
 
 logger = logging.getLogger(__name__)
@@ -60,11 +59,11 @@ def run(config: TokenizerConfig, *, out: Path, embeddings: Path, selection: Path
         return {"vocab_size": float(tokenizer.vocab_size)}
 
     shards = open_shards(embeddings)
-    rows = read_selection(selection, shards).rows
-    trained = train_tokenizer(config, selected_captions(shards, rows, config.max_captions))
+    selected = read_selection(selection, shards)
+    trained = train_tokenizer(config, selected_captions(shards, selected, config.max_captions))
     trained.save(out)
 
-    sample = list(selected_captions(shards, rows, 10_000))
+    sample = list(selected_captions(shards, selected, 10_000))
     lengths = [len(tokens) for tokens in trained.encode(sample, context=10_000)]
     logger.info(
         "vocabulary pieces=%d tokens_per_caption=%.2f longest=%d", trained.vocab_size, np.mean(lengths), max(lengths)
@@ -77,10 +76,11 @@ def run(config: TokenizerConfig, *, out: Path, embeddings: Path, selection: Path
     return {name: float(size) for name, size in sizes.items()}
 
 
-def selected_captions(shards: EmbeddingShards, rows: Int64[np.ndarray, " rows"], limit: int) -> Iterator[str]:
-    """Captions of the rows in order; `limit` of them, evenly spread, when there are more."""
-    ends = np.cumsum(pc.list_value_length(shards.strings(CAPTIONS)).to_numpy()[rows])
-    total = int(ends[-1]) if len(rows) else 0
+def selected_captions(shards: EmbeddingShards, selection: Selection, limit: int) -> Iterator[str]:
+    """Captions of the selected rows in order; of more captions than `limit`, an even spread."""
+    own = pc.list_value_length(shards.strings(CAPTIONS)).to_numpy()[selection.rows]
+    ends = np.cumsum(own + selection.num_more_captions())
+    total = int(ends[-1]) if len(ends) else 0
     wanted = np.linspace(0, total - 1, limit).astype(np.int64) if total > limit else np.arange(total)
 
     # Caption number 7 of rows with 3, 2 and 4 captions (ends 3, 5, 9) is of row 2, and there at place 7 - 5.
@@ -89,7 +89,7 @@ def selected_captions(shards: EmbeddingShards, rows: Int64[np.ndarray, " rows"],
 
     for start in range(0, len(wanted), ROWS_PER_READ):
         part = slice(start, start + ROWS_PER_READ)
-        for captions, place in zip(shards.captions(rows[owners[part]]), places[part].tolist(), strict=True):
+        for captions, place in zip(selection.captions(shards, owners[part]), places[part].tolist(), strict=True):
             yield captions[place]
 
 

@@ -19,8 +19,8 @@ class Goal(NamedTuple):
     method: Method
     combine: Combine
     num_rows: int
-    threshold: float
-    tail_share: float
+    threshold: float | None
+    tail_share: float | None
     repeats: int
 
 
@@ -132,9 +132,9 @@ def _check_unmatched(goal: Goal, text: TextBalance) -> None:
 
 def _given_threshold(goal: Goal, text: TextBalance) -> float | None:
     """The t that the config names, itself or by the tail share; none when it is to be found for the size."""
-    if goal.threshold:
+    if goal.threshold is not None:
         return goal.threshold
-    return tail_threshold(text.counts, goal.tail_share) if goal.tail_share else None
+    return None if goal.tail_share is None else tail_threshold(text.counts, goal.tail_share)
 
 
 def evenness(decisions: Decisions, image_levels: list[Level], text_levels: list[Level]) -> dict[str, float]:

@@ -1,53 +1,61 @@
 """Settings of what is dropped and of what balances: duplicates, leakage, methods."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Interval
+
+from cluster.ranges import check_ranges
 
 Method = Literal["both", "image", "text", "random", "none"]
 Combine = Literal["intersection", "union"]
-MOST_BITS = 4  # bands of 12 bits: beyond, so many hashes share one that ten million take hours
+
+
+@dataclass(frozen=True)
+class LikenessConfig:
+    """When two images count as copies of each other: any of four signs is enough."""
+
+    exact: bool = True
+    """Equal bytes, or equal pixels."""
+    hash_bits: Annotated[int | None, Interval(ge=0, le=128)] = 30
+    """Perceptual hashes that differ in at most this many of 256 bits, upright, mirrored or turned; None: not used."""
+    form_bits: Annotated[int | None, Interval(ge=0, le=128)] = 54
+    """The hash of one differs in at most this many bits from a crop or bordered form of the other, and their vectors
+    are nearer than 99 % of nearest unrelated images are; None: not used."""
+    cosine: Annotated[float | Literal["auto"] | None, Interval(ge=-1, le=1)] = "auto"
+    """Vectors with at least this cosine; auto: what `false_rate` allows for this pool and backbone; None: not used."""
+    false_rate: Annotated[float, Interval(gt=0, le=0.1)] = 1e-6
+    """With `cosine` auto: share of images without a copy that may be taken for one, from the pool's own cosines."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "alike")
+
+    @property
+    def uses_vectors(self) -> bool:
+        return self.cosine is not None or self.form_bits is not None
+
+
+OFF = LikenessConfig(exact=False, hash_bits=None, form_bits=None, cosine=None)
 
 
 @dataclass(frozen=True)
 class DuplicatesConfig:
-    exact: bool = True
-    """Drop images whose bytes or pixels equal another's."""
-    perceptual_bits: int = 1
-    """Drop images whose perceptual hash differs in at most this many of 64 bits; -1: not used."""
-    perceptual_cosine: float = 0.97
-    """... when the cosine of their vectors is also at least this."""
-    cosine: float = 0.985
-    """Drop images whose vector has at least this cosine with another's; above 1: not used."""
-    neighbours: int = 4
-    """Clusters next to each cluster in which duplicates are sought; 0: in the own one only, for millions of them."""
+    alike: LikenessConfig = LikenessConfig(false_rate=1e-7)
+    """When an image is a copy of another one of the pool."""
+    neighbors: Annotated[int, Ge(0)] = 4
+    """Neighboring clusters whose vectors are compared with those of each cluster; 0: the own cluster only."""
     keep: Literal["central", "caption"] = "central"
     """Which of several duplicates stays: the one nearest its centroid, or the one with the longest captions."""
+    captions: Literal["merge", "drop"] = "merge"
+    """Captions of dropped images that equal a kept one in bytes or pixels: given to the kept one, or dropped too."""
 
     def __post_init__(self) -> None:
-        check_bits("duplicates", self.perceptual_bits)
+        check_ranges(self, "duplicates")
 
 
 @dataclass(frozen=True)
 class LeakageConfig:
-    exact: bool = True
-    """Find pool images whose bytes or pixels equal an evaluation image's."""
-    perceptual_bits: int = 1
-    """Find pool images whose perceptual hash differs in at most this many of 64 bits; -1: not used."""
-    perceptual_cosine: float = 0.97
-    """... when the cosine of their vectors is also at least this."""
-    cosine: float = 0.985
-    """Find pool images whose vector has at least this cosine with an evaluation image's; above 1: not used."""
+    alike: LikenessConfig = LikenessConfig()
+    """When an image of the pool is a copy of an evaluation image."""
     captions: Literal["list", "remove"] = "list"
     """Pool pairs one of whose captions equals an evaluation caption: listed in the decisions, or removed too."""
-
-    def __post_init__(self) -> None:
-        check_bits("leakage", self.perceptual_bits)
-
-
-def check_bits(name: str, perceptual_bits: int) -> None:
-    """ValueError unless hashes that differ in so many bits can be found by what they share."""
-    if not -1 <= perceptual_bits <= MOST_BITS:
-        raise ValueError(
-            f"{name}.perceptual_bits is {perceptual_bits}: -1 (not used) to {MOST_BITS} are possible, as the search "
-            f"for more compares nearly all pairs of images; choose one of them, or lower {name}.cosine instead"
-        )

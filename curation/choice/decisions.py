@@ -6,21 +6,25 @@ read.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int16, Int32, Int64
+from jaxtyping import Bool, Float32, Int16, Int32, Int64
 
-from curation.choice.duplicates import Pairs
+from curation.choice.duplicates import NO_BITS, Pairs
 from curation.choice.why import DECISIONS
 from curation.clusters.groups import Entries, one_entry_each
 from curation.shards.reader import EmbeddingShards
 from curation.shards.selection import write_table
 
 EXAMPLES = "examples.arrow"
+MARGINS = "margins.arrow"
 EXAMPLES_PER_REASON = 24
+PAIRS_PER_SIDE = 12
 
+Sign = Literal["same image", "perceptual hash", "altered form", "cosine"]
+"""By what two images were taken for copies."""
 Reason = Literal[
     "kept",
     "invalid: value not finite",
@@ -29,12 +33,13 @@ Reason = Literal[
     "score: too low",
     "leakage: same image",
     "leakage: perceptual hash",
+    "leakage: altered form",
     "leakage: cosine",
     "leakage: caption",
     "duplicate: same bytes",
     "duplicate: same pixels",
     "duplicate: perceptual hash",
-    "duplicate: cosine",
+    "duplicate: vector",
     "text: no metadata entry",
     "balance: image",
     "balance: text",
@@ -42,6 +47,50 @@ Reason = Literal[
     "random: not drawn",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
+EQUAL_IMAGES: tuple[Reason, ...] = ("duplicate: same bytes", "duplicate: same pixels")
+MARGIN_SCHEMA = pa.schema(
+    {
+        "evaluation": pa.string(),
+        "sign": pa.string(),
+        "threshold": pa.float64(),
+        "value": pa.float32(),
+        "is_copy": pa.bool_(),
+        "key": pa.string(),
+        "other": pa.string(),
+        "thumbnail": pa.binary(),
+        "other_thumbnail": pa.binary(),
+    }
+)
+LEAKAGE: dict[Sign, Reason] = {
+    "same image": "leakage: same image",
+    "perceptual hash": "leakage: perceptual hash",
+    "altered form": "leakage: altered form",
+    "cosine": "leakage: cosine",
+}
+
+
+class Margin(NamedTuple):
+    """Pairs that one threshold decided on, either way: those nearest to it show whether it is right."""
+
+    sign: Sign
+    threshold: float
+    pairs: Pairs
+
+    def values(self) -> Float32[np.ndarray, " pairs"]:
+        """What is compared with the threshold: cosines, or bits."""
+        return self.pairs.cosine if self.sign == "cosine" else self.pairs.bits.astype(np.float32)
+
+    def is_copy(self) -> Bool[np.ndarray, " pairs"]:
+        values = self.values()
+        return values >= self.threshold if self.sign == "cosine" else values <= self.threshold
+
+    def nearest(self) -> "Margin":
+        """The pairs nearest to the threshold on either side."""
+        away = np.abs(self.values() - np.float32(self.threshold))
+        is_copy = self.is_copy()
+        sides = [np.flatnonzero(side) for side in (is_copy, ~is_copy)]
+        chosen = [side[np.argsort(away[side], kind="stable")[:PAIRS_PER_SIDE]] for side in sides]
+        return self._replace(pairs=self.pairs.where(np.concatenate(chosen)))
 
 
 class Decisions:
@@ -57,6 +106,8 @@ class Decisions:
         self.other_set = np.full(num_rows, -1, np.int16)
         self.caption_set = np.full(num_rows, -1, np.int16)
         self.cosine: Float32[np.ndarray, " rows"] = np.full(num_rows, np.nan, np.float32)
+        self.bits: Int32[np.ndarray, " rows"] = np.full(num_rows, NO_BITS, np.int32)
+        self.margins: list[tuple[str, Margin]] = []
         self.image_cluster: Int32[np.ndarray, " rows"] = np.full(num_rows, -1, np.int32)
         self.text_cluster: Int32[np.ndarray, " rows"] = np.full(num_rows, -1, np.int32)
         self.image_keep: Float32[np.ndarray, " rows"] = np.full(num_rows, np.nan, np.float32)
@@ -87,9 +138,36 @@ class Decisions:
         still = self.reason[found.right] == 0
         rows = found.right[still]
         self.reason[rows] = REASONS.index(reason)
-        self.other_row[rows], self.cosine[rows] = found.left[still], found.cosine[still]
+        self.other_row[rows] = found.left[still]
+        self.cosine[rows] = found.cosine[still]
+        self.bits[rows] = found.bits[still]
         if evaluation is not None:
             self.other_set[rows] = self.names.index(evaluation)
+
+    def note_margin(self, margin: Margin, evaluation: str | None = None) -> None:
+        """Keep the pairs nearest to a threshold, for the report; of the pool itself, or of an evaluation set."""
+        self.margins.append((evaluation or "", margin.nearest()))
+
+    def merged_captions(self) -> dict[int, list[str]]:
+        """Captions of dropped rows by the selected row with the same image, without those that it has itself."""
+        is_equal = np.isin(self.reason, [REASONS.index(reason) for reason in EQUAL_IMAGES])
+        dropped = np.flatnonzero(is_equal & (self.other_set < 0))
+
+        # an image that a row equals in bytes may itself have been dropped for one with the same pixels
+        kept = self.other_row[dropped]
+        while len(again := np.flatnonzero(is_equal[kept])):
+            kept[again] = self.other_row[kept[again]]
+
+        is_selected = self.reason[kept] == 0
+        dropped = dropped[is_selected]
+        kept = kept[is_selected]
+        merged = dict(zip(kept.tolist(), self.shards.captions(kept), strict=True))
+        num_own = {row: len(captions) for row, captions in merged.items()}
+        for row, captions in zip(kept.tolist(), self.shards.captions(dropped), strict=True):
+            merged[row] += [caption for caption in dict.fromkeys(captions) if caption not in merged[row]]
+
+        more = {row: captions[num_own[row] :] for row, captions in merged.items()}
+        return {row: captions for row, captions in more.items() if captions}
 
     def counts(self) -> dict[Reason, int]:
         """Rows per reason, in the order of the stages."""
@@ -99,6 +177,7 @@ class Decisions:
         """Write the decisions and some examples of each kind of removal, atomically."""
         write_table(folder / DECISIONS, self._table())
         write_table(folder / EXAMPLES, self._examples())
+        write_table(folder / MARGINS, self._margins())
 
     def _table(self) -> pa.Table:
         dictionary = pa.DictionaryArray.from_arrays(pa.array(self.reason), pa.array(REASONS))
@@ -115,6 +194,7 @@ class Decisions:
             "other_set": self._names_of(self.other_set),
             "caption_in": self._names_of(self.caption_set),
             "cosine": self.cosine,
+            "bits": pa.array(self.bits, mask=self.bits == NO_BITS),
         }
         if self.entries is not None:
             columns["entries"] = self._entry_lists(self.entries)
@@ -144,7 +224,8 @@ class Decisions:
             dropped = np.flatnonzero((self.reason == code) & (self.other_row >= 0))
             rows.append(dropped[np.linspace(0, len(dropped) - 1, min(EXAMPLES_PER_REASON, len(dropped))).astype(int)])
         chosen = np.concatenate(rows)
-        table = self._table().select(["key", "reason", "other", "other_set", "cosine"]).take(pa.array(chosen))
+        names = ["key", "reason", "other", "other_set", "cosine", "bits"]
+        table = self._table().select(names).take(pa.array(chosen))
         others = [
             (self.evaluation[index] if index >= 0 else self.shards).thumbnails(row[None])[0]
             for index, row in zip(self.other_set[chosen], self.other_row[chosen], strict=True)
@@ -153,3 +234,24 @@ class Decisions:
         return table.append_column("thumbnail", thumbnails).append_column(
             "other_thumbnail", pa.array(others, pa.binary())
         )
+
+    def _margins(self) -> pa.Table:
+        """Both keys and thumbnails of the pairs nearest to each threshold."""
+        tables = []
+        for name, margin in self.margins:
+            others = self.evaluation[self.names.index(name)] if name else self.shards
+            pairs = margin.pairs
+            count = len(pairs.left)
+            columns = {
+                "evaluation": [name] * count,
+                "sign": [margin.sign] * count,
+                "threshold": np.full(count, margin.threshold),
+                "value": margin.values(),
+                "is_copy": margin.is_copy(),
+                "key": self.shards.keys_of(pairs.right),
+                "other": others.keys_of(pairs.left),
+                "thumbnail": pa.array(self.shards.thumbnails(pairs.right), pa.binary()),
+                "other_thumbnail": pa.array(others.thumbnails(pairs.left), pa.binary()),
+            }
+            tables.append(pa.table(columns, schema=MARGIN_SCHEMA))
+        return pa.concat_tables(tables) if tables else MARGIN_SCHEMA.empty_table()

@@ -3,7 +3,9 @@ arXiv:2309.16671).
 
 The published spacing: a caption gets a space at both ends and around each of , . ; : ? ! and `, its tabs and line ends
 become spaces; an entry matches where it stands with a space on both sides. Case counts, and an entry is taken as it is
-written. All entries are sought at once by Aho-Corasick; a pair has those that any of its captions has.
+written. Scripts without spaces have no such borders: there, an entry matches as a run of characters (MetaCLIP 2,
+arXiv:2507.22062, asks a tokenizer per language instead). All entries are looked for at once by Aho-Corasick; a pair has
+those that any of its captions has.
 """
 
 import functools
@@ -18,6 +20,7 @@ from curation.clusters.groups import Entries
 from curation.clusters.scan import Points
 from curation.clusters.spans import Span
 from curation.clusters.vectors import ShardVectors
+from curation.encoders.scripts import space_out
 
 SPACING = str.maketrans({**{mark: f" {mark} " for mark in ",.;:?!`"}, **dict.fromkeys("\t\n\r", " ")})
 
@@ -70,10 +73,10 @@ def match_span(
 def _automaton(path: Path) -> ahocorasick.Automaton:
     automaton = ahocorasick.Automaton()
     for number, entry in enumerate(read_entries(path)):
-        automaton.add_word(f" {entry} ", number)
+        automaton.add_word(f" {space_out(entry)} ", number)
     automaton.make_automaton()
     return automaton
 
 
 def _spaced(caption: str) -> str:
-    return f" {caption} ".translate(SPACING)
+    return space_out(f" {caption} ".translate(SPACING))

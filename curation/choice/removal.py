@@ -5,20 +5,14 @@ import pyarrow.compute as pc
 from jaxtyping import Float64, Int64
 
 from curation.choice.config import DuplicatesConfig, LeakageConfig
-from curation.choice.decisions import Decisions, Reason
+from curation.choice.decisions import EQUAL_IMAGES, LEAKAGE, Decisions, Margin
 from curation.choice.draws import coins
-from curation.choice.duplicates import Pairs, equal_pairs, perceptual_pairs, semantic_pairs
-from curation.choice.leakage import How, find_leakage
+from curation.choice.duplicates import equal_pairs, hash_pairs, nearest_others, neighborhoods, semantic_pairs
+from curation.choice.leakage import captions_in, check_hashed, find_leakage
+from curation.choice.likeness import calibrate, rule_of
 from curation.clusters.levels import Level
 from curation.clusters.scan import Points
-from curation.shards.schema import BYTES_HASH, CAPTIONS, PERCEPTUAL_HASH, PIXEL_HASH
-
-LEAKAGE: dict[How, Reason] = {
-    "same image": "leakage: same image",
-    "perceptual hash": "leakage: perceptual hash",
-    "cosine": "leakage: cosine",
-    "caption": "leakage: caption",
-}
+from curation.shards.schema import BYTES_HASH, CAPTIONS, PIXEL_HASH
 
 
 def drop_invalid(decisions: Decisions, points: Points, error_budget: float) -> None:
@@ -40,16 +34,21 @@ def drop_invalid(decisions: Decisions, points: Points, error_budget: float) -> N
 
 def drop_leakage(
     decisions: Decisions, points: Points, valid: Int64[np.ndarray, " n"], name: str, config: LeakageConfig
-) -> None:
-    """Drop what is found in one evaluation set, and note whose captions occur there."""
+) -> dict[str, float]:
+    """Drop the copies of images of one evaluation set, and note whose captions occur there; returns the thresholds."""
     number = decisions.names.index(name)
-    for finding in find_leakage(decisions.shards, points, valid, decisions.evaluation[number], config):
-        if finding.how == "caption":
-            decisions.caption_set[finding.rows] = number
-            if config.captions != "remove":
-                continue
-        pairs = Pairs(finding.evaluation_rows, finding.rows, finding.cosine)
-        decisions.drop_for(pairs, LEAKAGE[finding.how], name)
+    other = decisions.evaluation[number]
+    leaks = find_leakage(decisions.shards, points, valid, other, config)
+    for finding in leaks.findings:
+        decisions.drop_for(finding.pairs, LEAKAGE[finding.sign], name)
+    for margin in leaks.margins:
+        decisions.note_margin(margin, name)
+
+    shared = captions_in(points, other)
+    decisions.caption_set[shared.right] = number
+    if config.captions == "remove":
+        decisions.drop_for(shared, "leakage: caption", name)
+    return {_threshold_name(f"leakage_{name}", margin): margin.threshold for margin in leaks.margins}
 
 
 def drop_duplicates(
@@ -58,23 +57,44 @@ def drop_duplicates(
     levels: list[Level],
     config: DuplicatesConfig,
     seed: int,
-) -> None:
-    """Drop all but one of each group of duplicates among the surviving rows, the surest kind first."""
-    shards, preference = decisions.shards, _preference(decisions, levels, config, seed)
+) -> dict[str, float]:
+    """Drop all but one of each group of duplicates among the surviving rows; returns the thresholds.
+
+    The surest sign comes first.
+    """
+    shards = decisions.shards
+    alike = config.alike
+    preference = _preference(decisions, levels, config, seed)
 
     def in_order() -> Int64[np.ndarray, " n"]:
         rows = decisions.surviving()
         return rows[np.argsort(preference[rows], kind="stable")]
 
-    if config.exact:
-        decisions.drop_for(equal_pairs(shards.hashes(BYTES_HASH), in_order()), "duplicate: same bytes")
-        decisions.drop_for(equal_pairs(shards.hashes(PIXEL_HASH), in_order()), "duplicate: same pixels")
-    if config.perceptual_bits >= 0:
-        pairs = perceptual_pairs(points, shards.hashes(PERCEPTUAL_HASH), in_order(), config)
+    if alike.exact:
+        for column, reason in zip((BYTES_HASH, PIXEL_HASH), EQUAL_IMAGES, strict=True):
+            decisions.drop_for(equal_pairs(shards.hashes(column), in_order()), reason)
+
+    thresholds = dict[str, float]()
+    if alike.hash_bits is not None:
+        check_hashed(shards, "the pool")
+        rows = in_order()
+        pairs = hash_pairs(shards.perceptual_hashes(rows, 1)[:, 0], rows, alike.hash_bits)
         decisions.drop_for(pairs, "duplicate: perceptual hash")
-    if config.cosine <= 1:
-        pairs = semantic_pairs(points, decisions.image_cluster, levels[0].centroids, in_order(), config)
-        decisions.drop_for(pairs, "duplicate: cosine")
+        thresholds["duplicates_hash_bits"] = float(alike.hash_bits)
+
+    if alike.uses_vectors:
+        rows = in_order()
+        near = neighborhoods(decisions.image_cluster[rows], levels[0].centroids, config.neighbors)
+        nearest = nearest_others(points, rows, near)
+        rule = rule_of(alike, calibrate(nearest.cosine, alike.false_rate))
+        decisions.drop_for(semantic_pairs(points, rows, near, rule), "duplicate: vector")
+        decisions.note_margin(Margin("cosine", rule.least, nearest))
+        thresholds["duplicates_cosine"] = rule.least
+    return thresholds
+
+
+def _threshold_name(where: str, margin: Margin) -> str:
+    return f"{where}_{margin.sign.replace(' ', '_')}_threshold"
 
 
 def _preference(

@@ -23,6 +23,7 @@ import transformers
 from jaxtyping import Float32
 
 from curation.encoders.config import CaptionConfig
+from curation.encoders.scripts import GRAMMATICAL, UNSPACED_CHARACTER, space_out
 
 BUCKETS = 1 << 15
 PROJECTION_SEED = 0
@@ -74,7 +75,7 @@ class HashedNgrams:
 
 
 def _caption_features(caption: str) -> tuple[list[int], list[float]]:
-    words = TOKEN.findall(unicodedata.normalize("NFKC", caption).casefold()) or [""]
+    words = TOKEN.findall(space_out(unicodedata.normalize("NFKC", caption).casefold())) or [""]
     buckets: list[int] = []
     values: list[float] = []
     for word in words:
@@ -84,14 +85,21 @@ def _caption_features(caption: str) -> tuple[list[int], list[float]]:
     for first, second in pairwise(words):
         bucket, sign = _hash(f"{first} {second}")
         buckets.append(bucket)
-        values.append(PAIR * sign)
+        values.append(_pair_weight(first, second) * sign)
     return buckets, values
+
+
+def _pair_weight(first: str, second: str) -> float:
+    """Two characters of an unspaced script are a word as often as not; two letters of an alphabet less often."""
+    if UNSPACED_CHARACTER.fullmatch(first) and UNSPACED_CHARACTER.fullmatch(second):
+        return PAIR if GRAMMATICAL.fullmatch(first) or GRAMMATICAL.fullmatch(second) else WORD
+    return PAIR
 
 
 @lru_cache(maxsize=1 << 16)
 def _word_features(word: str) -> tuple[list[int], list[float]]:
     """Buckets and values of a word and of its character n-grams, which together weigh a fixed share of it."""
-    weight = FUNCTION_WORD if word in FUNCTION_WORDS else WORD
+    weight = FUNCTION_WORD if word in FUNCTION_WORDS or GRAMMATICAL.fullmatch(word) else WORD
     grams = list(_character_ngrams(word))
     weights = [weight] + [weight * CHARACTER / max(len(grams), 1) ** 0.5] * len(grams)
     hashed = [_hash(gram) for gram in (word, *grams)]

@@ -48,7 +48,7 @@ def read_pair(pair: Pair, source: str, config: SourceConfig) -> Sample | Reject:
         beside = captions_beside(dict(pair.beside), config)
         if isinstance(beside, Problem):
             return Reject(pair.key, source, beside.reason, beside.detail)
-        captions = tuple(dict.fromkeys((*captions, *beside)))
+        captions = tuple(dict.fromkeys((*(captions or ()), *beside)))
 
     try:
         data = image.read()
@@ -56,6 +56,8 @@ def read_pair(pair: Pair, source: str, config: SourceConfig) -> Sample | Reject:
         return Reject(pair.key, source, "missing file", pair.key)
     if len(data) < image.size:
         return Reject(pair.key, source, "truncated archive", f"{len(data)} of {image.size} bytes")
+    if captions is None:
+        return Sample(pair.key, data, (), source)
     if not captions:
         kinds = ", ".join(kind for kind, _ in pair.beside) or "the list"
         return Reject(pair.key, source, "empty caption", f"no text in {kinds} is left after cleaning")

@@ -7,11 +7,9 @@ become RGB, an animation is its first frame, and EXIF orientation is applied. Wh
 import contextlib
 import hashlib
 import io
-from functools import cache
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float64
 from PIL import Image
 
 RejectReason = Literal[
@@ -61,8 +59,6 @@ PNG_MARK = b"\x89PNG\r\n\x1a\n"
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 DARKEST_HIGH_BYTE = 16  # of 16-bit values that use 12 bits
 THUMBNAIL_QUALITY = 85
-HASH_SIDE = 32
-HASH_FREQUENCIES = 8
 
 
 class ImageError(ValueError):
@@ -197,21 +193,6 @@ def bytes_hash(data: bytes) -> int:
 def pixel_hash(image: Image.Image) -> int:
     """64-bit BLAKE2b of the size and the RGB pixels, as decoded (so, for JPEG, at the draft scale)."""
     return bytes_hash(np.array(image.size, "<u4").tobytes() + image.tobytes())
-
-
-def perceptual_hash(image: Image.Image) -> int:
-    """64-bit DCT hash (pHash): signs of the 8 x 8 lowest frequencies of a 32 x 32 grey image against their median."""
-    grey = image.convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    basis = _cosines()
-    low = (basis @ np.asarray(grey, np.float64) @ basis.T).round(6)  # rounding: a flat image has zeros, not noise
-    return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
-
-
-@cache
-def _cosines() -> Float64[np.ndarray, "frequencies side"]:
-    """The lowest rows of the DCT-II matrix."""
-    frequencies, positions = np.arange(HASH_FREQUENCIES), np.arange(HASH_SIDE)
-    return np.cos(np.pi / HASH_SIDE * np.outer(frequencies, positions + 0.5))
 
 
 def thumbnail(image: Image.Image, longest_px: int) -> bytes:

@@ -21,7 +21,7 @@ from curation.pairs.lists import ListedPairs, listed_pairs
 from curation.pairs.parquet import ParquetFile, image_paths, open_parquet, parquet_parts
 from curation.pairs.ranges import ByteRange
 from curation.pairs.records import LIST_SUFFIXES, CaptionList, NoList, is_named_as_list, read_list
-from curation.pairs.sample import Pair, Part
+from curation.pairs.sample import Pair, Part, parts_of_pairs
 from curation.pairs.splits import Splits
 from curation.pairs.tars import check_tar_end, peek, tar_members
 from curation.pairs.tree import Tree
@@ -166,7 +166,7 @@ class Opening:
             self.source.parts += tar_parts(name, file, key_prefix, self.config)
             return
         pairs = unsorted_pairs(tar_members(Path(file.path)), key_prefix)
-        self.source.parts += _parts_of_pairs(name, pairs, self.config.part_rows)
+        self.source.parts += parts_of_pairs(name, pairs, self.config.part_rows)
         self.account.notes.append(
             f"{name}: files of a sample do not lie together; they are joined by name, which reads all its headers first"
         )
@@ -263,7 +263,7 @@ class Opening:
                     f"{name}: none of the {len(pairs)} images that it lists is here; it is left out"
                 )
                 listed.pairs[name] = []
-            self.source.parts += _parts_of_pairs(name, listed.pairs[name], self.config.part_rows)
+            self.source.parts += parts_of_pairs(name, listed.pairs[name], self.config.part_rows)
         self._say_joined_and_outside(listed)
         return listed
 
@@ -299,7 +299,7 @@ class Opening:
             pairs.append(Pair(image, self.tree.files[image], (), files))
             self.account.read("part of a pair", [image, *texts])
         self.source.num_beside = len(pairs)
-        self.source.parts += _parts_of_pairs(self.tree.name, pairs, self.config.part_rows)
+        self.source.parts += parts_of_pairs(self.tree.name, pairs, self.config.part_rows)
 
     def _explain_the_rest(self, splits: Splits) -> None:
         """A reason for each file that nothing has decided on."""
@@ -333,13 +333,3 @@ class Opening:
 
 def _is_read_text(name: str, use: str) -> bool:
     return use == "part of a pair" and name.lower().endswith(CAPTION_SUFFIXES)
-
-
-def _parts_of_pairs(name: str, pairs: Sequence[Pair], part_rows: int) -> list[Part]:
-    parts = []
-    for start in range(0, len(pairs), part_rows):
-        chunk = tuple(pairs[start : start + part_rows])
-        num_bytes = sum(pair.image.size for pair in chunk if pair.image is not None)
-        label = f"{name}:{start}-{start + len(chunk)}"
-        parts.append(Part(label, "pairs", chunk, num_rows=len(chunk), num_bytes=num_bytes))
-    return parts

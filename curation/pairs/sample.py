@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,7 +12,7 @@ from curation.pairs.ranges import ByteRange
 
 @dataclass(frozen=True)
 class Sample:
-    """One usable pair: an encoded image file and at least one caption."""
+    """One usable pair: an encoded image file and at least one caption; of images alone, none."""
 
     key: str
     image: bytes
@@ -41,7 +42,8 @@ class Pair(NamedTuple):
 
     key: str
     image: ByteRange | None
-    captions: tuple[str, ...] = ()
+    captions: tuple[str, ...] | None = ()
+    """None: an image without captions, of an evaluation set."""
     beside: tuple[tuple[str, ByteRange], ...] = ()
     """(kind, file) of caption files beside the image, where no list has captions; kinds are "txt" and "json"."""
     problem: Problem | None = None
@@ -74,3 +76,14 @@ class Part:
 
 def _sizes(pair: Pair) -> list[tuple[str, int]]:
     return [(kind, file.size) for kind, file in pair.beside]
+
+
+def parts_of_pairs(name: str, pairs: Sequence[Pair], part_rows: int) -> list[Part]:
+    """Listed pairs as parts of at most `part_rows` each."""
+    parts = []
+    for start in range(0, len(pairs), part_rows):
+        chunk = tuple(pairs[start : start + part_rows])
+        num_bytes = sum(pair.image.size for pair in chunk if pair.image is not None)
+        label = f"{name}:{start}-{start + len(chunk)}"
+        parts.append(Part(label, "pairs", chunk, num_rows=len(chunk), num_bytes=num_bytes))
+    return parts

@@ -99,11 +99,25 @@ def pair_gallery(examples: Sequence[dict]) -> str:
     cells = []
     for row in examples:
         where = f"{row['other']} in {row['other_set']}" if row["other_set"] else row["other"]
-        cosine = "" if np.isnan(row["cosine"]) else f"<br>{row['cosine']:.3f}"
-        cells.append(
-            '<div style="text-align:center;font-size:11px;color:#667080">'
-            f"{image(row['thumbnail'], row['key'])}{image(row['other_thumbnail'], where)}{cosine}</div>"
-        )
+        cosine = "" if np.isnan(row["cosine"]) else f"{row['cosine']:.3f}"
+        note = cosine if row["bits"] is None else f"{row['bits']} bits"
+        cells.append(_pair(row, where, note))
+    return _cells(cells)
+
+
+def margin_gallery(pairs: Sequence[dict]) -> str:
+    """Pairs next to a threshold, each with what was compared with it."""
+    return _cells([_pair(row, row["other"], f"{row['value']:.4g}") for row in pairs])
+
+
+def _pair(row: dict, where: str, note: str) -> str:
+    return (
+        '<div style="text-align:center;font-size:11px;color:#667080">'
+        f"{image(row['thumbnail'], row['key'])}{image(row['other_thumbnail'], where)}<br>{note}</div>"
+    )
+
+
+def _cells(cells: Sequence[str]) -> str:
     return f'<div style="display:flex;flex-wrap:wrap;gap:12px;margin:2px 0 10px">{"".join(cells)}</div>'
 
 

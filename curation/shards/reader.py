@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int64, Shaped, UInt8, UInt64
 from curation.shards.codec import STORED_TYPES, decode_tokens
 from curation.shards.manifest import MANIFEST, check_size, read_manifest
 from curation.shards.mapped import MappedShard, check_maps
-from curation.shards.schema import CAPTIONS, KEY, THUMBNAIL, arrow_schema
+from curation.shards.schema import CAPTIONS, KEY, PERCEPTUAL_BYTES, PERCEPTUAL_HASH, THUMBNAIL, arrow_schema
 
 _opened: "WeakValueDictionary[tuple[object, ...], EmbeddingShards]" = WeakValueDictionary()
 LARGE = {pa.string(): pa.large_string(), pa.list_(pa.string()): pa.large_list(pa.large_string())}
@@ -91,6 +91,19 @@ class EmbeddingShards:
     def hashes(self, column: str) -> UInt64[np.ndarray, " rows"]:
         """A whole hash column in row order."""
         return self.strings(column).to_numpy()
+
+    def perceptual_hashes(self, rows: Int64[np.ndarray, " n"], num_hashes: int) -> UInt8[np.ndarray, "n hashes bytes"]:
+        """The first perceptual hashes of some rows, in the order asked: of the image, then of its altered forms."""
+        width = self.spec.num_hashes * PERCEPTUAL_BYTES
+        out = np.empty((len(rows), num_hashes, PERCEPTUAL_BYTES), np.uint8)
+
+        for shard, batch, local, positions in self._groups(rows):
+            column = self.shard(shard).batches[batch].column(PERCEPTUAL_HASH)
+            data = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
+            stored = data.reshape(len(column), -1, PERCEPTUAL_BYTES)
+            out[positions] = stored[local, :num_hashes]
+
+        return out
 
     def captions(self, rows: Int64[np.ndarray, " n"]) -> list[list[str]]:
         """The captions of some rows, in the order asked."""

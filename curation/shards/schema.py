@@ -28,7 +28,8 @@ PIXEL_HASH = "pixel_hash"
 PERCEPTUAL_HASH = "perceptual_hash"
 THUMBNAIL = "thumbnail"
 
-HASHES = (BYTES_HASH, PIXEL_HASH, PERCEPTUAL_HASH)
+HASHES = (BYTES_HASH, PIXEL_HASH)
+PERCEPTUAL_BYTES = 32
 SPEC_METADATA = b"embedding_spec"
 Content = Literal["pooled", "grid", "tokens"]
 CAPTION_DTYPE: Dtype = "float16"
@@ -60,6 +61,8 @@ class EmbeddingSpec:
     """Name of the caption encoder; empty when there is none."""
     caption_dim: int
     """Width of the caption embedding; 0 when there is none."""
+    num_hashes: int = 0
+    """Perceptual hashes per row: of the image, then of its altered forms; 0 when there are none."""
 
     def __post_init__(self) -> None:
         if self.content == "pooled" and (self.num_registers, self.grid) != (0, (1, 1)):
@@ -156,6 +159,8 @@ def arrow_schema(spec: EmbeddingSpec) -> pa.Schema:
     for column in spec.vector_columns():
         fields += _vector_fields(spec, column)
     fields += [pa.field(name, pa.uint64(), nullable=False) for name in HASHES]
+    if spec.num_hashes:
+        fields.append(pa.field(PERCEPTUAL_HASH, pa.binary(PERCEPTUAL_BYTES * spec.num_hashes), nullable=False))
     fields.append(pa.field(THUMBNAIL, pa.binary(), nullable=False))
     return pa.schema(fields, metadata={SPEC_METADATA: json.dumps(asdict(spec), sort_keys=True)})
 
@@ -200,6 +205,9 @@ def record_batch(spec: EmbeddingSpec, columns: Mapping[str, Any]) -> pa.RecordBa
 
 
 def _arrow_array(values: Any, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_fixed_size_binary(kind):
+        data = np.ascontiguousarray(values).reshape(-1)
+        return pa.FixedSizeBinaryArray.from_buffers(kind, data.nbytes // kind.byte_width, [None, pa.py_buffer(data)])
     if pa.types.is_fixed_size_list(kind):
         flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind.value_type)
         return pa.FixedSizeListArray.from_arrays(flat, type=kind)

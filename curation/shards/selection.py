@@ -4,11 +4,13 @@ Nothing is copied: a selection points into the shards. It is refused for embeddi
 by key; another backbone may have made them.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Int64
 
 from cluster.files import replacing
@@ -29,15 +31,38 @@ class Selection(NamedTuple):
 
     keys: pa.ChunkedArray
     rows: Int64[np.ndarray, " rows"]
+    more_captions: pa.Array
+    """Per selected row, captions besides its own: those of dropped rows with the same image; null for none."""
+
+    def captions(self, shards: EmbeddingShards, places: Int64[np.ndarray, " n"]) -> list[list[str]]:
+        """All captions of the rows at some places of the selection."""
+        own = shards.captions(self.rows[places])
+        more = self.more_captions.take(pa.array(places)).to_pylist()
+        return [captions + (others or []) for captions, others in zip(own, more, strict=True)]
+
+    def num_more_captions(self) -> Int64[np.ndarray, " rows"]:
+        """How many captions each selected row has besides its own."""
+        return pc.list_value_length(self.more_captions).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def write_selection(folder: Path, shards: EmbeddingShards, rows: Int64[np.ndarray, " rows"]) -> None:
-    """Write the selection of some rows, ascending, atomically."""
+def write_selection(
+    folder: Path,
+    shards: EmbeddingShards,
+    rows: Int64[np.ndarray, " rows"],
+    more_captions: Mapping[int, Sequence[str]] | None = None,
+) -> None:
+    """Write the selection of some rows, ascending, atomically; `more_captions` of a row are kept with it."""
     assert (np.diff(rows) >= 0).all()
     metadata = {"rows": str(len(rows)), "embedding_rows": str(shards.num_rows)}
     keys = shards.keys().combine_chunks().take(pa.array(rows))
-    table = pa.table({"key": keys, "row": pa.array(rows)}).replace_schema_metadata(metadata)
-    write_table(folder / SELECTION, table)
+
+    more = more_captions or {}
+    has_more = np.isin(rows, np.fromiter(more, np.int64, len(more)))
+    lists = [list(more[row]) if found else None for row, found in zip(rows.tolist(), has_more.tolist(), strict=True)]
+    column = pa.array(lists, pa.list_(pa.string())) if more else pa.nulls(len(rows), pa.list_(pa.string()))
+
+    table = pa.table({"key": keys, "row": pa.array(rows), "more_captions": column})
+    write_table(folder / SELECTION, table.replace_schema_metadata(metadata))
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -53,7 +78,8 @@ def read_selection(folder: Path, shards: EmbeddingShards | None = None) -> Selec
         raise SelectionError(f"no {SELECTION} in {folder}: the curate step writes it; run the curate step")
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     rows = table["row"].chunk(0) if table["row"].num_chunks == 1 else table["row"].combine_chunks()  # one is not copied
-    selection = Selection(table["key"].cast(pa.large_string()), rows.to_numpy())
+    more = table["more_captions"].combine_chunks()
+    selection = Selection(table["key"].cast(pa.large_string()), rows.to_numpy(), more)
     if shards is not None:
         _check(path, selection, int(table.schema.metadata[b"embedding_rows"]), shards)
     return selection

@@ -93,6 +93,7 @@ def embedding_spec() -> Callable[..., EmbeddingSpec]:
             "dtype": "float16",
             "caption_encoder": "hashed-4",
             "caption_dim": 4,
+            "num_hashes": 1,
         }
         return EmbeddingSpec(**{**fields, **changes})
 
@@ -104,7 +105,8 @@ def write_pool() -> Callable[..., dict[str, np.ndarray]]:
     """write_pool(folder, spec, rows_per_shard, seed=0, vectors=None, columns=None): a finished shard folder.
 
     Returns every vector column as the float32 values that were written. Row i has key "key-i", captions
-    ["caption i", "again i"] and hashes i, 2i, 3i. `vectors` replaces the random values of some columns ("n t d"),
+    ["caption i", "again i"], hashes i, 2i and a random perceptual hash. `vectors` replaces the random values of some
+    columns ("n t d"),
     `columns` others, such as keys or captions.
     """
 
@@ -129,7 +131,8 @@ def write_pool() -> Callable[..., dict[str, np.ndarray]]:
         for index, rows in enumerate(rows_per_shard):
             chosen = np.arange(start, start + rows)
             batch = _columns(chosen) | {name: array[chosen] for name, array in values.items()}
-            batch |= {name: [given[row] for row in chosen] for name, given in (columns or {}).items()}
+            for name, given in (columns or {}).items():
+                batch[name] = given[chosen] if isinstance(given, np.ndarray) else [given[row] for row in chosen]
             entries.append(write_shard(folder / f"shard-{index:05d}.arrow", spec, [batch]))
             start += rows
         write_manifest(folder, Manifest(spec, tuple(entries)))
@@ -148,6 +151,12 @@ def _columns(rows: np.ndarray) -> dict[str, Any]:
         CAPTIONS: [[f"caption {row}", f"again {row}"] for row in rows],
         BYTES_HASH: numbers,
         PIXEL_HASH: 2 * numbers,
-        PERCEPTUAL_HASH: 3 * numbers,
+        PERCEPTUAL_HASH: _random_hashes(rows),
         THUMBNAIL: [b"jpeg %d" % row for row in rows],
     }
+
+
+def _random_hashes(rows: np.ndarray) -> np.ndarray:
+    """One hash of 32 bytes per row, a function of its number."""
+    bits = [np.random.default_rng(row).integers(0, 256, (1, 32), dtype=np.uint8) for row in rows.tolist()]
+    return np.stack(bits) if bits else np.empty((0, 1, 32), np.uint8)

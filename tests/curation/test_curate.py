@@ -11,7 +11,7 @@ import curation.clusters.config
 from cluster.files import sha256_file
 from cluster.resources import Resources
 from curation.choice.balance import entropy, water_fill
-from curation.choice.config import DuplicatesConfig, LeakageConfig
+from curation.choice.config import OFF, DuplicatesConfig, LeakageConfig, LikenessConfig
 from curation.choice.why import read_decisions, why
 from curation.clusters.config import LevelsConfig
 from curation.clusters.scan import InProcess
@@ -24,7 +24,8 @@ from curation.shards.selection import read_selection
 
 SIZES = (400, 150, 80, 40, 20, 10)  # rows per true concept
 SUFFIXES = (".npz", ".centroids.npy")
-NO_HASHES = DuplicatesConfig(perceptual_bits=-1, cosine=2.0)
+ONLY_EXACT = LikenessConfig(hash_bits=None, form_bits=None, cosine=None)
+NO_HASHES = DuplicatesConfig(alike=ONLY_EXACT)
 OUTPUTS = (
     "selection.arrow",
     "decisions.arrow",
@@ -109,7 +110,7 @@ def test_none_keeps_everything(tmp_path, pool):
 def test_selection_is_the_same_for_any_workers_and_shards(tmp_path, ray_session, pool):
     first, _ = pool("first", (300, 0, 250, 150))
     second, _ = pool("second", (699, 1))
-    config = {"target_rows": 150, "duplicates": DuplicatesConfig(perceptual_bits=-1, cosine=0.99)}
+    config = {"target_rows": 150, "duplicates": DuplicatesConfig(alike=replace(ONLY_EXACT, cosine=0.99))}
     reference, _ = _run(tmp_path, first, "reference", **config)
     for name, folder, workers in (("a", first, 1), ("b", second, 2)):
         out = tmp_path / name
@@ -128,16 +129,16 @@ def test_duplicates_and_leakage_are_removed_with_reasons(tmp_path, pool):
     leaked[:] = np.roll(-images, 1, axis=1)  # nothing like the pool ...
     leaked[7] = images[600]  # ... but for one
     evaluation, _ = pool("held_out", images=leaked)
-    hashes_off = {"exact": False, "perceptual_bits": -1}
+    by_cosine = replace(OFF, cosine=0.999)
     out, summary = _run(
         tmp_path,
         folder,
         method="none",
-        duplicates=DuplicatesConfig(**hashes_off, cosine=0.999),
-        leakage=LeakageConfig(**hashes_off, cosine=0.999),
+        duplicates=DuplicatesConfig(alike=by_cosine),
+        leakage=LeakageConfig(alike=by_cosine),
         evaluation={"leakage_test": evaluation},
     )
-    assert summary["removed_duplicate_cosine"] == 2
+    assert summary["removed_duplicate_vector"] == 2
     assert summary["removed_leakage_cosine"] == 1
     reasons = [why(out, f"key-{row}") for row in (0, 1, 2)]
     assert sorted(reason["kept"] for reason in reasons) == [False, False, True]
@@ -222,9 +223,8 @@ def test_captions_of_evaluation_are_removed_on_request(tmp_path, pool, embedding
     spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=16, caption_dim=16)
     captions = [["  Caption 3 "], ["no such caption"], ["again 600", "caption 3"]]
     write_pool(tmp_path / "held_out", spec, (3,), columns={"captions": captions})
-    hashes_off = {"exact": False, "perceptual_bits": -1, "cosine": 2.0}
     for mode, num_removed in (("list", 0), ("remove", 2)):
-        config = LeakageConfig(**hashes_off, captions=mode)
+        config = LeakageConfig(alike=OFF, captions=mode)
         evaluation = {"leakage_test": tmp_path / "held_out"}
         out, summary = _run(tmp_path, folder, mode, method="none", leakage=config, evaluation=evaluation)
         assert summary["captions_in_evaluation"] == 2
@@ -313,7 +313,7 @@ def test_nothing_left_to_choose_from_is_refused(tmp_path, pool):
 
 def test_captions_in_two_evaluation_sets_are_counted_once(tmp_path, pool):
     folder, _ = pool()
-    leakage = LeakageConfig(exact=False, perceptual_bits=-1, cosine=2.0)
+    leakage = LeakageConfig(alike=OFF)
     evaluation = {"leakage_one": folder, "leakage_two": folder}
     assert _run(tmp_path, folder, leakage=leakage, evaluation=evaluation)[1]["captions_in_evaluation"] == 700
 
@@ -362,3 +362,42 @@ def test_a_filter_by_score_comes_before_everything_else(tmp_path, pool):
     assert (read_decisions(out)["image_cluster"].to_numpy() >= 0).tolist() == [
         row % 2 == 1 for row in range(len(concepts))
     ]
+
+
+def test_captions_of_equal_images_stay_with_the_kept_one(tmp_path, embedding_spec, write_pool):
+    """Ten images in five rows each, one caption per row and one of them twice."""
+    captions = [[f"image {row % 10}, caption {row // 10 % 4}"] for row in range(50)]
+    equal = {"bytes_hash": np.arange(50, dtype=np.uint64) % 10, "pixel_hash": np.arange(50, dtype=np.uint64) % 10}
+    write_pool(tmp_path / "pool", embedding_spec(), (25, 25), columns={"captions": captions, **equal})
+    out, summary = _run(tmp_path, tmp_path / "pool", method="none")
+    shards = EmbeddingShards(tmp_path / "pool")
+    selection = read_selection(out, shards)
+    assert len(selection.rows) == 10
+    assert summary["captions_merged"] == 30
+    for row, found in zip(selection.rows % 10, selection.captions(shards, np.arange(10)), strict=True):
+        assert sorted(found) == [f"image {row}, caption {number}" for number in range(4)]
+
+    dropped = DuplicatesConfig(alike=ONLY_EXACT, captions="drop")
+    out, summary = _run(tmp_path, tmp_path / "pool", "dropped", method="none", duplicates=dropped)
+    assert summary["captions_merged"] == 0
+    assert not read_selection(out, shards).num_more_captions().any()
+
+
+def test_a_threshold_and_a_target_contradict_each_other():
+    with pytest.raises(ValueError, match="the threshold decides how many pairs are kept"):
+        CurateConfig(method="text", target_rows=300, text=CaptionClustersConfig(threshold=20.0))
+    with pytest.raises(ValueError, match="each gives a threshold"):
+        CaptionClustersConfig(threshold=20.0, tail_share=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"threshold": -5.0}, "threshold"),
+        ({"threshold": float("nan")}, "threshold"),
+        ({"tail_share": -0.1}, "tail_share"),
+    ],
+)
+def test_thresholds_out_of_range_are_refused(settings, name):
+    with pytest.raises(ValueError, match=rf"text.{name} is "):
+        CaptionClustersConfig(**settings)

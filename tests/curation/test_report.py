@@ -8,7 +8,7 @@ import pytest
 
 import curation.report
 from curation.choice.balance import entropy
-from curation.choice.config import DuplicatesConfig, LeakageConfig
+from curation.choice.config import OFF, DuplicatesConfig, LeakageConfig, LikenessConfig
 from curation.clusters.config import LevelsConfig
 from curation.clusters.scan import InProcess
 from curation.config import CaptionClustersConfig, CurateConfig
@@ -28,7 +28,7 @@ def curated(tmp_path, embedding_spec, write_pool):
         fields = {
             "levels": LevelsConfig(clusters=(12, 3)),
             "text": CaptionClustersConfig(clusters=5),
-            "duplicates": DuplicatesConfig(perceptual_bits=-1, cosine=0.999),
+            "duplicates": DuplicatesConfig(alike=LikenessConfig(hash_bits=None, form_bits=None, cosine=0.999)),
         }
         out = tmp_path / "out"
         out.mkdir()
@@ -51,17 +51,17 @@ def test_sections_show_every_stage_and_need_no_network(curated):
         "Largest image clusters",
         "Tail image clusters",
         "Caption clusters",
-        "Duplicate: cosine",
+        "Duplicate: vector",
         "Time and memory",
     ]
     page = "".join(sections.values())
     assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)', page))
-    assert sections["Duplicate: cosine"].count("<img") == 20
+    assert sections["Duplicate: vector"].count("<img") == 20
     assert "caption" in sections["Caption clusters"]
 
 
 def test_metadata_and_captions_of_evaluation_have_sections(curated):
-    leakage = LeakageConfig(exact=False, perceptual_bits=-1, cosine=2.0)
+    leakage = LeakageConfig(alike=OFF)
     folders = curated(entries=("caption", "again", "7", "yeti"), leakage=leakage)
     sections = {section.title: section.html for section in curation_sections(*folders)}
     assert "3 of 4 entries occur" in sections["Metadata entries"]
@@ -89,7 +89,7 @@ def test_size_curves_count_copies(curated, monkeypatch):
 
 
 def test_sections_of_an_uncurated_arm_are_short(curated):
-    folders = curated(method="none", duplicates=DuplicatesConfig(exact=False, perceptual_bits=-1, cosine=2.0))
+    folders = curated(method="none", duplicates=DuplicatesConfig(alike=OFF))
     sections = curation_sections(*folders)
     assert [section.title for section in sections] == ["What was read", "What was kept", "Time and memory"]
     assert "nothing was removed" in sections[1].html

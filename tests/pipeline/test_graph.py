@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from curation.choice.config import OFF
 from curation.encoders.config import BackboneConfig
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.presets import PRESETS
@@ -63,7 +64,7 @@ def test_compared_arms_differ_in_their_selection_only() -> None:
     curated, uncurated, leaky = (found[label].config for label in ("curate", "curate@uncurated", "curate@leaky"))
     assert (uncurated.method, uncurated.leakage) == ("none", curated.leakage)
     assert replace(leaky, leakage=curated.leakage) == curated
-    assert (leaky.leakage.exact, leaky.leakage.perceptual_bits) == (False, -1)
+    assert leaky.leakage.alike == OFF
     assert found["train"].config == found["train@uncurated"].config == found["train@leaky"].config
 
 
@@ -132,9 +133,33 @@ def test_sets_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
     data = replace(DEBUG.data, pairs=str(tmp_path), retrieval=(*names, names[0]), leakage=tuple(names))
     found = steps(replace(DEBUG, emoji=None, data=data))
     assert set(found["evaluate"].inputs) == {"model", "retrieval_coco-val", "retrieval_flickr-val"}
-    assert {"leakage_coco-val", "leakage_flickr-val"} <= set(found["curate"].inputs)
+    compared = {name for name in found["curate"].inputs if name.startswith("leakage_")}
+    assert compared == {"leakage_retrieval_coco-val", "leakage_retrieval_flickr-val"}  # each is compared once
+    others = (str(tmp_path / "coco" / "val.json"), str(tmp_path / "coco" / "val.parquet"))
     with pytest.raises(ValueError, match="would both be called 'coco-val'"):
-        steps(replace(DEBUG, emoji=None, data=replace(data, leakage=(names[0], str(tmp_path / "coco" / "val.json")))))
+        steps(replace(DEBUG, emoji=None, data=replace(data, leakage=others)))
+
+
+def test_every_evaluation_set_is_compared_unless_leakage_is_off(tmp_path: Path) -> None:
+    for name in ("pairs.tar", "classes.tar", "scenes.tar", "further.tar"):
+        (tmp_path / name).write_bytes(b"")
+    data = replace(
+        DEBUG.data,
+        pairs="pairs.tar",
+        classification=("classes.tar",),
+        segmentation=("scenes.tar",),
+        leakage=("further.tar",),
+    )
+    inputs = steps(replace(DEBUG, emoji=None, data=data))["curate"].inputs
+    assert {name for name in inputs if name.startswith("leakage_")} == {
+        "leakage_classification_classes",
+        "leakage_segmentation_scenes",
+        "leakage_further",
+    }
+    inputs = steps(replace(DEBUG, emoji=None, data=replace(data, leakage=("off",))))["curate"].inputs
+    assert not [name for name in inputs if name.startswith("leakage_")]
+    with pytest.raises(ValueError, match="`off` stands alone"):
+        replace(DEBUG, emoji=None, data=replace(data, leakage=("off", "further.tar")))
 
 
 def test_without_evaluation_sets_nothing_is_scored_and_the_rest_is_reported(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from curation.shards.reader import EmbeddingShards
+from curation.shards.selection import read_selection, write_selection
 from train.config import TokenizerConfig
 from train.tokenizer import (
     BYTE_PAIRS_FILE,
@@ -57,11 +58,15 @@ def test_any_string_round_trips_through_bytes() -> None:
 def test_of_many_captions_an_even_spread_is_taken(pooled_pairs: dict[str, Path]) -> None:
     shards = EmbeddingShards(pooled_pairs["embeddings"])
     rows = np.arange(10, 230)
-    whole = [caption for texts in shards.captions(rows) for caption in texts]
-    assert list(selected_captions(shards, rows, 10_000)) == whole
-    few = list(selected_captions(shards, rows, 40))
+    write_selection(pooled_pairs["selection"], shards, rows, {12: ["of an equal image"]})
+    selection = read_selection(pooled_pairs["selection"], shards)
+    whole = [caption for texts in selection.captions(shards, rows - 10) for caption in texts]
+    assert whole[len(shards.captions(rows[:3])[0]) * 3] == "of an equal image"
+    assert list(selected_captions(shards, selection, 10_000)) == whole
+    few = list(selected_captions(shards, selection, 40))
     assert few == [whole[place] for place in np.linspace(0, len(whole) - 1, 40).astype(int)]
-    assert list(selected_captions(shards, rows[:0], 40)) == []
+    write_selection(pooled_pairs["selection"], shards, rows[:0])
+    assert list(selected_captions(shards, read_selection(pooled_pairs["selection"], shards), 40)) == []
 
 
 def test_case_is_folded() -> None:

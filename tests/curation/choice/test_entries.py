@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from curation.choice.config import DuplicatesConfig
+from curation.choice.config import OFF, DuplicatesConfig
 from curation.choice.entries import match_captions, read_entries
 from curation.choice.why import why
 from curation.clusters.config import LevelsConfig
@@ -63,7 +63,7 @@ def test_entries_are_found_by_the_published_rule(pool):
 
 
 def _curate(tmp_path, folder, path, name="out", **changes):
-    fields = {"levels": LevelsConfig(clusters=(12, 3)), "duplicates": DuplicatesConfig(False, -1, cosine=2.0)}
+    fields = {"levels": LevelsConfig(clusters=(12, 3)), "duplicates": DuplicatesConfig(alike=OFF)}
     out = tmp_path / name
     out.mkdir()
     return out, curate(CurateConfig(**{**fields, **changes}), InProcess(), out, folder, {}, path)
@@ -108,7 +108,7 @@ def test_a_target_below_what_is_never_dropped_is_refused(tmp_path, pool, changes
 
 
 @pytest.mark.parametrize("unmatched", ["drop", "keep"])
-@pytest.mark.parametrize("tail_share", [0.0, 0.06])
+@pytest.mark.parametrize("tail_share", [None, 0.06])
 def test_entries_that_no_caption_holds_are_refused(tmp_path, pool, unmatched, tail_share):
     folder, path = pool(_long_tail(), ("Dog", "yeti"))
     text = CaptionClustersConfig(unmatched=unmatched, tail_share=tail_share)
@@ -127,7 +127,7 @@ def test_the_selection_does_not_depend_on_order(tmp_path, pool, write_pool, embe
     config = {
         "method": "text",
         "text": CaptionClustersConfig(threshold=25.0),
-        "duplicates": DuplicatesConfig(False, -1, cosine=2.0),
+        "duplicates": DuplicatesConfig(alike=OFF),
     }
     one, _ = _curate(tmp_path, folder, path, "one", **config)
     path.write_text("axolotl\ndog\ndog\n")
@@ -140,3 +140,18 @@ def test_an_empty_list_is_refused(tmp_path):
     path.write_text("\n \n")
     with pytest.raises(ValueError, match="no entries"):
         read_entries(path)
+
+
+def test_entries_of_unspaced_scripts_match_as_runs_of_characters(pool):
+    captions = [
+        ["两只狗在海滩上奔跑。"],
+        ["二匹の犬が浜辺を走る"],
+        ["สุนัขสองตัววิ่งบนชายหาด"],
+        ["iPhone手机"],
+        ["dogs run"],
+    ]
+    entries = ("狗", "海滩", "犬", "浜辺", "สุนัข", "ชายหาด", "手机", "iPhone", "dog")
+    folder, path = pool(captions, entries)
+    found = match_captions(Points(ShardVectors(folder, CLS), InProcess()), path)
+    names = [{entries[entry] for entry in found.take(np.array([row])).values} for row in range(5)]
+    assert names == [{"狗", "海滩"}, {"犬", "浜辺"}, {"สุนัข", "ชายหาด"}, {"手机", "iPhone"}, set()]

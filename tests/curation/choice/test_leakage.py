@@ -1,19 +1,22 @@
 """Leakage against plain loops over all pairs of the pool and an evaluation set."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import curation.choice.leakage
 import curation.clusters.spans
 from cluster.memory import PeakMemory, private_mb
-from curation.choice.config import LeakageConfig
-from curation.choice.leakage import find_leakage
+from curation.choice.config import LeakageConfig, LikenessConfig
+from curation.choice.duplicates import joined
+from curation.choice.leakage import captions_in, compared_captions, find_leakage
 from curation.clusters.scan import InProcess, Points
 from curation.clusters.vectors import ShardVectors, to_unit
+from curation.pairs.pdq import turned
 from curation.shards.reader import EmbeddingShards
 from curation.shards.schema import CAPTIONS, CLS, PERCEPTUAL_HASH
 
-ONLY_HASHES = LeakageConfig(exact=False, cosine=2.0)
+ONLY_HASHES = LeakageConfig(alike=LikenessConfig(exact=False, form_bits=None, cosine=None))
 
 
 @pytest.fixture
@@ -21,7 +24,10 @@ def opened(tmp_path, embedding_spec, write_pool):
     """opened(name, vectors, hashes): a folder of embeddings, and its unit vectors as points and as they are stored."""
 
     def write(name, vectors, hashes=None, captions=None):
-        spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1))
+        num_hashes = 1 if hashes is None else hashes.shape[1]
+        spec = embedding_spec(
+            content="pooled", num_registers=0, grid=(1, 1), dim=vectors.shape[1], num_hashes=num_hashes
+        )
         given = {PERCEPTUAL_HASH: hashes, CAPTIONS: captions}
         columns = {column: values for column, values in given.items() if values is not None}
         cut = (len(vectors) // 2, len(vectors) - len(vectors) // 2)
@@ -32,37 +38,66 @@ def opened(tmp_path, embedding_spec, write_pool):
     return write
 
 
-@pytest.mark.parametrize("pairs_at_a_time", [5, 1 << 14])
-def test_a_leak_is_found_among_other_images_of_close_hashes(opened, monkeypatch, pairs_at_a_time):
-    """Every hash is shared, or a bit away, by evaluation images that are nothing like the leaked one."""
-    monkeypatch.setattr(curation.choice.leakage, "COMPARED_PAIRS", pairs_at_a_time)
+def random_hashes(count, num_hashes=1, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, num_hashes, 32), dtype=np.uint8)
+
+
+def found_by(leaks, sign):
+    pairs = joined(finding.pairs for finding in leaks.findings if finding.sign == sign)
+    return dict(zip(pairs.right.tolist(), pairs.left.tolist(), strict=True))
+
+
+def test_near_hashes_are_found_in_any_orientation(opened):
+    hashes = [random_hashes(60), random_hashes(50, seed=1)]
+    for row in range(8):
+        hashes[0][10 + row, 0] = turned(hashes[1][20 + row, :1, :].reshape(1, 32))[0, row]
+    pool, points, _ = opened("pool", np.ones((60, 8), np.float32), hashes[0])
+    other, _, _ = opened("held_out", np.ones((50, 8), np.float32), hashes[1])
+    leaks = find_leakage(pool, points, np.setdiff1d(np.arange(60), [12]), other, ONLY_HASHES)
+    expected = {10 + row: 20 + row for row in range(8)}
+    del expected[12]
+    assert found_by(leaks, "perceptual hash") == expected
+    margin = leaks.margins[0].nearest()
+    assert margin.is_copy().sum() == 7
+    assert len(margin.pairs.left) == 7 + 12
+
+
+def test_a_form_of_the_nearest_image_is_found(opened):
+    """Vectors say which image, hashes whether it is a copy; neither alone does."""
     rng = np.random.default_rng(0)
-    held_out = to_unit(rng.standard_normal((50, 8)).astype(np.float32))
-    images = to_unit(rng.standard_normal((60, 8)).astype(np.float32))
-    images[:30] = to_unit(held_out[:30] + np.float32(0.02) * rng.standard_normal((30, 8)).astype(np.float32))
-    hashes = [rng.integers(0, 3, count).astype(np.uint64) << np.uint64(40) for count in (60, 50)]
-    pool, points, x = opened("pool", images, hashes[0])
-    other, _, y = opened("held_out", held_out, hashes[1])
-    near = np.bitwise_count(hashes[0][:, None] ^ hashes[1]) <= 1
-    cosine = np.where(near, x @ y.T, -1)
-    expected = {row: int(cosine[row].argmax()) for row in range(60) if cosine[row].max() >= 0.97}
-    among = np.setdiff1d(np.arange(60), [7])
-    found = [finding for finding in find_leakage(pool, points, among, other, ONLY_HASHES) if finding.how != "caption"]
-    rows, evaluation_rows = (np.concatenate([getattr(each, name) for each in found]) for name in found[0]._fields[1:3])
-    expected.pop(7, None)
-    assert dict(zip(rows.tolist(), evaluation_rows.tolist(), strict=True)) == expected
-    assert len(rows) == len(expected) > 15
+    held_out = to_unit(rng.standard_normal((50, 64)).astype(np.float32))
+    images = to_unit(rng.standard_normal((600, 64)).astype(np.float32))
+    images[:30] = to_unit(held_out[:30] + np.float32(0.06) * rng.standard_normal((30, 64)).astype(np.float32))
+    hashes = [random_hashes(600, 2), random_hashes(50, 4, seed=1)]
+    hashes[0][:10, 0] = hashes[1][:10, 3]  # crops of the evaluation images
+    hashes[0][10:20, 1] = hashes[1][10:20, 0]  # evaluation images that are crops of the pool's
+    hashes[0][500:510, 0] = hashes[1][10:20, 2]  # and forms of images that are not the nearest
+    pool, points, _ = opened("pool", images, hashes[0])
+    other, _, _ = opened("held_out", held_out, hashes[1])
+    config = LeakageConfig(alike=LikenessConfig(exact=False, cosine=None))
+    leaks = find_leakage(pool, points, np.arange(600), other, config)
+    assert found_by(leaks, "altered form") == {row: row for row in range(20)}
 
 
-def test_no_close_hash_is_no_leak(opened):
-    x = to_unit(np.ones((4, 8), np.float32))
-    pool, points, _ = opened("pool", x, np.arange(4, dtype=np.uint64))
-    other, _, _ = opened("held_out", x[:2], np.full(2, 2**63 + 2**20, np.uint64))
-    assert all(
-        not len(each.rows)
-        for each in find_leakage(pool, points, np.arange(4), other, ONLY_HASHES)
-        if each.how != "caption"
-    )
+def test_near_vectors_are_found_with_the_threshold_of_the_pool(opened):
+    rng = np.random.default_rng(0)
+    held_out = to_unit(rng.standard_normal((50, 64)).astype(np.float32))
+    images = to_unit(rng.standard_normal((900, 64)).astype(np.float32))
+    images[:30] = to_unit(held_out[:30] + np.float32(0.02) * rng.standard_normal((30, 64)).astype(np.float32))
+    pool, points, _ = opened("pool", images)
+    other, _, _ = opened("held_out", held_out)
+    leaks = find_leakage(pool, points, np.arange(900), other, LeakageConfig(alike=LikenessConfig(exact=False)))
+    found = found_by(leaks, "cosine")
+    assert {row: found[row] for row in range(30)} == {row: row for row in range(30)}
+    assert len(found) <= 31
+
+
+def test_images_without_hashes_cannot_be_compared_by_them(opened, embedding_spec, write_pool, tmp_path):
+    spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), num_hashes=0)
+    write_pool(tmp_path / "old", spec, (9,))
+    pool, points, _ = opened("pool", np.ones((9, 8), np.float32))
+    with pytest.raises(ValueError, match="old, the evaluation set, has no perceptual hashes"):
+        find_leakage(pool, points, np.arange(9), EmbeddingShards(tmp_path / "old"), ONLY_HASHES)
 
 
 def test_an_evaluation_vector_that_is_not_finite_is_named(opened):
@@ -75,13 +110,32 @@ def test_an_evaluation_vector_that_is_not_finite_is_named(opened):
     fault = np.where(np.arange(8) == 3, np.nan, vector).astype(np.float16)
     shard.write_bytes(shard.read_bytes().replace(vector.tobytes(), fault.tobytes()))
     with pytest.raises(ValueError, match=r"1 vectors of .*held_out hold NaN .*\['key-4'\]"):
-        list(find_leakage(pool, points, np.arange(6), EmbeddingShards(other.folder), LeakageConfig()))
+        find_leakage(pool, points, np.arange(6), EmbeddingShards(other.folder), LeakageConfig())
 
 
-def captions_found(pool, points, other):
-    last = list(find_leakage(pool, points, np.arange(0), other, ONLY_HASHES))[-1]
-    assert last.how == "caption"
-    return dict(zip(last.rows.tolist(), last.evaluation_rows.tolist(), strict=True))
+def captions_found(points, other):
+    pairs = captions_in(points, other)
+    return dict(zip(pairs.right.tolist(), pairs.left.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("caption", "equal"),
+    [
+        ("Two dogs run on the beach.", "two  dogs run on the beach"),
+        ("ｃａｆｅ\u0301 !", "Café"),
+        ("二匹の犬が浜辺を走る。", "二匹の犬が浜辺を走る"),
+        ("A dog?", "a dog ..."),
+    ],
+)
+def test_captions_are_compared_without_case_spaces_and_end_punctuation(caption, equal):
+    first, second = compared_captions(pa.array([caption, equal], pa.large_string())).to_pylist()
+    assert first == second
+
+
+def test_captions_of_punctuation_alone_equal_none(opened):
+    _, points, _ = opened("pool", np.ones((4, 8), np.float32), captions=[["!"], ["."], ["a"], ["?", "b."]])
+    other, _, _ = opened("held_out", np.ones((2, 8), np.float32), captions=[["..."], ["B"]])
+    assert captions_found(points, other) == {3: 1}
 
 
 def test_captions_are_found_as_by_a_loop_over_all(opened, monkeypatch):
@@ -91,7 +145,7 @@ def test_captions_are_found_as_by_a_loop_over_all(opened, monkeypatch):
     rng = np.random.default_rng(0)
     drawn = [[f" Word {word}" for word in rng.integers(0, 99, rng.integers(1, 5))] for _ in range(200)]
     sought = [[f"word {word} ", "nothing else"] for word in rng.permutation(99)[:12]]
-    pool, points, _ = opened("pool", np.ones((200, 8), np.float32), captions=drawn)
+    _, points, _ = opened("pool", np.ones((200, 8), np.float32), captions=drawn)
     other, _, _ = opened("held_out", np.ones((12, 8), np.float32), captions=sought)
     row_of = {captions[0].strip(): row for row, captions in enumerate(sought)}
     expected = {}
@@ -99,7 +153,7 @@ def test_captions_are_found_as_by_a_loop_over_all(opened, monkeypatch):
         places = [row_of[caption.strip().lower()] for caption in captions if caption.strip().lower() in row_of]
         if places:
             expected[row] = places[0]
-    found = captions_found(pool, points, other)
+    found = captions_found(points, other)
     assert found == expected
     assert list(found) == sorted(found)
     assert 20 < len(found) < 200
@@ -109,10 +163,10 @@ def test_captions_are_compared_a_span_at_a_time(opened, monkeypatch):
     monkeypatch.setattr(curation.clusters.spans, "SMALLEST_SPAN", 1000)
     rows, length = 30_000, 2000
     captions = [[f"{row:0{length}d}"] for row in range(rows)]
-    pool, points, _ = opened("pool", np.ones((rows, 8), np.float32), captions=captions)
+    _, points, _ = opened("pool", np.ones((rows, 8), np.float32), captions=captions)
     other, few, _ = opened("held_out", np.ones((2, 8), np.float32), captions=[["a"], [captions[20_000][0]]])
-    assert captions_found(other, few, other) == {0: 0, 1: 1}
+    assert captions_found(few, other) == {0: 0, 1: 1}
     before = private_mb()
     with PeakMemory() as memory:
-        assert captions_found(pool, points, other) == {20_000: 1}
+        assert captions_found(points, other) == {20_000: 1}
     assert memory.peak_mb - before < rows * length / 2**20

@@ -91,3 +91,17 @@ def test_minilm_keeps_the_order_of_its_input() -> None:
 def test_dim_must_be_positive() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         CaptionConfig(dim=0)
+
+
+@pytest.mark.parametrize(
+    ("caption", "alike", "other"),
+    [
+        ("二匹の犬が浜辺を走る", "犬が二匹、浜辺で走っている", "窓辺のソファで猫が眠る"),
+        ("两只狗在海滩上奔跑", "海滩上有两只奔跑的狗", "一只猫睡在窗边的沙发上"),
+        ("สุนัขสองตัววิ่งบนชายหาด", "บนชายหาดมีสุนัขวิ่งสองตัว", "แมวนอนหลับบนโซฟาข้างหน้าต่าง"),
+    ],
+)
+def test_captions_without_spaces_are_near_when_they_share_words(caption, alike, other):
+    vectors = CaptionEncoder(CaptionConfig()).encode([caption, alike, other])
+    assert vectors[0] @ vectors[1] > 0.4
+    assert vectors[0] @ vectors[2] < 0.25

@@ -12,16 +12,7 @@ import pytest
 from jaxtyping import Int64
 from PIL import Image, ImageOps, ImageSequence, PngImagePlugin
 
-from curation.pairs.images import (
-    MAX_PIXELS,
-    PNG_MARK,
-    ImageError,
-    bytes_hash,
-    decode,
-    perceptual_hash,
-    pixel_hash,
-    thumbnail,
-)
+from curation.pairs.images import MAX_PIXELS, PNG_MARK, ImageError, bytes_hash, decode, pixel_hash, thumbnail
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
@@ -213,21 +204,6 @@ def test_hashes_tell_files_and_pixels_apart(picture: Draw, encoded: Encode) -> N
 
 def test_pixel_hash_covers_the_shape() -> None:
     assert pixel_hash(Image.new("RGB", (4, 9))) != pixel_hash(Image.new("RGB", (6, 6)))
-
-
-def test_perceptual_hash_survives_scaling_and_compression_only(picture: Draw, encoded: Encode) -> None:
-    def distance(a: Image.Image, b: Image.Image) -> int:
-        return (perceptual_hash(a) ^ perceptual_hash(b)).bit_count()
-
-    pictures = [picture(seed, (240, 200)) for seed in range(10)]
-    for seed, image in enumerate(pictures):
-        assert distance(image, image.resize((120, 100), Image.Resampling.BICUBIC)) <= 6
-        assert distance(image, decode(encoded(image, quality=40))) <= 6
-        assert all(distance(image, other) > 12 for other in pictures[:seed])
-
-
-def test_perceptual_hash_of_flat_images_is_one_value() -> None:
-    assert perceptual_hash(Image.new("RGB", (50, 40), "gray")) == perceptual_hash(Image.new("RGB", (70, 33), "silver"))
 
 
 def test_thumbnail_keeps_the_aspect_and_never_enlarges(picture: Draw) -> None:

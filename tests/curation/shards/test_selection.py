@@ -53,3 +53,14 @@ def test_selection_is_refused_for_other_embeddings(tmp_path, shards, monkeypatch
 def test_missing_selection_names_the_step(tmp_path):
     with pytest.raises(SelectionError, match="run the curate step"):
         read_selection(tmp_path)
+
+
+def test_more_captions_stay_with_their_row(tmp_path, shards):
+    pool = shards("pool", (9,))
+    write_selection(tmp_path, pool, np.array([2, 5, 5]), {5: ["another", "one"]})
+    selection = read_selection(tmp_path, pool)
+    assert selection.num_more_captions().tolist() == [0, 2, 2]
+    assert selection.captions(pool, np.array([2, 0])) == [
+        ["caption 5", "again 5", "another", "one"],
+        ["caption 2", "again 2"],
+    ]

@@ -201,7 +201,8 @@ def test_any_text_survives(tmp_path: Path, embedding_spec: MakeSpec, small_batch
         "cls": np.zeros((1, 1, 8), np.float32),
         "patches": np.zeros((1, 1, 8), np.float32),
         "thumbnail": [b""],
-        **{name: np.array([2**64 - 1], np.uint64) for name in ("bytes_hash", "pixel_hash", "perceptual_hash")},
+        **{name: np.array([2**64 - 1], np.uint64) for name in ("bytes_hash", "pixel_hash")},
+        "perceptual_hash": np.full((1, 1, 32), 255, np.uint8),
     }
     entry = write_shard(tmp_path / "shard-00000.arrow", spec, [batch])
     write_manifest(tmp_path, Manifest(spec, (entry,)))
@@ -319,3 +320,15 @@ def test_full_disk_is_a_clear_error_and_leaves_nothing(
         write_pool(full_disk, embedding_spec(dim=1024), [300])
     assert caught.value.errno == errno.ENOSPC
     assert list(full_disk.iterdir()) == []
+
+
+def test_perceptual_hashes_come_in_the_order_asked(
+    tmp_path: Path, embedding_spec: MakeSpec, write_pool: WritePool
+) -> None:
+    """Of the image alone, or with those of its forms; across shards and record batches."""
+    stored = np.random.default_rng(0).integers(0, 256, (70, 3, 32), dtype=np.uint8)
+    write_pool(tmp_path, embedding_spec(num_hashes=3), (40, 30), columns={"perceptual_hash": stored})
+    rows = np.random.default_rng(1).permutation(70)
+    for num_hashes in (1, 3):
+        found = EmbeddingShards(tmp_path).perceptual_hashes(rows, num_hashes)
+        np.testing.assert_array_equal(found, stored[rows, :num_hashes])
