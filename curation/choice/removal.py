@@ -48,7 +48,7 @@ def drop_leakage(
     decisions.caption_set[shared.right] = number
     if config.captions == "remove":
         decisions.drop_for(shared, "leakage: caption", name)
-    return {_threshold_name(f"leakage_{name}", margin): margin.threshold for margin in leaks.margins}
+    return {_threshold_name(f"leakage_{name}", margin): float(margin.threshold) for margin in leaks.margins}
 
 
 def drop_duplicates(
