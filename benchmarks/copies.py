@@ -27,8 +27,8 @@ from curation.clusters.scan import InProcess
 from curation.config import CurateConfig, EmbedConfig
 from curation.curate import curate
 from curation.encoders.config import BackboneConfig
+from curation.pairs.config import SourceConfig
 from curation.pairs.images import IMAGE_SUFFIXES, decode
-from curation.pairs.sample import SourceConfig
 from curation.pairs.tree import open_tree
 
 UNRELATED_PER_COPY = 9

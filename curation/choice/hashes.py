@@ -32,14 +32,16 @@ class HashIndex:
 
     def __init__(self, sample: UInt8[np.ndarray, "n bytes"], expected: int) -> None:
         """For about `expected` hashes, of which `sample` has some."""
+        self.index: faiss.IndexBinary
         if expected <= ALL_COMPARED:
             self.index = faiss.IndexBinaryFlat(HASH_BITS)
         else:
             num_lists = min(int(4 * expected**0.5), len(sample))
             self.quantizer = faiss.IndexBinaryFlat(HASH_BITS)
             self.quantizer.add(sample[np.linspace(0, len(sample) - 1, num_lists).astype(int)])
-            self.index = faiss.IndexBinaryIVF(self.quantizer, HASH_BITS, num_lists)
-            self.index.nprobe = PROBES
+            lists = faiss.IndexBinaryIVF(self.quantizer, HASH_BITS, num_lists)
+            lists.nprobe = PROBES
+            self.index = lists
         self.numbers = np.empty(0, np.int64)
         self.num_added = 0
 

@@ -84,6 +84,7 @@ class EmbeddingSpec:
         description: str = "",
         caption_encoder: str = "",
         caption_dim: int = 0,
+        num_hashes: int = 0,
     ) -> "EmbeddingSpec":
         """What a content keeps of a backbone's tokens. `grid`: side of the patch grid, for content=grid alone.
 
@@ -108,6 +109,7 @@ class EmbeddingSpec:
             dtype=dtype,
             caption_encoder=caption_encoder,
             caption_dim=caption_dim,
+            num_hashes=num_hashes,
         )
 
     @property

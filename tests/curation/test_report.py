@@ -52,6 +52,7 @@ def test_sections_show_every_stage_and_need_no_network(curated):
         "Tail image clusters",
         "Caption clusters",
         "Duplicate: vector",
+        "Pairs next to the thresholds",
         "Time and memory",
     ]
     page = "".join(sections.values())

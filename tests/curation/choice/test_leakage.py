@@ -85,7 +85,7 @@ def test_near_vectors_are_found_with_the_threshold_of_the_pool(opened):
     images = to_unit(rng.standard_normal((900, 64)).astype(np.float32))
     images[:30] = to_unit(held_out[:30] + np.float32(0.02) * rng.standard_normal((30, 64)).astype(np.float32))
     pool, points, _ = opened("pool", images)
-    other, _, _ = opened("held_out", held_out)
+    other, _, _ = opened("held_out", held_out, random_hashes(50, seed=1000))
     leaks = find_leakage(pool, points, np.arange(900), other, LeakageConfig(alike=LikenessConfig(exact=False)))
     found = found_by(leaks, "cosine")
     assert {row: found[row] for row in range(30)} == {row: row for row in range(30)}

@@ -103,5 +103,5 @@ def test_dim_must_be_positive() -> None:
 )
 def test_captions_without_spaces_are_near_when_they_share_words(caption, alike, other):
     vectors = CaptionEncoder(CaptionConfig()).encode([caption, alike, other])
-    assert vectors[0] @ vectors[1] > 0.4
-    assert vectors[0] @ vectors[2] < 0.25
+    assert vectors[0] @ vectors[1] > 0.8
+    assert vectors[0] @ vectors[2] < 0.3
