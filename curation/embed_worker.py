@@ -47,7 +47,7 @@ from curation.shards.schema import (
 )
 from curation.shards.writer import ShardWriter
 
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 """Of what the columns of a row mean; raised when rows of earlier versions must not be taken over any more."""
 EARLY_PARTS = 8
 EARLY_ROWS = 256

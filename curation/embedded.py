@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from curation.pairs.images import bytes_hash
 from curation.pairs.sample import Sample
@@ -23,6 +23,8 @@ from curation.shards.schema import (
     CAPTIONS,
     HASHES,
     KEY,
+    PERCEPTUAL_BYTES,
+    PERCEPTUAL_HASH,
     THUMBNAIL,
     EmbeddingSpec,
 )
@@ -74,6 +76,7 @@ class EmbeddedRows:
         thumbnails = self._thumbnails
         columns: dict[str, Any] = {THUMBNAIL: [thumbnails[row] for row in rows]}
         columns |= {name: values[rows] for name, values in self._hashes.items()}
+        columns[PERCEPTUAL_HASH] = self._perceptual_hashes[rows]
 
         vectors = {name: self._vectors(name, rows) for name in self.spec.vector_columns()}
         return columns | vectors | {CAPTION_EMBEDDING: vectors[CAPTION_EMBEDDING][:, 0]}
@@ -102,6 +105,13 @@ class EmbeddedRows:
     @cached_property
     def _hashes(self) -> dict[str, np.ndarray]:
         return {name: np.array(self._column(name), np.uint64) for name in HASHES}
+
+    @cached_property
+    def _perceptual_hashes(self) -> UInt8[np.ndarray, "rows hashes bytes"]:
+        """Of each image and of its altered forms, as many as the spec says."""
+        num_hashes = self.spec.num_hashes
+        stored = b"".join(self._column(PERCEPTUAL_HASH)) if num_hashes else b""
+        return np.frombuffer(stored, np.uint8).reshape(len(self._row_of), num_hashes, PERCEPTUAL_BYTES)
 
     def _column(self, name: str) -> list[Any]:
         return [value for batch in self._shard.batches for value in batch.column(name).to_pylist()]
