@@ -6,7 +6,6 @@ of a dataclass to it; None and words such as "auto" are not numbers, and pass.
 """
 
 import dataclasses
-import functools
 import math
 import typing
 
@@ -29,7 +28,6 @@ def check_ranges(config: object, where: str) -> None:
                 )
 
 
-@functools.cache
 def _ranges(owner: type) -> dict[str, tuple[tuple[object, ...], object]]:
     """The marks and the default of every field that has marks, or is a plain float, which must be finite."""
     hints = typing.get_type_hints(owner, include_extras=True)

@@ -237,4 +237,5 @@ class _Joining:
 
 
 def _joined(pair: Pair, captions: Iterable[str], problem: Problem | None) -> Pair:
-    return pair._replace(captions=tuple(dict.fromkeys((*pair.captions, *captions))), problem=pair.problem or problem)
+    texts = dict.fromkeys((*(pair.captions or ()), *captions))
+    return pair._replace(captions=tuple(texts), problem=pair.problem or problem)
