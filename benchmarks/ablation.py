@@ -1,10 +1,10 @@
-"""The paper's ablation on photographs: which image feature, how many head blocks, curated or not; and what smaller
-stored contents cost.
+"""The paper's ablation on photographs: which image feature, how many head blocks, curated or not;
+and what smaller stored contents cost.
 
-Each arm is the flickr8k recipe with a few fields changed, all in one workspace, so that what arms share is made once
-and a second run only prints. Backbone EfficientNet-Lite0 at 160 px, 5 x 5 patches: a stand-in, whose CLS is the maximum
-of its patches (curation/encoders/efficientnet.py), so that it carries what their mean does not. One seed, the same
-steps for all.
+Each arm is the flickr8k recipe with a few fields changed, all in one workspace, so that what arms
+share is made once and a second run only prints. Backbone EfficientNet-Lite0 at 160 px, 5 x 5
+patches: a stand-in, whose CLS is the maximum of its patches (curation/encoders/efficientnet.py), so
+that it carries what their mean does not. One seed, the same steps for all.
 
     python -m benchmarks.ablation --pairs data/flickr8k.tar [--steps 100] [--workspace ablation]
 """
@@ -40,8 +40,9 @@ COLUMNS = {
     "CamVid mIoU": ("segmentation_camvid", "miou"),
 }
 PAPER = (
-    "ViT-L/14, ImageNet / COCO text to image / ADE20K (arXiv:2412.16334): CLS alone 78.8 / 30.2 / 8.3, concat 79.2 / "
-    "34.7 / 18.2, two head blocks 79.7 / 42.1 / 20.4 (batch 65 k), image curation 81.4 / 45.4 / 20.6 (wider text)"
+    "ViT-L/14, ImageNet / COCO text to image / ADE20K (arXiv:2412.16334): CLS alone 78.8 / 30.2 "
+    "/ 8.3, concat 79.2 / 34.7 / 18.2, two head blocks 79.7 / 42.1 / 20.4 (batch 65 k), image "
+    "curation 81.4 / 45.4 / 20.6 (wider text)"
 )
 
 
@@ -49,18 +50,30 @@ def main() -> None:
     """Run what is missing, then print one table."""
     options = _options()
     logging.getLogger().setLevel(logging.WARNING)
-    console, store = Console(), Store(options.workspace)
-    table = Table("arm", *COLUMNS, title=f"{options.steps} steps of {options.batch_size}, %", caption=PAPER)
+    console = Console()
+    store = Store(options.workspace)
+    table = Table(
+        "arm", *COLUMNS, title=f"{options.steps} steps of {options.batch_size}, %", caption=PAPER
+    )
     base = base_recipe(options)
+
     with session():
         for name, recipe in arms(base):
             steps = [step for step in build_steps(recipe) if step.name != "report"]
-            run_steps(steps, store, console, lambda recipe=recipe: Tracking(store.workspace, "ablation", recipe, {}))
+            run_steps(
+                steps,
+                store,
+                console,
+                lambda recipe=recipe: Tracking(store.workspace, "ablation", recipe, {}),
+            )
             for step in in_order(steps):
                 if step.name == "evaluate":
                     results = json.loads((store.folder(step) / "results.json").read_text())
-                    suffix = "uncurated" if "@" in step.label else "curated" if recipe.compare else ""
+                    suffix = (
+                        "uncurated" if "@" in step.label else "curated" if recipe.compare else ""
+                    )
                     table.add_row(f"{name} {suffix}", *_cells(results))
+
     console.print(table)
 
 
@@ -74,7 +87,12 @@ def base_recipe(options: argparse.Namespace) -> Recipe:
         data=replace(FLICKR8K.data, pairs=options.pairs, **sets),
         embed=replace(FLICKR8K.embed, backbone=backbone, content="tokens"),
         curate=replace(FLICKR8K.curate, share=0.8),
-        train=replace(FLICKR8K.train, batch_size=options.batch_size, num_steps=options.steps, val_every=options.steps),
+        train=replace(
+            FLICKR8K.train,
+            batch_size=options.batch_size,
+            num_steps=options.steps,
+            val_every=options.steps,
+        ),
         evaluate=replace(
             FLICKR8K.evaluate,
             backbone=backbone,
@@ -83,6 +101,7 @@ def base_recipe(options: argparse.Namespace) -> Recipe:
         ),
         compare=("uncurated",),
     )
+
     return resolve_backbone(recipe)
 
 
@@ -92,13 +111,25 @@ def arms(base: Recipe) -> Iterator[tuple[str, Recipe]]:
         for blocks in (0, 1, 2):
             vision = VisionConfig(blocks=blocks, pooling=pooling)
             yield f"{pooling}, {blocks} blocks", with_head(base, vision)
-    for content, dtype, blocks in (("tokens", "int8", 2), ("grid", "float16", 2), ("pooled", "float16", 0)):
-        stored = replace(base, compare=(), embed=replace(base.embed, content=content, dtype=dtype, grid=2))
-        yield f"concat, {blocks} blocks, stored as {content} {dtype}", with_head(stored, VisionConfig(blocks=blocks))
+
+    for content, dtype, blocks in (
+        ("tokens", "int8", 2),
+        ("grid", "float16", 2),
+        ("pooled", "float16", 0),
+    ):
+        stored = replace(
+            base, compare=(), embed=replace(base.embed, content=content, dtype=dtype, grid=2)
+        )
+        yield (
+            f"concat, {blocks} blocks, stored as {content} {dtype}",
+            with_head(stored, VisionConfig(blocks=blocks)),
+        )
 
 
 def with_head(recipe: Recipe, vision: VisionConfig) -> Recipe:
-    return replace(recipe, train=replace(recipe.train, model=replace(recipe.train.model, vision=vision)))
+    return replace(
+        recipe, train=replace(recipe.train, model=replace(recipe.train.model, vision=vision))
+    )
 
 
 def _cells(results: list[dict]) -> list[str]:
@@ -107,11 +138,18 @@ def _cells(results: list[dict]) -> list[str]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", required=True, help="Flickr8k in Karpathy's format, the evaluation tars beside it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pairs",
+        required=True,
+        help="Flickr8k in Karpathy's format, the evaluation tars beside it",
+    )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--workspace", type=Path, default=Path("ablation"))
+
     return parser.parse_args()
 
 

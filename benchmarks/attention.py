@@ -1,7 +1,8 @@
-"""Attention over packed captions on a GPU, forward and backward: ours, torch's varlen kernel, xformers, and padding.
+"""Attention over packed captions on a GPU, forward and backward: ours, torch's varlen kernel,
+xformers, and padding.
 
-All start from the one product of queries, keys and values and end with its gradient, as in a block; the captions have
-real lengths. What cannot run here is said so.
+All start from the one product of queries, keys and values and end with its gradient, as in a block;
+the captions have real lengths. What cannot run here is said so.
 
     python -m benchmarks.attention dataset_flickr8k.json --batch-size 1024
 """
@@ -58,10 +59,14 @@ def padded(qkv: Tensor, _: Packed) -> Tensor:
 
 
 def compare(config: AttentionConfig) -> dict[str, float | str]:
-    """Print one line per contender. Milliseconds of a pass forward and backward, or why it cannot run here."""
+    """Print one line per contender. Milliseconds of a pass forward and backward, or why it cannot
+    run here.
+    """
     texts = read_captions(config.captions)
     device = torch.device(config.device)
-    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=config.vocab_size), iter(texts[:200_000]))
+    tokenizer = train_tokenizer(
+        TokenizerConfig(vocab_size=config.vocab_size), iter(texts[:200_000])
+    )
     picks = np.random.default_rng(0).permutation(len(texts))[: config.batch_size]
     layout = pack(tokenizer.encode([texts[pick] for pick in picks], config.context)).to(device)
 
@@ -75,9 +80,12 @@ def compare(config: AttentionConfig) -> dict[str, float | str]:
     print(f"{config.batch_size} captions, {len(layout.tokens)} tokens, {device_name(device)}")
 
     rows: dict[str, float | str] = {}
+
     for name, attend in contenders.items():
         shape = (config.batch_size, config.context) if attend is padded else (len(layout.tokens),)
-        qkv = torch.randn(*shape, 3, config.heads, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+        qkv = torch.randn(
+            *shape, 3, config.heads, 64, device=device, dtype=torch.bfloat16, requires_grad=True
+        )
 
         def run(attend: Callable[[Tensor, Packed], Tensor] = attend, qkv: Tensor = qkv) -> None:
             for _ in range(config.passes):
@@ -92,7 +100,10 @@ def compare(config: AttentionConfig) -> dict[str, float | str]:
             continue
 
         rows[name] = milliseconds
-        print(f"{name:20s} {milliseconds:8.3f} ms  {milliseconds / float(rows['ours']):6.2f} x ours")
+        print(
+            f"{name:20s} {milliseconds:8.3f} ms  {milliseconds / float(rows['ours']):6.2f} x ours"
+        )
+
     return rows
 
 

@@ -1,11 +1,13 @@
-"""How many altered copies of evaluation photographs curation finds in a pool, and how many duplicates it leaves.
+"""How many altered copies of evaluation photographs curation finds in a pool, and how many
+duplicates it leaves.
 
     python -m benchmarks.copies --evaluation PHOTOS --unrelated PHOTOS [--count 100] [--backbone NAME]
 
-Either is a folder or an uncompressed tar of image files, of different photographs. Of `count` evaluation photographs
-the pool holds the file itself and one copy of each kind, among nine times as many unrelated ones. Printed are, for the
-default thresholds, the share of copies of each kind that is found as leakage, and by which sign; the unrelated images
-that are taken for copies; and, of all versions of one photograph, how many deduplication leaves.
+Either is a folder or an uncompressed tar of image files, of different photographs. Of `count`
+evaluation photographs the pool holds the file itself and one copy of each kind, among nine times as
+many unrelated ones. Printed are, for the default thresholds, the share of copies of each kind that
+is found as leakage, and by which sign; the unrelated images that are taken for copies; and, of all
+versions of one photograph, how many deduplication leaves.
 """
 
 import argparse
@@ -59,8 +61,12 @@ def _write_pool(root: Path, options: argparse.Namespace) -> None:
     for kind, change in KINDS.items():
         for index, data in enumerate(originals):
             pool[f"{kind}_{index:05d}.jpg"] = change(data)
-    for index, data in enumerate(_photographs(options.unrelated, UNRELATED_PER_COPY * options.count)):
+
+    for index, data in enumerate(
+        _photographs(options.unrelated, UNRELATED_PER_COPY * options.count)
+    ):
         pool[f"unrelated_{index:05d}.jpg"] = data
+
     _write(root / "pool", pool)
 
 
@@ -86,6 +92,7 @@ def _print_leakage(root: Path) -> None:
     kinds, _, reasons = _columns(table)
 
     print(f"\n{'copy':16} {'found':>6}   signs")
+
     for kind in dict.fromkeys(kinds.tolist()):
         own = reasons[kinds == kind]
         is_found = np.char.startswith(own, "leakage")
@@ -93,7 +100,9 @@ def _print_leakage(root: Path) -> None:
             f"{name.removeprefix('leakage: ')} {count}"
             for name, count in zip(*np.unique(own[is_found], return_counts=True), strict=True)
         )
-        share = f"{is_found.sum()} of {len(own):,}" if kind == "unrelated" else f"{is_found.mean():.0%}"
+        share = (
+            f"{is_found.sum()} of {len(own):,}" if kind == "unrelated" else f"{is_found.mean():.0%}"
+        )
         print(f"{kind:16} {share:>6}   {signs}")
 
 
@@ -104,17 +113,27 @@ def _print_duplicates(root: Path) -> None:
     left = np.bincount(indices[is_version & (reasons == "kept")])
     dropped = (reasons[~is_version] != "kept").sum()
     print(
-        f"\nOf {len(KINDS)} versions deduplication leaves {left.mean():.2f} on average, {left.max()} at most; it drops "
-        f"{dropped} of {(~is_version).sum():,} unrelated photographs."
+        f"\nOf {len(KINDS)} versions deduplication leaves {left.mean():.2f} on average, "
+        f"{left.max()} at most; it drops {dropped} of {(~is_version).sum():,} unrelated "
+        "photographs."
     )
 
 
-def _curated(root: Path, name: str, config: CurateConfig, evaluation: dict[str, Path]) -> dict[str, list]:
+def _curated(
+    root: Path, name: str, config: CurateConfig, evaluation: dict[str, Path]
+) -> dict[str, list]:
     out = root / name
     out.mkdir()
     curate(config, InProcess(), out, root / "pool_embedded", evaluation)
     figures = json.loads((out / "curation.json").read_text())["figures"]
-    print("  ".join(f"{key}={value:.4g}" for key, value in figures.items() if "threshold" in key or "cosine" in key))
+    print(
+        "  ".join(
+            f"{key}={value:.4g}"
+            for key, value in figures.items()
+            if "threshold" in key or "cosine" in key
+        )
+    )
+
     return read_decisions(out).select(["key", "reason"]).to_pydict()
 
 
@@ -136,11 +155,18 @@ def _scaled(picture: Image.Image, factor: float) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def _cropped(picture: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
+def _cropped(
+    picture: Image.Image, left: float, top: float, right: float, bottom: float
+) -> Image.Image:
     """Without some shares of the sides."""
     width, height = picture.size
     return picture.crop(
-        (round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height))
+        (
+            round(left * width),
+            round(top * height),
+            round((1 - right) * width),
+            round((1 - bottom) * height),
+        )
     )
 
 
@@ -157,7 +183,9 @@ def _brightened(picture: Image.Image) -> Image.Image:
     return ImageEnhance.Contrast(ImageEnhance.Brightness(picture).enhance(1.15)).enhance(1.15)
 
 
-def _altered(change: Callable[[Image.Image], Image.Image], quality: int = 90) -> Callable[[bytes], bytes]:
+def _altered(
+    change: Callable[[Image.Image], Image.Image], quality: int = 90
+) -> Callable[[bytes], bytes]:
     return lambda data: _saved(change(decode(data)), quality)
 
 
@@ -181,12 +209,16 @@ KINDS: dict[str, Callable[[bytes], bytes]] = {
     "corner 10 %": _altered(lambda p: _cropped(p, 0, 0, 0.1, 0.1)),
     "side 15 %": _altered(lambda p: _cropped(p, 0.15, 0, 0, 0)),
     "border 12 px": _altered(lambda p: ImageOps.expand(p, 12, (255, 255, 255))),
-    "black bars 8 %": _altered(lambda p: ImageOps.expand(p, (0, round(0.08 * p.height)), (0, 0, 0))),
+    "black bars 8 %": _altered(
+        lambda p: ImageOps.expand(p, (0, round(0.08 * p.height)), (0, 0, 0))
+    ),
 }
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--evaluation", type=Path, required=True)
     parser.add_argument("--unrelated", type=Path, required=True)
     parser.add_argument("--count", type=int, default=100, help="evaluation photographs")

@@ -1,4 +1,6 @@
-"""What a pass costs where it runs: CPU seconds and resident memory, or a GPU's seconds and allocated memory."""
+"""What a pass costs where it runs: CPU seconds and resident memory, or a GPU's seconds and
+allocated memory.
+"""
 
 import resource
 import time
@@ -27,14 +29,17 @@ def cost_of(run: Callable[[], object], repeats: int, device: torch.device) -> Co
     before = peak_mb(device)
     if is_gpu:
         run()
+
     clock = time.perf_counter if is_gpu else time.process_time
     timed = []
     for _ in range(repeats):
-        wall, started = time.perf_counter(), clock()
+        wall = time.perf_counter()
+        started = clock()
         run()
         if is_gpu:
             torch.cuda.synchronize(device)
         timed.append((clock() - started, time.perf_counter() - wall))
+
     return Cost(*min(timed), peak_mb(device) - before)
 
 
@@ -46,7 +51,9 @@ def peak_mb(device: torch.device) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU as its maker calls it, or the processor with the vector instructions that torch uses."""
+    """The GPU as its maker calls it, or the processor with the vector instructions that torch
+    uses.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,9 +1,10 @@
 """Curation with a known truth, and the rates of those stages that are no k-means.
 
-Quality: concepts with Zipf frequencies (exponent 1.5), rows are unit vectors around random centres; entropy of the
-true concepts after curation, after a random draw of the same size, and at the optimum (water filling over the truth).
-Rates: CPU seconds of one process, one thread. Balancing: rows in unevenly filled leaves below two more levels.
-Duplicates: a hundredth of the rows repeats another up to noise. Memory is the peak of arrays that a stage adds.
+Quality: concepts with Zipf frequencies (exponent 1.5), rows are unit vectors around random centres;
+entropy of the true concepts after curation, after a random draw of the same size, and at the
+optimum (water filling over the truth). Rates: CPU seconds of one process, one thread. Balancing:
+rows in unevenly filled leaves below two more levels. Duplicates: a hundredth of the rows repeats
+another up to noise. Memory is the peak of arrays that a stage adds.
 
     python -m benchmarks.curation [--rows N] [--balance-rows N] [--leaves N] [--duplicate-rows N]
 """
@@ -56,11 +57,16 @@ def _print_quality(num_rows: int, num_concepts: int, keep: float) -> None:
     with TemporaryDirectory() as folder:
         plan = LevelsConfig(clusters=(4 * num_concepts, num_concepts)).resolve(num_rows)
         levels = cluster_levels(points, plan, KMeansConfig(), 0, Path(folder))
+
     parents = [level.labels for level in levels[1:]]
-    image = ImageBalance(levels[0].labels, parents, len(levels[0].centroids), rng.random(num_rows), 0)
+    image = ImageBalance(
+        levels[0].labels, parents, len(levels[0].centroids), rng.random(num_rows), 0
+    )
     text_clusters = assign(points, kmeans(points, num_concepts, KMeansConfig(), 1))[0]
     text = TextBalance(one_entry_each(text_clusters), rng.random(num_rows))
-    optimum = water_fill(sizes, np.zeros(num_concepts, np.int64), np.array([target]), rng.random(num_concepts))
+    optimum = water_fill(
+        sizes, np.zeros(num_concepts, np.int64), np.array([target]), rng.random(num_concepts)
+    )
     kept = {
         "image clusters": image.copies(target) > 0,
         "caption clusters": text.keep(target),
@@ -68,15 +74,24 @@ def _print_quality(num_rows: int, num_concepts: int, keep: float) -> None:
         "both, union": combine(image, text, target, "union").copies > 0,
         "random": np.isin(np.arange(num_rows), rng.choice(num_rows, target, replace=False)),
     }
-    print(f"\n{num_rows:,} rows of {num_concepts} concepts, Zipf {EXPONENT}, d={DIM}; {target:,} kept")
+    print(
+        f"\n{num_rows:,} rows of {num_concepts} concepts, Zipf {EXPONENT}, d={DIM}; {target:,} kept"
+    )
     print(f"{'pool':20} entropy {entropy(sizes):.3f} bits, {(sizes > 0).sum()} concepts")
+
     for name, mask in kept.items():
         counts = np.bincount(concepts[mask], minlength=num_concepts)
-        print(f"{name:20} entropy {entropy(counts):.3f} bits, {(counts > 0).sum()} concepts, {mask.sum():,} rows")
+        print(
+            f"{name:20} entropy {entropy(counts):.3f} bits, {(counts > 0).sum()} concepts, "
+            f"{mask.sum():,} rows"
+        )
+
     print(f"{'optimum':20} entropy {entropy(optimum):.3f} bits, {(optimum > 0).sum()} concepts")
 
 
-def zipf_mixture(num_rows: int, num_concepts: int) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, "n d"]]:
+def zipf_mixture(
+    num_rows: int, num_concepts: int
+) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, "n d"]]:
     """The concept of each row, by Zipf's law, and its unit vector."""
     rng = np.random.default_rng(0)
     frequency = np.arange(1, num_concepts + 1) ** -EXPONENT
@@ -94,14 +109,19 @@ def _print_balancing(num_rows: int, num_leaves: int) -> None:
     keys = pa.chunked_array([pa.array(np.char.add("part-00000/", np.arange(num_rows).astype(str)))])
     with _measured("coins of keys", num_rows):
         priority = coins(keys, 0, "leaf")
+
     with _measured("image: tree", num_rows):
         image = ImageBalance(leaves, parents, num_leaves, priority, 0)
+
     with _measured("image: one budget", num_rows):
         image.copies(num_rows // 2)
+
     with _measured("text: one cluster each", num_rows):
         text = TextBalance(one_entry_each(leaves), priority)
+
     with _measured("both, exact size", num_rows):
         combine(image, text, num_rows // 2, "intersection")
+
     sizes = rng.geometric(0.01, 10_000_000)
     owners = rng.integers(0, 500_000, len(sizes))
     budgets = np.bincount(owners, sizes, 500_000).astype(np.int64) // 2
@@ -114,13 +134,17 @@ def _print_duplicates(num_rows: int) -> None:
     rng = np.random.default_rng(0)
     _, vectors = zipf_mixture(num_rows, num_rows // 40)
     repeated, model = rng.choice(num_rows, (2, num_rows // 100), replace=False)
-    vectors[repeated] = to_unit(vectors[model] + 0.01 * rng.standard_normal((len(model), DIM), np.float32))
-    points, order = points_in_memory(vectors, True), rng.permutation(num_rows)
+    vectors[repeated] = to_unit(
+        vectors[model] + 0.01 * rng.standard_normal((len(model), DIM), np.float32)
+    )
+    points = points_in_memory(vectors, True)
+    order = rng.permutation(num_rows)
     centroids = kmeans(points, num_rows // 40, KMeansConfig(iterations=3), 0)
     labels = assign(points, centroids)[0]
     with _measured("cosine, own and 4 next clusters", num_rows):
         near = neighborhoods(labels[order], centroids, DuplicatesConfig().neighbors)
         semantic_pairs(points, order, near, Rule(Cosines(1.0, 1.0), 0.985, None))
+
     hashes = rng.integers(0, 256, (num_rows, 32), dtype=np.uint8)
     with _measured("hashes within 30 bits, 8 orientations", num_rows):
         hash_pairs(hashes, np.arange(num_rows), 30)
@@ -131,20 +155,27 @@ def _measured(name: str, num_rows: int) -> Iterator[None]:
     tracemalloc.start()
     start = time.process_time()
     yield
-    seconds, added = time.process_time() - start, tracemalloc.get_traced_memory()[1]
+    seconds = time.process_time() - start
+    added = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    rate, size = num_rows / seconds / 1e6, added / num_rows
+    rate = num_rows / seconds / 1e6
+    size = added / num_rows
     print(f"{name:44} {seconds:7.2f} s {rate:8.2f} M/s {size:8.0f} MB per million")
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000, help="rows of the mixture with a known truth")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, default=20_000, help="rows of the mixture with a known truth"
+    )
     parser.add_argument("--concepts", type=int, default=200)
     parser.add_argument("--keep", type=float, default=0.1, help="share of them to keep")
     parser.add_argument("--balance-rows", type=int, default=1_000_000)
     parser.add_argument("--leaves", type=int, default=100_000)
     parser.add_argument("--duplicate-rows", type=int, default=50_000)
+
     return parser.parse_args()
 
 

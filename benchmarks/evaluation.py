@@ -1,8 +1,9 @@
 """Retrieval recall against CLIP_benchmark, and segmentation maps against the protocol written out.
 
-Both start from features: what is timed is what evaluation adds to the encoder. Each contender runs in a process of its
-own, so that its peak memory is its own, and results are compared. clip_benchmark is left out where it is not installed
-(benchmarks/peers.txt has its version); it needs no other package for this.
+Both start from features: what is timed is what evaluation adds to the encoder. Each contender runs
+in a process of its own, so that its peak memory is its own, and results are compared.
+clip_benchmark is left out where it is not installed (benchmarks/peers.txt has its version); it
+needs no other package for this.
 
     python -m benchmarks.evaluation
     python -m benchmarks.evaluation --tasks recall --images 100000 --contenders ours
@@ -60,12 +61,18 @@ class EvaluationBenchmarkConfig:
 
 
 def main(config: EvaluationBenchmarkConfig) -> None:
-    """Print one line per task and contender, with the ratio of CPU seconds to ours and what agrees."""
+    """Print one line per task and contender, with the ratio of CPU seconds to ours and what
+    agrees.
+    """
     print(f"{device_name(CPU)}, {config.threads} threads")
     for task in config.tasks:
         first: tuple[Cost, object] | None = None
         for contender in config.contenders:
-            if task == "recall" and contender == "peer" and not importlib.util.find_spec("clip_benchmark"):
+            if (
+                task == "recall"
+                and contender == "peer"
+                and not importlib.util.find_spec("clip_benchmark")
+            ):
                 print("recall        clip_benchmark is not installed")
                 continue
             with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -78,7 +85,9 @@ def main(config: EvaluationBenchmarkConfig) -> None:
             )
 
 
-def measure(config: EvaluationBenchmarkConfig, task: str, contender: str) -> tuple[str, Cost, object]:
+def measure(
+    config: EvaluationBenchmarkConfig, task: str, contender: str
+) -> tuple[str, Cost, object]:
     """Name of the contender, cost of its quickest pass beyond the features, and its result."""
     torch.set_num_threads(config.threads)
     result: list[object] = []
@@ -98,17 +107,24 @@ def _agreement(ours: object, theirs: object) -> str:
     return f"recalls differ by at most {max(abs(ours[name] - theirs[name]) for name in ours):.1e}"
 
 
-def _recall(config: EvaluationBenchmarkConfig, contender: str) -> tuple[str, Callable[[], Mapping[str, float]]]:
+def _recall(
+    config: EvaluationBenchmarkConfig, contender: str
+) -> tuple[str, Callable[[], Mapping[str, float]]]:
     """Captions are noisy copies of their images."""
     generator = torch.Generator().manual_seed(0)
     owners = np.repeat(np.arange(config.images), config.captions_each)
     images = normalize(torch.randn(config.images, config.dim, generator=generator), dim=-1)
-    captions = torch.randn(len(owners), config.dim, generator=generator).mul_(2 / config.dim**0.5 * 3)
+    captions = torch.randn(len(owners), config.dim, generator=generator).mul_(
+        2 / config.dim**0.5 * 3
+    )
     captions = normalize(captions.add_(images[owners]), dim=-1)
 
     if contender == "ours":
-        recall_tallies(images[:8], captions[: 8 * config.captions_each], owners[: 8 * config.captions_each])  # compiles
+        recall_tallies(
+            images[:8], captions[: 8 * config.captions_each], owners[: 8 * config.captions_each]
+        )  # compiles
         return "ours", lambda: _our_recalls(images, captions, owners)
+
     version = importlib.metadata.version("clip-benchmark")
     return f"clip_benchmark {version}", lambda: _peer_recalls(images, captions, owners)
 
@@ -131,34 +147,50 @@ def _peer_recalls(
     positive[torch.arange(len(scores)), torch.from_numpy(owners)] = True
 
     recalls = {}
+
     for k in RECALL_AT:
         to_image = batchify(recall_at_k, scores, positive, PEER_BATCH, "cpu", k=k)
         to_text = batchify(recall_at_k, scores.T, positive.T, PEER_BATCH, "cpu", k=k)
         recalls[f"text_to_image_r{k}"] = float((to_image > 0).float().mean())
         recalls[f"image_to_text_r{k}"] = float((to_text > 0).float().mean())
+
     return recalls
 
 
-def _segmentation(config: EvaluationBenchmarkConfig, contender: str) -> tuple[str, Callable[[], np.ndarray]]:
+def _segmentation(
+    config: EvaluationBenchmarkConfig, contender: str
+) -> tuple[str, Callable[[], np.ndarray]]:
     """One image of 512 x 683 px in windows of 384 px, from the cosines of its patches."""
     size = (SHORT_SIDE, LONG_SIDE)
     tops, lefts = (starts(side, WINDOW, STRIDE) for side in size)
     generator = torch.Generator().manual_seed(0)
-    cosines = torch.rand(len(tops), len(lefts), PATCHES, PATCHES, config.classes, generator=generator) * 0.4
+    cosines = (
+        torch.rand(len(tops), len(lefts), PATCHES, PATCHES, config.classes, generator=generator)
+        * 0.4
+    )
+
     if contender == "ours":
 
         def run() -> np.ndarray:
-            return sliding_argmax(cosines, (tops, lefts), (WINDOW, WINDOW), size, config.outputs, 1.0)
+            return sliding_argmax(
+                cosines, (tops, lefts), (WINDOW, WINDOW), size, config.outputs, 1.0
+            )
 
         run()  # compiles
         return "ours", run
+
     return "the protocol, written out", lambda: _written_out(cosines, tops, lefts, config.outputs)
 
 
 def _written_out(
-    cosines: Float[Tensor, "tops lefts h w classes"], tops: list[int], lefts: list[int], out: tuple[int, int]
+    cosines: Float[Tensor, "tops lefts h w classes"],
+    tops: list[int],
+    lefts: list[int],
+    out: tuple[int, int],
 ) -> Int64[np.ndarray, "height width"]:
-    """Sum of soft-maxes of up-sampled windows, mean, up-sampled to the mask, arg-max: all classes in full."""
+    """Sum of soft-maxes of up-sampled windows, mean, up-sampled to the mask, arg-max: all classes
+    in full.
+    """
     total = torch.zeros(cosines.shape[-1], SHORT_SIDE, LONG_SIDE)
     seen = torch.zeros(SHORT_SIDE, LONG_SIDE)
     for row, top in enumerate(tops):
@@ -167,8 +199,13 @@ def _written_out(
             up = interpolate(window, size=(WINDOW, WINDOW), mode="bilinear", align_corners=False)[0]
             total[:, top : top + WINDOW, left : left + WINDOW] += up.softmax(0)
             seen[top : top + WINDOW, left : left + WINDOW] += 1
+
     total /= seen
-    return interpolate(total[None], size=out, mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+    return (
+        interpolate(total[None], size=out, mode="bilinear", align_corners=False)[0]
+        .argmax(0)
+        .numpy()
+    )
 
 
 if __name__ == "__main__":

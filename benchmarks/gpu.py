@@ -1,8 +1,10 @@
-"""Everything that only a GPU can tell: the GPU tests, then step, loss, attention, embedding and k-means.
+"""Everything that only a GPU can tell: the GPU tests, then step, loss, attention, embedding and
+k-means.
 
-The result of each part is written to one JSON file as soon as it is there. A run that was interrupted continues with
-the parts that are missing; parts of another commit or device run again. At its end the command prints the table for
-docs/benchmarks.md. `--tiny` runs every part on the CPU with tiny sizes, to test the command.
+The result of each part is written to one JSON file as soon as it is there. A run that was
+interrupted continues with the parts that are missing; parts of another commit or device run again.
+At its end the command prints the table for docs/benchmarks.md. `--tiny` runs every part on the CPU
+with tiny sizes, to test the command.
 
     python -m benchmarks.gpu [--out gpu.json] [--parts step loss]
 """
@@ -39,7 +41,22 @@ from train.config import ParallelConfig
 from train.flop import peak_tflops
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = ("a", "dog", "on", "the", "beach", "two", "children", "play", "with", "red", "ball", "in", "snow", "man")
+WORDS = (
+    "a",
+    "dog",
+    "on",
+    "the",
+    "beach",
+    "two",
+    "children",
+    "play",
+    "with",
+    "red",
+    "ball",
+    "in",
+    "snow",
+    "man",
+)
 MEAN_WORDS = 10.8  # per caption, as in Flickr8k
 
 Value = float | str | None
@@ -55,7 +72,9 @@ class GpuConfig:
     parts: tuple[str, ...] = ("tests", "step", "loss", "attention", "embed", "kmeans")
     """Which parts to run."""
     captions: Path | None = None
-    """Text file with one caption per line, or a Karpathy JSON: real lengths. None: lengths are drawn."""
+    """Text file with one caption per line, or a Karpathy JSON: real lengths. None: lengths are
+    drawn.
+    """
     tiny: bool = False
     """Run on the CPU with tiny sizes, to test this command."""
 
@@ -70,7 +89,9 @@ def main(config: GpuConfig) -> int:
     if unknown:
         raise SystemExit(f"there is no part {unknown[0]!r}: the parts are {', '.join(PARTS)}")
     if not config.tiny and not torch.cuda.is_available():
-        raise SystemExit("torch finds no GPU here: run this on a machine with one, or with --tiny on the CPU")
+        raise SystemExit(
+            "torch finds no GPU here: run this on a machine with one, or with --tiny on the CPU"
+        )
 
     results = read_results(config)
     for part in config.parts:
@@ -79,8 +100,12 @@ def main(config: GpuConfig) -> int:
             results["parts"][part] = run_part(config, part)
             write_atomic(config.out, json.dumps(results, indent=1) + "\n")
 
-    print(f"\n{results['device']}, torch {results['torch']}, commit {results['commit']}; all results: {config.out}\n")
+    print(
+        f"\n{results['device']}, torch {results['torch']}, commit {results['commit']}; all "
+        f"results: {config.out}\n"
+    )
     print(table(results["parts"]))
+
     return int(any("error" in result for result in results["parts"].values()))
 
 
@@ -90,10 +115,13 @@ def read_results(config: GpuConfig) -> dict:
     header = {
         "device": device_name(config.device),
         "torch": torch.__version__,
-        "commit": subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": subprocess.run(
+            describe, capture_output=True, text=True, check=False
+        ).stdout.strip(),
     }
     earlier = json.loads(config.out.read_text()) if config.out.is_file() else {}
     is_same = all(earlier.get(name) == value for name, value in header.items())
+
     return earlier if is_same else {**header, "parts": {}}
 
 
@@ -102,26 +130,43 @@ def run_part(config: GpuConfig, part: str) -> dict[str, Value]:
     started_s = time.monotonic()
     try:
         result = dict(PARTS[part](config))
-    except Exception as error:  # a part that fails must not lose the others; the error is its result
+    except (
+        Exception
+    ) as error:  # a part that fails must not lose the others; the error is its result
         print(f"{part} failed: {error}")
         result = {"error": f"{type(error).__name__}: {error}"}
-    return {**result, "took_s": round(time.monotonic() - started_s, 1), "finished": datetime.now(UTC).isoformat()}
+    return {
+        **result,
+        "took_s": round(time.monotonic() - started_s, 1),
+        "finished": datetime.now(UTC).isoformat(),
+    }
 
 
 def run_tests(config: GpuConfig) -> Result:
     """`pytest -m gpu`."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/train/test_train_on_gpu.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gpu",
+        "tests/train/test_train_on_gpu.py",
+    ]
     command = command if config.tiny else [*command[:-1], "tests"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-500:]
     print(last)
     if done.returncode:
         raise RuntimeError(f"pytest ended with {done.returncode}: {last}")
+
     return {"summary": last}
 
 
 def run_step(config: GpuConfig) -> Result:
-    """The whole training step at the paper's size, against the usual step: pairs per second and MFU."""
+    """The whole training step at the paper's size, against the usual step: pairs per second and
+    MFU.
+    """
     sizes = StepConfig(
         captions_file(config),
         batch_size=384,
@@ -133,13 +178,24 @@ def run_step(config: GpuConfig) -> Result:
         parallel=ParallelConfig(dtype="bfloat16", compile=True),
         repeats=8,
     )
+
     if config.tiny:
-        sizes = StepConfig(sizes.captions, batch_size=2, text_width=64, text_layers=1, backbone="random-vit", repeats=1)
+        sizes = StepConfig(
+            sizes.captions,
+            batch_size=2,
+            text_width=64,
+            text_layers=1,
+            backbone="random-vit",
+            repeats=1,
+        )
 
     timings = step.compare(sizes)
-    large = {} if config.tiny else step.compare(replace(sizes, batch_size=1536, contenders=("ours",)))
+    large = (
+        {} if config.tiny else step.compare(replace(sizes, batch_size=1536, contenders=("ours",)))
+    )
 
     result: dict[str, Value] = {}
+
     for name, size, timing in (
         *((name, sizes.batch_size, timing) for name, timing in timings.items()),
         *((name, 1536, timing) for name, timing in large.items()),
@@ -149,6 +205,7 @@ def run_step(config: GpuConfig) -> Result:
         result[f"{label}: MB"] = timing.cost.peak_mb
         peak = None if config.tiny else peak_tflops(torch.cuda.get_device_name())
         result[f"{label}: MFU"] = timing.flop / timing.cost.seconds / 1e12 / peak if peak else None
+
     result["times the reference"] = timings["reference"].cost.wall_s / timings["ours"].cost.wall_s
     return result
 
@@ -157,7 +214,9 @@ def run_loss(config: GpuConfig) -> Result:
     """The contrastive loss by tiles against full logits, B = 16,384."""
     sizes = LossBenchmarkConfig(16384, 512, repeats=5, device="cuda")
     if config.tiny:
-        sizes = LossBenchmarkConfig(64, 16, repeats=1, contenders=("reference float32", "ours float32"))
+        sizes = LossBenchmarkConfig(
+            64, 16, repeats=1, contenders=("reference float32", "ours float32")
+        )
     rows = loss.compare(sizes)
     times = {f"{name}: ms": 1e3 * row.seconds for name, row in rows.items()}
     return times | {f"{name}: MB": row.peak_mb for name, row in rows.items()}
@@ -167,7 +226,9 @@ def run_attention(config: GpuConfig) -> Result:
     """Attention over packed captions: our kernel, torch's varlen kernel, xformers, padding."""
     sizes = AttentionConfig(captions_file(config))
     if config.tiny:
-        sizes = replace(sizes, batch_size=8, heads=1, repeats=1, passes=1, vocab_size=300, device="cpu")
+        sizes = replace(
+            sizes, batch_size=8, heads=1, repeats=1, passes=1, vocab_size=300, device="cpu"
+        )
     return {f"{name}: ms": row for name, row in alone(attention.compare, sizes).items()}
 
 
@@ -180,24 +241,35 @@ def run_embed(config: GpuConfig) -> Result:
     embed = EmbedConfig(backbone=backbone, content="tokens", batch_size=8 if config.tiny else 256)
     with tempfile.TemporaryDirectory() as folder:
         rates = alone(measure_rates, embed, Path(folder))
-    print(f"backbone {rates.backbone:,.0f} images/s; reading shuffled from disk {rates.read_disk:,.0f} pairs/s")
+
+    print(
+        f"backbone {rates.backbone:,.0f} images/s; reading shuffled from disk "
+        f"{rates.read_disk:,.0f} pairs/s"
+    )
     return {
         "backbone: images/s": rates.backbone,
         "write: pairs/s": rates.write,
         "read from disk: pairs/s": rates.read_disk,
-        "storing pays from: epochs": rates.break_even_epochs if np.isfinite(rates.break_even_epochs) else None,
+        "storing pays from: epochs": rates.break_even_epochs
+        if np.isfinite(rates.break_even_epochs)
+        else None,
     }
 
 
 def run_kmeans(config: GpuConfig) -> Result:
-    """The nearest centroid of each row on the GPU: ours, exact, and faiss-gpu, with the share of the peak."""
+    """The nearest centroid of each row on the GPU: ours, exact, and faiss-gpu, with the share of
+    the peak.
+    """
     rows, dim, clusters = (2000, 32, 20) if config.tiny else (1_000_000, 1024, 10_000)
     result: dict[str, Value] = {}
     for name, seconds in alone(time_assignment, rows, dim, clusters).items():
         result[f"{name}: s per pass"] = seconds
         peak = None if config.tiny else peak_tflops(torch.cuda.get_device_name())
         if isinstance(seconds, float) and peak:
-            result[f"{name}: share of the bfloat16 peak"] = 2.0 * rows * dim * clusters / seconds / 1e12 / peak
+            result[f"{name}: share of the bfloat16 peak"] = (
+                2.0 * rows * dim * clusters / seconds / 1e12 / peak
+            )
+
     return result
 
 
@@ -210,9 +282,12 @@ def time_assignment(rows: int, dim: int, clusters: int) -> dict[str, float | str
     ours = Assigner(centroids, unit=True, engine="torch")
 
     contenders: dict[str, Callable[[], object]] = {"ours, exact labels": lambda: ours(points)}
+
     if resources is not None:
         metric = faiss.METRIC_INNER_PRODUCT
-        contenders["faiss-gpu"] = lambda: faiss.knn_gpu(resources, points, centroids, 1, metric=metric)
+        contenders["faiss-gpu"] = lambda: faiss.knn_gpu(
+            resources, points, centroids, 1, metric=metric
+        )
 
     times: dict[str, float | str] = {"faiss-gpu": "not installed: only faiss-cpu is"}
     for name, run in contenders.items():
@@ -220,7 +295,11 @@ def time_assignment(rows: int, dim: int, clusters: int) -> dict[str, float | str
         started_s = time.perf_counter()
         run()
         times[name] = time.perf_counter() - started_s
-        print(f"{name:20s} {times[name]:8.3f} s per pass over {rows:,} x {dim}, {clusters:,} centroids")
+        print(
+            f"{name:20s} {times[name]:8.3f} s per pass over {rows:,} x {dim}, {clusters:,} "
+            "centroids"
+        )
+
     return times
 
 
@@ -228,11 +307,16 @@ def captions_file(config: GpuConfig) -> Path:
     """The captions that were given, or random ones with Flickr8k's mean length."""
     if config.captions is not None:
         return config.captions
+
     path = Path(tempfile.gettempdir()) / "dinotxt-benchmark-captions.txt"
     draw = random.Random(0)
     lengths = np.maximum(1, np.random.default_rng(0).poisson(MEAN_WORDS, 20_000))
-    lines = (" ".join(draw.choices(WORDS, k=int(length))) + f" {number}" for number, length in enumerate(lengths))
+    lines = (
+        " ".join(draw.choices(WORDS, k=int(length))) + f" {number}"
+        for number, length in enumerate(lengths)
+    )
     write_atomic(path, "\n".join(lines) + "\n")
+
     return path
 
 

@@ -1,12 +1,15 @@
-"""K-means side by side: ours over memory-mapped shards, FAISS's Kmeans and SuperKmeans, scikit-learn, SuperKMeans.
+"""K-means side by side: ours over memory-mapped shards, FAISS's Kmeans and SuperKmeans,
+scikit-learn, SuperKMeans.
 
-Same points (unit vectors of a mixture, rounded to float16), same iterations, one process, same threads, and the same
-first centroids for all that can be given some: both SuperKMeans draw their own rows. Contestants take turns; the least
-CPU time of each counts, which disturbs least on a busy machine. Our labels are exact. FAISS's Kmeans is exact up to
-float32, the pruning of SuperKMeans is not, and a mode of two levels is no Lloyd at all: each is judged by its objective
-on all points. Peers that are not installed are left out (benchmarks/peers.txt has their versions).
+Same points (unit vectors of a mixture, rounded to float16), same iterations, one process, same
+threads, and the same first centroids for all that can be given some: both SuperKMeans draw their
+own rows. Contestants take turns; the least CPU time of each counts, which disturbs least on a busy
+machine. Our labels are exact. FAISS's Kmeans is exact up to float32, the pruning of SuperKMeans is
+not, and a mode of two levels is no Lloyd at all: each is judged by its objective on all points.
+Peers that are not installed are left out (benchmarks/peers.txt has their versions).
 
-OpenBLAS picks its kernels by the processor, or by OPENBLAS_CORETYPE: the header says which, for all alike.
+OpenBLAS picks its kernels by the processor, or by OPENBLAS_CORETYPE: the header says which, for all
+alike.
 
     python -m benchmarks.kmeans [--full] [--rows N] [--dim D ...] [--clusters K ...] [--threads T]
     python -m benchmarks.kmeans --engines      every engine of ours, too
@@ -39,7 +42,16 @@ from curation.clusters.scan import InProcess, Points, points_in_memory
 from curation.clusters.two_stage import cluster_in_two_stages
 from curation.clusters.vectors import ShardVectors, to_unit
 from curation.shards.manifest import Manifest, write_manifest
-from curation.shards.schema import CAPTIONS, CLS, HASHES, KEY, PATCHES, SOURCE, THUMBNAIL, EmbeddingSpec
+from curation.shards.schema import (
+    CAPTIONS,
+    CLS,
+    HASHES,
+    KEY,
+    PATCHES,
+    SOURCE,
+    THUMBNAIL,
+    EmbeddingSpec,
+)
 from curation.shards.writer import write_shard
 
 SHARD_ROWS = 1 << 14
@@ -61,10 +73,13 @@ class Task(NamedTuple):
 
 
 def main() -> None:
-    """Print one table per width and number of clusters: seconds, and time and objective relative to ours."""
+    """Print one table per width and number of clusters: seconds, and time and objective relative to
+    ours.
+    """
     options = _options()
     limit_threads(options.threads)
     _print_machine(options.threads)
+
     for dim in options.dim:
         for num_clusters in options.clusters:
             rows = max(options.rows, FEWEST_ROWS_PER_CLUSTER * num_clusters)
@@ -78,7 +93,10 @@ def _print_machine(threads: int) -> None:
     for library in threadpool_info():
         if library["user_api"] == "blas":
             name = f"{library['internal_api']} {library['version']}"
-            print(f"{name} ({library['prefix']}) runs {library.get('architecture', 'unknown')} kernels")
+            print(
+                f"{name} ({library['prefix']}) runs "
+                f"{library.get('architecture', 'unknown')} kernels"
+            )
     print(f"OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE', 'unset')}")
 
 
@@ -87,14 +105,20 @@ def compare(points: Points, num_clusters: int, options: argparse.Namespace) -> N
     array = points.gather(np.arange(points.num_rows))
     first = array[np.random.default_rng(1).choice(len(array), num_clusters, replace=False)]
     task = Task(points, array, first, options.iterations, options.threads)
-    print(f"\nn={len(array):,} d={array.shape[1]:,} k={num_clusters:,} iterations={options.iterations}")
+    print(
+        f"\nn={len(array):,} d={array.shape[1]:,} k={num_clusters:,} "
+        f"iterations={options.iterations}"
+    )
 
     contestants = _contestants(task, options.engines)
     names = list(contestants)
-    assign(points_in_memory(array[:1000], False), first)  # compiles, or reads what was compiled before
+    assign(
+        points_in_memory(array[:1000], False), first
+    )  # compiles, or reads what was compiled before
     cpu_s: dict[str, list[float]] = {name: [] for name in names}
     wall_s: dict[str, list[float]] = {name: [] for name in names}
     centroids = {}
+
     for _ in range(options.repeats):
         for name, run in contestants.items():
             cpu = time.process_time()
@@ -121,27 +145,41 @@ def _objective(array: Float32[np.ndarray, "n d"], centroids: Float32[np.ndarray,
 def _contestants(task: Task, engines: bool) -> dict[str, Contestant]:
     """By name with version; ours, with the engine of this machine, comes first."""
     engine = choose_engine("auto")
-    contestants: dict[str, Contestant] = {f"ours, {_with_version(engine)}": lambda: _ours(task, engine)}
+    contestants: dict[str, Contestant] = {
+        f"ours, {_with_version(engine)}": lambda: _ours(task, engine)
+    }
     others: tuple[Engine, ...] = ("onnxruntime", "faiss")
     for other in others if engines else ():
         if other != engine:
             contestants[f"ours, {_with_version(other)}"] = partial(_ours, task, other)
+
     contestants["ours, two stages"] = lambda: _ours_in_two_stages(task)
 
     faiss_version = faiss.__version__
     contestants[f"faiss.Kmeans {faiss_version}"] = lambda: _faiss_kmeans(task)
     contestants[f"faiss.SuperKmeans {faiss_version}"] = lambda: _faiss_super_kmeans(task)
+
     if importlib.util.find_spec("sklearn"):
-        contestants[f"scikit-learn {importlib.metadata.version('scikit-learn')}"] = lambda: _scikit_learn(task)
+        contestants[f"scikit-learn {importlib.metadata.version('scikit-learn')}"] = lambda: (
+            _scikit_learn(task)
+        )
     if importlib.util.find_spec("superkmeans"):
         version = importlib.metadata.version("superkmeans")
         contestants[f"SuperKMeans {version}"] = lambda: _super_kmeans(task, hierarchical=False)
-        contestants[f"SuperKMeans {version}, two levels"] = lambda: _super_kmeans(task, hierarchical=True)
+        contestants[f"SuperKMeans {version}, two levels"] = lambda: _super_kmeans(
+            task, hierarchical=True
+        )
+
     return contestants
 
 
 def _with_version(engine: Engine) -> str:
-    version = {"onnxruntime": "onnxruntime", "onednn": "torch", "faiss": "faiss-cpu", "torch": "torch"}[engine]
+    version = {
+        "onnxruntime": "onnxruntime",
+        "onednn": "torch",
+        "faiss": "faiss-cpu",
+        "torch": "torch",
+    }[engine]
     return f"{engine} {importlib.metadata.version(version)}"
 
 
@@ -162,7 +200,9 @@ def _ours_in_two_stages(task: Task) -> Float32[np.ndarray, "k d"]:
 
 def _faiss_kmeans(task: Task) -> Float32[np.ndarray, "k d"]:
     num_rows, dim = task.array.shape
-    trainer = faiss.Kmeans(dim, len(task.first), niter=task.iterations, max_points_per_centroid=num_rows, seed=1)
+    trainer = faiss.Kmeans(
+        dim, len(task.first), niter=task.iterations, max_points_per_centroid=num_rows, seed=1
+    )
     trainer.train(task.array, init_centroids=task.first)
     return np.asarray(trainer.centroids)
 
@@ -179,7 +219,13 @@ def _faiss_super_kmeans(task: Task) -> Float32[np.ndarray, "k d"]:
 def _scikit_learn(task: Task) -> Float32[np.ndarray, "k d"]:
     from sklearn.cluster import KMeans
 
-    options = {"n_init": 1, "max_iter": task.iterations, "tol": 0, "algorithm": "lloyd", "copy_x": False}
+    options = {
+        "n_init": 1,
+        "max_iter": task.iterations,
+        "tol": 0,
+        "algorithm": "lloyd",
+        "copy_x": False,
+    }
     return KMeans(len(task.first), init=task.first, **options).fit(task.array).cluster_centers_
 
 
@@ -187,9 +233,16 @@ def _super_kmeans(task: Task, *, hierarchical: bool) -> Float32[np.ndarray, "k d
     from superkmeans import SuperKMeans
 
     num_rows, dim = task.array.shape
-    options = {"sampling_fraction": 1.0, "max_points_per_cluster": num_rows, "early_termination": False}
+    options = {
+        "sampling_fraction": 1.0,
+        "max_points_per_cluster": num_rows,
+        "early_termination": False,
+    }
     iterations = {"iters": task.iterations, "n_threads": task.threads}
-    return SuperKMeans(len(task.first), dim, hierarchical, **iterations, **options).train(task.array)
+
+    return SuperKMeans(len(task.first), dim, hierarchical, **iterations, **options).train(
+        task.array
+    )
 
 
 def write_mixture(folder: Path, num_rows: int, dim: int, num_clusters: int) -> Points:
@@ -202,25 +255,37 @@ def write_mixture(folder: Path, num_rows: int, dim: int, num_clusters: int) -> P
     centers += rng.standard_normal(centers.shape, dtype=np.float32)
 
     entries = []
+
     for index, start in enumerate(range(0, num_rows, SHARD_ROWS)):
         rows = np.arange(start, min(start + SHARD_ROWS, num_rows))
         noise = rng.standard_normal((len(rows), dim), dtype=np.float32)
         vectors = to_unit(centers[rng.integers(0, len(centers), len(rows))] + 0.5 * noise + 0.5)
-        entries.append(write_shard(folder / f"shard-{index:05d}.arrow", spec, [_columns(rows, vectors)]))
+        entries.append(
+            write_shard(folder / f"shard-{index:05d}.arrow", spec, [_columns(rows, vectors)])
+        )
+
     write_manifest(folder, Manifest(spec, tuple(entries)))
     return Points(ShardVectors(folder, CLS), InProcess())
 
 
 def _columns(rows: np.ndarray, vectors: Float32[np.ndarray, "n d"]) -> dict[str, object]:
     # The columns that clustering does not read.
-    empty: dict[str, object] = {SOURCE: [""] * len(rows), CAPTIONS: [[]] * len(rows), THUMBNAIL: [b""] * len(rows)}
+    empty: dict[str, object] = {
+        SOURCE: [""] * len(rows),
+        CAPTIONS: [[]] * len(rows),
+        THUMBNAIL: [b""] * len(rows),
+    }
     hashes = {name: rows.astype(np.uint64) for name in HASHES}
     return {KEY: [str(row) for row in rows], CLS: vectors, PATCHES: vectors, **empty, **hashes}
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="100,000 rows and more, four numbers of clusters")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="100,000 rows and more, four numbers of clusters"
+    )
     parser.add_argument("--rows", type=int, help="points; at least 2 per cluster")
     parser.add_argument("--dim", type=int, nargs="+", default=[384, 1024], help="widths")
     parser.add_argument("--clusters", type=int, nargs="+", help="numbers of clusters")
@@ -231,7 +296,10 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
 
     options.rows = options.rows or (100_000 if options.full else 16_384)
-    options.clusters = options.clusters or ([1000, 4096, 10_000, 40_000] if options.full else [1000, 4096])
+    options.clusters = options.clusters or (
+        [1000, 4096, 10_000, 40_000] if options.full else [1000, 4096]
+    )
+
     return options
 
 

@@ -1,7 +1,9 @@
-"""Formats for `benchmarks.loader`: how each writes the same float16 records, and hands them out shuffled, in batches.
+"""Formats for `benchmarks.loader`: how each writes the same float16 records, and hands them out
+shuffled, in batches.
 
-Every format is uncompressed and is read the way its users read it in shuffled order; batches are NumPy rows. Ours is
-read through the order and the gather of the training loader, and once more through the loader itself.
+Every format is uncompressed and is read the way its users read it in shuffled order; batches are
+NumPy rows. Ours is read through the order and the gather of the training loader, and once more
+through the loader itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,14 +42,17 @@ class Records(NamedTuple):
 
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
         """All records in order, some at a time."""
-        step, random = max(1, block_bytes // (2 * self.words)), np.random.default_rng(SEED)
+        step = max(1, block_bytes // (2 * self.words))
+        random = np.random.default_rng(SEED)
         for start in range(0, self.num, step):
             shape = min(step, self.num - start), self.words
             yield random.standard_normal(shape, np.float32).astype(np.float16)
 
 
 class Contestant(NamedTuple):
-    """A format: the package that it needs, how its files are written, how batches come out of them."""
+    """A format: the package that it needs, how its files are written, how batches come out of
+    them.
+    """
 
     package: str
     write: Callable[[Path, Records], None]
@@ -58,7 +63,9 @@ def write_ours(folder: Path, records: Records) -> None:
     dim, grid = (1024, (1, 1)) if records.words == 2048 else (512, (1, records.words // 512 - 1))
     content = "pooled" if grid == (1, 1) else "tokens"
     spec = EmbeddingSpec("random", "d", "random", 224, dim, 0, grid, content, "float16", "", 0)  # type: ignore[arg-type]
-    entries, start = [], 0
+    entries = []
+    start = 0
+
     for index, block in enumerate(records.blocks(SHARD_BYTES)):
         names = [f"{row:09d}" for row in range(start, start + len(block))]
         start += len(block)
@@ -67,8 +74,13 @@ def write_ours(folder: Path, records: Records) -> None:
         captions = {"captions": [[f"{CAPTION} {name}"] for name in names]}
         hashes = dict.fromkeys(HASHES, np.arange(len(block), dtype=np.uint64))
         entries.append(
-            write_shard(folder / f"shard-{index:05d}.arrow", spec, [{**plain, **captions, **vectors, **hashes}])
+            write_shard(
+                folder / f"shard-{index:05d}.arrow",
+                spec,
+                [{**plain, **captions, **vectors, **hashes}],
+            )
         )
+
     write_manifest(folder, Manifest(spec, tuple(entries)))
     (folder / "selection").mkdir()
     write_selection(folder / "selection", EmbeddingShards(folder), np.arange(records.num))
@@ -99,12 +111,16 @@ def read_ours_in_blocks(folder: Path, records: Records) -> Batches:
 
 @cache
 def open_pairs(folder: Path) -> Pairs:
-    words = train_tokenizer(TokenizerConfig(vocab_size=300), (f"{CAPTION} {row}" for row in range(1000)))
+    words = train_tokenizer(
+        TokenizerConfig(vocab_size=300), (f"{CAPTION} {row}" for row in range(1000))
+    )
     return Pairs(folder, folder / "selection", words, TrainConfig(seed=SEED, holdout=0.0))
 
 
 def read_pairs(folder: Path, records: Records) -> Batches:
-    """The training loader itself: with keys, a caption each, tokens and packing, which the others do not give."""
+    """The training loader itself: with keys, a caption each, tokens and packing, which the others
+    do not give.
+    """
     pairs = open_pairs(folder)
     for step in range(pairs.epoch_steps(records.batch)):
         yield tuple(stored.values.numpy() for stored in pairs.batch(step, records.batch).vision)
@@ -127,12 +143,16 @@ def read_webdataset(folder: Path, records: Records) -> Batches:
 
     files = [str(path) for path in sorted(folder.glob("*.tar"))]
     data = webdataset.WebDataset(files, shardshuffle=len(files), seed=SEED, empty_check=False)
-    return stacked((sample["bin"] for sample in data.shuffle(4 * records.batch, seed=SEED)), records)
+    return stacked(
+        (sample["bin"] for sample in data.shuffle(4 * records.batch, seed=SEED)), records
+    )
 
 
 def write_mds(folder: Path, records: Records) -> None:
     streaming = import_streaming()
-    with streaming.MDSWriter(out=str(folder), columns={"bin": "bytes"}, size_limit=SHARD_BYTES) as writer:
+    with streaming.MDSWriter(
+        out=str(folder), columns={"bin": "bytes"}, size_limit=SHARD_BYTES
+    ) as writer:
         for block in records.blocks():
             for record in block:
                 writer.write({"bin": record.tobytes()})
@@ -142,19 +162,26 @@ def read_mds(folder: Path, records: Records) -> Batches:
     streaming = import_streaming()
     streaming.base.util.clean_stale_shared_memory()
     data = streaming.StreamingDataset(
-        local=str(folder), shuffle=True, shuffle_seed=SEED, batch_size=records.batch, num_canonical_nodes=1
+        local=str(folder),
+        shuffle=True,
+        shuffle_seed=SEED,
+        batch_size=records.batch,
+        num_canonical_nodes=1,
     )
     return stacked((sample["bin"] for sample in data), records)
 
 
 def import_streaming() -> ModuleType:
-    """mosaicml-streaming, which needs torchvision; with torch for CPUs torchvision's own operators are missing."""
+    """mosaicml-streaming, which needs torchvision; with torch for CPUs torchvision's own operators
+    are missing.
+    """
     import torch
 
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
     import streaming
 
     return streaming
@@ -162,20 +189,25 @@ def import_streaming() -> ModuleType:
 
 def stacked(samples: Iterator[bytes], records: Records) -> Batches:
     """Batches of records that come one by one, each copied once."""
-    batch, filled = np.empty((records.batch, records.words), np.float16), 0
+    batch = np.empty((records.batch, records.words), np.float16)
+    filled = 0
     for sample in samples:
         batch[filled] = np.frombuffer(sample, np.float16)
         filled += 1
         if filled == len(batch):
             yield (batch,)
-            batch, filled = np.empty_like(batch), 0
+            batch = np.empty_like(batch)
+            filled = 0
+
     if filled:
         yield (batch[:filled],)
 
 
 def table_of(block: np.ndarray) -> pa.Table:
     """Records as a column of fixed-size lists."""
-    return pa.table({"bin": pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), block.shape[1])})
+    return pa.table(
+        {"bin": pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), block.shape[1])}
+    )
 
 
 def rows_of(column: pa.ChunkedArray, records: Records) -> np.ndarray:
@@ -183,7 +215,10 @@ def rows_of(column: pa.ChunkedArray, records: Records) -> np.ndarray:
     chunk = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if pa.types.is_fixed_size_binary(chunk.type):
         words = np.frombuffer(
-            chunk.buffers()[1], np.float16, len(chunk) * records.words, chunk.offset * 2 * records.words
+            chunk.buffers()[1],
+            np.float16,
+            len(chunk) * records.words,
+            chunk.offset * 2 * records.words,
         )
     else:
         words = chunk.flatten().to_numpy(zero_copy_only=True)
@@ -230,7 +265,9 @@ def _write_parquet(folder: Path, records: Records, make: Callable[[np.ndarray], 
     rows = max(1, BLOCK_BYTES // (2 * records.words))
     for index, block in enumerate(records.blocks(SHARD_BYTES)):
         path = folder / f"{index:05d}.parquet"
-        pq.write_table(make(block), path, row_group_size=rows, compression="none", use_dictionary=False)
+        pq.write_table(
+            make(block), path, row_group_size=rows, compression="none", use_dictionary=False
+        )
 
 
 def binary_table(block: np.ndarray) -> pa.Table:
@@ -245,6 +282,7 @@ def read_parquet(folder: Path, records: Records) -> Batches:
     files = [pq.ParquetFile(path) for path in sorted(folder.glob("*.parquet"))]
     groups = [(file, group) for file in files for group in range(file.metadata.num_row_groups)]
     order = random.permutation(len(groups)).tolist()
+
     for start in range(0, len(order), 4):
         window = [groups[index] for index in order[start : start + 4]]
         tables = [file.read_row_group(group, use_threads=False) for file, group in window]

@@ -1,7 +1,9 @@
-"""K-means over shards larger than the memory allowed: time an iteration and peak memory, and levels end to end.
+"""K-means over shards larger than the memory allowed: time an iteration and peak memory, and levels
+end to end.
 
-Memory is the anonymous resident memory (RssAnon of /proc/PID/status: no file pages, which the kernel may drop) of this
-process and of the workers, sampled ten times a second, imports included; Ray's own processes are counted apart.
+Memory is the anonymous resident memory (RssAnon of /proc/PID/status: no file pages, which the
+kernel may drop) of this process and of the workers, sampled ten times a second, imports included;
+Ray's own processes are counted apart.
 
     python -m benchmarks.scale [--rows 1000000 5000000] [--dim 384] [--clusters 1000] [--iterations 5]
     python -m benchmarks.scale --rows 1000000 --levels 10000 1000 100
@@ -58,14 +60,21 @@ def _write_apart(folder: Path, rows: int, dim: int) -> Points:
 def time_iterations(points: Points, options: argparse.Namespace) -> None:
     """k-means with a fixed number of iterations."""
     config = KMeansConfig(iterations=options.iterations, tolerance=-1.0)
-    first = points.gather(np.random.default_rng(1).choice(points.num_rows, options.clusters, replace=False))
+    first = points.gather(
+        np.random.default_rng(1).choice(points.num_rows, options.clusters, replace=False)
+    )
+
     with measured() as memory:
-        start, cpu = time.perf_counter(), processor_seconds()
+        start = time.perf_counter()
+        cpu = processor_seconds()
         kmeans(points, options.clusters, config, 0, first=first)
-        seconds, cpu = time.perf_counter() - start, processor_seconds() - cpu
+        seconds = time.perf_counter() - start
+        cpu = processor_seconds() - cpu
+
     print(
-        f"{points.num_rows:>10,} x {points.vectors.dim} float16, {_size(points):.2f} GB, k={options.clusters}: "
-        f"{seconds / options.iterations:.2f} s an iteration ({cpu / options.iterations:.2f} CPU s), {memory}"
+        f"{points.num_rows:>10,} x {points.vectors.dim} float16, {_size(points):.2f} GB, "
+        f"k={options.clusters}: {seconds / options.iterations:.2f} s an iteration "
+        f"({cpu / options.iterations:.2f} CPU s), {memory}"
     )
 
 
@@ -77,13 +86,20 @@ def make_levels(points: Points, options: argparse.Namespace, folder: Path) -> No
         start = time.perf_counter()
         levels = cluster_levels(points, plan, config, 0, folder)
         seconds = time.perf_counter() - start
-    for number, (level, labels) in enumerate(zip(levels, cluster_of_rows(levels), strict=True), start=1):
+
+    for number, (level, labels) in enumerate(
+        zip(levels, cluster_of_rows(levels), strict=True), start=1
+    ):
         sizes = np.bincount(labels, minlength=len(level.centroids))
         print(
-            f"level {number}: {len(sizes):,} clusters, {sizes.min():,} to {sizes.max():,} rows each, "
-            f"entropy {entropy(sizes):.2f} of {np.log2(len(sizes)):.2f} bits"
+            f"level {number}: {len(sizes):,} clusters, {sizes.min():,} to {sizes.max():,} rows "
+            f"each, entropy {entropy(sizes):.2f} of {np.log2(len(sizes)):.2f} bits"
         )
-    print(f"{points.num_rows:,} x {points.vectors.dim}: {seconds:.0f} s with {options.workers} workers, {memory}")
+
+    print(
+        f"{points.num_rows:,} x {points.vectors.dim}: {seconds:.0f} s with {options.workers} "
+        f"workers, {memory}"
+    )
 
 
 @dataclass
@@ -96,7 +112,10 @@ class Memory:
     def look(self) -> None:
         """Sample once."""
         this = psutil.Process()
-        sizes = [(_is_ours(process), _anonymous(process.pid)) for process in this.children(recursive=True)]
+        sizes = [
+            (_is_ours(process), _anonymous(process.pid))
+            for process in this.children(recursive=True)
+        ]
         self.ours = max(self.ours, _anonymous(this.pid) + sum(size for ours, size in sizes if ours))
         self.ray = max(self.ray, sum(size for ours, size in sizes if not ours))
 
@@ -107,7 +126,8 @@ class Memory:
 @contextmanager
 def measured() -> Iterator[Memory]:
     """Samples the memory of all our processes while the body runs."""
-    memory, ended = Memory(), threading.Event()
+    memory = Memory()
+    ended = threading.Event()
 
     def sample() -> None:
         while not ended.wait(SAMPLE_S):
@@ -149,14 +169,19 @@ def _size(points: Points) -> float:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 5_000_000])
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--clusters", type=int, default=1000)
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--levels", type=int, nargs="+", help="clusters of each level, finest first")
+    parser.add_argument(
+        "--levels", type=int, nargs="+", help="clusters of each level, finest first"
+    )
     parser.add_argument("--folder", help="where the shards are written for the time of the run")
+
     return parser.parse_args()
 
 

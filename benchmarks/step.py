@@ -1,11 +1,12 @@
-"""The whole training step: stored tokens, packed captions and the tiled loss against the usual step.
+"""The whole training step: stored tokens, packed captions and the tiled loss against the usual
+step.
 
-The reference has the frozen backbone in the loop, captions padded to 77 and the loss on all logits at once; it is made
-of the same torch modules, and what is trained is sharded and compiled alike, so that only the design differs; the
-frozen backbone is never compiled. The sizes without flags are for a CPU: they keep the paper's proportions of
-arithmetic (backbone 162, caption of 77 tokens 73, head 13 GFLOP forward) with ViT-S/14 for ViT-L/14. Weights are
-random. Both see the same pairs, and their first losses must agree. Pixels of the reference are in memory: decoding them
-is not counted.
+The reference has the frozen backbone in the loop, captions padded to 77 and the loss on all logits
+at once; it is made of the same torch modules, and what is trained is sharded and compiled alike, so
+that only the design differs; the frozen backbone is never compiled. The sizes without flags are for
+a CPU: they keep the paper's proportions of arithmetic (backbone 162, caption of 77 tokens 73, head
+13 GFLOP forward) with ViT-S/14 for ViT-L/14. Weights are random. Both see the same pairs, and their
+first losses must agree. Pixels of the reference are in memory: decoding them is not counted.
 
     python -m benchmarks.step dataset_flickr8k.json --batch-size 64
     python -m benchmarks.step captions.txt --device cuda --backbone dinov2-vitl14-reg --text-width 1280 \\
@@ -55,7 +56,10 @@ from train.optim import make_optimizer
 from train.parallel import parallelize
 from train.tokenizer import load_tokenizer, train_tokenizer
 
-LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-2}  # stored tokens are float16, the live ones as the backbone runs
+LOSS_TOLERANCE = {
+    "float32": 1e-3,
+    "bfloat16": 1e-2,
+}  # stored tokens are float16, the live ones as the backbone runs
 IMAGE_SIZE = 224
 WARM_UP = 3  # steps that are not timed
 
@@ -91,7 +95,9 @@ class StepConfig:
 
     def model(self) -> ModelConfig:
         """Without drop path, which would save both alike a share of the head at random."""
-        text = TextConfig(self.text_width, self.text_layers, max(1, self.text_width // 64), self.context)
+        text = TextConfig(
+            self.text_width, self.text_layers, max(1, self.text_width // 64), self.context
+        )
         return ModelConfig(text, VisionConfig(blocks=self.vision_blocks, drop_path=0.0))
 
 
@@ -119,14 +125,20 @@ def pixels_of(config: StepConfig) -> Tensor:
 def prepare(config: StepConfig, folder: Path) -> None:
     """Shards with the backbone's tokens of all images, captions and the vocabulary."""
     torch.set_num_threads(config.threads)
-    texts, backbone = read_captions(config.captions), load_backbone(config)
+    texts = read_captions(config.captions)
+    backbone = load_backbone(config)
     train_tokenizer(TokenizerConfig(vocab_size=8192), iter(texts[:200_000])).save(folder)
     picks = np.random.default_rng(0).permutation(len(texts))[: config.batch_size]
     parts = [backbone(pixels) for pixels in pixels_of(config).split(16)]
-    cls, registers, patches = (torch.cat(tokens).float().cpu() for tokens in zip(*parts, strict=True))
-    geometry, rows = geometry_of(BackboneConfig(config.backbone, image_size=IMAGE_SIZE)), config.batch_size
+    cls, registers, patches = (
+        torch.cat(tokens).float().cpu() for tokens in zip(*parts, strict=True)
+    )
+    geometry = geometry_of(BackboneConfig(config.backbone, image_size=IMAGE_SIZE))
+    rows = config.batch_size
     size = geometry.dim, geometry.num_registers, geometry.grid
-    spec = EmbeddingSpec(config.backbone, "d", "random", IMAGE_SIZE, *size, "tokens", "float16", "", 0)
+    spec = EmbeddingSpec(
+        config.backbone, "d", "random", IMAGE_SIZE, *size, "tokens", "float16", "", 0
+    )
     columns = {
         "key": [str(row) for row in range(rows)],
         "source": ["random"] * rows,
@@ -137,7 +149,9 @@ def prepare(config: StepConfig, folder: Path) -> None:
         "thumbnail": [b""] * rows,
         **dict.fromkeys(HASHES, np.arange(rows, dtype=np.uint64)),
     }
-    write_manifest(folder, Manifest(spec, (write_shard(folder / "shard-00000.arrow", spec, [columns]),)))
+    write_manifest(
+        folder, Manifest(spec, (write_shard(folder / "shard-00000.arrow", spec, [columns]),))
+    )
     write_selection(folder, EmbeddingShards(folder), np.arange(rows))
 
 
@@ -145,7 +159,9 @@ def measure(config: StepConfig, folder: Path, is_ours: bool) -> Timing:
     """Read a batch, forward, loss, backward, clip, AdamW."""
     torch.set_num_threads(config.threads)
     device = torch.device(config.device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1
+    )
     words = load_tokenizer(folder)
     model_config = ModelConfig(text=TextConfig(context=config.context))
     pairs = Pairs(folder, folder, words, TrainConfig(model=model_config, holdout=0.0))
@@ -156,6 +172,7 @@ def measure(config: StepConfig, folder: Path, is_ours: bool) -> Timing:
     optimizer = make_optimizer(model, OptimConfig())
     gradients = our_step(config, model) if is_ours else reference_step(config, model)
     losses = []
+
     with pairs.batches(0, 1_000_000, config.batch_size, device=device) as batches:
 
         def step() -> None:
@@ -167,6 +184,7 @@ def measure(config: StepConfig, folder: Path, is_ours: bool) -> Timing:
         for _ in range(WARM_UP):
             step()
         cost = cost_of(step, config.repeats, device)._replace(peak_mb=peak_mb(device))
+
     dist.destroy_process_group()
     return Timing(cost, float(losses[0]), flop)
 
@@ -178,7 +196,8 @@ def our_step(config: StepConfig, model: DinoTxt) -> Callable[[Batch], Tensor]:
 
 def reference_step(config: StepConfig, model: DinoTxt) -> Callable[[Batch], Tensor]:
     """The backbone sees the pixels of the batch's pairs; its captions are padded."""
-    backbone, pixels = load_backbone(config), pixels_of(config)
+    backbone = load_backbone(config)
+    pixels = pixels_of(config)
 
     def step(batch: Batch) -> Tensor:
         with torch.no_grad():
@@ -195,7 +214,8 @@ def reference_step(config: StepConfig, model: DinoTxt) -> Callable[[Batch], Tens
 def flop_of(config: StepConfig, model: DinoTxt, batch: Batch, is_ours: bool) -> float:
     """FLOP of one step by arithmetic, without the loss and the optimizer."""
     tokens = sum(stored.values.shape[1] for stored in batch.vision)
-    head, pairs = head_flop(model, tokens), config.batch_size
+    head = head_flop(model, tokens)
+    pairs = config.batch_size
     if is_ours:
         return TRAINING * (captions_flop(model, batch.captions.groups) + pairs * head)
     seen = backbone_flop(BackboneConfig(config.backbone, image_size=IMAGE_SIZE))
@@ -210,25 +230,31 @@ def compare(config: StepConfig) -> dict[str, Timing]:
         for name in config.contenders:
             timings[name] = timing = alone(measure, config, Path(temporary), name == "ours")
             print(line(config, name, timing), flush=True)
+
     if len(timings) < 2:
         return timings
 
-    ours, reference = timings["ours"], timings["reference"]
+    ours = timings["ours"]
+    reference = timings["reference"]
     tolerance = LOSS_TOLERANCE[config.parallel.dtype] * reference.loss
     assert abs(ours.loss - reference.loss) < tolerance, "the two steps do not do the same work"
     print(
-        f"ours: {reference.cost.seconds / ours.cost.seconds:.2f} times the pairs per {UNITS[config.device]}, "
-        f"{reference.cost.wall_s / ours.cost.wall_s:.2f} times per second; the arithmetic allows "
-        f"{reference.flop / ours.flop:.2f}"
+        f"ours: {reference.cost.seconds / ours.cost.seconds:.2f} times the pairs per "
+        f"{UNITS[config.device]}, {reference.cost.wall_s / ours.cost.wall_s:.2f} times per "
+        f"second; the arithmetic allows {reference.flop / ours.flop:.2f}"
     )
+
     return timings
 
 
 def line(config: StepConfig, name: str, timing: Timing) -> str:
     """What one contender took; on a GPU that is known, with its MFU."""
-    cost, pairs, unit = timing.cost, config.batch_size, UNITS[config.device]
+    cost = timing.cost
+    pairs = config.batch_size
+    unit = UNITS[config.device]
     rate = timing.flop / cost.seconds / 1e12
     peak = peak_tflops(torch.cuda.get_device_name()) if config.device == "cuda" else None
+
     return (
         f"{name:10s} {cost.seconds:7.3f} {unit} {cost.wall_s:7.3f} s a step of {pairs} pairs"
         f"{pairs / cost.seconds:9.2f} pairs/{unit} {pairs / cost.wall_s:9.2f} pairs/s"

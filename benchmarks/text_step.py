@@ -1,7 +1,9 @@
-"""Forward and backward of the text encoder on real caption lengths: packed, padded to the context, in 8 length buckets.
+"""Forward and backward of the text encoder on real caption lengths: packed, padded to the context,
+in 8 length buckets.
 
-All contenders run the same encoder on the same captions, each in a process of its own, so that its peak memory is its
-own. The captions come from a text file (one a line) or a Karpathy JSON; the vocabulary is trained on them.
+All contenders run the same encoder on the same captions, each in a process of its own, so that its
+peak memory is its own. The captions come from a text file (one a line) or a Karpathy JSON; the
+vocabulary is trained on them.
 
     python -m benchmarks.text_step captions.txt --width 1280 --layers 2 --batch-size 256
 """
@@ -59,7 +61,9 @@ def read_captions(path: Path) -> list[str]:
 
 
 def padded(captions: Sequence[list[int]], length: int) -> Packed:
-    """The captions all padded to one length, as a pack; their features are still those of their ends."""
+    """The captions all padded to one length, as a pack; their features are still those of their
+    ends.
+    """
     layout = pack([caption + [0] * (length - len(caption)) for caption in captions])
     ends = torch.tensor([row * length + len(caption) - 1 for row, caption in enumerate(captions)])
     return replace(layout, ends=ends)
@@ -103,16 +107,21 @@ def main(config: TextStepConfig) -> None:
         f"padded to longest ({longest})": lambda: [padded(captions, longest)],
         f"{NUM_BUCKETS} buckets": lambda: buckets(captions),
     }
-    print(f"{len(captions)} captions of {mean:.1f} tokens: {config.context / mean:.2f} times fewer than padded")
+    print(
+        f"{len(captions)} captions of {mean:.1f} tokens: {config.context / mean:.2f} times fewer "
+        "than padded"
+    )
     times: dict[str, float] = {}
+
     for name, make in contenders.items():
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             cost = pool.apply(measure, (config, make()))
         times[name], unit = cost.seconds, UNITS[config.device]
-        ratio, rate = cost.seconds / times["packed"], len(captions) / cost.seconds
+        ratio = cost.seconds / times["packed"]
+        rate = len(captions) / cost.seconds
         line = (
-            f"{name:24s} {cost.seconds:8.3f} {unit} {rate:8.0f} captions/{unit} {cost.peak_mb:8.0f} MB  "
-            f"{ratio:5.2f} x packed"
+            f"{name:24s} {cost.seconds:8.3f} {unit} {rate:8.0f} captions/{unit} "
+            f"{cost.peak_mb:8.0f} MB  {ratio:5.2f} x packed"
         )
         print(line, flush=True)
 

@@ -1,6 +1,8 @@
-"""The devices that the workers of a Ray session compute on, measured once, and configs settled for them.
+"""The devices that the workers of a Ray session compute on, measured once, and configs settled for
+them.
 
-A session on this host is measured in this process, without a GPU; anything else by a task where the workers will run.
+A session on this host is measured in this process, without a GPU; anything else by a task where the
+workers will run.
 """
 
 import logging
@@ -33,7 +35,9 @@ T = TypeVar("T")
 
 
 def settled(config: T, resources: Resources) -> T:
-    """The config for workers with these resources: `auto` replaced by what it stands for on their device."""
+    """The config for workers with these resources: `auto` replaced by what it stands for on their
+    device.
+    """
     if not leaves_precision_open(config):
         return config
     return settle(config, {"precision": choose_precision(device_of(resources)).value})
@@ -48,7 +52,9 @@ def precision_choice(config: object) -> Choice | None:
 
 
 def slow_choices(config: object, where: str) -> list[str]:
-    """Warnings of precisions that were named and are slow here. ValueError for one that is impossible."""
+    """Warnings of precisions that were named and are slow here. ValueError for one that is
+    impossible.
+    """
     resources = getattr(config, "resources", None)
     if resources is None or not holds_precision(config):
         return []
@@ -56,7 +62,9 @@ def slow_choices(config: object, where: str) -> list[str]:
 
 
 def device_of(resources: Resources) -> Device:
-    """The device of workers with these resources: a GPU where they have one, else their processor."""
+    """The device of workers with these resources: a GPU where they have one, else their
+    processor.
+    """
     nodes = _alive_nodes()
     has_gpu = any(node["Resources"].get("GPU", 0) >= 1 for node in nodes)
     kind: Kind = "cuda" if (has_gpu if resources.gpus is None else resources.gpus > 0) else "cpu"
@@ -67,18 +75,22 @@ def device_of(resources: Resources) -> Device:
 
 @cache
 def _devices_of_session(kind: Kind, session: str) -> Sequence[Device]:
-    """A device of each host, this one first; a host that would be slow with the first one's choice is named once."""
+    """A device of each host, this one first; a host that would be slow with the first one's choice
+    is named once.
+    """
     wanted = {"GPU": 1.0} if kind == "cuda" else {"CPU": 1.0}
     hosts = {
         node["NodeManagerHostname"]: node["NodeID"]
         for node in _alive_nodes()
         if all(node["Resources"].get(name, 0) >= count for name, count in wanted.items())
     }
+
     if not hosts:
         raise ValueError(
-            f"no node of this Ray session has a {next(iter(wanted))}, which resources ask for: lower resources.gpus, "
-            "or connect to a cluster that has one with RAY_ADDRESS"
+            f"no node of this Ray session has a {next(iter(wanted))}, which resources ask for: "
+            "lower resources.gpus, or connect to a cluster that has one with RAY_ADDRESS"
         )
+
     names = sorted(hosts, key=lambda host: (host != socket.gethostname(), host))
     tasks = [
         ray.remote(measure_device)
@@ -93,14 +105,17 @@ def _devices_of_session(kind: Kind, session: str) -> Sequence[Device]:
     devices = ray.get(tasks)
 
     choice = choose_precision(devices[0])
+
     for name, device in zip(names, devices, strict=True):
         if choice.value == "bfloat16" and not device.is_fast_in_bfloat16:
             logger.warning(
-                "node %s (%s) is slow in bfloat16, which %s chose for all workers; name float32, or leave the node out",
+                "node %s (%s) is slow in bfloat16, which %s chose for all workers; name float32, "
+                "or leave the node out",
                 name,
                 device.name,
                 names[0],
             )
+
     return devices
 
 

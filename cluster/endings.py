@@ -30,7 +30,8 @@ class StoppedError(RuntimeError):
 def stop_on_sigterm() -> Iterator[None]:
     """SIGTERM ends the body with StoppedError; only the main thread may listen for signals.
 
-    Ray's core worker answers SIGTERM with a C++ stack and SIGABRT: this must be entered after Ray has started.
+    Ray's core worker answers SIGTERM with a C++ stack and SIGABRT: this must be entered after Ray
+    has started.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

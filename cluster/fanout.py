@@ -1,8 +1,9 @@
 """Map a method of an actor class over many items: bounded in flight, retried, in completion order.
 
-Each worker process builds one object of the class (say, a loaded backbone) and is handed one item after another. When a
-process or its node dies, what it had finished is kept, its unfinished items go to the others, and a new one is started.
-A method that is a generator yields how much of its item is done, for progress, and returns the result.
+Each worker process builds one object of the class (say, a loaded backbone) and is handed one item
+after another. When a process or its node dies, what it had finished is kept, its unfinished items
+go to the others, and a new one is started. A method that is a generator yields how much of its item
+is done, for progress, and returns the result.
 """
 
 import inspect
@@ -42,9 +43,12 @@ logger = logging.getLogger(__name__)
 class Pool:
     """Workers of one class; a context manager that ends them with its body."""
 
-    def __init__(self, worker: type, *args: object, resources: Resources, max_workers: int | None = None) -> None:
-        """Build `worker(*args)` in each process of `resources`; processes start with the first item, never more
-        of them than items or `max_workers`."""
+    def __init__(
+        self, worker: type, *args: object, resources: Resources, max_workers: int | None = None
+    ) -> None:
+        """Build `worker(*args)` in each process of `resources`; processes start with the first
+        item, never more of them than items or `max_workers`.
+        """
         self._worker = worker
         self._args = [ray.put(arg) for arg in args]
         self._resources = resolve(resources, max_workers)
@@ -56,7 +60,10 @@ class Pool:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         for seat in self._seats:
             ray.kill(seat.actor)
@@ -70,11 +77,13 @@ class Pool:
         retries: int = 3,
         on_count: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[T, Any]]:
-        """Yield (item, worker.method(item, *shared)) for each item as it completes; `shared` travels once.
+        """Yield (item, worker.method(item, *shared)) for each item as it completes; `shared`
+        travels once.
 
-        An item is given to a worker again when the worker died, at most `retries` times; methods must bear that.
-        An exception of the method itself propagates at once, with a note that names the item. `on_count` is called
-        with what generator methods have counted inside the unfinished items, all together (`Meter.under_way`).
+        An item is given to a worker again when the worker died, at most `retries` times; methods
+        must bear that. An exception of the method itself propagates at once, with a note that names
+        the item. `on_count` is called with what generator methods have counted inside the
+        unfinished items, all together (`Meter.under_way`).
         """
         references = [ray.put(value) for value in shared]
         work = _Work(items, retries)
@@ -91,9 +100,13 @@ class Pool:
                 seat, call = event
                 index = seat.calls.get(call)
                 try:
-                    answer = ray.get(next(call) if isinstance(call, ray.ObjectRefGenerator) else call)
+                    answer = ray.get(
+                        next(call) if isinstance(call, ray.ObjectRefGenerator) else call
+                    )
                 except RayTaskError as error:
-                    raise _named(error, self._worker, method, None if index is None else items[index]) from error
+                    raise _named(
+                        error, self._worker, method, None if index is None else items[index]
+                    ) from error
                 except LOST as error:
                     self._replace(seat, error, work)
                     continue
@@ -128,49 +141,72 @@ class Pool:
             if seat is None or len(seat.calls) >= in_flight:
                 return
             index, item = work.take()
-            remote = seat.actor.stream.options(num_returns="streaming") if is_counted else seat.actor.call
+            remote = (
+                seat.actor.stream.options(num_returns="streaming")
+                if is_counted
+                else seat.actor.call
+            )
             seat.calls[remote.remote(method, item, *references)] = index
 
     def _next_event(self) -> "tuple[_Seat, _Call] | None":
-        """A worker that has started, counted, finished a call or died; nothing when that takes very long."""
+        """A worker that has started, counted, finished a call or died; nothing when that takes very
+        long.
+        """
         owners = {call: seat for seat in self._seats for call in seat.pending()}
         ready, _ = ray.wait(list(owners), num_returns=1, timeout=PATIENCE_S)
         if ready:
             return owners[ready[0]], ready[0]
         if all(seat.starting is not None for seat in self._seats):
-            logger.warning("workers=%d waiting_for_room=true asked=%s", len(self._seats), self._resources)
+            logger.warning(
+                "workers=%d waiting_for_room=true asked=%s", len(self._seats), self._resources
+            )
+
         return None
 
     def _replace(self, seat: "_Seat", error: Exception, work: "_Work[T]") -> None:
         """A new worker in the place of a dead one, whose items wait again."""
-        name, unfinished = self._worker.__name__, list(seat.calls.values())
+        name = self._worker.__name__
+        unfinished = list(seat.calls.values())
         self._seats.remove(seat)
         ray.kill(seat.actor)
         cause = " ".join(str(error).split())[:400]
-        logger.warning("worker=%s died=true items_retried=%d cause=%r", name, len(unfinished), cause)
+        logger.warning(
+            "worker=%s died=true items_retried=%d cause=%r", name, len(unfinished), cause
+        )
+
         if unfinished and work.give_back(unfinished) > work.retries:
             raise RuntimeError(
-                f"{name} died {work.retries + 1} times on {work.items[unfinished[0]]!r}: a worker must survive its "
-                "items; look for missing memory or a crash in the cause above, or leave the item out"
+                f"{name} died {work.retries + 1} times on {work.items[unfinished[0]]!r}: a worker "
+                "must survive its items; look for missing memory or a crash in the cause above, "
+                "or leave the item out"
             ) from error
         if not unfinished and seat.attempt >= START_ATTEMPTS:
             raise RuntimeError(
                 f"{name} died {seat.attempt} times while starting: it must start; "
                 "look for missing memory or a crash in the cause above"
             ) from error
+
         self._seats.append(self._new_seat(attempt=1 if unfinished else seat.attempt + 1))
 
     def _new_seat(self, attempt: int = 1) -> "_Seat":
-        actor: Any = ray.remote(PoolWorker).options(**self._resources.actor_options()).remote(self._resources.threads)
+        actor: Any = (
+            ray.remote(PoolWorker)
+            .options(**self._resources.actor_options())
+            .remote(self._resources.threads)
+        )
         return _Seat(actor, actor.start.remote(self._worker, *self._args), attempt)
 
 
 class _Work(Generic[T]):
-    """The items of one map, by index: which of them wait, how many are not done, how often workers died on each."""
+    """The items of one map, by index: which of them wait, how many are not done, how often workers
+    died on each.
+    """
 
     def __init__(self, items: Sequence[T], retries: int) -> None:
-        self.items, self.retries = items, retries
-        self.waiting, self.remaining = deque(range(len(items))), len(items)
+        self.items = items
+        self.retries = retries
+        self.waiting = deque(range(len(items)))
+        self.remaining = len(items)
         self.deaths = Counter[int]()
 
     def take(self) -> tuple[int, T]:
@@ -178,7 +214,9 @@ class _Work(Generic[T]):
         return index, self.items[index]
 
     def give_back(self, unfinished: Sequence[int]) -> int:
-        """Let items of a dead worker wait again; how often workers died on the oldest, held responsible."""
+        """Let items of a dead worker wait again; how often workers died on the oldest, held
+        responsible.
+        """
         self.waiting.extendleft(reversed(unfinished))
         self.deaths[unfinished[0]] += 1
         return self.deaths[unfinished[0]]
@@ -206,7 +244,9 @@ class _Seat:
 
 
 class PoolWorker:
-    """Lives in the worker process: sets its threads before the worker's class, and with it torch, is imported."""
+    """Lives in the worker process: sets its threads before the worker's class, and with it torch,
+    is imported.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -236,6 +276,7 @@ class PoolWorker:
                 if time.monotonic() - counted_s >= COUNT_EVERY_S:
                     counted_s = time.monotonic()
                     yield int(count)
+
         yield Answer(result, memory.peak_mb)
 
 

@@ -1,7 +1,8 @@
 """Files that are whole or absent: atomic writes, checksums, JSON lines.
 
-Whatever is written appears under its name only when all of it is on disk; a process killed half-way leaves at most a
-hidden `.name.*.tmp` beside it, which no reader looks at and the next run of the step removes.
+Whatever is written appears under its name only when all of it is on disk; a process killed half-way
+leaves at most a hidden `.name.*.tmp` beside it, which no reader looks at and the next run of the
+step removes.
 """
 
 import hashlib
@@ -17,7 +18,8 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder that takes the place of `path` when the body succeeds.
 
-    The file is synced before the rename and the folder after it. When the body fails, `path` is as it was.
+    The file is synced before the rename and the folder after it. When the body fails, `path` is as
+    it was.
     """
     temporary = temporary_beside(path)
     try:
@@ -33,14 +35,18 @@ def temporary_beside(path: Path) -> Path:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Give a complete file its name: the file is on disk before the rename, and the name after it."""
+    """Give a complete file its name: the file is on disk before the rename, and the name after
+    it.
+    """
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)
 
 
 def remove_torn(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder and below; none may be writing there."""
+    """Remove what killed processes left half-written in a folder and below; none may be writing
+    there.
+    """
     for torn in folder.rglob(".*.tmp"):
         torn.unlink(missing_ok=True)
 
@@ -67,7 +73,9 @@ def sha256_file(path: Path) -> str:
 
 
 def append_jsonl(path: Path, *rows: Mapping[str, object]) -> None:
-    """Append one JSON line per row; a line torn by an earlier kill is cut off first. One writer at a time."""
+    """Append one JSON line per row; a line torn by an earlier kill is cut off first. One writer at
+    a time.
+    """
     with path.open("a+b") as file:
         file.truncate(_end_of_last_line(path))
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())

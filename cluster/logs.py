@@ -1,4 +1,6 @@
-"""Logging: one event per line, on the terminal or in a log file. Rank 0 speaks; the other ranks only warn."""
+"""Logging: one event per line, on the terminal or in a log file. Rank 0 speaks; the other ranks
+only warn.
+"""
 
 import logging
 import os
@@ -12,13 +14,19 @@ CHATTY = ("urllib3", "matplotlib", "PIL", "git", "submitit", "fsspec", "asyncio"
 
 
 def setup_logging(verbose: bool = False) -> None:
-    """Log to standard error: only warnings on a terminal, which shows bars; INFO elsewhere; all when `verbose`."""
+    """Log to standard error: only warnings on a terminal, which shows bars; INFO elsewhere; all
+    when `verbose`.
+    """
     if console().is_terminal:
-        handler: logging.Handler = RichHandler(console=console(), show_path=verbose, omit_repeated_times=False)
+        handler: logging.Handler = RichHandler(
+            console=console(), show_path=verbose, omit_repeated_times=False
+        )
         handler.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+        )
 
     is_rank_zero = os.environ.get("RANK", "0") == "0"
     is_quiet = console().is_terminal or not is_rank_zero
@@ -30,5 +38,7 @@ def setup_logging(verbose: bool = False) -> None:
 
 @cache
 def console() -> Console:
-    """The terminal of this process. Log lines and bars go through it so that they do not overwrite each other."""
+    """The terminal of this process. Log lines and bars go through it so that they do not overwrite
+    each other.
+    """
     return Console(stderr=True)

@@ -1,8 +1,9 @@
 """What the devices of a run compute fast, and with it the meaning of `auto` in a config.
 
-A field that only makes its step faster is `auto` by default and carries metadata such as PRECISION. The driver measures
-the device once, before anything runs; a step replaces every `auto` by that choice before it hands its config to
-workers, so that all of them compute alike. Fingerprints cover the literal: `auto`, or the value that a user named.
+A field that only makes its step faster is `auto` by default and carries metadata such as PRECISION.
+The driver measures the device once, before anything runs; a step replaces every `auto` by that
+choice before it hands its config to workers, so that all of them compute alike. Fingerprints cover
+the literal: `auto`, or the value that a user named.
 """
 
 import time
@@ -21,7 +22,9 @@ PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 PRECISION = {"chosen_by_machine": "precision"}
 """Metadata of a config's field that holds a PrecisionChoice."""
 
-WORTH_IT = 0.8  # bfloat16 rounds to three digits: it is chosen where it saves at least a fifth of the time
+WORTH_IT = (
+    0.8  # bfloat16 rounds to three digits: it is chosen where it saves at least a fifth of the time
+)
 REPEATS = 3
 
 T = TypeVar("T")
@@ -37,7 +40,9 @@ class Device:
     is_fast_in_bfloat16: bool
     """Whether bfloat16 is worth its rounding here."""
     bfloat16_cost: float | None
-    """Time of bfloat16 over time of float32, measured; None on a GPU, which either multiplies bfloat16 or does not."""
+    """Time of bfloat16 over time of float32, measured; None on a GPU, which either multiplies
+    bfloat16 or does not.
+    """
     memory_bytes: int
     """Memory of the GPU, or of the machine."""
 
@@ -69,7 +74,9 @@ def _cost(cost: float) -> str:
 
 
 def settle(config: T, choices: Mapping[str, str]) -> T:
-    """The config with each `auto` of these kinds replaced, in nested configs too: {"precision": "float32"}."""
+    """The config with each `auto` of these kinds replaced, in nested configs too: {"precision":
+    "float32"}.
+    """
     changes: dict[str, Any] = {}
     for item in fields(config):  # type: ignore[arg-type]
         value = getattr(config, item.name)
@@ -89,7 +96,9 @@ def settled_precision(choice: PrecisionChoice) -> Precision:
 
 
 def chosen_fields(config: object, kind: str, where: str) -> Iterator[tuple[str, str]]:
-    """Name and value of every field of a config that holds a choice of this kind: ("train.parallel.dtype", "auto")."""
+    """Name and value of every field of a config that holds a choice of this kind:
+    ("train.parallel.dtype", "auto").
+    """
     for item in fields(config):  # type: ignore[arg-type]
         name = f"{where}.{item.name}"
         value = getattr(config, item.name)
@@ -106,28 +115,37 @@ def holds_precision(config: object) -> bool:
 
 def leaves_precision_open(config: object) -> bool:
     """Whether some precision of a config is `auto`."""
-    return is_dataclass(config) and any(value == AUTO for _, value in chosen_fields(config, "precision", ""))
+    return is_dataclass(config) and any(
+        value == AUTO for _, value in chosen_fields(config, "precision", "")
+    )
 
 
 def check_precision(config: object, device: Device, where: str) -> list[str]:
-    """A warning for each precision that the user named and that is slow here. ValueError for one that is impossible."""
+    """A warning for each precision that the user named and that is slow here. ValueError for one
+    that is impossible.
+    """
     warnings = []
     for name, value in chosen_fields(config, "precision", where):
         if value != "bfloat16" or device.is_fast_in_bfloat16:
             continue
         if device.bfloat16_cost is None:
             raise ValueError(
-                f"{name} is bfloat16, which the {device.name} cannot multiply: float32 and auto are possible here"
+                f"{name} is bfloat16, which the {device.name} cannot multiply: float32 and auto "
+                "are possible here"
             )
         if device.bfloat16_cost > 1:
             warnings.append(
-                f"{name} is bfloat16: {_cost(device.bfloat16_cost)} on {device.name}; auto chooses what is fast"
+                f"{name} is bfloat16: {_cost(device.bfloat16_cost)} on {device.name}; auto "
+                "chooses what is fast"
             )
+
     return warnings
 
 
 def measure_device(kind: Literal["cpu", "cuda"]) -> Device:
-    """The processor, or the first GPU, of this process. Takes half a second of one processor at most."""
+    """The processor, or the first GPU, of this process. Takes half a second of one processor at
+    most.
+    """
     return _this_gpu() if kind == "cuda" else _this_processor()
 
 
@@ -142,7 +160,9 @@ def _this_gpu() -> Device:
 
 @cache
 def _this_processor() -> Device:
-    """Processors emulate what they have no instructions for, and so do ours for bfloat16: only a clock tells."""
+    """Processors emulate what they have no instructions for, and so do ours for bfloat16: only a
+    clock tells.
+    """
     import psutil
     import torch
 
@@ -159,7 +179,8 @@ def _processor_name() -> str:
 
 
 def _bfloat16_cost() -> float:
-    """Time of bfloat16 over time of float32 on this processor, for whichever of a product and a convolution loses more.
+    """Time of bfloat16 over time of float32 on this processor, for whichever of a product and a
+    convolution loses more.
 
     On one thread and by its own clock, so that what else runs on the machine does not count.
     """
@@ -167,10 +188,15 @@ def _bfloat16_cost() -> float:
 
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
+
     try:
-        costs = [_seconds(work(torch.bfloat16)) / _seconds(work(torch.float32)) for work in (_product, _convolution)]
+        costs = [
+            _seconds(work(torch.bfloat16)) / _seconds(work(torch.float32))
+            for work in (_product, _convolution)
+        ]
     finally:
         torch.set_num_threads(num_threads)
+
     return max(costs)
 
 

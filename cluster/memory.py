@@ -1,5 +1,5 @@
-"""Memory that a process alone holds (RssAnon of /proc, sampled every 20 ms): pages of mapped files, which processes
-share and the kernel can drop, are not counted.
+"""Memory that a process alone holds (RssAnon of /proc, sampled every 20 ms): pages of mapped files,
+which processes share and the kernel can drop, are not counted.
 """
 
 import threading

@@ -1,8 +1,10 @@
-"""Progress that is never silent: a bar on a terminal, elsewhere a log line after ten seconds and every half minute.
+"""Progress that is never silent: a bar on a terminal, elsewhere a log line after ten seconds and
+every half minute.
 
-A meter is fed from any thread and shown by a thread of its own, so that work that takes long before its first item is
-finished is seen as well. Items inside unfinished parts count (`under_way`). A meter that is opened while another one of
-the same thread is open takes its place: a step shows its own clock only where no phase of it shows more.
+A meter is fed from any thread and shown by a thread of its own, so that work that takes long before
+its first item is finished is seen as well. Items inside unfinished parts count (`under_way`). A
+meter that is opened while another one of the same thread is open takes its place: a step shows its
+own clock only where no phase of it shows more.
 """
 
 import logging
@@ -82,7 +84,11 @@ class Meter:
             return ""
         rate = self.reached / max(LEAST_S, self.elapsed_s)
         text = f"{number(rate)} {self.unit}/s"
-        return text if self.is_complete else f"{text}, {duration((self.most - self.reached) / rate)} left"
+        return (
+            text
+            if self.is_complete
+            else f"{text}, {duration((self.most - self.reached) / rate)} left"
+        )
 
     def beside(self) -> str:
         """The numbers that stand beside the count: 'loss 4.31, rejects 2'."""
@@ -91,16 +97,21 @@ class Meter:
     def line(self) -> str:
         """All of it in one line, for a log."""
         elapsed = f"{duration(self.elapsed_s)} so far"
-        return f"{self.label}: " + ", ".join(filter(None, (self.count(), self.speed() or elapsed, self.beside())))
+        return f"{self.label}: " + ", ".join(
+            filter(None, (self.count(), self.speed() or elapsed, self.beside()))
+        )
 
 
 _OPEN: ContextVar[Meter | None] = ContextVar("open_meter", default=None)
-"""The innermost meter of this thread; a variable of the context, as it belongs to the work that runs in it."""
+"""The innermost meter of this thread; a variable of the context, as it belongs to the work that
+runs in it.
+"""
 
 
 @contextmanager
 def progress(total: int | None, label: str, unit: str = "items") -> Iterator[Meter]:
-    """Show how far `label` has come while the body runs; the body calls the meter with what it has finished.
+    """Show how far `label` has come while the body runs; the body calls the meter with what it has
+    finished.
 
     Without a total, the time that has passed is shown.
     """
@@ -121,7 +132,9 @@ def progress(total: int | None, label: str, unit: str = "items") -> Iterator[Met
 
 @contextmanager
 def _lines(meter: Meter) -> Iterator[None]:
-    """Log lines: one after ten seconds, at every quarter of the way, and at least one every half minute."""
+    """Log lines: one after ten seconds, at every quarter of the way, and at least one every half
+    minute.
+    """
     ended = threading.Event()
 
     def write() -> None:
@@ -162,7 +175,9 @@ class _Display:
             if self._progress is None:
                 self._progress = Progress(*_columns(), console=logs.console())
                 self._progress.start()
-                self._thread = threading.Thread(target=self._refresh, args=(self._progress,), daemon=True)
+                self._thread = threading.Thread(
+                    target=self._refresh, args=(self._progress,), daemon=True
+                )
                 self._thread.start()
             task = self._progress.add_task(meter.label, total=meter.total, text="")
             self._meters[task] = meter
@@ -195,7 +210,9 @@ class _Display:
     def _update(shown: Progress, task: TaskID, meter: Meter) -> None:
         text = ", ".join(filter(None, (meter.count(), meter.speed(), meter.beside())))
         most = None if meter.total is None else meter.most
-        shown.update(task, completed=meter.reached, total=most, visible=not meter.is_covered, text=text)
+        shown.update(
+            task, completed=meter.reached, total=most, visible=not meter.is_covered, text=text
+        )
 
 
 @cache

@@ -1,8 +1,9 @@
 """Ranges of settings, declared at the field and checked by one function.
 
-A field says its range in its type, `share: Annotated[float, Interval(gt=0, le=1)] = 0.5`, with the marks of the package
-annotated-types (Ge, Gt, Le, Lt, Interval). `check_ranges(self, "curate")`, called by `__post_init__`, holds every field
-of a dataclass to it; None and words such as "auto" are not numbers, and pass.
+A field says its range in its type, `share: Annotated[float, Interval(gt=0, le=1)] = 0.5`, with the
+marks of the package annotated-types (Ge, Gt, Le, Lt, Interval). `check_ranges(self, "curate")`,
+called by `__post_init__`, holds every field of a dataclass to it; None and words such as "auto" are
+not numbers, and pass.
 """
 
 import dataclasses
@@ -13,7 +14,8 @@ from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
 
 
 def check_ranges(config: object, where: str) -> None:
-    """ValueError for the first number of a config that is not finite or outside of the range of its field.
+    """ValueError for the first number of a config that is not finite or outside of the range of its
+    field.
 
     Of a tuple, each number is held to the range.
     """
@@ -23,13 +25,15 @@ def check_ranges(config: object, where: str) -> None:
             is_number = isinstance(number, int | float) and not isinstance(number, bool)
             if is_number and not _is_inside(number, marks):
                 raise ValueError(
-                    f"{where}.{name} is {value}: must be {_sentence(marks)}; correct it, or leave it out for the "
-                    f"default, {default}"
+                    f"{where}.{name} is {value}: must be {_sentence(marks)}; correct it, or leave "
+                    f"it out for the default, {default}"
                 )
 
 
 def _ranges(owner: type) -> dict[str, tuple[tuple[object, ...], object]]:
-    """The marks and the default of every field that has marks, or is a plain float, which must be finite."""
+    """The marks and the default of every field that has marks, or is a plain float, which must be
+    finite.
+    """
     hints = typing.get_type_hints(owner, include_extras=True)
     ranges = {}
     for item in dataclasses.fields(owner):
@@ -38,6 +42,7 @@ def _ranges(owner: type) -> dict[str, tuple[tuple[object, ...], object]]:
             ranges[item.name] = tuple(_flat(kind.__metadata__)), item.default
         elif kind is float:
             ranges[item.name] = (), item.default
+
     return ranges
 
 
@@ -49,6 +54,7 @@ def _flat(marks: typing.Iterable[object]) -> typing.Iterator[object]:
 def _is_inside(number: int | float, marks: typing.Iterable[object]) -> bool:
     if not math.isfinite(number):
         return False
+
     for mark in marks:
         match mark:
             case Ge(ge=least):
@@ -60,9 +66,13 @@ def _is_inside(number: int | float, marks: typing.Iterable[object]) -> bool:
             case Lt(lt=bound):
                 is_inside = number < bound  # type: ignore[operator]
             case _:
-                raise TypeError(f"{mark!r} is no range: Ge, Gt, Le, Lt or Interval of annotated_types are needed")
+                raise TypeError(
+                    f"{mark!r} is no range: Ge, Gt, Le, Lt or Interval of annotated_types "
+                    "are needed"
+                )
         if not is_inside:
             return False
+
     return True
 
 

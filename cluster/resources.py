@@ -1,7 +1,8 @@
 """What a step may ask for: the only spelling of Ray and SLURM options.
 
-Resources are machine facts: they say how fast a step runs, never what it computes, so no fingerprint holds them.
-They become numbers in cluster/placement.py, against the running Ray cluster.
+Resources are machine facts: they say how fast a step runs, never what it computes, so no
+fingerprint holds them. They become numbers in cluster/placement.py, against the running Ray
+cluster.
 """
 
 import math
@@ -15,11 +16,17 @@ class Resources:
     workers: int = 0
     """Processes that share the work; 0: as many as the cluster has room for."""
     min_workers: int = 0
-    """Fewest that training goes on with when a node is lost, `workers` being the most; 0: always `workers`."""
+    """Fewest that training goes on with when a node is lost, `workers` being the most; 0: always
+    `workers`.
+    """
     cpus: float | None = None
-    """CPU cores per worker, also the number of its BLAS threads; unset: 1, or with GPUs its share of the node's."""
+    """CPU cores per worker, also the number of its BLAS threads; unset: 1, or with GPUs its share
+    of the node's.
+    """
     gpus: float | None = None
-    """GPUs per worker; unset: 1 when the cluster has GPUs, otherwise 0. To be set for a SLURM partition with GPUs."""
+    """GPUs per worker; unset: 1 when the cluster has GPUs, otherwise 0. To be set for a SLURM
+    partition with GPUs.
+    """
     memory_gb: float | None = None
     """Memory reserved per worker, GiB; unset: none is reserved."""
     nodes: int = 1
@@ -46,12 +53,14 @@ class Resources:
             value = getattr(self, field)
             if value is not None and not value >= least:
                 raise ValueError(
-                    f"resources.{field} is {value}: must be at least {least}; leave it out for the default"
+                    f"resources.{field} is {value}: must be at least {least}; leave it out for "
+                    "the default"
                 )
+
         if self.min_workers > self.workers:
             raise ValueError(
-                f"resources.min_workers is {self.min_workers}: must be at most resources.workers, {self.workers}; "
-                "set both"
+                f"resources.min_workers is {self.min_workers}: must be at most resources.workers, "
+                f"{self.workers}; set both"
             )
 
     @property
@@ -62,7 +71,9 @@ class Resources:
     def actor_options(self) -> dict[str, float]:
         """Keyword arguments for the `.options()` of a Ray actor or task."""
         if self.gpus is None or self.cpus is None:
-            raise ValueError("resources.gpus or cpus is unset: Ray needs numbers; call placement.resolve() first")
+            raise ValueError(
+                "resources.gpus or cpus is unset: Ray needs numbers; call placement.resolve() first"
+            )
         options: dict[str, float] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         if self.memory_gb is not None:
             options["memory"] = math.ceil(self.memory_gb * BYTES_PER_GB)

@@ -1,7 +1,8 @@
 """One Ray session: a new local one, or a connection to a cluster that runs already.
 
-The only `ray.init` of the project, and the only place that says where workers find the five packages. A local session
-dies with its driver, however that dies; the folder that a killed driver leaves in /tmp is removed by the next session.
+The only `ray.init` of the project, and the only place that says where workers find the five
+packages. A local session dies with its driver, however that dies; the folder that a killed driver
+leaves in /tmp is removed by the next session.
 """
 
 import fcntl
@@ -29,10 +30,13 @@ from cluster.threads import choose_blas_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("cluster", "curation", "train", "evaluate", "pipeline")
-# A checkout may hold workspaces of any name and size: all but the packages stays. In gitignore's words, "/." is ROOT.
+# A checkout may hold workspaces of any name and size: all but the packages stays. In gitignore's
+# words, "/." is ROOT.
 NOT_SHIPPED = ["/*", "!/.", *(f"!/{name}" for name in PACKAGES), "__pycache__"]
 LONGEST_FOLDER = 41  # bytes; Ray's sockets lie 64 deeper, one may end in ".1", and a socket's path is limited to 107
-OBJECT_STORE_SHARE = 0.1  # of the memory; only what actors exchange goes there, embeddings are memory-mapped
+OBJECT_STORE_SHARE = (
+    0.1  # of the memory; only what actors exchange goes there, embeddings are memory-mapped
+)
 OBJECT_STORE_MOST = 8 * 1024**3
 OBJECT_STORE_LEAST = 80 * 1024**2  # what Ray accepts
 LOCK = "lock"
@@ -44,37 +48,55 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def session(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
-    """A Ray session for the body: at `address`, else at $RAY_ADDRESS, else a new local one with `num_cpus`.
+    """A Ray session for the body: at `address`, else at $RAY_ADDRESS, else a new local one with
+    `num_cpus`.
 
-    Inside an existing session it does nothing, so that steps and tests may open one wherever they need it.
+    Inside an existing session it does nothing, so that steps and tests may open one wherever they
+    need it.
     """
     if ray.is_initialized():
         yield
         return
+
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
     choose_blas_kernels()
     if address == "local":
         _use_private_token()
+
     with _local(num_cpus) if address == "local" else _connected(address):
         yield
 
 
 def _use_private_token() -> None:
-    """A token of this process; left alone, Ray writes one that every user can read into the home folder."""
+    """A token of this process; left alone, Ray writes one that every user can read into the home
+    folder.
+    """
     if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        logging.getLogger(authentication_token_setup.__name__).setLevel(logging.ERROR)  # says that tokens are on
+        logging.getLogger(authentication_token_setup.__name__).setLevel(
+            logging.ERROR
+        )  # says that tokens are on
 
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    os.environ.setdefault("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "")  # NOT_SHIPPED says it all
-    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # in a Ray job, whose own working_dir Ray would refuse
+    os.environ.setdefault(
+        "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", ""
+    )  # NOT_SHIPPED says it all
+    os.environ.setdefault(
+        "RAY_OVERRIDE_JOB_RUNTIME_ENV", "1"
+    )  # in a Ray job, whose own working_dir Ray would refuse
     runtime_env = {"working_dir": str(ROOT), "excludes": NOT_SHIPPED}
-    ray.init(address=address, runtime_env=runtime_env, log_to_driver=_is_verbose(), logging_level=logging.WARNING)
+    ray.init(
+        address=address,
+        runtime_env=runtime_env,
+        log_to_driver=_is_verbose(),
+        logging_level=logging.WARNING,
+    )
     logger.info("ray=connected address=%s cpus=%g", address, ray.cluster_resources().get("CPU", 0))
+
     try:
         yield
     finally:
@@ -96,7 +118,9 @@ def _local(num_cpus: int | None) -> Iterator[None]:
 
 
 def _start(num_cpus: int | None, folder: Path) -> None:
-    """Start Ray's servers. On a busy machine they miss Ray's own deadline of 30 s: then they are started again."""
+    """Start Ray's servers. On a busy machine they miss Ray's own deadline of 30 s: then they are
+    started again.
+    """
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(
@@ -111,16 +135,21 @@ def _start(num_cpus: int | None, folder: Path) -> None:
             return
         except ValueError:  # of an argument: the same again would end alike
             raise
-        except Exception as error:  # Ray's start raises errors of many kinds, bare Exception among them
+        except (
+            Exception
+        ) as error:  # Ray's start raises errors of many kinds, bare Exception among them
             reason = " ".join(str(error).split())[:300]
             ray.shutdown()
             _end_servers()
             if attempt == START_ATTEMPTS:
                 raise SessionError(
-                    f"Ray did not start in {START_ATTEMPTS} attempts ({type(error).__name__}: {reason}): its servers "
-                    "must answer within 30 seconds; run the same command again when this machine is less busy"
+                    f"Ray did not start in {START_ATTEMPTS} attempts ({type(error).__name__}: "
+                    f"{reason}): its servers must answer within 30 seconds; run the same command "
+                    "again when this machine is less busy"
                 ) from error
-            logger.warning("Ray did not start (attempt %d of %d): %s", attempt, START_ATTEMPTS, reason)
+            logger.warning(
+                "Ray did not start (attempt %d of %d): %s", attempt, START_ATTEMPTS, reason
+            )
 
 
 def _servers() -> list[psutil.Process]:
@@ -144,7 +173,9 @@ def _end_servers() -> None:
 
 @contextmanager
 def _this_process_ends_with_ray() -> Iterator[None]:
-    """End this process, with one line, when a server of its session dies: Ray itself waits a minute, without a word."""
+    """End this process, with one line, when a server of its session dies: Ray itself waits a
+    minute, without a word.
+    """
     servers = {server: _name(server) for server in _servers()}
     is_over = threading.Event()
 
@@ -171,28 +202,36 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def _end_with(server: str) -> None:
-    """No Python code of the main thread may run again before Ray's C++ has given up: the process ends here."""
+    """No Python code of the main thread may run again before Ray's C++ has given up: the process
+    ends here.
+    """
     console().print(
-        f"[red]error:[/red] Ray's {server} was killed, which ends the session; what is finished is kept: "
-        "run the same command again to continue, and look for missing memory if this happens again",
+        f"[red]error:[/red] Ray's {server} was killed, which ends the session; what is finished "
+        "is kept: run the same command again to continue, and look for missing memory if this "
+        "happens again",
         highlight=False,
         soft_wrap=True,
     )
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.kill()
+
     os._exit(FAILED)
 
 
 @contextmanager
 def _agents_end_with_this_process() -> Iterator[None]:
-    """End Ray's agents at once when this process is killed; all else of Ray does so by itself, they take a minute.
+    """End Ray's agents at once when this process is killed; all else of Ray does so by itself, they
+    take a minute.
 
     The watcher reads a pipe that only this process writes to: its end is the end of this process.
     """
-    agents = [str(child.pid) for child in psutil.Process().children(recursive=True) if _is_agent(child)]
+    agents = [
+        str(child.pid) for child in psutil.Process().children(recursive=True) if _is_agent(child)
+    ]
     command = ["sh", "-c", 'cat > /dev/null; kill -9 "$@"', "watcher", *agents]
     quiet = subprocess.DEVNULL
+
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
     ) as watcher:
@@ -210,24 +249,37 @@ def _is_agent(process: psutil.Process) -> bool:
 
 
 def _is_verbose() -> bool:
-    """Whether the output of workers goes to this terminal; errors come as exceptions in any case."""
+    """Whether the output of workers goes to this terminal; errors come as exceptions in any
+    case.
+    """
     return logging.getLogger().isEnabledFor(logging.DEBUG)
 
 
 def object_store_bytes(memory: int) -> int:
     """Bytes for Ray's object store on a node that may use `memory` bytes in all."""
-    shared_memory = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else OBJECT_STORE_MOST
+    shared_memory = (
+        shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else OBJECT_STORE_MOST
+    )
     size = min(OBJECT_STORE_MOST, OBJECT_STORE_SHARE * memory, 0.8 * shared_memory)
     return max(OBJECT_STORE_LEAST, int(size))
 
 
 @contextmanager
 def _importable_in_workers() -> Iterator[None]:
-    """PYTHONPATH for the processes that Ray starts: the repository and what else this driver imports from outside."""
+    """PYTHONPATH for the processes that Ray starts: the repository and what else this driver
+    imports from outside.
+    """
     installed = (sys.prefix, sys.base_prefix)
-    own = [entry for entry in sys.path if entry and not entry.startswith(installed) and not entry.endswith(".zip")]
+    own = [
+        entry
+        for entry in sys.path
+        if entry and not entry.startswith(installed) and not entry.endswith(".zip")
+    ]
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(ROOT), *own, *filter(None, [before])]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        dict.fromkeys([str(ROOT), *own, *filter(None, [before])])
+    )
+
     try:
         yield
     finally:
@@ -244,6 +296,7 @@ def _private_folder() -> Iterator[Path]:
     folder = folder_for_sockets(prefix + secrets.token_hex(4))
     for stale in folder.parent.glob(prefix + "*"):
         _remove_if_abandoned(stale)
+
     folder.mkdir(mode=0o700)
     with (folder / "locking").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -264,7 +317,9 @@ def _remove_if_abandoned(folder: Path) -> None:
 
 
 def folder_for_sockets(name: str) -> Path:
-    """`name` in the temporary folder, or in /tmp where that lies too deep for the sockets of a Ray in it."""
+    """`name` in the temporary folder, or in /tmp where that lies too deep for the sockets of a Ray
+    in it.
+    """
     folder = Path(tempfile.gettempdir()) / name
     return folder if len(os.fsencode(folder)) <= LONGEST_FOLDER else Path("/tmp") / name
 

@@ -1,8 +1,10 @@
-"""What users bring, read where it lies: on disks that all nodes see, or in an object store (s3://, gs://, abfs://).
+"""What users bring, read where it lies: on disks that all nodes see, or in an object store (s3://,
+gs://, abfs://).
 
-A URI is held as a Path, which writes it with one slash (s3:/bucket/key), so that steps know paths alone. Objects are
-read in blocks, of which a process keeps the last few: samples of a tar follow each other. Credentials are found as each
-store's own tools find them; `AWS_ENDPOINT_URL` names an S3 other than Amazon's.
+A URI is held as a Path, which writes it with one slash (s3:/bucket/key), so that steps know paths
+alone. Objects are read in blocks, of which a process keeps the last few: samples of a tar follow
+each other. Credentials are found as each store's own tools find them; `AWS_ENDPOINT_URL` names an
+S3 other than Amazon's.
 """
 
 import errno
@@ -34,7 +36,9 @@ def is_remote(path: Path | str) -> bool:
 
 
 def absolute(path: Path) -> Path:
-    """The same place from any working directory, under the name it was given: a link keeps its own suffix."""
+    """The same place from any working directory, under the name it was given: a link keeps its own
+    suffix.
+    """
     return path if is_remote(path) else Path(os.path.abspath(path))
 
 
@@ -85,7 +89,9 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
-    """What a folder shows, a link as what it leads to; ValueError when this user may not read it."""
+    """What a folder shows, a link as what it leads to; ValueError when this user may not read
+    it.
+    """
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -94,8 +100,8 @@ def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
                     yield entry, found
     except PermissionError as error:
         raise ValueError(
-            f"{error.filename} may not be read by this user: all folders of the data must be; change its rights, or "
-            "give a folder that does not hold it"
+            f"{error.filename} may not be read by this user: all folders of the data must be; "
+            "change its rights, or give a folder that does not hold it"
         ) from error
 
 
@@ -110,21 +116,28 @@ def _found(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
-    """Bytes of a file from an offset; fewer where it ends. FileNotFoundError when it is not there."""
+    """Bytes of a file from an offset; fewer where it ends. FileNotFoundError when it is not
+    there.
+    """
     if not is_remote(path):
         with open(path, "rb") as file:
             file.seek(offset)
             return file.read(size)
-    first, last = offset // BLOCK_BYTES, max(offset, offset + size - 1) // BLOCK_BYTES
+
+    first = offset // BLOCK_BYTES
+    last = max(offset, offset + size - 1) // BLOCK_BYTES
     blocks = b"".join(_block(path, index) for index in range(first, last + 1))
     start = offset - first * BLOCK_BYTES
+
     return blocks[start : start + size]
 
 
 @lru_cache(maxsize=KEPT_BLOCKS)
 def _block(path: str, index: int) -> bytes:
     with open_arrow(path) as file:
-        return file.read_at(min(BLOCK_BYTES, max(0, file.size() - index * BLOCK_BYTES)), index * BLOCK_BYTES)
+        return file.read_at(
+            min(BLOCK_BYTES, max(0, file.size() - index * BLOCK_BYTES)), index * BLOCK_BYTES
+        )
 
 
 def open_file(path: Path) -> io.BufferedReader:
@@ -136,7 +149,9 @@ class _Object(io.RawIOBase):
     """An object of a store as a file of Python's."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.size, self.position = str(path), size_of(path), 0
+        self.path = str(path)
+        self.size = size_of(path)
+        self.position = 0
 
     def readable(self) -> bool:
         return True
@@ -145,11 +160,15 @@ class _Object(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
+        self.position = (
+            offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
+        )
         return self.position
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = read_range(self.path, self.position, min(len(buffer), max(0, self.size - self.position)))
+        data = read_range(
+            self.path, self.position, min(len(buffer), max(0, self.size - self.position))
+        )
         buffer[: len(data)] = data
         self.position += len(data)
         return len(data)
@@ -173,7 +192,8 @@ def _store(path: str) -> tuple[pafs.FileSystem, str]:
 @lru_cache
 def _connection(scheme: str, bucket: str) -> pafs.FileSystem:
     """One connection a bucket and process."""
-    options, endpoint = "", urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
+    options = ""
+    endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
     if scheme == "s3" and endpoint.netloc:
         region = os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
         options = f"?endpoint_override={endpoint.netloc}&scheme={endpoint.scheme}&region={region}"

@@ -1,6 +1,7 @@
 """Threads of numerical libraries in this process, and the kernels that OpenBLAS chooses.
 
-Environment variables reach libraries that are loaded later; threadpoolctl reaches those that are loaded already.
+Environment variables reach libraries that are loaded later; threadpoolctl reaches those that are
+loaded already.
 """
 
 import os
@@ -9,12 +10,19 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
 AVX512_FLAGS = {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
 
 
 def limit_threads(threads: int) -> None:
-    """Limit torch, OpenMP (and with it FAISS) and BLAS of this process to `threads` threads each."""
+    """Limit torch, OpenMP (and with it FAISS) and BLAS of this process to `threads` threads
+    each.
+    """
     os.environ.update({name: str(threads) for name in THREAD_VARIABLES})
     choose_blas_kernels()
     limit_loaded_libraries(threads)
@@ -30,8 +38,9 @@ def limit_loaded_libraries(threads: int) -> None:
 def choose_blas_kernels() -> None:
     """Let OpenBLAS use AVX-512 where the CPU has it; a user's OPENBLAS_CORETYPE wins.
 
-    The OpenBLAS bundled with faiss-cpu does not know CPUs that are newer than itself and falls back to SSE3 kernels
-    there, which are 4 times slower (measured on AMD Zen 5). On Zen 4, SkylakeX is as fast as what it picks itself.
+    The OpenBLAS bundled with faiss-cpu does not know CPUs that are newer than itself and falls back
+    to SSE3 kernels there, which are 4 times slower (measured on AMD Zen 5). On Zen 4, SkylakeX is
+    as fast as what it picks itself.
     """
     if "OPENBLAS_CORETYPE" not in os.environ and _cpu_flags() >= AVX512_FLAGS:
         os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"

@@ -15,7 +15,9 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def number(value: float | int) -> str:
-    """Whole numbers with separators, others with three or four digits: 11,264; 0.0123; 122; 9.87."""
+    """Whole numbers with separators, others with three or four digits: 11,264; 0.0123; 122;
+    9.87.
+    """
     is_long = abs(value) >= 100 or float(value).is_integer()
     return f"{value:,.0f}" if is_long else f"{value:.3g}"
 
@@ -33,4 +35,5 @@ def duration(seconds: float | int) -> str:
         return f"{whole // MINUTE_S} min {whole % MINUTE_S} s"
     if whole < DAY_S:
         return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S} min"
+
     return f"{whole // DAY_S} d {whole % DAY_S // HOUR_S} h"

@@ -1,8 +1,8 @@
 """The curate step: embeddings to a selection, with a reason for every row.
 
-Stages: rows without a usable vector, low scores, leakage against evaluation embeddings, clusters of images and of
-captions, duplicates, balance. All is a function of the config and of the rows in order: not of workers, shards or
-interruptions.
+Stages: rows without a usable vector, low scores, leakage against evaluation embeddings, clusters of
+images and of captions, duplicates, balance. All is a function of the config and of the rows in
+order: not of workers, shards or interruptions.
 """
 
 import json
@@ -53,11 +53,12 @@ def run(
     scores: Path | None = None,
     **evaluation: Path,
 ) -> dict[str, float]:
-    """Write selection, decisions and clusters to `out`; inputs named leakage_* are embeddings of evaluation images.
+    """Write selection, decisions and clusters to `out`; inputs named leakage_* are embeddings of
+    evaluation images.
 
-    With `metadata`, a file of one entry a line, captions are balanced over those entries and not clustered. With
-    `scores`, a file of keys and numbers, pairs below `config.min_score` are dropped first. Continues from the levels
-    and iterations that an interrupted run left in `out`.
+    With `metadata`, a file of one entry a line, captions are balanced over those entries and not
+    clustered. With `scores`, a file of keys and numbers, pairs below `config.min_score` are dropped
+    first. Continues from the levels and iterations that an interrupted run left in `out`.
     """
     with Pool(Scanner, resources=config.resources) as workers:
         return curate(config, workers, out, embeddings, evaluation, metadata, scores)
@@ -78,10 +79,16 @@ def curate(
     logger.info("engine=%s", config.engine)
     shards = open_shards(embeddings)
     _check(config, shards, evaluation, metadata)
-    known = {name.removeprefix(LEAKAGE_INPUT): open_shards(path) for name, path in sorted(evaluation.items())}
-    decisions, phases, figures = Decisions(shards, known), Phases(workers), dict[str, float]()
+    known = {
+        name.removeprefix(LEAKAGE_INPUT): open_shards(path)
+        for name, path in sorted(evaluation.items())
+    }
+    decisions = Decisions(shards, known)
+    phases = Phases(workers)
+    figures = dict[str, float]()
     spans = len(cut_spans(shards.num_rows))
     clustering = spans * (config.kmeans.iterations + 2)
+
     with phases.phase("check", 2 * spans):
         points = Points(ShardVectors(embeddings, CLS, unit=True), phases, engine=config.engine)
         drop_invalid(decisions, points, config.error_budget)
@@ -93,87 +100,131 @@ def curate(
         if scores is not None and config.min_score is not None:
             drop_low_scores(decisions, scores, config.min_score, config.error_budget)
         valid = decisions.surviving()
+
     with phases.phase("leakage", 2 * spans * len(known)):
         for name in known:
             figures |= drop_leakage(decisions, points, valid, name, config.leakage)
         figures["captions_in_evaluation"] = float((decisions.caption_set >= 0).sum())
+
     with phases.phase("text_clusters", clustering):
         _match_entries(config, points, metadata, decisions)
         text = _text_levels(config, captions, valid, out, decisions)
+
     with phases.phase("image_clusters", clustering):
         image = _image_levels(config, points, valid, out, decisions)
+
     with phases.phase("duplicates", 2 * PARTS):
         figures |= drop_duplicates(decisions, points, image, config.duplicates, config.seed)
+
     with phases.phase("balance"):
         if decisions.entries is not None and config.text.unmatched == "drop":
-            decisions.drop(np.flatnonzero(decisions.entries.counts() == 0), "text: no metadata entry")
-        figures |= choose(decisions, _goal(config, decisions), image, _coins(config, decisions, image), config.seed)
+            decisions.drop(
+                np.flatnonzero(decisions.entries.counts() == 0), "text: no metadata entry"
+            )
+        figures |= choose(
+            decisions,
+            _goal(config, decisions),
+            image,
+            _coins(config, decisions, image),
+            config.seed,
+        )
+
     figures |= evenness(decisions, image, text)
     decisions.write(out)
     merged = decisions.merged_captions() if config.duplicates.captions == "merge" else {}
     figures["captions_merged"] = float(sum(map(len, merged.values())))
     write_selection(out, shards, np.repeat(np.arange(shards.num_rows), decisions.taken()), merged)
+
     return _write_summary(config, out, decisions, figures, phases.taken)
 
 
 def _check(
-    config: CurateConfig, shards: EmbeddingShards, evaluation: Mapping[str, Path], metadata: Path | None
+    config: CurateConfig,
+    shards: EmbeddingShards,
+    evaluation: Mapping[str, Path],
+    metadata: Path | None,
 ) -> None:
     strange = [name for name in evaluation if not name.startswith(LEAKAGE_INPUT)]
     if strange:
         raise ValueError(
-            f"inputs {strange} of curate: only embeddings, metadata, scores and {LEAKAGE_INPUT}* are known; "
-            "rename or drop them"
+            f"inputs {strange} of curate: only embeddings, metadata, scores and {LEAKAGE_INPUT}* "
+            "are known; rename or drop them"
         )
     if config.method in ("both", "text") and metadata is None and not shards.spec.caption_dim:
         raise ValueError(
-            f"method {config.method} on {shards.folder}, which has no caption vectors: embed with a caption encoder, "
-            "give metadata entries, or use method image"
+            f"method {config.method} on {shards.folder}, which has no caption vectors: embed with "
+            "a caption encoder, give metadata entries, or use method image"
         )
+
     most = config.repeats * shards.num_rows
     if config.target_rows is not None and config.target_rows > most and config.method != "none":
         raise ValueError(
-            f"{config.target_rows} pairs asked of {shards.num_rows} in {shards.folder}: at most {most} can be kept, "
-            f"{config.repeats} times each; lower target_rows, or raise repeats"
+            f"{config.target_rows} pairs asked of {shards.num_rows} in {shards.folder}: at most "
+            f"{most} can be kept, {config.repeats} times each; lower target_rows, or raise repeats"
         )
+
     counts = pc.value_counts(shards.keys())
     repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if len(repeated):
         raise ValueError(
-            f"{len(repeated)} keys occur more than once in {shards.folder}, e.g. {repeated[:3].to_pylist()}: keys "
-            "must be unique over all shards; embed again with one source per key"
+            f"{len(repeated)} keys occur more than once in {shards.folder}, e.g. "
+            f"{repeated[:3].to_pylist()}: keys must be unique over all shards; embed again with "
+            "one source per key"
         )
 
 
 def _image_levels(
-    config: CurateConfig, points: Points, valid: Int64[np.ndarray, " n"], out: Path, decisions: Decisions
+    config: CurateConfig,
+    points: Points,
+    valid: Int64[np.ndarray, " n"],
+    out: Path,
+    decisions: Decisions,
 ) -> list[Level]:
-    """Levels over the rows with valid vectors, when the method or the search for duplicates needs them."""
+    """Levels over the rows with valid vectors, when the method or the search for duplicates needs
+    them.
+    """
     if config.method not in ("both", "image") and not config.duplicates.alike.uses_vectors:
         return []
     if config.metric == "euclidean":
         points = replace(points, vectors=ShardVectors(decisions.shards.folder, CLS))
+
     points = _subset(points, valid)
-    shape = config.levels if config.levels.clusters else automatic_levels(*_automatic_clusters(points))
+    shape = (
+        config.levels if config.levels.clusters else automatic_levels(*_automatic_clusters(points))
+    )
     levels = _levels(config, points, shape, out / "image")
     decisions.image_cluster[valid] = levels[0].labels
+
     return levels
 
 
 def _text_levels(
-    config: CurateConfig, captions: Points | None, valid: Int64[np.ndarray, " n"], out: Path, decisions: Decisions
+    config: CurateConfig,
+    captions: Points | None,
+    valid: Int64[np.ndarray, " n"],
+    out: Path,
+    decisions: Decisions,
 ) -> list[Level]:
     if captions is None:
         return []
-    captions, num_clusters, split = _subset(captions, valid), config.text.clusters, config.text.split
+
+    captions = _subset(captions, valid)
+    num_clusters = config.text.clusters
+    split = config.text.split
     if not num_clusters:
         num_clusters, split = _automatic_clusters(captions, split)
-    levels = _levels(config, captions, LevelsConfig(clusters=(num_clusters,), split=(split,)), out / "text")
+
+    levels = _levels(
+        config, captions, LevelsConfig(clusters=(num_clusters,), split=(split,)), out / "text"
+    )
     decisions.text_cluster[valid] = levels[0].labels
+
     return levels
 
 
-def _match_entries(config: CurateConfig, points: Points, metadata: Path | None, decisions: Decisions) -> None:
+def _match_entries(
+    config: CurateConfig, points: Points, metadata: Path | None, decisions: Decisions
+) -> None:
     """Look for metadata entries in all captions, when captions are balanced over them."""
     if metadata is not None and config.method in ("both", "text"):
         decisions.entry_names = read_entries(metadata)
@@ -182,7 +233,9 @@ def _match_entries(config: CurateConfig, points: Points, metadata: Path | None, 
 
 
 def _warn_of_unmatched(decisions: Decisions) -> None:
-    """Say when many captions hold no metadata entry: of another language than the entries, for example."""
+    """Say when many captions hold no metadata entry: of another language than the entries, for
+    example.
+    """
     assert decisions.entries is not None
     unmatched = np.flatnonzero(np.diff(decisions.entries.offsets) == 0)
     share = len(unmatched) / len(decisions.reason)
@@ -196,7 +249,8 @@ def _subset(points: Points, valid: Int64[np.ndarray, " n"]) -> Points:
 
 
 def _automatic_clusters(points: Points, split: int = 0) -> tuple[int, int]:
-    """The default number of clusters and parts of these points: one stage of fewer, where too few are distinct.
+    """The default number of clusters and parts of these points: one stage of fewer, where too few
+    are distinct.
 
     The second stage of two makes as many clusters as it finds distinct points.
     """
@@ -206,26 +260,44 @@ def _automatic_clusters(points: Points, split: int = 0) -> tuple[int, int]:
     return (num_clusters, split) if num_distinct == first else (max(1, num_distinct), 0)
 
 
-def _levels(config: CurateConfig, points: Points, levels: LevelsConfig, folder: Path) -> list[Level]:
+def _levels(
+    config: CurateConfig, points: Points, levels: LevelsConfig, folder: Path
+) -> list[Level]:
     folder.mkdir(parents=True, exist_ok=True)
-    return cluster_levels(points, levels.resolve(points.num_rows), config.kmeans, config.seed, folder)
+    return cluster_levels(
+        points, levels.resolve(points.num_rows), config.kmeans, config.seed, folder
+    )
 
 
 def _goal(config: CurateConfig, decisions: Decisions) -> Goal:
     surviving = len(decisions.surviving())
     num_rows = config.target_rows or min(surviving, max(1, round(config.share * surviving)))
-    return Goal(config.method, config.combine, num_rows, config.text.threshold, config.text.tail_share, config.repeats)
+    return Goal(
+        config.method,
+        config.combine,
+        num_rows,
+        config.text.threshold,
+        config.text.tail_share,
+        config.repeats,
+    )
 
 
 def _coins(config: CurateConfig, decisions: Decisions, image: list[Level]) -> Coins:
     leaf, text, random = (
-        coins(decisions.shards.keys(), config.seed, purpose) for purpose in ("leaf", "text", "random")
+        coins(decisions.shards.keys(), config.seed, purpose)
+        for purpose in ("leaf", "text", "random")
     )
-    return Coins(centroid_distances(decisions, image) if config.leaf == "central" else leaf, text, random)
+    return Coins(
+        centroid_distances(decisions, image) if config.leaf == "central" else leaf, text, random
+    )
 
 
 def _write_summary(
-    config: CurateConfig, out: Path, decisions: Decisions, figures: dict[str, float], taken: Mapping[str, Phase]
+    config: CurateConfig,
+    out: Path,
+    decisions: Decisions,
+    figures: dict[str, float],
+    taken: Mapping[str, Phase],
 ) -> dict[str, float]:
     """Write curation.json and return the step's summary."""
     counts = decisions.counts()
@@ -243,7 +315,14 @@ def _write_summary(
     removed = {_name(reason): float(count) for reason, count in counts.items() if reason != "kept"}
     times = {f"seconds_{name}": phase.seconds for name, phase in taken.items()}
     times["peak_mb"] = max(phase.driver_mb + phase.workers_mb for phase in taken.values())
-    return {"rows": float(len(decisions.reason)), "kept": float(counts["kept"]), **removed, **figures, **times}
+
+    return {
+        "rows": float(len(decisions.reason)),
+        "kept": float(counts["kept"]),
+        **removed,
+        **figures,
+        **times,
+    }
 
 
 def _name(reason: str) -> str:

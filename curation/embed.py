@@ -1,7 +1,8 @@
 """The embed step: raw pairs to shards of frozen features, one part of the source to one shard.
 
-Workers share nothing but the list of parts. A shard is finished when its sidecar `shard-00000.json` lies beside it; the
-manifest, written last, is made of the sidecars, so a run that was killed anywhere ends with the same bytes.
+Workers share nothing but the list of parts. A shard is finished when its sidecar `shard-00000.json`
+lies beside it; the manifest, written last, is made of the sidecars, so a run that was killed
+anywhere ends with the same bytes.
 """
 
 import dataclasses
@@ -59,44 +60,64 @@ def embed_source(config: EmbedConfig, source: Source, out: Path) -> dict[str, fl
         records = {index: record for index, record in records.items() if not record["num_rejects"]}
     if records:
         logger.info("embed kept_shards=%d of=%d", len(records), len(tasks))
-    started, kept_rows = time.monotonic(), _Totals(tasks, records).read
+
+    started = time.monotonic()
+    kept_rows = _Totals(tasks, records).read
     _embed(config, out, tasks, records)
     seconds = time.monotonic() - started
-    in_order, totals = [records[task.index] for task in tasks], _Totals(tasks, records)
+    in_order = [records[task.index] for task in tasks]
+    totals = _Totals(tasks, records)
     if totals.rejects > config.error_budget * totals.read:
         raise _budget_error(config, out, in_order)
+
     manifest = _manifest(in_order)
     if not manifest.num_rows:
         raise ValueError(
-            f"{source.path} has no usable row ({_reasons(in_order)}): at least one; check the data and source.split"
+            f"{source.path} has no usable row ({_reasons(in_order)}): at least one; check the "
+            "data and source.split"
         )
+
     _write_rejects(out, in_order, source.account)
     write_atomic(out / ACCOUNT, json.dumps(source.account.as_json(), indent=1))
     write_manifest(out, manifest)
-    summary = _summary(manifest, in_order, (totals.read - kept_rows) / seconds) | source.account.summary()
+    summary = (
+        _summary(manifest, in_order, (totals.read - kept_rows) / seconds) | source.account.summary()
+    )
     if config.retry_rejects:
         summary["rows_taken_over"] = float(sum(record.get("taken_over", 0) for record in in_order))
+
     return summary
 
 
 def _tasks(config: EmbedConfig, out: Path, parts: Sequence[Part]) -> list[Task]:
-    """One task per part; its digest covers the part's data and every setting that changes what is stored."""
+    """One task per part; its digest covers the part's data and every setting that changes what is
+    stored.
+    """
     settings = json.dumps(identity(config), sort_keys=True)
     of_rows = _settings_of_rows(config)
     earlier = earlier_shards(out, of_rows) if config.retry_rejects else {}
 
-    digests = [hashlib.sha256(f"{settings}\n{part.digest()}".encode()).hexdigest() for part in parts]
+    digests = [
+        hashlib.sha256(f"{settings}\n{part.digest()}".encode()).hexdigest() for part in parts
+    ]
     tasks = [
         Task(index, part, digest, of_rows, earlier.get(part.name))
         for index, (part, digest) in enumerate(zip(parts, digests, strict=True))
     ]
+
     if config.retry_rejects and not any(task.earlier for task in tasks):
-        logger.warning("retry_rejects: no output beside %s has rows of these settings: every row is embedded", out)
+        logger.warning(
+            "retry_rejects: no output beside %s has rows of these settings: every row is embedded",
+            out,
+        )
+
     return tasks
 
 
 def _settings_of_rows(config: EmbedConfig) -> str:
-    """Digest of what a row's columns depend on beside its key, captions and image: how they are stored matters not."""
+    """Digest of what a row's columns depend on beside its key, captions and image: how they are
+    stored matters not.
+    """
     settings = identity(dataclasses.replace(config, source=SourceConfig()))
     return hashlib.sha256(json.dumps([ROWS_VERSION, settings], sort_keys=True).encode()).hexdigest()
 
@@ -117,25 +138,33 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
     waiting = [task for task in tasks if task.index not in records]
     if not waiting:
         return
+
     config = with_resources(config, len(waiting))
     totals = _Totals(tasks, records)
     kept_rows = totals.read
+
     with (
         Pool(EmbedWorker, config, out, resources=config.resources) as pool,
-        progress(estimated_rows(config.source, [task.part for task in waiting]), "embed", "images") as meter,
+        progress(
+            estimated_rows(config.source, [task.part for task in waiting]), "embed", "images"
+        ) as meter,
     ):
         for task, record in pool.map("embed", waiting, on_count=meter.under_way):
             records[task.index] = record
             totals.add(task, record)
             meter(record["read"], rejects=totals.rejects)
             meter.total = round(totals.of_all(totals.read)) - kept_rows
-            if record["is_stopped"] or totals.rejects > config.error_budget * totals.of_all(totals.read):
+            if record["is_stopped"] or totals.rejects > config.error_budget * totals.of_all(
+                totals.read
+            ):
                 raise _budget_error(config, out, [records[index] for index in sorted(records)])
             _check_space(out, len(tasks) - len(records), totals.of_all(totals.bytes) - totals.bytes)
 
 
 def with_resources(config: EmbedConfig, num_tasks: int) -> EmbedConfig:
-    """The config for workers of this Ray session: precision chosen, one decoding thread per core."""
+    """The config for workers of this Ray session: precision chosen, one decoding thread per
+    core.
+    """
     resources = placement.resolve(config.resources, num_tasks)
     return dataclasses.replace(settled(config, resources), resources=resources)
 
@@ -163,17 +192,22 @@ class _Totals:
         return total * self._of_all / self._done
 
     def _size(self, part: Part) -> int:
-        """Rows where they are known of every part, else bytes: parts of one source are measured alike."""
+        """Rows where they are known of every part, else bytes: parts of one source are measured
+        alike.
+        """
         return max(1, (part.num_rows or 0) if self._by_rows else part.num_bytes)
 
 
-def _budget_error(config: EmbedConfig, out: Path, records: Sequence[Mapping[str, Any]]) -> RejectBudgetError:
+def _budget_error(
+    config: EmbedConfig, out: Path, records: Sequence[Mapping[str, Any]]
+) -> RejectBudgetError:
     read, rejects = (sum(record[count] for record in records) for count in ("read", "num_rejects"))
     return RejectBudgetError(
-        f"{rejects} of the first {read} rows were rejected ({rejects / read:.1%}): "
-        f"error_budget allows {config.error_budget:.1%}; {_reasons(records)}; each is listed in "
-        f"{_write_rejects(out, records)}; raise error_budget and run again (finished shards are kept), or "
-        "mend the data or its settings and run again with --embed.retry-rejects (good rows are taken over)"
+        f"{rejects} of the first {read} rows were rejected ({rejects / read:.1%}): error_budget "
+        f"allows {config.error_budget:.1%}; {_reasons(records)}; each is listed in "
+        f"{_write_rejects(out, records)}; raise error_budget and run again (finished shards are "
+        "kept), or mend the data or its settings and run again with --embed.retry-rejects (good "
+        "rows are taken over)"
     )
 
 
@@ -183,45 +217,62 @@ def _check_space(out: Path, num_shards: int, needed: float) -> None:
     if needed > free:
         raise OSError(
             errno.ENOSPC,
-            f"{free / 1e9:.1f} GB are free on the disk of {out}, and {num_shards} shards to come need about "
-            f"{needed / 1e9:.1f} GB: free space, choose another workspace, or store less (content, dtype)",
+            f"{free / 1e9:.1f} GB are free on the disk of {out}, and {num_shards} shards to come "
+            f"need about {needed / 1e9:.1f} GB: free space, choose another workspace, or store "
+            "less (content, dtype)",
         )
 
 
-def _write_rejects(out: Path, records: Sequence[Mapping[str, Any]], account: Account | None = None) -> Path:
-    """Every rejected row, then every file of the source that was not read, one per line with its reason."""
+def _write_rejects(
+    out: Path, records: Sequence[Mapping[str, Any]], account: Account | None = None
+) -> Path:
+    """Every rejected row, then every file of the source that was not read, one per line with its
+    reason.
+    """
     path = out / REJECTS
     rows = [reject for record in records for reject in record["rejects"]]
     unread = {} if account is None else account.unread()
     files = [{"file": name, "reason": reason} for reason, names in unread.items() for name in names]
     lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in (*rows, *files))
     write_atomic(path, "".join(lines).encode("utf-8", "replace"))
+
     return path
 
 
 def _manifest(records: Sequence[Mapping[str, Any]]) -> Manifest:
-    return Manifest(spec_from_dict(records[0]["spec"]), tuple(ShardEntry(**record["entry"]) for record in records))
+    return Manifest(
+        spec_from_dict(records[0]["spec"]),
+        tuple(ShardEntry(**record["entry"]) for record in records),
+    )
 
 
-def _summary(manifest: Manifest, records: Sequence[Mapping[str, Any]], images_per_s: float) -> dict[str, float]:
+def _summary(
+    manifest: Manifest, records: Sequence[Mapping[str, Any]], images_per_s: float
+) -> dict[str, float]:
     spec = manifest.spec
     tokens = 1 + spec.num_tokens(REGISTERS) + spec.num_tokens(PATCHES)
     counts = _counts(records)
     summary = {
         "rows": manifest.num_rows,
         "rejects": counts.total(),
-        **{f"rejects_{reason.replace(' ', '_')}": count for reason, count in sorted(counts.items())},
+        **{
+            f"rejects_{reason.replace(' ', '_')}": count for reason, count in sorted(counts.items())
+        },
         "captions": sum(record["captions"] for record in records),
         "images_per_s": round(images_per_s, 2),
         "shards": len(manifest.shards),
         "bytes": sum(entry.bytes for entry in manifest.shards),
         "tokens": tokens * manifest.num_rows,
     }
+
     return {name: float(value) for name, value in summary.items()}
 
 
 def _reasons(records: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in _counts(records).most_common()) or "no row was read"
+    return (
+        ", ".join(f"{reason} {count}" for reason, count in _counts(records).most_common())
+        or "no row was read"
+    )
 
 
 def _counts(records: Sequence[Mapping[str, Any]]) -> Counter[str]:

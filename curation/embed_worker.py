@@ -1,7 +1,8 @@
 """One process of the embed step: loads the backbone once, then turns parts into shards.
 
-Images are decoded in threads beside the forward pass when the worker has a GPU or several cores, and in line on one
-core, which is faster there. Rows keep their order either way: the bytes of a shard depend on its part alone.
+Images are decoded in threads beside the forward pass when the worker has a GPU or several cores,
+and in line on one core, which is faster there. Rows keep their order either way: the bytes of a
+shard depend on its part alone.
 """
 
 import json
@@ -48,7 +49,9 @@ from curation.shards.schema import (
 from curation.shards.writer import ShardWriter
 
 ROWS_VERSION = 2
-"""Of what the columns of a row mean; raised when rows of earlier versions must not be taken over any more."""
+"""Of what the columns of a row mean; raised when rows of earlier versions must not be taken over
+any more.
+"""
 EARLY_PARTS = 8
 EARLY_ROWS = 256
 
@@ -58,7 +61,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Task:
-    """One part of the source and the shard it becomes; the digest says with which data and settings."""
+    """One part of the source and the shard it becomes; the digest says with which data and
+    settings.
+    """
 
     index: int
     part: Part
@@ -66,7 +71,9 @@ class Task:
     settings: str = ""
     """Digest of the settings that a row's columns depend on beside its key, captions and image."""
     earlier: EarlierShard | None = None
-    """A shard of this part by an earlier run with the same settings, whose rows are taken over where they fit."""
+    """A shard of this part by an earlier run with the same settings, whose rows are taken over
+    where they fit.
+    """
 
     @property
     def shard(self) -> str:
@@ -115,13 +122,20 @@ class Account:
             self.taken_over += isinstance(row, TakenOver)
 
     def is_hopeless(self, error_budget: float) -> bool:
-        """Whether more than the square root of the budget (10 % for 1 %) was rejected: wrong data shows at once."""
+        """Whether more than the square root of the budget (10 % for 1 %) was rejected: wrong data
+        shows at once.
+        """
         return self.read >= EARLY_ROWS and len(self.rejects) > math.sqrt(error_budget) * self.read
 
     def as_json(self) -> dict[str, Any]:
         """The counts, and every reject, as the sidecar holds them."""
         rejects = [asdict(reject) for reject in self.rejects]
-        return {"read": self.read, "captions": self.captions, "num_rejects": len(rejects), "rejects": rejects}
+        return {
+            "read": self.read,
+            "captions": self.captions,
+            "num_rejects": len(rejects),
+            "rejects": rejects,
+        }
 
 
 class EmbedWorker:
@@ -136,11 +150,17 @@ class EmbedWorker:
         self.walks = dict[str, TarWalk]()
 
     def embed(self, task: Task) -> Generator[int, None, dict[str, Any]]:
-        """Write the task's shard, then its sidecar, which is returned; yields how many rows it has read so far.
+        """Write the task's shard, then its sidecar, which is returned; yields how many rows it has
+        read so far.
 
-        A part that is mostly bad is given up early and leaves no file: its record says `is_stopped`.
+        A part that is mostly bad is given up early and leaves no file: its record says
+        `is_stopped`.
         """
-        record: dict[str, Any] = {"task": task.digest, "part": task.part.name, "precision": self.config.precision}
+        record: dict[str, Any] = {
+            "task": task.digest,
+            "part": task.part.name,
+            "precision": self.config.precision,
+        }
         record["settings"] = task.settings
         account = Account()
         batch: list[Prepared | TakenOver] = []
@@ -163,11 +183,18 @@ class EmbedWorker:
                 writer.append(self._batch_columns(batch, earlier))
             entry = writer.commit()
 
-        record |= account.as_json() | {"is_stopped": False, "entry": asdict(entry), "spec": asdict(self.spec)}
+        record |= account.as_json() | {
+            "is_stopped": False,
+            "entry": asdict(entry),
+            "spec": asdict(self.spec),
+        }
         write_atomic(self.out / task.sidecar, json.dumps(record, indent=1))
+
         return record | {"taken_over": account.taken_over}
 
-    def _rows(self, part: Part, earlier: EmbeddedRows | None) -> Iterator[Prepared | TakenOver | Reject]:
+    def _rows(
+        self, part: Part, earlier: EmbeddedRows | None
+    ) -> Iterator[Prepared | TakenOver | Reject]:
         """The part's pairs in order, decoded, taken over, or rejected with a reason."""
         samples = read_part(self.config.source, part, self.walks)
         threads = self.config.resources.threads
@@ -176,9 +203,15 @@ class EmbedWorker:
         prepare = partial(self._prepare_new, earlier=earlier)
         return map_ahead(prepare, samples, threads, 2 * self.config.batch_size)
 
-    def _prepare_new(self, sample: Sample | Reject, earlier: EmbeddedRows | None) -> Prepared | TakenOver | Reject:
+    def _prepare_new(
+        self, sample: Sample | Reject, earlier: EmbeddedRows | None
+    ) -> Prepared | TakenOver | Reject:
         """Decode what an earlier run has not embedded."""
-        if earlier is not None and isinstance(sample, Sample) and (row := earlier.find(sample)) is not None:
+        if (
+            earlier is not None
+            and isinstance(sample, Sample)
+            and (row := earlier.find(sample)) is not None
+        ):
             return TakenOver(sample, row)
         return self.prepare(sample)
 
@@ -186,11 +219,17 @@ class EmbedWorker:
         """Decode one image; a bad one is a reject. What was rejected before stays rejected."""
         if isinstance(sample, Reject):
             return sample
-        side, view = self.config.backbone.image_size, self.config.view
+
+        side = self.config.backbone.image_size
+        view = self.config.view
         try:
-            image = decode(sample.image, draft_px=draft_px(side, self.config.augment.least_area if view else 1.0))
+            image = decode(
+                sample.image,
+                draft_px=draft_px(side, self.config.augment.least_area if view else 1.0),
+            )
         except ImageError as error:
             return Reject(sample.key, sample.source, error.reason, error.detail)
+
         hashes = bytes_hash(sample.image), pixel_hash(image)
         perceptual = pdq_hashes(image, self.spec.num_hashes)
         if view:
@@ -198,20 +237,28 @@ class EmbedWorker:
             pixels = self.backbone.normalize(random_view(image, side, self.config.augment, draw))
         else:
             pixels = self.backbone.preprocess(image)
-        return Prepared(sample, pixels, hashes, perceptual, thumbnail(image, self.config.thumbnail_px))
 
-    def _batch_columns(self, batch: Sequence[Prepared | TakenOver], earlier: EmbeddedRows | None) -> dict[str, Any]:
+        return Prepared(
+            sample, pixels, hashes, perceptual, thumbnail(image, self.config.thumbnail_px)
+        )
+
+    def _batch_columns(
+        self, batch: Sequence[Prepared | TakenOver], earlier: EmbeddedRows | None
+    ) -> dict[str, Any]:
         """The columns of one batch of rows, of which some may be taken over."""
         new = [row for row in batch if isinstance(row, Prepared)]
         old = [row for row in batch if isinstance(row, TakenOver)]
         if earlier is None or not old:
             return self.columns(new)
 
-        columns = _text_columns([row.sample for row in old]) | earlier.columns(np.array([row.row for row in old]))
+        columns = _text_columns([row.sample for row in old]) | earlier.columns(
+            np.array([row.row for row in old])
+        )
         is_old = np.array([isinstance(row, TakenOver) for row in batch])
         parts = [(np.flatnonzero(is_old), columns)]
         if new:
             parts.append((np.flatnonzero(~is_old), self.columns(new)))
+
         return interleaved(parts)
 
     def columns(self, batch: Sequence[Prepared]) -> dict[str, Any]:
@@ -223,21 +270,34 @@ class EmbedWorker:
             BYTES_HASH: hashes[:, 0],
             PIXEL_HASH: hashes[:, 1],
             PERCEPTUAL_HASH: np.stack([row.perceptual for row in batch]),
-            CAPTION_EMBEDDING: _mean_embeddings(self.encoder, [sample.captions for sample in samples]),
+            CAPTION_EMBEDDING: _mean_embeddings(
+                self.encoder, [sample.captions for sample in samples]
+            ),
         }
+
         return columns | self._features(torch.stack([row.pixels for row in batch]))
 
     @torch.inference_mode()
-    def _features(self, images: Float[Tensor, "b 3 s s"]) -> dict[str, Float32[np.ndarray, "b t d"]]:
+    def _features(
+        self, images: Float[Tensor, "b 3 s s"]
+    ) -> dict[str, Float32[np.ndarray, "b t d"]]:
         spec = self.spec
         grid = self.backbone.geometry.grid
-        cls, registers, patches = store_features(self.backbone(images), grid, spec.num_registers, spec.grid)
+        cls, registers, patches = store_features(
+            self.backbone(images), grid, spec.num_registers, spec.grid
+        )
         named = {CLS: cls[:, None], REGISTERS: registers, PATCHES: patches}
-        return {name: named[name].cpu().numpy() for name in named if name in self.spec.vector_columns()}
+        return {
+            name: named[name].cpu().numpy() for name in named if name in self.spec.vector_columns()
+        }
 
 
-def embedding_spec(config: EmbedConfig, backbone: Backbone, encoder: CaptionEncoder) -> EmbeddingSpec:
-    """What the shards of this config hold; ValueError when the grid asked for is finer than the backbone's."""
+def embedding_spec(
+    config: EmbedConfig, backbone: Backbone, encoder: CaptionEncoder
+) -> EmbeddingSpec:
+    """What the shards of this config hold; ValueError when the grid asked for is finer than the
+    backbone's.
+    """
     return EmbeddingSpec.for_content(
         backbone.geometry,
         config.content,
@@ -261,7 +321,9 @@ def _text_columns(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def _mean_embeddings(encoder: CaptionEncoder, captions: Sequence[tuple[str, ...]]) -> Float32[np.ndarray, "b d"]:
+def _mean_embeddings(
+    encoder: CaptionEncoder, captions: Sequence[tuple[str, ...]]
+) -> Float32[np.ndarray, "b d"]:
     """One unit vector per row: the mean of its captions' vectors; zeros without captions."""
     vectors = encoder.encode([caption for row in captions for caption in row])
     owners = np.repeat(np.arange(len(captions)), [len(row) for row in captions])
@@ -272,7 +334,9 @@ def _mean_embeddings(encoder: CaptionEncoder, captions: Sequence[tuple[str, ...]
 
 
 def map_ahead(work: Callable[[S], T], items: Iterable[S], threads: int, most: int) -> Iterator[T]:
-    """The results of all items in order, computed by threads while the caller uses earlier ones, `most` at a time."""
+    """The results of all items in order, computed by threads while the caller uses earlier ones,
+    `most` at a time.
+    """
     ahead: deque[Future[T]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as executor:
         for item in items:

@@ -1,7 +1,8 @@
-"""Rows that an earlier run has embedded, for data that were mended since: what is as it was is not computed again.
+"""Rows that an earlier run has embedded, for data that were mended since: what is as it was is not
+computed again.
 
-A row is taken over when its key, captions and the bytes of its image are the same. So it does not matter what was
-mended, or how: nothing stale can be taken over.
+A row is taken over when its key, captions and the bytes of its image are the same. So it does not
+matter what was mended, or how: nothing stale can be taken over.
 """
 
 import json
@@ -38,13 +39,15 @@ class EarlierShard(NamedTuple):
 
 
 def earlier_shards(out: Path, settings: str) -> dict[str, EarlierShard]:
-    """The shards in `out` and in the folders beside it that have rows of these settings, by the name of their part.
+    """The shards in `out` and in the folders beside it that have rows of these settings, by the
+    name of their part.
 
     Of several shards of a part, the one in `out` is preferred, then the newest.
     """
     folders = [folder for folder in out.parent.iterdir() if folder.is_dir() and folder != out]
     newest_first = sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
     by_part: dict[str, EarlierShard] = {}
+
     for folder in (out, *newest_first):
         for sidecar in sorted(folder.glob("shard-*.json")):
             record = json.loads(sidecar.read_text())
@@ -52,6 +55,7 @@ def earlier_shards(out: Path, settings: str) -> dict[str, EarlierShard]:
             is_whole = shard.is_file() and shard.stat().st_size == record["entry"]["bytes"]
             if record.get("settings") == settings and is_whole:
                 by_part.setdefault(record["part"], EarlierShard(shard, record["entry"]["rows"]))
+
     return by_part
 
 
@@ -88,10 +92,14 @@ class EmbeddedRows:
         scales = self._shard.scales(name) if dtype == "int8" else [None] * len(views)
         batches = np.searchsorted(self._shard.offsets, rows, side="right") - 1
         parts = []
+
         for row, batch in zip(rows.tolist(), batches.tolist(), strict=True):
             local = slice(row - self._shard.offsets[batch], row - self._shard.offsets[batch] + 1)
             scale = scales[batch]
-            parts.append(decode_tokens(views[batch][local], None if scale is None else scale[local], dtype))
+            parts.append(
+                decode_tokens(views[batch][local], None if scale is None else scale[local], dtype)
+            )
+
         return np.concatenate(parts)
 
     @cached_property
@@ -111,7 +119,9 @@ class EmbeddedRows:
         """Of each image and of its altered forms, as many as the spec says."""
         num_hashes = self.spec.num_hashes
         stored = b"".join(self._column(PERCEPTUAL_HASH)) if num_hashes else b""
-        return np.frombuffer(stored, np.uint8).reshape(len(self._row_of), num_hashes, PERCEPTUAL_BYTES)
+        return np.frombuffer(stored, np.uint8).reshape(
+            len(self._row_of), num_hashes, PERCEPTUAL_BYTES
+        )
 
     def _column(self, name: str) -> list[Any]:
         return [value for batch in self._shard.batches for value in batch.column(name).to_pylist()]
@@ -120,7 +130,8 @@ class EmbeddedRows:
 def interleaved(
     parts: Sequence[tuple[Int64[np.ndarray, " n"], dict[str, Any]]],
 ) -> dict[str, Any]:
-    """Columns of several groups of rows as those of one batch, given the places of each group's rows in it.
+    """Columns of several groups of rows as those of one batch, given the places of each group's
+    rows in it.
 
     >>> interleaved([([0, 2], {"key": ["a", "c"]}), ([1], {"key": ["b"]})])
     {"key": ["a", "b", "c"]}
@@ -134,4 +145,5 @@ def interleaved(
         else:
             flat = [value for group in values for value in group]
             joined[name] = [flat[index] for index in order]
+
     return joined

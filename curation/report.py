@@ -1,4 +1,6 @@
-"""What curation did, as sections of the one HTML report: self-contained HTML, pictures and thumbnails inline."""
+"""What curation did, as sections of the one HTML report: self-contained HTML, pictures and
+thumbnails inline.
+"""
 
 import html
 import json
@@ -47,24 +49,37 @@ class Section(NamedTuple):
 def curation_sections(curate: Path, embeddings: Path) -> list[Section]:
     """Everything there is to show about one curate folder and the embeddings it was made from."""
     summary = json.loads((curate / CURATION).read_text())
-    shards, decisions = open_shards(embeddings), read_decisions(curate)
+    shards = open_shards(embeddings)
+    decisions = read_decisions(curate)
     kept = decisions["kept"].to_numpy()
     sides = {}
+
     for side in SIDES:
         levels = _levels(curate / side)
         if levels:
             labels = decisions[f"{side}_cluster"].to_numpy()
             sides[side] = levels, Clustering(labels, kept, len(levels[0].centroids))
-    sections = [Section("What was read", _reading(embeddings)), Section("What was kept", _funnel(summary))]
+
+    sections = [
+        Section("What was read", _reading(embeddings)),
+        Section("What was kept", _funnel(summary)),
+    ]
+
     if sides:
         sizes = _sizes(sides, decisions["copies"].to_numpy())
-        sections += [Section("Cluster sizes before and after", sizes), Section("Evenness", _evenness(summary))]
+        sections += [
+            Section("Cluster sizes before and after", sizes),
+            Section("Evenness", _evenness(summary)),
+        ]
     if "image" in sides:
         sections += _image_galleries(shards, *sides["image"])
     if "text" in sides:
-        sections.append(Section("Caption clusters", _caption_clusters(shards, sides["text"][1], summary)))
+        sections.append(
+            Section("Caption clusters", _caption_clusters(shards, sides["text"][1], summary))
+        )
     if "entries" in decisions.column_names:
         sections.append(Section("Metadata entries", _metadata(decisions, summary)))
+
     return [
         *sections,
         *_removed(curate, summary),
@@ -79,7 +94,9 @@ def _reading(embeddings: Path) -> str:
     account = json.loads((embeddings / ACCOUNT).read_text())
     rejects = [json.loads(line) for line in (embeddings / REJECTS).read_text().splitlines()]
     reasons = Counter(reject["reason"] for reject in rejects if "key" in reject)
-    counts = {name.replace("_", " "): f"{int(count):,}" for name, count in account["counts"].items()}
+    counts = {
+        name.replace("_", " "): f"{int(count):,}" for name, count in account["counts"].items()
+    }
     rows = [[name, count] for name, count in counts.items()]
     rows += [[f"rows rejected: {reason}", f"{count:,}"] for reason, count in reasons.most_common()]
     rows += [
@@ -87,19 +104,24 @@ def _reading(embeddings: Path) -> str:
         for reason, entry in account["not_read"].items()
     ]
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in account["notes"])
+
     return _table(("files and rows", "number"), rows) + notes
 
 
 def _levels(folder: Path) -> list[Level]:
-    return [read_level(path) for path in sorted(folder.glob("level-*.npz")) if path.stem.count(".") == 0]
+    return [
+        read_level(path) for path in sorted(folder.glob("level-*.npz")) if path.stem.count(".") == 0
+    ]
 
 
 def _funnel(summary: dict[str, Any]) -> str:
-    left, stages = summary["rows"], [("pool", summary["rows"])]
+    left = summary["rows"]
+    stages = [("pool", summary["rows"])]
     for reason, count in summary["counts"].items():
         if reason != "kept" and count:
             left -= count
             stages.append((f"after {reason}", left))
+
     how = f"method {html.escape(summary['method'])}, nearest centroids in {summary['engine']}"
     text = f"<p>{summary['counts']['kept']:,} of {summary['rows']:,} pairs, {how}"
     if "text_threshold" in summary["figures"]:
@@ -108,60 +130,112 @@ def _funnel(summary: dict[str, Any]) -> str:
         return text + ": nothing was removed.</p>"
     if not summary["evaluation"]:
         text += ", compared with no evaluation image"
-    return text + ".</p>" + _picture(funnel(stages), "pairs left after each stage") + _both_sides(summary["figures"])
+
+    return (
+        text
+        + ".</p>"
+        + _picture(funnel(stages), "pairs left after each stage")
+        + _both_sides(summary["figures"])
+    )
 
 
 def _both_sides(figures: dict[str, float]) -> str:
-    """What images and captions chose of the pairs left after leakage and duplicates, where both did."""
+    """What images and captions chose of the pairs left after leakage and duplicates, where both
+    did.
+    """
     if "in_both" not in figures:
         return ""
+
     both, image, text, neither = (int(figures[f"in_{name}"]) for name in SHARES)
     rows = [
         ["chosen by images", f"{both:,}", f"{image:,}", f"{both + image:,}"],
         ["not chosen by images", f"{text:,}", f"{neither:,}", f"{text + neither:,}"],
-        ["together", f"{both + text:,}", f"{image + neither:,}", f"{both + image + text + neither:,}"],
+        [
+            "together",
+            f"{both + text:,}",
+            f"{image + neither:,}",
+            f"{both + image + text + neither:,}",
+        ],
     ]
+
     return _table(("", "chosen by captions", "not chosen by captions", "together"), rows)
 
 
-def _sizes(sides: dict[str, tuple[list[Level], Clustering]], copies: Int64[np.ndarray, " rows"]) -> str:
+def _sizes(
+    sides: dict[str, tuple[list[Level], Clustering]], copies: Int64[np.ndarray, " rows"]
+) -> str:
     """Curves count a pair as often as it is taken; a map needs three clusters."""
     curves = {}
     for side, (levels, clustering) in sides.items():
         taken = copies[clustering.labels >= 0]
-        for number, (level, labels) in enumerate(zip(levels, cluster_of_rows(levels), strict=True), start=1):
+        for number, (level, labels) in enumerate(
+            zip(levels, cluster_of_rows(levels), strict=True), start=1
+        ):
             most = len(level.centroids)
-            sizes = np.bincount(labels, minlength=most), np.bincount(labels, taken, most).astype(np.int64)
+            sizes = (
+                np.bincount(labels, minlength=most),
+                np.bincount(labels, taken, most).astype(np.int64),
+            )
             curves[f"{SIDES[side]}, level {number} ({most:,} clusters)"] = sizes
+
     maps = ""
     if "image" in sides and len(sides["image"][0][0].centroids) > 2:
         levels, clustering = sides["image"]
-        picture = _picture(cluster_map(levels[0].centroids, clustering.before, clustering.after), "map of clusters")
-        maps = f"<p>Image clusters on two principal axes; area is the size before, colour the share kept.</p>{picture}"
+        picture = _picture(
+            cluster_map(levels[0].centroids, clustering.before, clustering.after), "map of clusters"
+        )
+        maps = (
+            "<p>Image clusters on two principal axes; area is the size before, colour the "
+            f"share kept.</p>{picture}"
+        )
+
     return _picture(size_curves(curves), "cluster sizes by rank, log-log") + maps
 
 
 def _evenness(summary: dict[str, Any]) -> str:
-    figures, rows = summary["figures"], []
+    figures = summary["figures"]
+    rows = []
     for name in figures:
         if name.endswith("_entropy_before"):
             level = name.removesuffix("_entropy_before")
-            values = [figures[f"{level}_{what}_{when}"] for what in ("entropy", "gini") for when in ("before", "after")]
-            rows.append([level.replace("_level", ", level "), *(f"{value:.3f}" for value in values)])
-    return "<p>Entropy in bits (higher is more even), Gini coefficient (0: all clusters equal).</p>" + _table(
-        ("level", "entropy before", "after", "Gini before", "after"), rows
+            values = [
+                figures[f"{level}_{what}_{when}"]
+                for what in ("entropy", "gini")
+                for when in ("before", "after")
+            ]
+            rows.append(
+                [level.replace("_level", ", level "), *(f"{value:.3f}" for value in values)]
+            )
+
+    return (
+        "<p>Entropy in bits (higher is more even), Gini coefficient (0: all clusters equal).</p>"
+        + _table(("level", "entropy before", "after", "Gini before", "after"), rows)
     )
 
 
-def _image_galleries(shards: EmbeddingShards, levels: list[Level], clustering: Clustering) -> Iterator[Section]:
-    note = "<p>Evenly spaced members, and what the sampling kept of them; hover for the caption.</p>"
-    yield Section("Largest image clusters", note + before_and_after(shards, clustering, clustering.largest(CLUSTERS)))
+def _image_galleries(
+    shards: EmbeddingShards, levels: list[Level], clustering: Clustering
+) -> Iterator[Section]:
+    note = (
+        "<p>Evenly spaced members, and what the sampling kept of them; hover for the caption.</p>"
+    )
+    yield Section(
+        "Largest image clusters",
+        note + before_and_after(shards, clustering, clustering.largest(CLUSTERS)),
+    )
     note = "<p>The smallest clusters; faint pictures were dropped.</p>"
-    yield Section("Tail image clusters", note + cluster_strips(shards, clustering, clustering.smallest(2 * CLUSTERS)))
+    yield Section(
+        "Tail image clusters",
+        note + cluster_strips(shards, clustering, clustering.smallest(2 * CLUSTERS)),
+    )
 
 
-def _caption_clusters(shards: EmbeddingShards, clustering: Clustering, summary: dict[str, Any]) -> str:
-    clusters = np.unique(np.concatenate([clustering.largest(2 * CLUSTERS), clustering.smallest(CLUSTERS)]))
+def _caption_clusters(
+    shards: EmbeddingShards, clustering: Clustering, summary: dict[str, Any]
+) -> str:
+    clusters = np.unique(
+        np.concatenate([clustering.largest(2 * CLUSTERS), clustering.smallest(CLUSTERS)])
+    )
     clusters = clusters[np.argsort(-clustering.before[clusters], kind="stable")]
     words = typical_words(shards, clustering, clusters)
     rows = [
@@ -169,6 +243,7 @@ def _caption_clusters(shards: EmbeddingShards, clustering: Clustering, summary: 
         for cluster, words in zip(clusters.tolist(), words, strict=True)
     ]
     table = _table(("cluster", "pairs before", "after", "most typical words"), rows)
+
     return table + _threshold(one_entry_each(clustering.labels[clustering.labels >= 0]), summary)
 
 
@@ -177,12 +252,21 @@ def _threshold(entries: Entries, summary: dict[str, Any]) -> str:
     threshold = summary["figures"].get("text_threshold")
     if not threshold:
         return ""
-    counts, num_rows = np.bincount(entries.values), len(entries.counts())
-    some = entries.take(np.unique(np.linspace(0, num_rows - 1, min(num_rows, CURVE_ROWS)).astype(int)))
+
+    counts = np.bincount(entries.values)
+    num_rows = len(entries.counts())
+    some = entries.take(
+        np.unique(np.linspace(0, num_rows - 1, min(num_rows, CURVE_ROWS)).astype(int))
+    )
     shown = len(some.counts())
     thresholds = np.geomspace(0.5, max(1, counts.max()), 60)
-    share = np.array([keep_probability(some, counts, np.full(shown, value)).mean() for value in thresholds])
-    return _picture(threshold_curve(thresholds, num_rows * share, threshold), "threshold against size")
+    share = np.array(
+        [keep_probability(some, counts, np.full(shown, value)).mean() for value in thresholds]
+    )
+
+    return _picture(
+        threshold_curve(thresholds, num_rows * share, threshold), "threshold against size"
+    )
 
 
 def _metadata(decisions: pa.Table, summary: dict[str, Any]) -> str:
@@ -195,25 +279,36 @@ def _metadata(decisions: pa.Table, summary: dict[str, Any]) -> str:
     after = np.bincount(entries.values, taken, len(names)).astype(np.int64)
     found = np.flatnonzero(before)
     order = found[np.argsort(-before[found], kind="stable")]
-    shown = np.unique(np.r_[np.arange(min(len(order), 2 * CLUSTERS)), np.arange(len(order))[-CLUSTERS:]])
-    rows = [[names[entry], f"{before[entry]:,}", f"{after[entry]:,}"] for entry in order[shown].tolist()]
+    shown = np.unique(
+        np.r_[np.arange(min(len(order), 2 * CLUSTERS)), np.arange(len(order))[-CLUSTERS:]]
+    )
+    rows = [
+        [names[entry], f"{before[entry]:,}", f"{after[entry]:,}"] for entry in order[shown].tolist()
+    ]
     matched = int((entries.counts() > 0).sum())
     note = (
-        f"<p>{len(found):,} of {len(names):,} entries occur, {len(entries.values) / max(1, matched):.1f} in each of "
-        f"the {matched:,} pairs that have one; {int((after[found] > 0).sum()):,} occur in what was kept.</p>"
+        f"<p>{len(found):,} of {len(names):,} entries occur, "
+        f"{len(entries.values) / max(1, matched):.1f} in each of the {matched:,} pairs that have "
+        f"one; {int((after[found] > 0).sum()):,} occur in what was kept.</p>"
     )
     table = _table(("entry", "pairs before", "after"), rows)
+
     return note + table + _threshold(entries.take(np.flatnonzero(entries.counts())), summary)
 
 
 def _removed(curate: Path, summary: dict[str, Any]) -> Iterator[Section]:
-    """Examples of each kind of duplicate and leakage: the removed picture beside the one it repeats."""
+    """Examples of each kind of duplicate and leakage: the removed picture beside the one it
+    repeats.
+    """
     with pa.memory_map(str(curate / EXAMPLES)) as source:
         examples = pa.ipc.open_file(source).read_all().to_pylist()
     for reason in dict.fromkeys(row["reason"] for row in examples):
         chosen = [row for row in examples if row["reason"] == reason]
         what = "the evaluation image" if reason.startswith("leakage") else "the kept picture"
-        note = f"<p>{summary['counts'][reason]:,} pairs: left what was removed, right {what}, with their cosine.</p>"
+        note = (
+            f"<p>{summary['counts'][reason]:,} pairs: left what was removed, right {what}, "
+            "with their cosine.</p>"
+        )
         yield Section(reason[0].upper() + reason[1:], note + pair_gallery(chosen))
 
 
@@ -221,6 +316,7 @@ def _margins(curate: Path) -> Iterator[Section]:
     """Per threshold, the pairs next to it on either side: they show whether it is right."""
     with pa.memory_map(str(curate / MARGINS)) as source:
         pairs = pa.ipc.open_file(source).read_all().to_pylist()
+
     thresholds = dict.fromkeys((row["evaluation"], row["sign"], row["threshold"]) for row in pairs)
     if not thresholds:
         return
@@ -229,34 +325,53 @@ def _margins(curate: Path) -> Iterator[Section]:
     for evaluation, sign, threshold in thresholds:
         unit = "cosine" if sign == "cosine" else "bits"
         where = f"Leakage against {evaluation}" if evaluation else "Duplicates"
-        shown.append(f"<p><b>{html.escape(where)}, {sign}</b>: threshold {threshold:.4g} {unit}.</p>")
+        shown.append(
+            f"<p><b>{html.escape(where)}, {sign}</b>: threshold {threshold:.4g} {unit}.</p>"
+        )
         own = [
-            row for row in pairs if (row["evaluation"], row["sign"], row["threshold"]) == (evaluation, sign, threshold)
+            row
+            for row in pairs
+            if (row["evaluation"], row["sign"], row["threshold"]) == (evaluation, sign, threshold)
         ]
-        for is_copy, title in ((True, "Just taken for copies"), (False, "Just not taken for copies")):
+        for is_copy, title in (
+            (True, "Just taken for copies"),
+            (False, "Just not taken for copies"),
+        ):
             if side := [row for row in own if row["is_copy"] == is_copy]:
                 shown.append(f"<p>{title}</p>{margin_gallery(side)}")
-    note = "<p>The pairs whose cosine, or number of differing hash bits, is nearest to each threshold.</p>"
+
+    note = (
+        "<p>The pairs whose cosine, or number of differing hash bits, is nearest to each "
+        "threshold.</p>"
+    )
     yield Section("Pairs next to the thresholds", note + "".join(shown))
 
 
-def _shared_captions(shards: EmbeddingShards, decisions: pa.Table, summary: dict[str, Any]) -> Iterator[Section]:
+def _shared_captions(
+    shards: EmbeddingShards, decisions: pa.Table, summary: dict[str, Any]
+) -> Iterator[Section]:
     """Pairs one of whose captions an evaluation set has too: counted, some shown."""
     rows = np.flatnonzero(decisions["caption_in"].is_valid())
     if not len(rows):
         return
+
     kept = int(decisions["kept"].to_numpy()[rows].sum())
     some = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), CLUSTERS)).astype(int))]
     table = _table(
         ("key", "captions", "evaluation set", "what became of it"),
         [
-            [decisions["key"][row].as_py(), "; ".join(captions), *(str(decisions[name][row]) for name in SHARED)]
+            [
+                decisions["key"][row].as_py(),
+                "; ".join(captions),
+                *(str(decisions[name][row]) for name in SHARED),
+            ]
             for row, captions in zip(some.tolist(), shards.captions(some), strict=True)
         ],
     )
     note = (
-        f"<p>{len(rows):,} pairs have a caption that an evaluation set has too; {kept:,} of them were kept. Their keys "
-        "are in decisions.arrow, column caption_in; leakage.captions=remove drops them.</p>"
+        f"<p>{len(rows):,} pairs have a caption that an evaluation set has too; {kept:,} of them "
+        "were kept. Their keys are in decisions.arrow, column caption_in; "
+        "leakage.captions=remove drops them.</p>"
     )
     yield Section("Captions that occur in evaluation", note + table)
 
@@ -264,10 +379,16 @@ def _shared_captions(shards: EmbeddingShards, decisions: pa.Table, summary: dict
 def _phases(summary: dict[str, Any]) -> str:
     """Time and peak memory of each phase."""
     rows = [
-        [name.replace("_", " "), f"{phase['seconds']:.2f}", f"{phase['driver_mb']:,.0f}", f"{phase['workers_mb']:,.0f}"]
+        [
+            name.replace("_", " "),
+            f"{phase['seconds']:.2f}",
+            f"{phase['driver_mb']:,.0f}",
+            f"{phase['workers_mb']:,.0f}",
+        ]
         for name, phase in summary["phases"].items()
     ]
     note = "<p>Peak of private memory, sampled every 20 ms; mapped shards are not counted.</p>"
+
     return note + _table(("phase", "seconds", "driver, MB", "all workers, MB"), rows)
 
 

@@ -1,7 +1,7 @@
 """Zero-shot classification: an image's class is the one whose averaged prompt embedding is nearest.
 
-Prompt ensembling as in CLIP: each prompt's embedding to unit norm, mean over the templates, unit norm again. A class
-with several names scores as the best of them.
+Prompt ensembling as in CLIP: each prompt's embedding to unit norm, mean over the templates, unit
+norm again. A class with several names scores as the best of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,12 +40,20 @@ def class_embeddings(
     blocks = []
     for start in range(0, len(names), names_at_once):
         prompts = fill(names[start : start + names_at_once], templates)
-        blocks.append(_means(checked(encoder.encode_text(prompts, dense=dense), "texts", len(prompts)), len(templates)))
+        blocks.append(
+            _means(
+                checked(encoder.encode_text(prompts, dense=dense), "texts", len(prompts)),
+                len(templates),
+            )
+        )
+
     return torch.cat(blocks)
 
 
 def _means(prompts: Float[Tensor, "prompts dim"], templates: int) -> Float[Tensor, "names dim"]:
-    """Unit means of each name's unit vectors. Blocks of prompts are not kept: 20,000 names in 80 templates are many."""
+    """Unit means of each name's unit vectors. Blocks of prompts are not kept: 20,000 names in 80
+    templates are many.
+    """
     return normalize(normalize(prompts, dim=-1).unflatten(0, (-1, templates)).mean(1), dim=-1)
 
 
@@ -57,7 +65,9 @@ def classify(
     view: View = UNCUT,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Classified:
-    """Scores every image against every class; ties count with their expected value under random order."""
+    """Scores every image against every class; ties count with their expected value under random
+    order.
+    """
     names = [name for each in dataset.class_names for name in each]
     owners = torch.tensor([label for label, each in enumerate(dataset.class_names) for _ in each])
     prompts = class_embeddings(encoder, names, templates)
@@ -66,8 +76,11 @@ def classify(
     first = min(FIRST, num_classes)
     targets = torch.from_numpy(dataset.targets)[:, None]
     labels = torch.arange(num_classes)
-    ranked, confidence, placed = [], [], []
+    ranked = []
+    confidence = []
+    placed = []
     start = 0
+
     for images in batches(dataset.images, view, batch_size):
         vectors = checked(encoder.encode_image(images), "images", len(images), prompts.shape[1])
         scores = _best_of_names(vectors @ prompts.T, owners, num_classes)
@@ -81,11 +94,15 @@ def classify(
 
     all_ranks = Ranks(*(np.concatenate(part) for part in zip(*placed, strict=True)))
     return Classified(
-        np.concatenate(ranked), np.concatenate(confidence), _tallies(all_ranks, dataset.targets, num_classes)
+        np.concatenate(ranked),
+        np.concatenate(confidence),
+        _tallies(all_ranks, dataset.targets, num_classes),
     )
 
 
-def _best_of_names(scores: Float[Tensor, "n names"], owners: Tensor, num_classes: int) -> Float[Tensor, "n classes"]:
+def _best_of_names(
+    scores: Float[Tensor, "n names"], owners: Tensor, num_classes: int
+) -> Float[Tensor, "n classes"]:
     """The score of each class: that of its best name."""
     if scores.shape[1] == num_classes:
         return scores

@@ -16,14 +16,19 @@ class ViewConfig:
     """How an image becomes the square that an encoder takes."""
 
     crop: Literal["auto", "resize-crop", "square"] = "auto"
-    """resize-crop: the short side to `resize`, then a crop of the model's image size; square: the whole centered
-    square, resized; auto: resize-crop for published sets, square for all others."""
+    """resize-crop: the short side to `resize`, then a crop of the model's image size; square: the
+    whole centered square, resized; auto: resize-crop for published sets, square for all others.
+    """
     resize: int | None = None
-    """Short side before the crop of resize-crop, px; None: 256 for 224, as published, and in proportion."""
+    """Short side before the crop of resize-crop, px; None: 256 for 224, as published, and in
+    proportion.
+    """
 
     def __post_init__(self) -> None:
         if self.resize is not None and self.resize < 1:
-            raise ValueError(f"view.resize is {self.resize}: must be at least 1; leave it out for 256 per 224 px")
+            raise ValueError(
+                f"view.resize is {self.resize}: must be at least 1; leave it out for 256 per 224 px"
+            )
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,9 @@ class RegionConfig:
     crop_shares: tuple[float, ...] = (0.1875, 0.25, 0.375, 0.5)
     """Sides of the crops as shares of the image's short side."""
     times_seen: float = 10.0
-    """How often the crops of each size see a place of the image; with four sizes, forty times in all."""
+    """How often the crops of each size see a place of the image; with four sizes, forty times in
+    all.
+    """
     input_px: int = 224
     """Side that each crop is resized to for the encoder, px."""
     grid: int = 128
@@ -47,20 +54,32 @@ class RegionConfig:
 
     def __post_init__(self) -> None:
         if not self.crop_shares or not all(0 < share <= 1 for share in self.crop_shares):
-            raise ValueError(f"regions.crop_shares is {self.crop_shares}: shares above 0 and up to 1 are required")
+            raise ValueError(
+                f"regions.crop_shares is {self.crop_shares}: shares above 0 and up to 1 are "
+                "required"
+            )
+
         for name in ("input_px", "grid", "regions", "iterations"):
             if getattr(self, name) < 1:
-                raise ValueError(f"segmentation.regions.{name} is {getattr(self, name)}: must be at least 1; raise it")
+                raise ValueError(
+                    f"segmentation.regions.{name} is {getattr(self, name)}: must be at least 1; "
+                    "raise it"
+                )
+
         if self.times_seen < 1:
-            raise ValueError(f"segmentation.regions.times_seen is {self.times_seen}: must be at least 1; raise it")
+            raise ValueError(
+                f"segmentation.regions.times_seen is {self.times_seen}: must be at least 1; "
+                "raise it"
+            )
 
     def describe(self) -> str:
         """All numbers, for results."""
         shares = ", ".join(f"{share:g}" for share in self.crop_shares)
         return (
-            f"square crops of {shares} of the short side to {self.input_px} px, each size sees a place "
-            f"{self.times_seen:g} times; features averaged on {self.grid} cells per short side; k-means of "
-            f"{self.regions} regions ({self.iterations} iterations, seed {self.seed}), each named by its mean"
+            f"square crops of {shares} of the short side to {self.input_px} px, each size sees a "
+            f"place {self.times_seen:g} times; features averaged on {self.grid} cells per short "
+            f"side; k-means of {self.regions} regions ({self.iterations} iterations, seed "
+            f"{self.seed}), each named by its mean"
         )
 
 
@@ -75,33 +94,50 @@ class SegmentationConfig:
     stride: int = 192
     """Distance between windows, px; the last one ends at the border."""
     logit_scale: float = 1.0
-    """Factor on the cosines before the soft-max over classes: 1, as dino.txt is evaluated, and not the trained scale,
-    which would let each window's first choice outvote the mean."""
+    """Factor on the cosines before the soft-max over classes: 1, as dino.txt is evaluated, and not
+    the trained scale, which would let each window's first choice outvote the mean.
+    """
     background: Literal["prompts", "threshold"] = "prompts"
-    """Sets with a background class: it scores as the best of `background_prompts`, or a constant cosine."""
-    background_prompts: tuple[str, ...] = ("background", "backdrop", "empty space", "sky", "ground", "wall")
-    """Names of the background, in the same templates as class names; those that are classes of the set are left out."""
+    """Sets with a background class: it scores as the best of `background_prompts`, or a constant
+    cosine.
+    """
+    background_prompts: tuple[str, ...] = (
+        "background",
+        "backdrop",
+        "empty space",
+        "sky",
+        "ground",
+        "wall",
+    )
+    """Names of the background, in the same templates as class names; those that are classes of the
+    set are left out.
+    """
     background_cosine: float = 0.1
     """With "threshold": a pixel is background where no class has a higher cosine."""
     protocol: SegmentationProtocol = "window"
-    """window: the published sliding windows; whole: the resized image at once; high-resolution: regions of averaged
-    features of many crops."""
+    """window: the published sliding windows; whole: the resized image at once; high-resolution:
+    regions of averaged features of many crops.
+    """
     regions: RegionConfig = RegionConfig()
     """Crops and regions of the high-resolution protocol."""
 
     def __post_init__(self) -> None:
         for name in ("short_side", "window", "stride"):
             if getattr(self, name) < 1:
-                raise ValueError(f"segmentation.{name} is {getattr(self, name)}: must be at least 1; raise it")
+                raise ValueError(
+                    f"segmentation.{name} is {getattr(self, name)}: must be at least 1; raise it"
+                )
+
         if self.stride > self.window:
             raise ValueError(
-                f"segmentation.stride is {self.stride} with a window of {self.window} px: must be at most the window, "
-                "or no window covers the pixels between them; lower the stride"
+                f"segmentation.stride is {self.stride} with a window of {self.window} px: must be "
+                "at most the window, or no window covers the pixels between them; lower "
+                "the stride"
             )
         if not self.logit_scale > 0:
             raise ValueError(
-                f"segmentation.logit_scale is {self.logit_scale}: must be above 0, or the nearest class does not win; "
-                "leave it out for the default"
+                f"segmentation.logit_scale is {self.logit_scale}: must be above 0, or the nearest "
+                "class does not win; leave it out for the default"
             )
 
     def describe(self) -> str:
@@ -110,11 +146,14 @@ class SegmentationConfig:
             return f"high resolution: {self.regions.describe()}"
         resized = f"short side {self.short_side} px, bicubic"
         if self.protocol == "whole":
-            return f"whole image: {resized}, stretched to whole patches, cosines bilinear to the mask, arg-max"
+            return (
+                f"whole image: {resized}, stretched to whole patches, cosines bilinear to the "
+                "mask, arg-max"
+            )
         return (
-            f"window: {resized}; windows of {self.window} px, stride {self.stride} px, stretched to whole patches; "
-            f"cosines bilinear to pixels, soft-max of {self.logit_scale:g} x cosine, mean over windows, bilinear to "
-            "the mask, arg-max"
+            f"window: {resized}; windows of {self.window} px, stride {self.stride} px, stretched "
+            f"to whole patches; cosines bilinear to pixels, soft-max of {self.logit_scale:g} x "
+            "cosine, mean over windows, bilinear to the mask, arg-max"
         )
 
 
@@ -125,13 +164,16 @@ class EvaluateConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The frozen backbone of the model."""
     open_clip: str = ""
-    """ARCHITECTURE:WEIGHTS of open_clip, measured instead of a model from here; a recipe's `others` sets it."""
+    """ARCHITECTURE:WEIGHTS of open_clip, measured instead of a model from here; a recipe's `others`
+    sets it.
+    """
     sets: tuple[str, ...] = ()
     """Which of the evaluation sets to run, by name (classification_imagenet); empty: all."""
     templates: str = "auto"
-    """Prompts for class names: imagenet (the 80 of CLIP), emoji (for drawings), plain (the bare name), those of another
-    published set (cifar10, ...), or a text file with one template per line, {} for the name; auto: the set's own, else
-    imagenet."""
+    """Prompts for class names: imagenet (the 80 of CLIP), emoji (for drawings), plain (the bare
+    name), those of another published set (cifar10, ...), or a text file with one template per line,
+    {} for the name; auto: the set's own, else imagenet.
+    """
     split: str = "auto"
     """Split of retrieval sets; "auto": test if there, else val, else every image."""
     view: ViewConfig = field(default_factory=ViewConfig)
@@ -139,8 +181,9 @@ class EvaluateConfig:
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     """Protocol of segmentation."""
     precision: PrecisionChoice = field(default="float32", metadata=PRECISION)
-    """Number format of the backbone's products: float32, as published; auto: bfloat16 where the workers' device is fast
-    in it."""
+    """Number format of the backbone's products: float32, as published; auto: bfloat16 where the
+    workers' device is fast in it.
+    """
     batch_size: int = 64
     """Images decoded and encoded at a time."""
     bootstrap_samples: int = 1000
@@ -152,9 +195,16 @@ class EvaluateConfig:
     resources: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
-        for name, least in {"batch_size": 1, "bootstrap_samples": 1, "seed": 0, "num_examples": 0}.items():
+        for name, least in {
+            "batch_size": 1,
+            "bootstrap_samples": 1,
+            "seed": 0,
+            "num_examples": 0,
+        }.items():
             if getattr(self, name) < least:
-                raise ValueError(f"evaluate.{name} is {getattr(self, name)}: must be at least {least}; raise it")
+                raise ValueError(
+                    f"evaluate.{name} is {getattr(self, name)}: must be at least {least}; raise it"
+                )
 
 
 @dataclass(frozen=True)
@@ -173,12 +223,16 @@ class ReportConfig:
     def __post_init__(self) -> None:
         for name, least in {"bootstrap_samples": 1, "seed": 0}.items():
             if getattr(self, name) < least:
-                raise ValueError(f"report.{name} is {getattr(self, name)}: must be at least {least}; raise it")
+                raise ValueError(
+                    f"report.{name} is {getattr(self, name)}: must be at least {least}; raise it"
+                )
 
 
 @dataclass(frozen=True)
 class ImagesConfig:
-    """How the images of an evaluation set are embedded, for curation to compare the pool with them."""
+    """How the images of an evaluation set are embedded, for curation to compare the pool with
+    them.
+    """
 
     embed: EmbedConfig = EmbedConfig()
     """How the pool was embedded: its images are compared with these."""

@@ -1,6 +1,8 @@
-"""Retrieval ranks by counting, a tile of scores at a time: nothing is sorted, and no row of scores is ever whole.
+"""Retrieval ranks by counting, a tile of scores at a time: nothing is sorted, and no row of scores
+is ever whole.
 
-Every tile has one shape, so that a score has the same bits wherever it is computed; only then may scores be compared.
+Every tile has one shape, so that a score has the same bits wherever it is computed; only then may
+scores be compared.
 """
 
 from typing import no_type_check
@@ -17,12 +19,15 @@ TILE = 1024
 
 
 def both_ranks(
-    captions: Float[Tensor, "m dim"], images: Float[Tensor, "n dim"], owners: Int64[np.ndarray, " m"]
+    captions: Float[Tensor, "m dim"],
+    images: Float[Tensor, "n dim"],
+    owners: Int64[np.ndarray, " m"],
 ) -> tuple[Ranks, Ranks]:
-    """Ranks of each caption's image among all images, and of each image's best caption among all captions.
+    """Ranks of each caption's image among all images, and of each image's best caption among all
+    captions.
 
-    Caption j describes image owners[j]; captions of one image are neighbors, and images are in the order of their
-    captions. Two images with captions [0, 0, 1] and scores
+    Caption j describes image owners[j]; captions of one image are neighbors, and images are in the
+    order of their captions. Two images with captions [0, 0, 1] and scores
 
         0.9 0.1        caption 0 and 2 find their image at rank 1, caption 1 at rank 2;
         0.2 0.3        image 0 finds caption 0 at rank 1, image 1 caption 2 at rank 1.
@@ -34,6 +39,7 @@ def both_ranks(
 
     to_image = np.zeros((2, len(captions)), np.int64)
     to_text = np.zeros((2, len(images)), np.int64)
+
     for row in range(0, len(captions), TILE):
         block = _padded(captions, row)
         height = min(TILE, len(captions) - row)
@@ -48,7 +54,8 @@ def both_ranks(
                 to_text[:, column : column + width],
             )
 
-    # A caption's one right answer is level with itself; of an image's captions, those as good as the best are right.
+    # A caption's one right answer is level with itself; of an image's captions, those as good as
+    # the best are right.
     right = np.bincount(owners, own == best[owners], len(images)).astype(np.int64)
     text_ranks = Ranks(to_text[0], to_text[1] - right, right)
     return Ranks(to_image[0], to_image[1] - 1, np.ones(len(captions), np.int64)), text_ranks
@@ -62,6 +69,7 @@ def sibling_ranks(captions: Float[Tensor, "m dim"], owners: Int64[np.ndarray, " 
     best, right = _best_siblings(captions, owners)
     counts = np.zeros((2, len(captions)), np.int64)
     itself = np.empty(len(captions), np.float32)
+
     for row in range(0, len(captions), TILE):
         block = _padded(captions, row)
         height = min(TILE, len(captions) - row)
@@ -88,19 +96,25 @@ def sibling_ranks(captions: Float[Tensor, "m dim"], owners: Int64[np.ndarray, " 
 def _best_siblings(
     captions: Float[Tensor, "m dim"], owners: Int64[np.ndarray, " m"]
 ) -> tuple[Float32[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
-    """The score of each caption's best sibling, infinity without one, and how many siblings have it."""
+    """The score of each caption's best sibling, infinity without one, and how many siblings have
+    it.
+    """
     best = np.full(len(captions), np.inf, np.float32)
     right = np.zeros(len(captions), np.int64)
     ends = np.cumsum(np.bincount(owners))
+
     for row in range(0, len(captions), TILE):
         block = _padded(captions, row)
         here = owners[row : row + TILE]
         first = int(ends[here[0] - 1]) if here[0] else 0
         last = int(ends[here[-1]])
 
-        # The tiles that hold the siblings of this block: its own, and one beside it where an image is cut.
+        # The tiles that hold the siblings of this block: its own, and one beside it where an image
+        # is cut.
         columns = range(first // TILE * TILE, last, TILE)
-        tiles = np.concatenate([(block @ _padded(captions, column).T).numpy() for column in columns], axis=1)
+        tiles = np.concatenate(
+            [(block @ _padded(captions, column).T).numpy() for column in columns], axis=1
+        )
         for place, owner in enumerate(here.tolist()):
             start = int(ends[owner - 1]) if owner else 0
             siblings = np.arange(start, int(ends[owner]))
@@ -109,13 +123,18 @@ def _best_siblings(
                 scores = tiles[place, siblings - columns.start]
                 best[row + place] = scores.max()
                 right[row + place] = (scores == scores.max()).sum()
+
     return best, right
 
 
 def _own_scores(
-    captions: Float[Tensor, "m dim"], images: Float[Tensor, "n dim"], owners: Int64[np.ndarray, " m"]
+    captions: Float[Tensor, "m dim"],
+    images: Float[Tensor, "n dim"],
+    owners: Int64[np.ndarray, " m"],
 ) -> Float32[np.ndarray, " m"]:
-    """The score of each caption with its image, from the tiles that hold them: few, as captions are in image order."""
+    """The score of each caption with its image, from the tiles that hold them: few, as captions are
+    in image order.
+    """
     own = np.empty(len(captions), np.float32)
     for row in range(0, len(captions), TILE):
         block = _padded(captions, row)
@@ -144,10 +163,13 @@ def _count(
     to_image: Int64[np.ndarray, "2 h"],
     to_text: Int64[np.ndarray, "2 w"],
 ) -> None:
-    """Add how many scores of each row and column are above its limit, and how many are equal to it."""
+    """Add how many scores of each row and column are above its limit, and how many are equal to
+    it.
+    """
     height, width = tile.shape
     column_above = np.zeros(width, np.int32)
     column_equal = np.zeros(width, np.int32)
+
     for row in range(height):
         limit = own[row]
         above = np.int32(0)
@@ -160,6 +182,7 @@ def _count(
             column_equal[column] += np.int32(score == best[column])
         to_image[0, row] += above
         to_image[1, row] += equal
+
     for column in range(width):
         to_text[0, column] += column_above[column]
         to_text[1, column] += column_equal[column]

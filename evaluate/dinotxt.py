@@ -1,7 +1,7 @@
 """Our model as an encoder: a trained head and text encoder on the frozen backbone.
 
-Image tokens are reduced to the content that the model was trained on (pooled, grid or all); patches for dense use keep
-the backbone's own grid at any image size.
+Image tokens are reduced to the content that the model was trained on (pooled, grid or all); patches
+for dense use keep the backbone's own grid at any image size.
 """
 
 import math
@@ -21,7 +21,10 @@ from curation.encoders.resolve import resolve
 from train.export.folder import LoadedModel
 from train.export.formats import read_model
 
-IMAGES_AT_ONCE = {"cpu": 16, "cuda": 128}  # small batches stay in a CPU's cache: 1.4 times the images/s of 64
+IMAGES_AT_ONCE = {
+    "cpu": 16,
+    "cuda": 128,
+}  # small batches stay in a CPU's cache: 1.4 times the images/s of 64
 TEXTS_AT_ONCE = 512
 
 
@@ -29,8 +32,14 @@ class DinoTxtEncoder:
     """A frozen backbone with a trained dino.txt on top."""
 
     def __init__(self, backbone: Backbone, loaded: LoadedModel) -> None:
-        has_name = bool(loaded.spec.backbone)  # published weights do not say what they were made for
-        self.description = backbone.description if has_name else f"{loaded.spec.description} on {backbone.description}"
+        has_name = bool(
+            loaded.spec.backbone
+        )  # published weights do not say what they were made for
+        self.description = (
+            backbone.description
+            if has_name
+            else f"{loaded.spec.description} on {backbone.description}"
+        )
         self._backbone = backbone
         self._loaded = loaded
         self.protocol: Mapping[str, object] = {
@@ -42,14 +51,20 @@ class DinoTxtEncoder:
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
         """Whole text vectors, or with `dense` the half that was trained against patches."""
-        model, tokenizer = self._loaded.model, self._loaded.tokenizer
+        model = self._loaded.model
+        tokenizer = self._loaded.tokenizer
         blocks = []
+
         for start in range(0, len(texts), TEXTS_AT_ONCE):
-            tokens = tokenizer.encode(texts[start : start + TEXTS_AT_ONCE], model.config.text.context)
+            tokens = tokenizer.encode(
+                texts[start : start + TEXTS_AT_ONCE], model.config.text.context
+            )
             blocks.append(model.encode_tokens(tokens).float().cpu())
+
         features = torch.cat(blocks)
         if dense and model.config.vision.pooling == "concat":
             features = features[:, features.shape[1] // 2 :]
+
         return normalize(features, dim=-1)
 
     @torch.inference_mode()
@@ -57,10 +72,18 @@ class DinoTxtEncoder:
         """Resized and cropped as in training."""
         blocks = []
         for start in range(0, len(images), self._at_once):
-            pixels = torch.stack([self._backbone.preprocess(image) for image in images[start : start + self._at_once]])
+            pixels = torch.stack(
+                [
+                    self._backbone.preprocess(image)
+                    for image in images[start : start + self._at_once]
+                ]
+            )
             spec = self._loaded.spec
-            features = store_features(self._backbone(pixels), self._grid(pixels), spec.num_registers, spec.grid)
+            features = store_features(
+                self._backbone(pixels), self._grid(pixels), spec.num_registers, spec.grid
+            )
             blocks.append(self._loaded.model.encode_image_features(*features).float().cpu())
+
         return normalize(torch.cat(blocks), dim=-1)
 
     @torch.inference_mode()
@@ -68,19 +91,29 @@ class DinoTxtEncoder:
         """Sides are stretched up to whole patches, as published (bicubic, after normalization)."""
         sizes = {image.size for image in images}
         if len(sizes) != 1:
-            raise ValueError(f"images of {len(sizes)} sizes: encode_patches needs one size; call it once for each")
+            raise ValueError(
+                f"images of {len(sizes)} sizes: encode_patches needs one size; call it once "
+                "for each"
+            )
+
         patch = self._backbone.geometry.patch_size
         width, height = (math.ceil(side / patch) * patch for side in images[0].size)
 
         blocks = []
+
         for start in range(0, len(images), self._at_once):
-            pixels = torch.stack([self._backbone.normalize(image) for image in images[start : start + self._at_once]])
+            pixels = torch.stack(
+                [self._backbone.normalize(image) for image in images[start : start + self._at_once]]
+            )
             if pixels.shape[2:] != (height, width):
-                pixels = interpolate(pixels, size=(height, width), mode="bicubic", align_corners=False)
+                pixels = interpolate(
+                    pixels, size=(height, width), mode="bicubic", align_corners=False
+                )
             features = self._backbone(pixels)
             registers = features.registers[:, : self._loaded.spec.num_registers]
             _, patches = self._loaded.model.vision(features.cls, registers, features.patches)
             blocks.append(patches.float().cpu())
+
         return normalize(torch.cat(blocks), dim=-1).unflatten(1, (height // patch, width // patch))
 
     def _grid(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[int, int]:
@@ -88,20 +121,28 @@ class DinoTxtEncoder:
         return pixels.shape[2] // patch, pixels.shape[3] // patch
 
 
-def load_encoder(model_folder: Path, backbone: BackboneConfig, precision: Precision = "float32") -> DinoTxtEncoder:
-    """A model of ours on the backbone that it was trained with, ValueError if it was another; or published weights,
-    which do not name theirs, on one of their size."""
-    loaded, resolved = read_model(model_folder), resolve(backbone)
-    spec, has = loaded.spec, geometry_of(resolved)
+def load_encoder(
+    model_folder: Path, backbone: BackboneConfig, precision: Precision = "float32"
+) -> DinoTxtEncoder:
+    """A model of ours on the backbone that it was trained with, ValueError if it was another; or
+    published weights, which do not name theirs, on one of their size.
+    """
+    loaded = read_model(model_folder)
+    resolved = resolve(backbone)
+    spec = loaded.spec
+    has = geometry_of(resolved)
+
     if spec.backbone and (resolved.name, resolved.digest) != (spec.backbone, spec.digest):
         raise ValueError(
-            f"the model in {model_folder} was trained on {spec.backbone} ({spec.digest[:12]}), evaluation has "
-            f"{resolved.name} ({resolved.digest[:12]}): they must be the same; set the evaluation's backbone"
+            f"the model in {model_folder} was trained on {spec.backbone} ({spec.digest[:12]}), "
+            f"evaluation has {resolved.name} ({resolved.digest[:12]}): they must be the same; set "
+            "the evaluation's backbone"
         )
     if not spec.backbone and has.dim != spec.dim:
         raise ValueError(
-            f"the weights in {model_folder} are for {spec.dim} channels, {resolved.name} has {has.dim}: name the "
-            "backbone that they were made for"
+            f"the weights in {model_folder} are for {spec.dim} channels, {resolved.name} has "
+            f"{has.dim}: name the backbone that they were made for"
         )
+
     frozen = load_backbone(resolved, precision)
     return DinoTxtEncoder(frozen, loaded._replace(model=loaded.model.to(frozen.device)))

@@ -1,6 +1,8 @@
-"""What an evaluator may know of a model: three methods that return float32 CPU tensors of unit norm.
+"""What an evaluator may know of a model: three methods that return float32 CPU tensors of unit
+norm.
 
-Ours is in evaluate/dinotxt.py, open_clip's in evaluate/openclip.py; the tests have one of fifteen lines.
+Ours is in evaluate/dinotxt.py, open_clip's in evaluate/openclip.py; the tests have one of fifteen
+lines.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +16,15 @@ from torch import Tensor
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Texts and images into one space; what the model is, and what it does to images, goes into every result."""
+    """Texts and images into one space; what the model is, and what it does to images, goes into
+    every result.
+    """
 
     description: str
     protocol: Mapping[str, object]
-    """With a number under "image_size", images arrive as squares of that many pixels per side; otherwise as decoded."""
+    """With a number under "image_size", images arrive as squares of that many pixels per side;
+    otherwise as decoded.
+    """
 
     def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
         """One vector for each text; `dense` gives those that compare with `encode_patches`."""
@@ -34,21 +40,29 @@ class Encoder(Protocol):
 
 
 def checked(vectors: Tensor, what: str, count: int, width: int | None = None) -> Tensor:
-    """The vectors; ValueError when one is not finite, or when their number or width is not the expected one.
+    """The vectors; ValueError when one is not finite, or when their number or width is not the
+    expected one.
 
     NaN compares with nothing, so that it would count as an ordinary wrong answer.
     """
     if len(vectors) != count:
-        raise ValueError(f"the encoder gave {len(vectors)} vectors for {count} {what}: one each is required; repair it")
+        raise ValueError(
+            f"the encoder gave {len(vectors)} vectors for {count} {what}: one each is required; "
+            "repair it"
+        )
     if width is not None and vectors.shape[-1] != width:
         raise ValueError(
-            f"the encoder's vectors of {what} have width {vectors.shape[-1]}, those of texts {width}: both must be in "
-            "one space; repair the encoder, or name the backbone that the model was trained on"
+            f"the encoder's vectors of {what} have width {vectors.shape[-1]}, those of texts "
+            f"{width}: both must be in one space; repair the encoder, or name the backbone that "
+            "the model was trained on"
         )
+
     bad = int((~torch.isfinite(vectors)).flatten(1).any(1).sum())
     if bad:
         raise ValueError(
-            f"the encoder gave NaN or infinity for {bad} of {count} {what}: every vector must be finite; look for "
-            "damaged weights, or for an overflow in this precision (--evaluate.precision float32)"
+            f"the encoder gave NaN or infinity for {bad} of {count} {what}: every vector must be "
+            "finite; look for damaged weights, or for an overflow in this precision "
+            "(--evaluate.precision float32)"
         )
+
     return vectors

@@ -1,8 +1,9 @@
-"""The step `evaluate`: a model and evaluation sets to results, per-item tallies and example pictures.
+"""The step `evaluate`: a model and evaluation sets to results, per-item tallies and example
+pictures.
 
-Each evaluation set is an independent job for a pool of Ray workers that load the model once. A set's result is written
-whole, last, so that a run that was interrupted does only what is missing. A set that cannot be scored is a result too,
-with its reason, and all others are scored.
+Each evaluation set is an independent job for a pool of Ray workers that load the model once. A
+set's result is written whole, last, so that a run that was interrupted does only what is missing. A
+set that cannot be scored is a result too, with its reason, and all others are scored.
 """
 
 import json
@@ -57,15 +58,22 @@ class Measured:
     classes: list[dict[str, Any]] = field(default_factory=list)
 
 
-def run(config: EvaluateConfig, *, out: Path, model: Path | None = None, **inputs: Path) -> dict[str, float]:
-    """Evaluate `model`, or open_clip's, on every set named classification, retrieval or segmentation (any _suffix).
+def run(
+    config: EvaluateConfig, *, out: Path, model: Path | None = None, **inputs: Path
+) -> dict[str, float]:
+    """Evaluate `model`, or open_clip's, on every set named classification, retrieval or
+    segmentation (any _suffix).
 
-    `templates` among the inputs is a file of prompt templates. Returns every metric as "<set>/<metric>", and how many
-    sets could not be scored as "failed_sets". Results that `out` holds already are kept.
+    `templates` among the inputs is a file of prompt templates. Returns every metric as
+    "<set>/<metric>", and how many sets could not be scored as "failed_sets". Results that `out`
+    holds already are kept.
     """
     if not model:
         architecture, _, weights = config.open_clip.partition(":")
-        return evaluate_sets(config, out, inputs, partial(OpenClipEncoder, architecture, weights), config.open_clip)
+        return evaluate_sets(
+            config, out, inputs, partial(OpenClipEncoder, architecture, weights), config.open_clip
+        )
+
     precision = settled_precision(settled(config, config.resources).precision)
     load = partial(load_encoder, model, config.backbone, precision)
     return evaluate_sets(config, out, inputs, load, model_fingerprint(model))
@@ -80,17 +88,24 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def evaluate_sets(
-    config: EvaluateConfig, out: Path, inputs: Mapping[str, Path], load: Callable[[], Encoder], model: str = ""
+    config: EvaluateConfig,
+    out: Path,
+    inputs: Mapping[str, Path],
+    load: Callable[[], Encoder],
+    model: str = "",
 ) -> dict[str, float]:
     """The step for any encoder: `load` is called once in each worker process."""
     chosen = _chosen(config, inputs)
     missing = [name for name in chosen if not result_file(out, name).exists()]
     logger.info("evaluation_sets=%d finished=%d", len(chosen), len(chosen) - len(missing))
+
     if missing:
         arguments = (config, out, inputs, load, model)
         sizes = {name: _size(config, name, inputs[name]) for name in missing}
         with (
-            Pool(Evaluator, *arguments, resources=config.resources, max_workers=len(missing)) as pool,
+            Pool(
+                Evaluator, *arguments, resources=config.resources, max_workers=len(missing)
+            ) as pool,
             progress(sum(sizes.values()), "evaluate", unit="images") as meter,
         ):
             for name, _ in pool.map("evaluate_counted", missing, on_count=meter.under_way):
@@ -106,6 +121,7 @@ def evaluate_sets(
     failed = [result for result in results if result["error"]]
     for result in failed:
         logger.error("evaluation_set=%s failed=%r", result["set"], result["error"])
+
     return scores | ({"failed_sets": float(len(failed))} if failed else {})
 
 
@@ -114,19 +130,33 @@ def _chosen(config: EvaluateConfig, inputs: Mapping[str, Path]) -> list[str]:
     sets = {name: path for name, path in inputs.items() if name != TEMPLATES_INPUT}
     unknown = [name for name in config.sets if name not in sets]
     if unknown:
-        raise ValueError(f"no evaluation set {unknown[0]!r}: there are {sorted(sets)}; correct evaluate.sets")
+        raise ValueError(
+            f"no evaluation set {unknown[0]!r}: there are {sorted(sets)}; correct evaluate.sets"
+        )
+
     chosen = list(config.sets or sets)
     if not chosen:
-        raise ValueError("no evaluation set is named: at least one is required; name one in the recipe's data")
+        raise ValueError(
+            "no evaluation set is named: at least one is required; name one in the recipe's data"
+        )
+
     for name in chosen:
         split_name(name)
         if not kind_of(sets[name]):
-            raise ValueError(f"no evaluation set at {sets[name]} ({name}): a folder or .tar file is required")
-    if TEMPLATES_INPUT not in inputs and config.templates != "auto" and config.templates not in named_templates():
+            raise ValueError(
+                f"no evaluation set at {sets[name]} ({name}): a folder or .tar file is required"
+            )
+
+    if (
+        TEMPLATES_INPUT not in inputs
+        and config.templates != "auto"
+        and config.templates not in named_templates()
+    ):
         raise ValueError(
-            f"evaluate.templates is {config.templates!r}: one of {', '.join(named_templates())}, or a text file with "
-            "one template per line, is required; correct it"
+            f"evaluate.templates is {config.templates!r}: one of {', '.join(named_templates())}, "
+            "or a text file with one template per line, is required; correct it"
         )
+
     return chosen
 
 
@@ -171,7 +201,9 @@ class Evaluator:
             done.result()
 
     def evaluate(self, name: str) -> None:
-        """Measure one set; its examples, tallies and result are on disk afterwards, or the reason why not."""
+        """Measure one set; its examples, tallies and result are on disk afterwards, or the reason
+        why not.
+        """
         started = time.monotonic()
         tallies: dict[str, Tally] = {}
         try:
@@ -181,6 +213,7 @@ class Evaluator:
         except Exception as error:  # one set may not take down the others: its reason is its result
             logger.exception("evaluation_set=%s failed=true", name)
             result = self._result(name, Measured({}, {}, {}, {}), _reason(error))
+
         result["seconds"] = round(time.monotonic() - started, 2)
         write_result(self._out, result, tallies)
 
@@ -188,7 +221,11 @@ class Evaluator:
         pictures = examples_folder(self._out, name)
         pictures.mkdir(parents=True, exist_ok=True)
         task, _ = split_name(name)
-        measure = {"classification": _classification, "retrieval": _retrieval, "segmentation": _segmentation}[task]
+        measure = {
+            "classification": _classification,
+            "retrieval": _retrieval,
+            "segmentation": _segmentation,
+        }[task]
         return measure(self._encoder, name, self._inputs, self._config, pictures, self._advance)
 
     def _advance(self, count: int) -> None:
@@ -202,7 +239,10 @@ class Evaluator:
             metrics[metric] = {**interval._asdict(), "n": len(tally.hits)}
 
         path = self._inputs[name]
-        intervals = f"95 %: Wilson for one trial per image, else bootstrap over images ({config.bootstrap_samples})"
+        intervals = (
+            "95 %: Wilson for one trial per image, else bootstrap over images "
+            f"({config.bootstrap_samples})"
+        )
         shared = {"intervals": intervals, "ties": "expected value under random order"}
         return {
             "set": name,
@@ -211,7 +251,12 @@ class Evaluator:
             "metrics": metrics,
             "baselines": measured.baselines,
             "sizes": measured.sizes,
-            "protocol": {"data": path.name, **measured.protocol, **self._encoder.protocol, **shared},
+            "protocol": {
+                "data": path.name,
+                **measured.protocol,
+                **self._encoder.protocol,
+                **shared,
+            },
             "classes": measured.classes,
             "encoder": self._encoder.description,
             "model": self._model,
@@ -249,11 +294,14 @@ def _classification(
     examples.write_classification(pictures, dataset, result, config.num_examples)
 
     num_classes = len(dataset.class_names)
-    chance = {f"top{k}": chance_of_hit(num_classes, 1, k) for k in (1, 5) if f"top{k}" in result.tallies}
+    chance = {
+        f"top{k}": chance_of_hit(num_classes, 1, k) for k in (1, 5) if f"top{k}" in result.tallies
+    }
     chance["mean_per_class"] = chance["top1"]
     protocol = {"prompts": prompts.describe(), **_image_protocol(dataset.facts, view)}
     sizes = {"images": len(dataset.images), "classes": num_classes}
     classes = _class_rows(dataset.class_names, result.tallies["mean_per_class"])
+
     return Measured(result.tallies, {"chance": chance}, sizes, protocol, classes)
 
 
@@ -262,7 +310,11 @@ def _class_rows(names: ClassNames, tally: Tally) -> list[dict[str, Any]]:
     ratios = tally.per_column()
     trials = tally.trials_per_column()
     return [
-        {"name": names[label][0], "n": int(trials[label]), "value": float(ratio) if trials[label] else None}
+        {
+            "name": names[label][0],
+            "n": int(trials[label]),
+            "value": float(ratio) if trials[label] else None,
+        }
         for label, ratio in enumerate(ratios)
     ]
 
@@ -286,6 +338,7 @@ def _retrieval(
         "right": "an image's own captions; image to text counts the best of them",
         **_image_protocol(dataset.facts, view),
     }
+
     return Measured(result.tallies, {"chance": chance_recalls(dataset.owners)}, sizes, protocol)
 
 
@@ -311,13 +364,21 @@ def _segmentation(
         "segmentation": config.segmentation.describe(),
         "text": "half trained against patches",
         "background": "none" if dataset.background is None else _background(config.segmentation),
-        "ignored": f"mask values {values}" + (" and all without a class" if dataset.ignores_rest else ""),
+        "ignored": f"mask values {values}"
+        + (" and all without a class" if dataset.ignores_rest else ""),
     }
     sizes = {"images": len(dataset.images), "classes": len(dataset.labels)}
     classes = _class_rows(dataset.labels, result.tallies["miou"])
     for row, pixels in zip(classes, result.pixels.tolist(), strict=True):
         row["n"] = pixels
-    return Measured(result.tallies, segmentation_baselines(result.pixels, dataset.background), sizes, protocol, classes)
+
+    return Measured(
+        result.tallies,
+        segmentation_baselines(result.pixels, dataset.background),
+        sizes,
+        protocol,
+        classes,
+    )
 
 
 def _background(config: SegmentationConfig) -> str:

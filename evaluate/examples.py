@@ -1,6 +1,7 @@
 """Pictures of what a model got right and wrong, with an examples.json that says what they show.
 
-Items are evenly spaced, so that two models are seen on mostly the same ones; what went wrong comes first.
+Items are evenly spaced, so that two models are seen on mostly the same ones; what went wrong comes
+first.
 """
 
 import colorsys
@@ -18,7 +19,13 @@ from cluster.files import write_atomic
 from evaluate.classification import Classified
 from evaluate.retrieval import Retrieved
 from evaluate.segmentation import Segmented
-from evaluate.sets.kinds import IGNORED, ClassificationSet, RetrievalSet, SegmentationSet, first_names
+from evaluate.sets.kinds import (
+    IGNORED,
+    ClassificationSet,
+    RetrievalSet,
+    SegmentationSet,
+    first_names,
+)
 from evaluate.sets.known import load_mask
 from evaluate.sets.masks import evenly_spaced
 
@@ -31,47 +38,70 @@ FIRST = 5
 BACKGROUND_COLOR = (216, 220, 226)
 
 
-def write_classification(out: Path, dataset: ClassificationSet, result: Classified, wanted: int) -> None:
+def write_classification(
+    out: Path, dataset: ClassificationSet, result: Classified, wanted: int
+) -> None:
     """Right and wrong images, and the pairs of classes that are confused most."""
     targets = dataset.targets
     guesses = result.ranked[:, 0]
     names = first_names(dataset.class_names)
-    pairs = Counter(zip(targets[targets != guesses].tolist(), guesses[targets != guesses].tolist(), strict=True))
+    pairs = Counter(
+        zip(targets[targets != guesses].tolist(), guesses[targets != guesses].tolist(), strict=True)
+    )
     examples: dict[str, Any] = {}
-    for kind, rows in (("right", np.flatnonzero(targets == guesses)), ("wrong", np.flatnonzero(targets != guesses))):
+
+    for kind, rows in (
+        ("right", np.flatnonzero(targets == guesses)),
+        ("wrong", np.flatnonzero(targets != guesses)),
+    ):
         examples[kind] = [
             {
                 "image": _thumbnail(out, f"{kind}-{row}.jpg", dataset, int(row)),
                 "truth": names[targets[row]],
                 "guesses": [
                     {"name": names[label], "score": round(float(score), 4)}
-                    for label, score in zip(result.ranked[row, :3], result.confidence[row, :3], strict=True)
+                    for label, score in zip(
+                        result.ranked[row, :3], result.confidence[row, :3], strict=True
+                    )
                 ],
             }
             for row in rows[evenly_spaced(len(rows), wanted)]
         ]
+
     examples["confusions"] = [
         {"truth": names[truth], "guess": names[guess], "count": count}
-        for (truth, guess), count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:12]
+        for (truth, guess), count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[
+            :12
+        ]
     ]
     _write_listing(out, examples)
 
 
 def write_retrieval(out: Path, dataset: RetrievalSet, result: Retrieved, wanted: int) -> None:
-    """Captions with the five images nearest to them, and the images of these captions with the five nearest captions.
+    """Captions with the five images nearest to them, and the images of these captions with the five
+    nearest captions.
 
-    Half of the captions do not have their own image as the nearest, where there are as many; these come first.
+    Half of the captions do not have their own image as the nearest, where there are as many; these
+    come first.
     """
     images = _missed_then_hit(result, wanted)
     captions = [int(np.flatnonzero(dataset.owners == image)[0]) for image in images]
-    near_images = (result.captions[captions] @ result.images.T).topk(min(FIRST, len(result.images)), dim=1)
-    near_captions = (result.images[images] @ result.captions.T).topk(min(FIRST, len(result.captions)), dim=1)
+    near_images = (result.captions[captions] @ result.images.T).topk(
+        min(FIRST, len(result.images)), dim=1
+    )
+    near_captions = (result.images[images] @ result.captions.T).topk(
+        min(FIRST, len(result.captions)), dim=1
+    )
 
     def picture(index: int) -> str:
         return _thumbnail(out, f"image-{index}.jpg", dataset, index)
 
     def image_answer(query: int, image: int, score: float) -> dict[str, Any]:
-        return {"image": picture(image), "score": round(score, 4), "right": bool(image == dataset.owners[query])}
+        return {
+            "image": picture(image),
+            "score": round(score, 4),
+            "right": bool(image == dataset.owners[query]),
+        }
 
     def text_answer(image: int, caption: int, score: float) -> dict[str, Any]:
         return {
@@ -91,7 +121,10 @@ def write_retrieval(out: Path, dataset: RetrievalSet, result: Retrieved, wanted:
         )
     ]
     image_to_text = [
-        {"image": picture(image), "answers": [text_answer(image, *pair) for pair in zip(indices, scores, strict=True)]}
+        {
+            "image": picture(image),
+            "answers": [text_answer(image, *pair) for pair in zip(indices, scores, strict=True)],
+        }
         for image, indices, scores in zip(
             images, near_captions.indices.tolist(), near_captions.values.tolist(), strict=True
         )
@@ -100,7 +133,9 @@ def write_retrieval(out: Path, dataset: RetrievalSet, result: Retrieved, wanted:
 
 
 def _missed_then_hit(result: Retrieved, wanted: int) -> list[int]:
-    """Images that some caption of theirs misses, then images that all captions hit; half of each where possible."""
+    """Images that some caption of theirs misses, then images that all captions hit; half of each
+    where possible.
+    """
     tally = result.tallies["text_to_image_r1"]
     is_hit = (tally.hits >= tally.trials)[:, 0]
     missed = np.flatnonzero(~is_hit)
@@ -120,28 +155,42 @@ def write_segmentation(out: Path, dataset: SegmentationSet, result: Segmented) -
         image = dataset.images.load(index)
         truth = load_mask(dataset, index, image.size)
         counted = truth != IGNORED
-        files = {"image": f"{index}-image.jpg", "truth": f"{index}-truth.jpg", "predicted": f"{index}-predicted.jpg"}
+        files = {
+            "image": f"{index}-image.jpg",
+            "truth": f"{index}-truth.jpg",
+            "predicted": f"{index}-predicted.jpg",
+        }
         _save(out / files["image"], image, OVERLAY_PX)
         _save(out / files["truth"], overlay(image, truth, colors), OVERLAY_PX)
         _save(out / files["predicted"], overlay(image, predicted, colors), OVERLAY_PX)
-        seen = np.bincount(np.concatenate([truth[counted], predicted.ravel()]), minlength=len(colors))
-        shown = [int(label) for label in np.argsort(-seen, kind="stable")[:LEGEND_ENTRIES] if seen[label]]
+        seen = np.bincount(
+            np.concatenate([truth[counted], predicted.ravel()]), minlength=len(colors)
+        )
+        shown = [
+            int(label) for label in np.argsort(-seen, kind="stable")[:LEGEND_ENTRIES] if seen[label]
+        ]
         examples.append(
             {
                 **files,
                 "name": Path(dataset.images.names[index]).stem,
-                "right_pixels": float((truth == predicted)[counted].mean()) if counted.any() else 0.0,
+                "right_pixels": float((truth == predicted)[counted].mean())
+                if counted.any()
+                else 0.0,
                 "legend": [
-                    {"name": dataset.labels[label][0], "color": "#" + bytes(colors[label]).hex()} for label in shown
+                    {"name": dataset.labels[label][0], "color": "#" + bytes(colors[label]).hex()}
+                    for label in shown
                 ],
             }
         )
+
     examples.sort(key=lambda example: float(str(example["right_pixels"])))
     _write_listing(out, {"items": examples})
 
 
 def palette(num_classes: int, background: int | None) -> UInt8[np.ndarray, "c 3"]:
-    """One colour for each class, neighbours far apart in hue (golden-ratio steps); the background is light grey."""
+    """One colour for each class, neighbours far apart in hue (golden-ratio steps); the background
+    is light grey.
+    """
     hues = [(0.07 + label * 0.61803398875) % 1 for label in range(num_classes)]
     tones = [(0.82, 0.90), (0.62, 0.72), (0.90, 0.62)]
     colors = [colorsys.hsv_to_rgb(hue, *tones[label % 3]) for label, hue in enumerate(hues)]
@@ -151,15 +200,23 @@ def palette(num_classes: int, background: int | None) -> UInt8[np.ndarray, "c 3"
     return table
 
 
-def overlay(image: Image.Image, labels: Int32[np.ndarray, "h w"], colors: UInt8[np.ndarray, "c 3"]) -> Image.Image:
-    """The image without its colours under its label map, so that those are the legend's; ignored pixels are black."""
+def overlay(
+    image: Image.Image, labels: Int32[np.ndarray, "h w"], colors: UInt8[np.ndarray, "c 3"]
+) -> Image.Image:
+    """The image without its colours under its label map, so that those are the legend's; ignored
+    pixels are black.
+    """
     pixels = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
     painted = colors[np.clip(labels, 0, len(colors) - 1)].astype(np.float32)
     painted[labels == IGNORED] = 0
-    return Image.fromarray((OVERLAY_OPACITY * painted + (1 - OVERLAY_OPACITY) * pixels).round().astype(np.uint8))
+    return Image.fromarray(
+        (OVERLAY_OPACITY * painted + (1 - OVERLAY_OPACITY) * pixels).round().astype(np.uint8)
+    )
 
 
-def _thumbnail(out: Path, file_name: str, dataset: ClassificationSet | RetrievalSet, index: int) -> str:
+def _thumbnail(
+    out: Path, file_name: str, dataset: ClassificationSet | RetrievalSet, index: int
+) -> str:
     if not (out / file_name).exists():
         _save(out / file_name, dataset.images.load(index), THUMBNAIL_PX)
     return file_name

@@ -14,7 +14,9 @@ COLORS = ("#2456c9", "#d9730d", "#0f8a5f", "#8b3fb3", "#5b6472")
 Numbers = Mapping[str, float | int]
 Dashes = str | tuple[int, tuple[int, int]]
 DASHES: tuple[Dashes, ...] = ("-", (0, (4, 2)))
-INK, MUTED, RULE = "#1d2430", "#667080", "#e3e7ed"
+INK = "#1d2430"
+MUTED = "#667080"
+RULE = "#e3e7ed"
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dinotxt",
@@ -26,7 +28,11 @@ STYLE: Any = {
 PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (
     ("Loss", {"loss": "", "val_loss": "validation"}, False),
     ("Accuracy within a batch", {"batch_accuracy": ""}, True),
-    ("Validation recall at 1", {"val_text_to_image_r1": "to image", "val_image_to_text_r1": "to text"}, True),
+    (
+        "Validation recall at 1",
+        {"val_text_to_image_r1": "to image", "val_image_to_text_r1": "to text"},
+        True,
+    ),
     ("Learning rate", {"lr": ""}, True),
     ("Logit scale", {"logit_scale": ""}, False),
     ("Pairs per second", {"pairs_per_s": ""}, True),
@@ -43,7 +49,9 @@ class Picture:
 
 @mpl.rc_context(STYLE)
 def training_curves(runs: Mapping[str, Sequence[Numbers]]) -> list[Picture]:
-    """One picture for each quantity that the runs logged; a colour for each run, its second curve dashed."""
+    """One picture for each quantity that the runs logged; a colour for each run, its second curve
+    dashed.
+    """
     return [
         _panel(title, names, starts_at_zero, runs)
         for title, names, starts_at_zero in PANELS
@@ -52,23 +60,31 @@ def training_curves(runs: Mapping[str, Sequence[Numbers]]) -> list[Picture]:
 
 
 def _panel(
-    title: str, names: Mapping[str, str], starts_at_zero: bool, runs: Mapping[str, Sequence[Numbers]]
+    title: str,
+    names: Mapping[str, str],
+    starts_at_zero: bool,
+    runs: Mapping[str, Sequence[Numbers]],
 ) -> Picture:
     figure = Figure(figsize=(4.6, 2.9), layout="constrained")
     axes = figure.add_subplot()
     for (arm, rows), color in zip(runs.items(), COLORS * len(runs), strict=False):
         for (name, note), dashes in zip(names.items(), DASHES, strict=False):
             _curve(axes, rows, name, f"{arm}, {note}" if note else arm, color, dashes)
+
     if starts_at_zero:
         axes.set_ylim(bottom=0)
+
     _dress(axes)
     return Picture(title, _svg_uri(figure))
 
 
-def _curve(axes: Axes, rows: Sequence[Numbers], name: str, label: str, color: str, dashes: Dashes) -> None:
+def _curve(
+    axes: Axes, rows: Sequence[Numbers], name: str, label: str, color: str, dashes: Dashes
+) -> None:
     points = [(row["step"], row[name]) for row in rows if name in row]
     if not points:
         return
+
     steps, values = zip(*points, strict=True)
     marker = "o" if len(points) < 40 else None
     axes.plot(

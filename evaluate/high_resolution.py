@@ -1,7 +1,9 @@
-"""Segmentation at high resolution: features of many crops averaged, and regions of like features named by their mean.
+"""Segmentation at high resolution: features of many crops averaged, and regions of like features
+named by their mean.
 
-Crops of several sizes see each place of the image about forty times. Their patch features are laid on one fine grid and
-averaged; k-means cuts the grid into regions, and a region has the class that is nearest to its mean feature.
+Crops of several sizes see each place of the image about forty times. Their patch features are laid
+on one fine grid and averaged; k-means cuts the grid into regions, and a region has the class that
+is nearest to its mean feature.
 """
 
 import math
@@ -33,7 +35,8 @@ def region_labels(
     height, width, dim = features.shape
     cells = normalize(features.flatten(0, 1), dim=-1)
 
-    # Equal cells would leave clusters empty, which SciPy warns of: never more clusters than distinct cells.
+    # Equal cells would leave clusters empty, which SciPy warns of: never more clusters than
+    # distinct cells.
     num_regions = min(config.regions, len(torch.unique(cells, dim=0)))
     _, region = kmeans2(
         cells.numpy().astype(np.float64),
@@ -48,10 +51,13 @@ def region_labels(
     classes = name(normalize(sums, dim=-1))
 
     labels = Image.fromarray(classes[region].reshape(height, width))
+
     return np.asarray(labels.resize(image.size, Image.Resampling.NEAREST), np.int32)
 
 
-def averaged_features(encoder: Encoder, image: Image.Image, config: RegionConfig) -> Float[Tensor, "h w dim"]:
+def averaged_features(
+    encoder: Encoder, image: Image.Image, config: RegionConfig
+) -> Float[Tensor, "h w dim"]:
     """The mean feature of each cell of the grid over all crops that see it."""
     cell = min(image.size) / config.grid
     size = (max(1, round(image.height / cell)), max(1, round(image.width / cell)))
@@ -65,15 +71,20 @@ def averaged_features(encoder: Encoder, image: Image.Image, config: RegionConfig
             patches = checked(encoder.encode_patches(crops), "crops", len(crops))
             if total is None:
                 total = torch.zeros(*size, patches.shape[-1])
-            up = interpolate(patches.permute(0, 3, 1, 2), size=(side, side), mode="bilinear", align_corners=False)
+            up = interpolate(
+                patches.permute(0, 3, 1, 2), size=(side, side), mode="bilinear", align_corners=False
+            )
             for (top, left), feature in zip(some, up.permute(0, 2, 3, 1), strict=True):
                 total[top : top + side, left : left + side] += feature
                 count[top : top + side, left : left + side] += 1
+
     assert total is not None
     return total / count
 
 
-def _crops(size: tuple[int, int], config: RegionConfig) -> Sequence[tuple[int, list[tuple[int, int]]]]:
+def _crops(
+    size: tuple[int, int], config: RegionConfig
+) -> Sequence[tuple[int, list[tuple[int, int]]]]:
     """(side, (top, left) of each crop) by size, in cells."""
     crops = []
     for share in config.crop_shares:
@@ -84,9 +95,18 @@ def _crops(size: tuple[int, int], config: RegionConfig) -> Sequence[tuple[int, l
     return crops
 
 
-def _crop(image: Image.Image, size: tuple[int, int], place: tuple[int, int], side: int, input_px: int) -> Image.Image:
+def _crop(
+    image: Image.Image, size: tuple[int, int], place: tuple[int, int], side: int, input_px: int
+) -> Image.Image:
     """One square crop of the original image, resized for the encoder."""
-    down, across = image.height / size[0], image.width / size[1]
+    down = image.height / size[0]
+    across = image.width / size[1]
     top, left = place
-    box = (left * across, top * down, min((left + side) * across, image.width), min((top + side) * down, image.height))
+    box = (
+        left * across,
+        top * down,
+        min((left + side) * across, image.width),
+        min((top + side) * down, image.height),
+    )
+
     return image.resize((input_px, input_px), Image.Resampling.BICUBIC, box=box)

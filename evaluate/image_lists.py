@@ -1,7 +1,7 @@
 """Which images of an evaluation set are looked for in the pool, as a source to embed.
 
-Any layout that evaluation reads, images with captions in any layout of pairs, or images alone. Only what is scored is
-listed: of a retrieval set, one split.
+Any layout that evaluation reads, images with captions in any layout of pairs, or images alone. Only
+what is scored is listed: of a retrieval set, one split.
 """
 
 import io
@@ -25,7 +25,8 @@ MASKS = "masks"
 
 
 def list_images(task: Task | None, variant: str, path: Path, split: str) -> Source:
-    """The images of a set as a source to embed; ValueError when evaluation could not read it either.
+    """The images of a set as a source to embed; ValueError when evaluation could not read it
+    either.
 
     None of a set that stores pixels instead of image files: see `write_pixels`.
     """
@@ -35,6 +36,7 @@ def list_images(task: Task | None, variant: str, path: Path, split: str) -> Sour
         return _alone(open_segmentation(path, variant).images)
     if task == "retrieval":
         return _with_captions(open_retrieval(path, split, variant))
+
     try:
         return _with_captions(open_retrieval(path, split))
     except ValueError:
@@ -42,7 +44,9 @@ def list_images(task: Task | None, variant: str, path: Path, split: str) -> Sour
 
 
 def write_pixels(variant: str, path: Path, out: Path) -> Source:
-    """The images of a classification set that stores pixels, written to a tar as PNG files, and listed."""
+    """The images of a classification set that stores pixels, written to a tar as PNG files, and
+    listed.
+    """
     images = open_classification(path, variant).images
     with replacing(out) as temporary, tarfile.open(temporary, "w") as tar:
         for index, name in enumerate(images.names):
@@ -61,7 +65,8 @@ def _with_captions(dataset: RetrievalSet) -> Source:
 
     images = dataset.images
     pairs = [
-        Pair(name, part, tuple(texts)) for name, part, texts in zip(images.names, images.parts, captions, strict=True)
+        Pair(name, part, tuple(texts))
+        for name, part, texts in zip(images.names, images.parts, captions, strict=True)
     ]
     return _source(images.root, pairs)
 
@@ -73,18 +78,24 @@ def _unscored(path: Path) -> Source:
         return checked(config, open_source(config, path))
     except ValueError as error:
         tree = open_tree(path)
-        images = [name for name in tree.with_suffix(*IMAGE_SUFFIXES) if MASKS not in PurePosixPath(name).parts[:-1]]
+        images = [
+            name
+            for name in tree.with_suffix(*IMAGE_SUFFIXES)
+            if MASKS not in PurePosixPath(name).parts[:-1]
+        ]
         if not images:
             raise ValueError(
-                f"{path} has no images: image files ({', '.join(IMAGE_SUFFIXES)}) in a folder or tar, or pairs in a "
-                "known layout, are needed to keep them out of the pool; correct data.leakage"
+                f"{path} has no images: image files ({', '.join(IMAGE_SUFFIXES)}) in a folder or "
+                "tar, or pairs in a known layout, are needed to keep them out of the pool; "
+                "correct data.leakage"
             ) from error
         return _source(path, [Pair(name, tree.files[name], None) for name in images])
 
 
 def _alone(images: Images) -> Source:
     return _source(
-        images.root, [Pair(name, part, None) for name, part in zip(images.names, images.parts, strict=False)]
+        images.root,
+        [Pair(name, part, None) for name, part in zip(images.names, images.parts, strict=False)],
     )
 
 

@@ -1,4 +1,6 @@
-"""The step `images`: the images of an evaluation set as embeddings, for curation to look for them in the pool."""
+"""The step `images`: the images of an evaluation set as embeddings, for curation to look for them
+in the pool.
+"""
 
 from pathlib import Path
 

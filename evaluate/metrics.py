@@ -1,9 +1,9 @@
 """Scores, intervals and baselines: arrays in, numbers out.
 
 Almost every metric here is a ratio of sums over items, averaged over columns: the mean over c of
-sum(hits[:, c]) / sum(trials[:, c]). Top-k accuracy, recall and pixel accuracy have one column; mIoU and the mean
-accuracy per class have one for each class. One bootstrap therefore serves all, and the same resamples of two models
-give the interval of their difference.
+sum(hits[:, c]) / sum(trials[:, c]). Top-k accuracy, recall and pixel accuracy have one column; mIoU
+and the mean accuracy per class have one for each class. One bootstrap therefore serves all, and the
+same resamples of two models give the interval of their difference.
 """
 
 from collections.abc import Iterator
@@ -27,16 +27,19 @@ BOUNDARY_SHARE = 0.0075
 
 @dataclass(frozen=True)
 class Tally:
-    """What one metric is computed from: per item (an image, or an image with its captions) and column (class).
+    """What one metric is computed from: per item (an image, or an image with its captions) and
+    column (class).
 
-    Two images of classes 0 and 2, the second one wrong, have hits [[1], [0]], trials [[1], [1]] and columns [0, 2]: the
-    accuracy per class is 1 and 0, and its mean 0.5.
+    Two images of classes 0 and 2, the second one wrong, have hits [[1], [0]], trials [[1], [1]] and
+    columns [0, 2]: the accuracy per class is 1 and 0, and its mean 0.5.
     """
 
     hits: Float64[np.ndarray, "items columns"]
     trials: Float64[np.ndarray, "items columns"]
     columns: Int64[np.ndarray, " items"] | None = None
-    """The column that each item counts in, where every item has one alone; hits and trials then have one column."""
+    """The column that each item counts in, where every item has one alone; hits and trials then
+    have one column.
+    """
     is_median: bool = False
     """The value is the median of the hits, as of ranks."""
 
@@ -76,7 +79,8 @@ def estimate(tally: Tally, samples: int, seed: int) -> Estimate:
 
 
 def wilson(hits: float, trials: int) -> Estimate:
-    """Proportion with Wilson's score interval (1927): inside [0, 1], and not of zero width at 0 or 1.
+    """Proportion with Wilson's score interval (1927): inside [0, 1], and not of zero width at 0 or
+    1.
 
     SciPy's needs whole hits; ours are fractions where answers tie.
     """
@@ -84,14 +88,22 @@ def wilson(hits: float, trials: int) -> Estimate:
     z2 = Z_95**2
     center = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z_95 / (1 + z2 / trials) * np.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
-    return Estimate(share, min(max(0.0, float(center - half)), share), max(min(1.0, float(center + half)), share))
+
+    return Estimate(
+        share,
+        min(max(0.0, float(center - half)), share),
+        max(min(1.0, float(center + half)), share),
+    )
 
 
 def paired_difference(ours: Tally, other: Tally, samples: int, seed: int) -> Estimate:
-    """`ours` minus `other` on the same items, with a bootstrap interval that resamples both alike."""
+    """`ours` minus `other` on the same items, with a bootstrap interval that resamples both
+    alike.
+    """
     if ours.hits.shape != other.hits.shape:
         raise ValueError(
-            f"cannot compare {ours.hits.shape} items with {other.hits.shape}: the same evaluation set is required"
+            f"cannot compare {ours.hits.shape} items with {other.hits.shape}: the same evaluation "
+            "set is required"
         )
     blocks = _resamples(len(ours.hits), samples, seed)
     differences = [_resampled(ours, weights) - _resampled(other, weights) for weights in blocks]
@@ -99,25 +111,33 @@ def paired_difference(ours: Tally, other: Tally, samples: int, seed: int) -> Est
     return Estimate(ours.value - other.value, float(low), float(high))
 
 
-def _resamples(items: int, samples: int, seed: int) -> Iterator[Float64[np.ndarray, "resamples items"]]:
+def _resamples(
+    items: int, samples: int, seed: int
+) -> Iterator[Float64[np.ndarray, "resamples items"]]:
     """How often each item is drawn in each bootstrap sample, a few samples at a time.
 
     The draws are those of all samples at once.
     """
     random = np.random.default_rng(seed)
     for start in range(0, samples, SAMPLES_AT_ONCE):
-        draws = random.integers(0, items, (min(SAMPLES_AT_ONCE, samples - start), items), dtype=np.int32)
+        draws = random.integers(
+            0, items, (min(SAMPLES_AT_ONCE, samples - start), items), dtype=np.int32
+        )
         weights = np.empty(draws.shape)
         for row, drawn in zip(weights, draws, strict=True):
             row[:] = np.bincount(drawn, minlength=items)
         yield weights
 
 
-def _resampled(tally: Tally, weights: Float64[np.ndarray, "resamples items"]) -> Float64[np.ndarray, " resamples"]:
+def _resampled(
+    tally: Tally, weights: Float64[np.ndarray, "resamples items"]
+) -> Float64[np.ndarray, " resamples"]:
     """The metric's value where item i counts weights[:, i] times."""
     if tally.is_median:
         return _medians(tally.hits[:, 0], weights)
-    return _mean_ratio(_by_column(tally, tally.hits, weights), _by_column(tally, tally.trials, weights))
+    return _mean_ratio(
+        _by_column(tally, tally.hits, weights), _by_column(tally, tally.trials, weights)
+    )
 
 
 def _by_column(
@@ -187,7 +207,9 @@ def expected_hits(ranks: Ranks, k: int) -> Float64[np.ndarray, " n"]:
         # The next place is still open, and goes to one of the tied answers that are left.
         remaining = ranks.tied_wrong + ranks.tied_right - drawn
         drawing = (ranks.above + drawn < k) & (remaining > 0)
-        missed *= np.where(drawing, np.maximum(ranks.tied_wrong - drawn, 0) / np.maximum(remaining, 1), 1)
+        missed *= np.where(
+            drawing, np.maximum(ranks.tied_wrong - drawn, 0) / np.maximum(remaining, 1), 1
+        )
     return 1 - missed
 
 
@@ -200,21 +222,27 @@ def chance_of_hit(candidates: int, right: int, k: int) -> float:
 def intersections_and_unions(
     truth: Integer[np.ndarray, "h w"], predicted: Integer[np.ndarray, "h w"], num_classes: int
 ) -> tuple[Int64[np.ndarray, " c"], Int64[np.ndarray, " c"]]:
-    """Per class, the pixels in both maps and the pixels in either; pixels with the truth IGNORED count nowhere."""
+    """Per class, the pixels in both maps and the pixels in either; pixels with the truth IGNORED
+    count nowhere.
+    """
     counted = truth != IGNORED
     right = truth[counted].astype(np.int64)
     guess = predicted[counted].astype(np.int64)
     both = np.bincount(right[right == guess], minlength=num_classes)
-    either = np.bincount(right, minlength=num_classes) + np.bincount(guess, minlength=num_classes) - both
+    either = (
+        np.bincount(right, minlength=num_classes) + np.bincount(guess, minlength=num_classes) - both
+    )
     return both, either
 
 
 def boundary_matches(
     truth: Int32[np.ndarray, "h w"], predicted: Int32[np.ndarray, "h w"], num_classes: int
 ) -> tuple[Int64[np.ndarray, " c"], Int64[np.ndarray, " c"]]:
-    """Per class, boundary pixels of either map that have one of the other nearby, and all boundary pixels of both.
+    """Per class, boundary pixels of either map that have one of the other nearby, and all boundary
+    pixels of both.
 
-    Nearby is within 0.75 % of the image's diagonal, in rows and columns. The ratio of the sums is the boundary F1.
+    Nearby is within 0.75 % of the image's diagonal, in rows and columns. The ratio of the sums is
+    the boundary F1.
     """
     reach = max(1, round(BOUNDARY_SHARE * float(np.hypot(*truth.shape))))
     matched = np.zeros(num_classes, np.int64)
@@ -225,13 +253,18 @@ def boundary_matches(
         if label == IGNORED:
             continue
         edges = [_edge(each == label, truth) for each in (truth, guess)]
-        near = [scipy.ndimage.maximum_filter(edge, 2 * reach + 1, mode="constant") for edge in edges]
+        near = [
+            scipy.ndimage.maximum_filter(edge, 2 * reach + 1, mode="constant") for edge in edges
+        ]
         matched[label] = (edges[0] & near[1]).sum() + (edges[1] & near[0]).sum()
         total[label] = edges[0].sum() + edges[1].sum()
+
     return matched, total
 
 
-def _edge(inside: Bool[np.ndarray, "h w"], truth: Int32[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+def _edge(
+    inside: Bool[np.ndarray, "h w"], truth: Int32[np.ndarray, "h w"]
+) -> Bool[np.ndarray, "h w"]:
     """Pixels of a region with a neighbor outside it that counts; the image's own border is none."""
     outside = ~inside & (truth != IGNORED)
     edge = np.zeros_like(inside)

@@ -1,6 +1,7 @@
 """open_clip's models as an encoder, for comparison: the package is optional and imported only here.
 
-Dense features are the visual tower's patch tokens after its final norm and projection, for towers that give them.
+Dense features are the visual tower's patch tokens after its final norm and projection, for towers
+that give them.
 """
 
 import difflib
@@ -19,7 +20,9 @@ IMAGES_AT_ONCE = 64
 
 
 class OpenClipEncoder:
-    """A model of open_clip by architecture and weights: a tag it knows, a file, or "" for random ones."""
+    """A model of open_clip by architecture and weights: a tag it knows, a file, or "" for random
+    ones.
+    """
 
     def __init__(self, architecture: str, weights: str) -> None:
         open_clip = check_architecture(architecture)
@@ -39,7 +42,9 @@ class OpenClipEncoder:
     def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
         """The same vectors serve images and patches."""
         blocks = [
-            self._model.encode_text(self._tokenize(list(texts[start : start + TEXTS_AT_ONCE])).to(self._device))
+            self._model.encode_text(
+                self._tokenize(list(texts[start : start + TEXTS_AT_ONCE])).to(self._device)
+            )
             for start in range(0, len(texts), TEXTS_AT_ONCE)
         ]
         return normalize(torch.cat(blocks).float(), dim=-1).cpu()
@@ -59,18 +64,27 @@ class OpenClipEncoder:
         visual = self._model.visual
         if not hasattr(visual, "output_tokens"):
             raise ValueError(
-                f"{self.description} gives no patch tokens: dense use needs a vision transformer of open_clip"
+                f"{self.description} gives no patch tokens: dense use needs a vision transformer "
+                "of open_clip"
             )
+
         side = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
-        pixels = torch.stack([self._preprocess(image.resize((side, side))) for image in images]).to(self._device)
+        pixels = torch.stack([self._preprocess(image.resize((side, side))) for image in images]).to(
+            self._device
+        )
         visual.output_tokens = True
+
         try:
             _, tokens = visual(pixels)
         finally:
             visual.output_tokens = False
+
         if visual.proj is not None:
             tokens = tokens @ visual.proj
-        return normalize(tokens.float(), dim=-1).cpu().unflatten(1, (math.isqrt(tokens.shape[1]), -1))
+
+        return (
+            normalize(tokens.float(), dim=-1).cpu().unflatten(1, (math.isqrt(tokens.shape[1]), -1))
+        )
 
 
 def check_architecture(name: str) -> Any:
@@ -79,11 +93,13 @@ def check_architecture(name: str) -> Any:
         import open_clip
     except ImportError as error:
         raise ValueError(
-            f"open_clip cannot be imported ({error}): this encoder is optional; pip install open_clip_torch, "
-            "with the torchvision that matches your torch"
+            f"open_clip cannot be imported ({error}): this encoder is optional; pip install "
+            "open_clip_torch, with the torchvision that matches your torch"
         ) from error
+
     known = open_clip.list_models()
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))
         raise ValueError(f"open_clip has no architecture {name!r}: did you mean one of {near}?")
+
     return open_clip

@@ -64,7 +64,9 @@ class Model:
         """Unit vectors of one text, or of several."""
         return self.encoder.encode_text([texts] if isinstance(texts, str) else list(texts))
 
-    def classify(self, image: ImageLike, names: Sequence[str], templates: Sequence[str] = PLAIN) -> dict[str, float]:
+    def classify(
+        self, image: ImageLike, names: Sequence[str], templates: Sequence[str] = PLAIN
+    ) -> dict[str, float]:
         """Probability per name; they sum to 1. Templates hold {} in place of the name; their
         vectors are averaged."""
         _check_names(names)
@@ -73,7 +75,11 @@ class Model:
         return dict(zip(names, logits[0].softmax(-1).tolist(), strict=True))
 
     def segment(
-        self, image: ImageLike, names: Sequence[str], templates: Sequence[str] = PLAIN, side: int = SEGMENTED_SIDE
+        self,
+        image: ImageLike,
+        names: Sequence[str],
+        templates: Sequence[str] = PLAIN,
+        side: int = SEGMENTED_SIDE,
     ) -> Regions:
         """The best name of every pixel. `side`: pixels of the short side that the backbone gets;
         more is finer."""
@@ -81,13 +87,16 @@ class Model:
         picture = open_image(image)
         width, height = picture.size
         factor = side / min(width, height)
-        resized = picture.resize((round(width * factor), round(height * factor)), Image.Resampling.BICUBIC)
+        resized = picture.resize(
+            (round(width * factor), round(height * factor)), Image.Resampling.BICUBIC
+        )
 
         classes = class_embeddings(self.encoder, list(names), list(templates), dense=True)
         cosines = (self.encoder.encode_patches([resized]) @ classes.T).permute(0, 3, 1, 2)
         maps = F.interpolate(cosines, size=(height, width), mode="bilinear", align_corners=False)[0]
 
         heat = {name: each.numpy() for name, each in zip(names, maps, strict=True)}
+
         return Regions(tuple(names), maps.argmax(0).numpy(), heat)
 
 
@@ -103,8 +112,10 @@ def load(folder: str | Path, backbone: BackboneConfig | None = None, weights: st
     spec = loaded.spec
     if backbone is None and not spec.backbone:
         raise ValueError(
-            f"{folder} does not name its backbone: pass one, as backbone=BackboneConfig('dinov2-vitl14-reg')"
+            f"{folder} does not name its backbone: pass one, as "
+            "backbone=BackboneConfig('dinov2-vitl14-reg')"
         )
+
     named = backbone or BackboneConfig(spec.backbone, weights, spec.digest, spec.image_size)
 
     return Model(load_encoder(Path(folder), named), loaded.model.logit_scale().item())
@@ -122,10 +133,12 @@ def open_image(image: ImageLike) -> Image.Image:
         values = values.transpose(1, 2, 0)
     if values.ndim != 3 or values.shape[2] != 3:
         raise ValueError(
-            f"an image of shape {values.shape}: three channels, first or last, are needed; convert it to RGB"
+            f"an image of shape {values.shape}: three channels, first or last, are needed; "
+            "convert it to RGB"
         )
     if values.dtype != np.uint8:
         values = (values * 255).round().clip(0, 255).astype(np.uint8)
+
     return Image.fromarray(values)
 
 

@@ -1,7 +1,8 @@
 """Prompt templates.
 
-`IMAGENET` holds the 80 templates of CLIP (Radford et al. 2021, arXiv:2103.00020; openai/CLIP, MIT license).
-`EMOJI` is for drawings and pictograms, whose captions are names and keywords rather than sentences.
+`IMAGENET` holds the 80 templates of CLIP (Radford et al. 2021, arXiv:2103.00020; openai/CLIP, MIT
+license). `EMOJI` is for drawings and pictograms, whose captions are names and keywords rather than
+sentences.
 """
 
 import json
@@ -125,7 +126,9 @@ class Prompts(NamedTuple):
 
 
 def choose_prompts(wanted: str, own: str | tuple[str, ...], file: Path | None = None) -> Prompts:
-    """The prompts of a set whose own are a list or the name of one; `wanted` names others, or `file` holds them."""
+    """The prompts of a set whose own are a list or the name of one; `wanted` names others, or
+    `file` holds them.
+    """
     if file is not None:
         return Prompts(f"file {file.name}", read_templates(file))
     if wanted == AUTO and not isinstance(own, str):
@@ -138,17 +141,22 @@ def choose_prompts(wanted: str, own: str | tuple[str, ...], file: Path | None = 
 def named_templates() -> dict[str, tuple[str, ...]]:
     """Templates by name: those above, and the published ones of other sets."""
     listed = json.loads((DATA / "templates.json").read_text())
-    return TEMPLATES | {name: tuple(texts) for name, texts in listed.items() if isinstance(texts, list)}
+    return TEMPLATES | {
+        name: tuple(texts) for name, texts in listed.items() if isinstance(texts, list)
+    }
 
 
 def read_templates(file: Path) -> tuple[str, ...]:
     """One template per line of a text file, with {} (or {c}) where the name goes."""
-    lines = tuple(line.strip().replace("{c}", SLOT) for line in file.read_text().splitlines() if line.strip())
+    lines = tuple(
+        line.strip().replace("{c}", SLOT) for line in file.read_text().splitlines() if line.strip()
+    )
     bad = [line for line in lines if line.count(SLOT) != 1]
     if bad or not lines:
         what = f"the template {bad[0]!r}" if bad else "no template"
         raise ValueError(
-            f"{file} has {what}: one template per line is required, each with one {{}} where the name goes; correct it"
+            f"{file} has {what}: one template per line is required, each with one {{}} where the "
+            "name goes; correct it"
         )
     return lines
 

@@ -1,6 +1,8 @@
-"""Published figures beside ours, in percent: ViT-L models at 576 tokens, whose protocols are the defaults here.
+"""Published figures beside ours, in percent: ViT-L models at 576 tokens, whose protocols are the
+defaults here.
 
-Source: "DINOv2 Meets Text" (arXiv:2412.16334) as evaluated again in the report of DINOv3 (arXiv:2508.10104, table 16).
+Source: "DINOv2 Meets Text" (arXiv:2412.16334) as evaluated again in the report of DINOv3
+(arXiv:2508.10104, table 16).
 """
 
 from typing import NamedTuple

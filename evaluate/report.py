@@ -1,7 +1,8 @@
 """The step `report`: what the other steps left behind, as one HTML page that needs no network.
 
-Inputs carry the labels of the steps whose folders they are: `train`, `evaluate_uncurated`, ... What follows the step is
-the arm; the arm without a suffix comes first and every other one is compared with it, item by item.
+Inputs carry the labels of the steps whose folders they are: `train`, `evaluate_uncurated`, ... What
+follows the step is the arm; the arm without a suffix comes first and every other one is compared
+with it, item by item.
 """
 
 import base64
@@ -52,11 +53,17 @@ class Arm:
 
 
 def run(config: ReportConfig, *, out: Path, **inputs: Path) -> dict[str, float]:
-    """Write out/report.html from the folders of finished steps, by label; what is not given is left out."""
+    """Write out/report.html from the folders of finished steps, by label; what is not given is left
+    out.
+    """
     arms = split_arms(inputs)
     records = {label: _record(folder) for label, folder in inputs.items()}
     curves = training_curves(
-        {arm.name: read_jsonl(arm.folders["train"] / "metrics.jsonl") for arm in arms if "train" in arm.folders}
+        {
+            arm.name: read_jsonl(arm.folders["train"] / "metrics.jsonl")
+            for arm in arms
+            if "train" in arm.folders
+        }
     )
     first = arms[0].folders
     page = (
@@ -72,13 +79,16 @@ def run(config: ReportConfig, *, out: Path, **inputs: Path) -> dict[str, float]:
             pairs=list(combinations(range(len(arms)), 2)),
             metric_names=METRIC_NAMES,
             curves=curves,
-            curation=curation_sections(first["curate"], first["embed"]) if {"curate", "embed"} <= first.keys() else [],
+            curation=curation_sections(first["curate"], first["embed"])
+            if {"curate", "embed"} <= first.keys()
+            else [],
             examples=_examples(arms[0]),
             lineage=_lineage(records),
             written=datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
         )
     )
     write_atomic(out / PAGE, page)
+
     return {"page_bytes": float(len(page.encode()))}
 
 
@@ -89,12 +99,17 @@ def split_arms(inputs: Mapping[str, Path]) -> list[Arm]:
         step, _, suffix = label.partition("_")
         by_arm.setdefault(suffix, {})[step] = folder
     is_alone = len(by_arm) == 1
-    return [Arm(suffix or ("model" if is_alone else MAIN_ARM), folders) for suffix, folders in by_arm.items()]
+    return [
+        Arm(suffix or ("model" if is_alone else MAIN_ARM), folders)
+        for suffix, folders in by_arm.items()
+    ]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One metric: each arm's value, the paired difference of every two arms, and the trivial baseline."""
+    """One metric: each arm's value, the paired difference of every two arms, and the trivial
+    baseline.
+    """
 
     metric: str
     values: Sequence[Mapping[str, float] | None]
@@ -142,6 +157,7 @@ def compare(arms: Sequence[Arm], config: ReportConfig) -> list[Compared]:
     results = [arm.results() for arm in arms]
     names = dict.fromkeys(name for scored in results for name in scored)
     compared = []
+
     for name in names:
         here = [scored.get(name) for scored in results]
         first = next(result for result in here if result is not None)
@@ -150,10 +166,17 @@ def compare(arms: Sequence[Arm], config: ReportConfig) -> list[Compared]:
         published = published_rows(str(first["protocol"].get("set", "")))
         errors = [result["error"] if result else "" for result in here]
         compared.append(Compared(name, first, errors, rows, published, _best_and_worst(here)))
+
     return compared
 
 
-def _row(arms: Sequence[Arm], results: Sequence[Result | None], name: str, metric: str, config: ReportConfig) -> Row:
+def _row(
+    arms: Sequence[Arm],
+    results: Sequence[Result | None],
+    name: str,
+    metric: str,
+    config: ReportConfig,
+) -> Row:
     values = [result["metrics"].get(metric) if result else None for result in results]
     tallies = [
         read_tallies(arm.folders["evaluate"], name)[metric] if value else None
@@ -166,15 +189,26 @@ def _row(arms: Sequence[Arm], results: Sequence[Result | None], name: str, metri
         if one < other and ours and theirs and ours.hits.shape == theirs.hits.shape
     }
     first = next(result for result in results if result)
+
     return Row(metric, values, differences, trivial_score(first, metric))
 
 
 def _best_and_worst(results: Sequence[Result | None]) -> list[dict[str, Any]]:
-    """The classes with the highest and lowest value in the first arm; all of a set of few classes."""
-    tables = [{row["name"]: row["value"] for row in result.get("classes", ())} if result else {} for result in results]
+    """The classes with the highest and lowest value in the first arm; all of a set of few
+    classes.
+    """
+    tables = [
+        {row["name"]: row["value"] for row in result.get("classes", ())} if result else {}
+        for result in results
+    ]
     tried = [(name, value) for name, value in tables[0].items() if value is not None]
     ordered = sorted(tried, key=lambda item: (-item[1], item[0]))
-    chosen = ordered if len(ordered) <= 2 * CLASSES_SHOWN else [*ordered[:CLASSES_SHOWN], *ordered[-CLASSES_SHOWN:]]
+    chosen = (
+        ordered
+        if len(ordered) <= 2 * CLASSES_SHOWN
+        else [*ordered[:CLASSES_SHOWN], *ordered[-CLASSES_SHOWN:]]
+    )
+
     return [{"name": name, "values": [table.get(name) for table in tables]} for name, _ in chosen]
 
 
@@ -201,6 +235,7 @@ def _facts(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
         ("commit", commit),
         ("host", str(newest.get("host", ""))),
     ]
+
     return [(name, value) for name, value in facts if value]
 
 
@@ -226,7 +261,11 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -264,7 +303,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"percent": percent, "signed": _signed, "plain": _plain, "markup": Markup}
+    environment.filters |= {
+        "percent": percent,
+        "signed": _signed,
+        "plain": _plain,
+        "markup": Markup,
+    }
+
     return environment
 
 

@@ -1,4 +1,5 @@
-"""Results on disk: what each evaluation set scored. The per-item tallies beside them are evaluate/tallies.py's.
+"""Results on disk: what each evaluation set scored. The per-item tallies beside them are
+evaluate/tallies.py's.
 
 results.json          one flat row per set and metric, for other tools
 results/SET.json      everything about one set: protocol, classes, baselines
@@ -23,7 +24,9 @@ class Result(TypedDict):
     error: str
     """Why the set could not be scored; empty when it was."""
     metrics: dict[str, dict[str, float]]
-    """value, low and high (the limits of the 95 % interval) and n, the number of items, by metric."""
+    """value, low and high (the limits of the 95 % interval) and n, the number of items, by
+    metric.
+    """
     baselines: dict[str, dict[str, float]]
     sizes: dict[str, int]
     protocol: dict[str, object]
@@ -63,6 +66,7 @@ def flat_rows(result: Result) -> list[dict[str, Any]]:
         "data": result["data"],
     }
     first = {"set": result["set"], "task": result["task"]}
+
     if result["error"]:
         return [
             {
@@ -76,8 +80,10 @@ def flat_rows(result: Result) -> list[dict[str, Any]]:
                 **about,
             }
         ]
+
     return [
-        {**first, "metric": metric, **measure, "error": None, **about} for metric, measure in result["metrics"].items()
+        {**first, "metric": metric, **measure, "error": None, **about}
+        for metric, measure in result["metrics"].items()
     ]
 
 

@@ -1,9 +1,11 @@
-"""Image-text retrieval in both directions: recall and median rank by counting the scores above the best right answer.
+"""Image-text retrieval in both directions: recall and median rank by counting the scores above the
+best right answer.
 
-The text encoder by itself is measured too: a caption asks for another caption of its image, among all other captions.
+The text encoder by itself is measured too: a caption asks for another caption of its image, among
+all other captions.
 
-Nothing is sorted, and no matrix of scores is held (evaluate/counting.py). An image counts as found when any of its
-captions is.
+Nothing is sorted, and no matrix of scores is held (evaluate/counting.py). An image counts as found
+when any of its captions is.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +25,16 @@ from evaluate.views import UNCUT, View, batches
 RECALL_AT = (1, 5, 10)
 TEXTS_AT_ONCE = 2048
 MOST_SIBLING_CAPTIONS = 100_000
-"""Captions up to which they are compared with each other, which is quadratic: COCO's 25,000 take seconds."""
+"""Captions up to which they are compared with each other, which is quadratic: COCO's 25,000 take
+seconds.
+"""
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Unit vectors of a set and the tallies of its metrics: one item for each image, with all its captions."""
+    """Unit vectors of a set and the tallies of its metrics: one item for each image, with all its
+    captions.
+    """
 
     images: Float[Tensor, "images dim"]
     captions: Float[Tensor, "captions dim"]
@@ -42,14 +48,20 @@ def retrieve(
     view: View = UNCUT,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Retrieved:
-    """Text to image and image to text over the whole set; ties count with their expected value under random order."""
+    """Text to image and image to text over the whole set; ties count with their expected value
+    under random order.
+    """
     captions = encode_texts(encoder, dataset.captions)
     blocks = []
     for batch in batches(dataset.images, view, batch_size):
         blocks.append(checked(encoder.encode_image(batch), "images", len(batch), captions.shape[1]))
         advance(len(batch))
+
     images = torch.cat(blocks)
-    tallies = recall_tallies(images, captions, dataset.owners) | sibling_tallies(captions, dataset.owners)
+    tallies = recall_tallies(images, captions, dataset.owners) | sibling_tallies(
+        captions, dataset.owners
+    )
+
     return Retrieved(images, captions, tallies)
 
 
@@ -63,7 +75,9 @@ def encode_texts(encoder: Encoder, texts: Sequence[str]) -> Float[Tensor, "n dim
 
 
 def recall_tallies(
-    images: Float[Tensor, "images dim"], captions: Float[Tensor, "captions dim"], owners: Int64[np.ndarray, " captions"]
+    images: Float[Tensor, "images dim"],
+    captions: Float[Tensor, "captions dim"],
+    owners: Int64[np.ndarray, " captions"],
 ) -> dict[str, Tally]:
     """Recall at 1, 5, 10 and the median rank, each way; caption j describes image owners[j]."""
     to_image, to_text = both_ranks(captions, images, owners)
@@ -75,10 +89,12 @@ def recall_tallies(
     for k in RECALL_AT:
         hits = np.bincount(owners, expected_hits(to_image, k), minlength=num_images)
         tallies[f"text_to_image_r{k}"] = Tally(hits[:, None], count)
+
     tallies["text_to_image_median_rank"] = _median(to_image.expected())
 
     for k in RECALL_AT:
         tallies[f"image_to_text_r{k}"] = Tally(expected_hits(to_text, k)[:, None], ones)
+
     tallies["image_to_text_median_rank"] = _median(to_text.expected())
     return tallies
 
@@ -86,11 +102,15 @@ def recall_tallies(
 def sibling_tallies(
     captions: Float[Tensor, "captions dim"], owners: Int64[np.ndarray, " captions"]
 ) -> dict[str, Tally]:
-    """Text to text recall at 1; nothing where no image has two captions, or there are too many to compare."""
+    """Text to text recall at 1; nothing where no image has two captions, or there are too many to
+    compare.
+    """
     count = np.bincount(owners)
     if count.max() < 2 or len(captions) > MOST_SIBLING_CAPTIONS:
         return {}
-    hits = np.bincount(owners, expected_hits(sibling_ranks(captions, owners), 1), minlength=len(count))
+    hits = np.bincount(
+        owners, expected_hits(sibling_ranks(captions, owners), 1), minlength=len(count)
+    )
     trials = np.where(count > 1, count, 0).astype(np.float64)
     return {"text_to_text_r1": Tally(np.where(count > 1, hits, 0)[:, None], trials[:, None])}
 
@@ -108,7 +128,9 @@ def chance_recalls(owners: Int64[np.ndarray, " captions"]) -> dict[str, float]:
     by_count, how_often = np.unique(captions_of, return_counts=True)
     image_to_text = {
         f"image_to_text_r{k}": float(
-            np.average([chance_of_hit(num_captions, int(n), k) for n in by_count], weights=how_often)
+            np.average(
+                [chance_of_hit(num_captions, int(n), k) for n in by_count], weights=how_often
+            )
         )
         for k in RECALL_AT
     }
@@ -116,4 +138,5 @@ def chance_recalls(owners: Int64[np.ndarray, " captions"]) -> dict[str, float]:
     text_to_text = {}
     if siblings.any():
         text_to_text["text_to_text_r1"] = float(siblings[siblings > 0].mean() / (num_captions - 1))
+
     return text_to_image | image_to_text | text_to_text

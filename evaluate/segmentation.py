@@ -1,8 +1,10 @@
-"""Open-vocabulary segmentation: every pixel gets the class whose prompt embedding is nearest to its patch.
+"""Open-vocabulary segmentation: every pixel gets the class whose prompt embedding is nearest to its
+patch.
 
-Three protocols. `window` is that of the published figures, to the pixel: sliding windows at a fixed short side;
-cosines up-sampled to the window's pixels, soft-max, mean over the windows, bilinear to the mask's size, arg-max.
-`whole` encodes the image at once. `high-resolution` encodes many crops and names regions (evaluate/high_resolution.py).
+Three protocols. `window` is that of the published figures, to the pixel: sliding windows at a fixed
+short side; cosines up-sampled to the window's pixels, soft-max, mean over the windows, bilinear to
+the mask's size, arg-max. `whole` encodes the image at once. `high-resolution` encodes many crops
+and names regions (evaluate/high_resolution.py).
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -29,7 +31,9 @@ IMAGES_AHEAD = 8
 
 @dataclass(frozen=True)
 class Queries:
-    """What pixels are compared with: unit vectors, a class index for each, and an optional constant competitor."""
+    """What pixels are compared with: unit vectors, a class index for each, and an optional constant
+    competitor.
+    """
 
     vectors: Float[Tensor, "queries dim"]
     labels: Int64[np.ndarray, " queries"]
@@ -37,7 +41,9 @@ class Queries:
     constant_label: int
 
     def cosines(self, patches: Float[Tensor, "*grid dim"]) -> Float[Tensor, "*grid channels"]:
-        """The cosine of each patch with each query, and the constant competitor's where there is one."""
+        """The cosine of each patch with each query, and the constant competitor's where there is
+        one.
+        """
         cosines = patches @ self.vectors.T
         if self.constant is None:
             return cosines
@@ -45,13 +51,17 @@ class Queries:
 
     def classes(self, winners: Int64[np.ndarray, "*grid"]) -> Int32[np.ndarray, "*grid"]:
         """The class of each winning channel."""
-        labels = self.labels if self.constant is None else np.append(self.labels, self.constant_label)
+        labels = (
+            self.labels if self.constant is None else np.append(self.labels, self.constant_label)
+        )
         return labels[winners].astype(np.int32)
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """Some label maps in mask resolution, the tallies of the metrics and the pixels of each class in the truth."""
+    """Some label maps in mask resolution, the tallies of the metrics and the pixels of each class
+    in the truth.
+    """
 
     maps: dict[int, Int32[np.ndarray, "_ _"]]
     tallies: dict[str, Tally]
@@ -68,7 +78,8 @@ def segment(
 ) -> Segmented:
     """Tallies by image of mIoU, mean accuracy, pixel accuracy and boundary F1.
 
-    The maps are those of the images in `shown`, and half as many again of the images with the fewest right pixels.
+    The maps are those of the images in `shown`, and half as many again of the images with the
+    fewest right pixels.
     """
     queries = class_queries(encoder, dataset, templates, config)
     num_classes = len(dataset.labels)
@@ -81,11 +92,14 @@ def segment(
     worst: list[tuple[float, int, Int32[np.ndarray, "_ _"]]] = []
     counts = []
     indices = range(len(dataset.images))
+
     for index, (image, truth) in zip(indices, ahead(load, indices, IMAGES_AHEAD), strict=True):
         predicted = label_map(encoder, image, queries, config)
         if index in shown:
             maps[index] = predicted
-        worst = sorted([*worst, (_right_share(truth, predicted), index, predicted)], key=lambda item: item[:2])
+        worst = sorted(
+            [*worst, (_right_share(truth, predicted), index, predicted)], key=lambda item: item[:2]
+        )
         del worst[len(shown) // 2 :]
 
         both, either = intersections_and_unions(truth, predicted, num_classes)
@@ -100,8 +114,11 @@ def segment(
             f"no pixel of {dataset.images.root} counts: all have mask values that are ignored "
             f"({sorted(dataset.ignored)}); correct ignore_index in labels.json, or the masks"
         )
+
     maps |= {index: predicted for _, index, predicted in worst}
-    return Segmented(maps, _tallies(per_image, dataset.background), per_image[4].sum(0).astype(np.int64))
+    return Segmented(
+        maps, _tallies(per_image, dataset.background), per_image[4].sum(0).astype(np.int64)
+    )
 
 
 def _right_share(truth: Int32[np.ndarray, "h w"], predicted: Int32[np.ndarray, "h w"]) -> float:
@@ -125,14 +142,24 @@ def _tallies(counts: Float[np.ndarray, "5 n c"], background: int | None) -> dict
 def class_queries(
     encoder: Encoder, dataset: SegmentationSet, templates: Sequence[str], config: SegmentationConfig
 ) -> Queries:
-    """One query for each name of each class; the background class has several names, or a constant cosine."""
-    named = [(name, label) for label, each in enumerate(dataset.labels) for name in each if label != dataset.background]
+    """One query for each name of each class; the background class has several names, or a constant
+    cosine.
+    """
+    named = [
+        (name, label)
+        for label, each in enumerate(dataset.labels)
+        for name in each
+        if label != dataset.background
+    ]
     constant = None
+
     if dataset.background is not None and config.background == "threshold":
         constant = config.background_cosine
     elif dataset.background is not None:
         taken = {name for name, _ in named}
-        named += [(name, dataset.background) for name in config.background_prompts if name not in taken]
+        named += [
+            (name, dataset.background) for name in config.background_prompts if name not in taken
+        ]
 
     vectors = class_embeddings(encoder, [name for name, _ in named], templates, dense=True)
     labels = np.array([label for _, label in named], np.int64)
@@ -145,7 +172,9 @@ def label_map(
     """The class index of every pixel of `image`."""
     out = (image.height, image.width)
     if config.protocol == "high-resolution":
-        return region_labels(encoder, image, config.regions, lambda means: queries.classes(_best(queries, means)))
+        return region_labels(
+            encoder, image, config.regions, lambda means: queries.classes(_best(queries, means))
+        )
 
     resized = resize_short_side(image, config.short_side)
     if config.protocol == "whole":
@@ -154,10 +183,15 @@ def label_map(
 
     size = (resized.height, resized.width)
     window = (min(config.window, size[0]), min(config.window, size[1]))
-    tops, lefts = (starts(full, part, config.stride) for full, part in zip(size, window, strict=True))
+    tops, lefts = (
+        starts(full, part, config.stride) for full, part in zip(size, window, strict=True)
+    )
     crops = [resized.crop((x, y, x + window[1], y + window[0])) for y in tops for x in lefts]
-    cosines = queries.cosines(_patches(encoder, crops, queries)).unflatten(0, (len(tops), len(lefts)))
+    cosines = queries.cosines(_patches(encoder, crops, queries)).unflatten(
+        0, (len(tops), len(lefts))
+    )
     winners = sliding_argmax(cosines, (tops, lefts), window, size, out, config.logit_scale)
+
     return queries.classes(winners)
 
 
@@ -165,12 +199,16 @@ def _best(queries: Queries, vectors: Float[Tensor, "n dim"]) -> Int64[np.ndarray
     return queries.cosines(vectors).argmax(-1).numpy()
 
 
-def _patches(encoder: Encoder, images: Sequence[Image.Image], queries: Queries) -> Float[Tensor, "n h w dim"]:
+def _patches(
+    encoder: Encoder, images: Sequence[Image.Image], queries: Queries
+) -> Float[Tensor, "n h w dim"]:
     return checked(encoder.encode_patches(images), "windows", len(images), queries.vectors.shape[1])
 
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
-    """The short side to so many px, bicubic; the long side is cut to whole pixels, not rounded, as published."""
+    """The short side to so many px, bicubic; the long side is cut to whole pixels, not rounded, as
+    published.
+    """
     width, height = image.size
     if min(width, height) == short_side:
         return image
@@ -184,13 +222,19 @@ def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
 def segmentation_baselines(
     pixels: Int64[np.ndarray, " classes"], background: int | None
 ) -> dict[str, dict[str, float]]:
-    """Scores of maps of one class: of the best for each metric, and of the background where there is one."""
+    """Scores of maps of one class: of the best for each metric, and of the background where there
+    is one.
+    """
     constants = [_constant_map_scores(pixels, label, background) for label in range(len(pixels))]
     best = {metric: max(scores[metric] for scores in constants) for metric in constants[0]}
-    return {"best_single_class": best} | ({} if background is None else {"all_background": constants[background]})
+    return {"best_single_class": best} | (
+        {} if background is None else {"all_background": constants[background]}
+    )
 
 
-def _constant_map_scores(pixels: Int64[np.ndarray, " classes"], label: int, background: int | None) -> dict[str, float]:
+def _constant_map_scores(
+    pixels: Int64[np.ndarray, " classes"], label: int, background: int | None
+) -> dict[str, float]:
     present = int((pixels > 0).sum())
     share = float(pixels[label] / pixels.sum())
     scores = {
@@ -201,4 +245,5 @@ def _constant_map_scores(pixels: Int64[np.ndarray, " classes"], label: int, back
     if background is not None:
         others = int(present - (pixels[background] > 0))
         scores["miou_objects"] = 0.0 if label == background else share / max(1, others)
+
     return scores

@@ -1,4 +1,6 @@
-"""Results of one or several models as rows, as a table for the terminal, and as CSV, Markdown and LaTeX."""
+"""Results of one or several models as rows, as a table for the terminal, and as CSV, Markdown and
+LaTeX.
+"""
 
 import csv
 import io
@@ -33,23 +35,42 @@ METRIC_NAMES = {
 }
 RANKS = ("text_to_image_median_rank", "image_to_text_median_rank")
 """Metrics that are no shares: a small one is good, and it is shown as it is."""
-COLUMNS = ("set", "task", "metric", "value", "low", "high", "n", "protocol", "encoder", "model", "data", "error")
+COLUMNS = (
+    "set",
+    "task",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "n",
+    "protocol",
+    "encoder",
+    "model",
+    "data",
+    "error",
+)
 
 Results = Mapping[str, Sequence[Result]]
 """Results of each model, by its name."""
 
 
 def results_table(results: Results) -> Table:
-    """One row for each set and metric, one column for each model: percent with its 95 % interval."""
+    """One row for each set and metric, one column for each model: percent with its 95 %
+    interval.
+    """
     table = Table(title="Results, % with 95 % intervals", title_justify="left", header_style="bold")
     table.add_column("evaluation set")
     table.add_column("metric")
     for model in results:
         table.add_column(model, justify="right")
+
     table.add_column("trivial baseline", justify="right", style="dim")
 
-    by_model = {model: {result["set"]: result for result in entries} for model, entries in results.items()}
+    by_model = {
+        model: {result["set"]: result for result in entries} for model, entries in results.items()
+    }
     names = dict.fromkeys(name for entries in by_model.values() for name in entries)
+
     for name in names:
         scored = [entries[name] for entries in by_model.values() if name in entries]
         metrics = dict.fromkeys(metric for result in scored for metric in result["metrics"])
@@ -57,14 +78,27 @@ def results_table(results: Results) -> Table:
             cells = [_cell(entries.get(name), metric) for entries in by_model.values()]
             trivial = trivial_score(scored[0], metric)
             label = METRIC_NAMES.get(metric, metric)
-            table.add_row("" if row else name, label, *cells, "" if trivial is None else shown(metric, trivial))
+            table.add_row(
+                "" if row else name,
+                label,
+                *cells,
+                "" if trivial is None else shown(metric, trivial),
+            )
         for published in published_rows(str(scored[0]["protocol"].get("set", ""))):
             cells = [f"[dim]{published.value:.1f}[/dim]"] + [""] * (len(by_model) - 1)
-            table.add_row("", f"[dim]published: {METRIC_NAMES[published.metric]}, {published.model}[/dim]", *cells, "")
+            table.add_row(
+                "",
+                f"[dim]published: {METRIC_NAMES[published.metric]}, {published.model}[/dim]",
+                *cells,
+                "",
+            )
         for model, entries in by_model.items():
             if name in entries and entries[name]["error"]:
-                table.add_row(name, f"[red]not scored: {escape(entries[name]['error'])}[/red] ({model})")
+                table.add_row(
+                    name, f"[red]not scored: {escape(entries[name]['error'])}[/red] ({model})"
+                )
         table.add_section()
+
     return table
 
 
@@ -106,7 +140,9 @@ def as_markdown(results: Results) -> str:
     """A table with one row per set and metric and one column per model."""
     head, body = _grid(results)
     lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *body]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return "".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines
+    )
 
 
 def as_latex(results: Results) -> str:
@@ -128,7 +164,15 @@ def as_latex(results: Results) -> str:
 
 
 def _latex(text: str) -> str:
-    special = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "→": r"$\rightarrow$", "±": r"$\pm$", "–": "--"}
+    special = {
+        "_": r"\_",
+        "%": r"\%",
+        "&": r"\&",
+        "#": r"\#",
+        "→": r"$\rightarrow$",
+        "±": r"$\pm$",
+        "–": "--",
+    }
     return "".join(special.get(character, character) for character in text)
 
 
@@ -139,20 +183,33 @@ def _grid(results: Results) -> tuple[list[str], list[list[str]]]:
         if result is None or metric not in result["metrics"]:
             return "–"
         measure = result["metrics"][metric]
-        return f"{shown(metric, measure['value'])} ± {shown(metric, (measure['high'] - measure['low']) / 2)}"
+        return (
+            f"{shown(metric, measure['value'])} ± "
+            f"{shown(metric, (measure['high'] - measure['low']) / 2)}"
+        )
 
-    by_model = {model: {result["set"]: result for result in entries} for model, entries in results.items()}
+    by_model = {
+        model: {result["set"]: result for result in entries} for model, entries in results.items()
+    }
     names = dict.fromkeys(name for entries in by_model.values() for name in entries)
     body = []
+
     for name in names:
         scored = [entries[name] for entries in by_model.values() if name in entries]
         for metric in dict.fromkeys(metric for result in scored for metric in result["metrics"]):
             cells = [cell(entries.get(name), metric) for entries in by_model.values()]
             body.append([name, METRIC_NAMES.get(metric, metric), *cells])
         if any(result["error"] for result in scored):
-            reasons = [entries[name]["error"] if name in entries else "" for entries in by_model.values()]
+            reasons = [
+                entries[name]["error"] if name in entries else "" for entries in by_model.values()
+            ]
             body.append([name, "not scored", *(reason or "" for reason in reasons)])
+
     return ["evaluation set", "metric", *by_model], body
 
 
-TABLE_FORMATS: dict[str, Callable[[Results], str]] = {"csv": as_csv, "markdown": as_markdown, "latex": as_latex}
+TABLE_FORMATS: dict[str, Callable[[Results], str]] = {
+    "csv": as_csv,
+    "markdown": as_markdown,
+    "latex": as_latex,
+}

@@ -1,4 +1,6 @@
-"""Per-item tallies on disk, from which intervals are made and two models are compared item by item."""
+"""Per-item tallies on disk, from which intervals are made and two models are compared item by
+item.
+"""
 
 import json
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ def write_result(out: Path, result: Result, tallies: Mapping[str, Tally]) -> Non
         }
         if tally.columns is not None:
             arrays[f"{name}/columns"] = tally.columns
+
     target = _tally_file(out, result["set"])
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary, temporary.open("wb") as file:

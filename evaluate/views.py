@@ -1,7 +1,8 @@
 """How images are cut for classification and retrieval, and images decoded ahead of the encoder.
 
-`resize-crop` is the published protocol: the short side resized, then the center cropped, to the pixel as torchvision's
-Resize and CenterCrop do it. `square` is the view that models here are trained on: the whole centered square, resized.
+`resize-crop` is the published protocol: the short side resized, then the center cropped, to the
+pixel as torchvision's Resize and CenterCrop do it. `square` is the view that models here are
+trained on: the whole centered square, resized.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +37,9 @@ class View:
         if self.crop == "encoder":
             return image
         return (
-            resize_crop(image, self.resize, self.side) if self.crop == "resize-crop" else center_view(image, self.side)
+            resize_crop(image, self.resize, self.side)
+            if self.crop == "resize-crop"
+            else center_view(image, self.side)
         )
 
     def describe(self) -> str:
@@ -52,17 +55,21 @@ UNCUT = View("encoder")
 
 
 def choose_view(config: ViewConfig, facts: Facts, protocol: Mapping[str, object]) -> View:
-    """The view of a set for an encoder. One that does not name its image side as a number cuts images by itself."""
+    """The view of a set for an encoder. One that does not name its image side as a number cuts
+    images by itself.
+    """
     side = protocol.get("image_size")
     if not isinstance(side, int):
         return UNCUT
+
     crop = config.crop if config.crop != "auto" else "resize-crop" if facts.published else "square"
     resize = config.resize or round(side * RESIZE_PER_CROP)
     if crop == "resize-crop" and resize < side:
         raise ValueError(
-            f"view.resize is {resize}, but the model's image size is {side} px: the crop must fit into the resized "
-            "image; raise it, or leave it out"
+            f"view.resize is {resize}, but the model's image size is {side} px: the crop must fit "
+            "into the resized image; raise it, or leave it out"
         )
+
     return View(crop, side, resize if crop == "resize-crop" else 0)
 
 
@@ -79,7 +86,9 @@ def resize_crop(image: Image.Image, resize: int, side: int) -> Image.Image:
 
 
 def batches(images: Images, view: View, batch_size: int) -> Iterator[list[Image.Image]]:
-    """All images, cut, a batch at a time; the next batches are decoded while the encoder works on this one."""
+    """All images, cut, a batch at a time; the next batches are decoded while the encoder works on
+    this one.
+    """
     starts = range(0, len(images), batch_size)
 
     def load(index: int) -> Image.Image:

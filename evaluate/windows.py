@@ -1,8 +1,9 @@
 """Class maps from the cosines of sliding windows, without scores of all classes at full resolution.
 
-The published protocol up-samples the cosines of a window to its pixels, takes the soft-max over the classes there, adds
-it up over the windows that see a pixel, divides by their number, up-samples that to the output and takes the largest.
-Here the same is done for a block of output rows at a time, classes last in memory, so that a block stays in the cache.
+The published protocol up-samples the cosines of a window to its pixels, takes the soft-max over the
+classes there, adds it up over the windows that see a pixel, divides by their number, up-samples
+that to the output and takes the largest. Here the same is done for a block of output rows at a
+time, classes last in memory, so that a block stays in the cache.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,9 @@ def bilinear(source: int, target: int) -> Float[Tensor, "target source"]:
     """The matrix of torch's bilinear interpolation (align_corners=False) along one axis."""
     if source == target:
         return torch.eye(source)
-    return interpolate(torch.eye(source)[None], size=target, mode="linear", align_corners=False)[0].T
+    return interpolate(torch.eye(source)[None], size=target, mode="linear", align_corners=False)[
+        0
+    ].T
 
 
 def sliding_argmax(
@@ -42,11 +45,14 @@ def sliding_argmax(
 ) -> Int64[np.ndarray, "height width"]:
     """The channel that wins each pixel of an `out` map, as the module says.
 
-    `begins` are the first rows and columns of the windows in an image of `size`; all pairs are (height, width).
+    `begins` are the first rows and columns of the windows in an image of `size`; all pairs are
+    (height, width).
     """
     tops, lefts = begins
     channels = cosines.shape[-1]
-    first_rows, row_shares = (torch.from_numpy(part) for part in _two_taps(cosines.shape[2], window[0]))
+    first_rows, row_shares = (
+        torch.from_numpy(part) for part in _two_taps(cosines.shape[2], window[0])
+    )
     next_rows = (first_rows + 1).clamp(max=cosines.shape[2] - 1)
     to_columns = bilinear(cosines.shape[3], window[1])
     to_out = _two_taps(size[0], out[0])
@@ -57,23 +63,30 @@ def sliding_argmax(
     wide = torch.einsum("xw,tlhwc->tlhxc", to_columns, logit_scale * cosines)
     block = max(1, BLOCK_ELEMENTS // (channels * max(size[1], out[1])))
     winners = np.empty(out, np.int64)
+
     for first in range(0, out[0], block):
-        upper, down = to_out[0][first : first + block], to_out[1][first : first + block]
-        begin, end = int(upper[0]), min(int(upper[-1]) + 2, size[0])
+        upper = to_out[0][first : first + block]
+        down = to_out[1][first : first + block]
+        begin = int(upper[0])
+        end = min(int(upper[-1]) + 2, size[0])
 
         mean = torch.zeros(end - begin, size[1], channels)
         for number, top in enumerate(tops):
-            low, high = max(begin, top), min(end, top + window[0])
+            low = max(begin, top)
+            high = min(end, top + window[0])
             if low >= high:
                 continue
             span = slice(low - top, high - top)
             for place, left in enumerate(lefts):
                 rows = wide[number, place]
-                scores = rows[first_rows[span]].lerp_(rows[next_rows[span]], row_shares[span, None, None])
+                scores = rows[first_rows[span]].lerp_(
+                    rows[next_rows[span]], row_shares[span, None, None]
+                )
                 mean[low - begin : high - begin, left : left + window[1]] += scores.softmax(-1)
         mean /= seen[begin:end, :, None]
 
         _argmax(mean.numpy(), upper - begin, down, *across, winners[first : first + block])
+
     return winners
 
 
@@ -85,8 +98,12 @@ def _times_seen(begins: Sequence[int], window: int, full: int) -> Float[Tensor, 
     return seen
 
 
-def _two_taps(source: int, target: int) -> tuple[Int32[np.ndarray, " target"], Float32[np.ndarray, " target"]]:
-    """Bilinear interpolation along one axis as the first of two neighbors and the weight of the second."""
+def _two_taps(
+    source: int, target: int
+) -> tuple[Int32[np.ndarray, " target"], Float32[np.ndarray, " target"]]:
+    """Bilinear interpolation along one axis as the first of two neighbors and the weight of the
+    second.
+    """
     matrix = bilinear(source, target)
     first = (matrix != 0).int().argmax(1)
     share = 1 - matrix[torch.arange(target), first]
@@ -103,13 +120,16 @@ def _argmax(
     across: Float32[np.ndarray, " width"],
     winners: Int64[np.ndarray, "height width"],
 ) -> None:
-    """The channel with the largest bilinear score at each output pixel; neighbors are mixed pixel by pixel.
+    """The channel with the largest bilinear score at each output pixel; neighbors are mixed pixel
+    by pixel.
 
-    Maxima are taken over lanes, as a processor's vector unit works: the compiler does not find that by itself.
+    Maxima are taken over lanes, as a processor's vector unit works: the compiler does not find that
+    by itself.
     """
     num_rows, num_columns, channels = scores.shape
     mixed = np.full((channels + LANES - 1) // LANES * LANES, -np.inf, np.float32)
     tops = np.empty(LANES, np.float32)
+
     for row in range(len(top)):
         upper = scores[top[row]]
         lower = scores[min(top[row] + 1, num_rows - 1)]
@@ -118,8 +138,10 @@ def _argmax(
             here = left[column]
             there = min(here + 1, num_columns - 1)
             share = across[column]
-            one, two = upper[here], upper[there]
-            three, four = lower[here], lower[there]
+            one = upper[here]
+            two = upper[there]
+            three = lower[here]
+            four = lower[there]
             for channel in range(channels):
                 above = one[channel] + (two[channel] - one[channel]) * share
                 below = three[channel] + (four[channel] - three[channel]) * share
@@ -138,9 +160,13 @@ def _argmax(
             winners[row, column] = channel
 
 
-def whole_argmax(cosines: Float[Tensor, "h w channels"], out: tuple[int, int]) -> Int64[np.ndarray, "height width"]:
+def whole_argmax(
+    cosines: Float[Tensor, "h w channels"], out: tuple[int, int]
+) -> Int64[np.ndarray, "height width"]:
     """The channel with the largest bilinear score at each pixel of an `out` map."""
     winners = np.empty(out, np.int64)
     height, width = cosines.shape[:2]
-    _argmax(cosines.contiguous().numpy(), *_two_taps(height, out[0]), *_two_taps(width, out[1]), winners)
+    _argmax(
+        cosines.contiguous().numpy(), *_two_taps(height, out[0]), *_two_taps(width, out[1]), winners
+    )
     return winners

@@ -1,7 +1,7 @@
 """Command line: python -m pipeline VERB RECIPE [options].
 
-RECIPE is a preset's name or a YAML file that `config` wrote. Every field of a recipe is a flag: --train.optim.lr 3e-4.
-Every way to end prints one line and has its exit code (cluster/endings.py).
+RECIPE is a preset's name or a YAML file that `config` wrote. Every field of a recipe is a flag:
+--train.optim.lr 3e-4. Every way to end prints one line and has its exit code (cluster/endings.py).
 """
 
 import logging
@@ -59,7 +59,9 @@ def main(words: Sequence[str]) -> int:
         return complain(str(error), USAGE)
     except Exception as error:  # the last boundary: no raw traceback reaches a user
         file = write_traceback(error, options.workspace)
-        return complain(f"unexpected {type(error).__name__}: {error}; {KEPT}. Traceback: {file}", FAILED)
+        return complain(
+            f"unexpected {type(error).__name__}: {error}; {KEPT}. Traceback: {file}", FAILED
+        )
 
 
 def dispatch(options: Namespace) -> int:
@@ -73,9 +75,12 @@ def dispatch(options: Namespace) -> int:
     if verb.needs == "nothing":
         return verb.call(options, terminal())
 
-    recipe = read_recipe("own" if verb.needs == "source" else options.recipe, options.verb, options.flags)
+    recipe = read_recipe(
+        "own" if verb.needs == "source" else options.recipe, options.verb, options.flags
+    )
     if verb.needs == "weights":
         recipe = resolve_backbone(recipe)
+
     return verb.call(recipe, options, terminal())
 
 
@@ -86,13 +91,18 @@ def read_recipe(name: str, verb: str, flags: Sequence[str]) -> Recipe:
     elif name in PRESETS:
         preset = PRESETS[name]
     else:
-        raise ValueError(f"there is no recipe {name!r}{nearest(name, PRESETS)}; recipes: {', '.join(PRESETS)}")
+        raise ValueError(
+            f"there is no recipe {name!r}{nearest(name, PRESETS)}; recipes: {', '.join(PRESETS)}"
+        )
 
     if not flags:
         return preset
+
     words = [SHORT.sub(r"--embed.backbone.name\1", flag) for flag in flags]
     whole = (tyro.conf.AvoidSubcommands,)  # sections that may be absent are flags as well
-    return tyro.cli(Recipe, default=preset, args=words, prog=f"python -m pipeline {verb} {name}", config=whole)
+    return tyro.cli(
+        Recipe, default=preset, args=words, prog=f"python -m pipeline {verb} {name}", config=whole
+    )
 
 
 def terminal() -> Console:
@@ -103,12 +113,16 @@ def terminal() -> Console:
 
 def complain(message: str, code: int) -> int:
     """Print one line on how the command ended."""
-    Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(
+        f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True
+    )
     return code
 
 
 def write_traceback(error: Exception, workspace: Path) -> Path:
-    """Write the traceback of an unexpected error into the workspace, or into a temporary folder where that fails."""
+    """Write the traceback of an unexpected error into the workspace, or into a temporary folder
+    where that fails.
+    """
     text = "".join(traceback.format_exception(error))
     name = time.strftime("crash-%Y%m%d-%H%M%S.txt")
     for folder in (workspace / CRASHES, Path(tempfile.gettempdir())):

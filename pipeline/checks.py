@@ -16,7 +16,9 @@ from train.train import placement
 
 
 def check_machine(steps: Sequence[Step]) -> Iterator[str]:
-    """Warnings of settings that are slow on the devices of this session. ValueError for one that is impossible."""
+    """Warnings of settings that are slow on the devices of this session. ValueError for one that is
+    impossible.
+    """
     for step in steps:
         yield from slow_choices(step.config, step.label)
         if isinstance(step.config, TrainConfig):
@@ -27,7 +29,9 @@ def check_machine(steps: Sequence[Step]) -> Iterator[str]:
 
 
 def check_attention(config: TrainConfig, device: Device) -> None:
-    """ValueError, with the names that are possible, for an attention kernel that cannot run on the device."""
+    """ValueError, with the names that are possible, for an attention kernel that cannot run on the
+    device.
+    """
     if device.kind == "cuda" and not torch.cuda.is_available():
         return  # of other nodes this process cannot tell what is installed there: each worker checks for itself
 
@@ -38,14 +42,16 @@ def check_attention(config: TrainConfig, device: Device) -> None:
 
 
 def check_memory(step: Step, config: TrainConfig, device: Device) -> None:
-    """ValueError when the weights of a model, their gradients and moments do not fit the memory of a GPU."""
+    """ValueError when the weights of a model, their gradients and moments do not fit the memory of
+    a GPU.
+    """
     sharing = max(1, placement(config).workers // config.parallel.replicas)
     needed = memory_per_worker(_model(step, config), sharing)
     if needed > device.memory_bytes:
         raise ValueError(
-            f"{step.label} needs {needed / 1e9:.1f} GB per GPU for weights, gradients and moments alone, and the "
-            f"{device.name} has {device.memory_bytes / 1e9:.1f} GB: take more GPUs (train.resources.workers), fewer "
-            "train.parallel.replicas, or a smaller train.model"
+            f"{step.label} needs {needed / 1e9:.1f} GB per GPU for weights, gradients and moments "
+            f"alone, and the {device.name} has {device.memory_bytes / 1e9:.1f} GB: take more GPUs "
+            "(train.resources.workers), fewer train.parallel.replicas, or a smaller train.model"
         )
 
 
@@ -62,4 +68,9 @@ def _model(step: Step, config: TrainConfig) -> PaperModel:
     assert isinstance(embeddings, Output)
     assert isinstance(tokenizer.step.config, TokenizerConfig)
     assert isinstance(embeddings.step.config, EmbedConfig)
-    return PaperModel(config.model, tokenizer.step.config.vocab_size, geometry_of(embeddings.step.config.backbone).dim)
+
+    return PaperModel(
+        config.model,
+        tokenizer.step.config.vocab_size,
+        geometry_of(embeddings.step.config.backbone).dim,
+    )

@@ -1,4 +1,6 @@
-"""What a recipe costs, by arithmetic: parameters, bytes on disk, GPU-hours; FLOP are counted in train/flop.py."""
+"""What a recipe costs, by arithmetic: parameters, bytes on disk, GPU-hours; FLOP are counted in
+train/flop.py.
+"""
 
 from dataclasses import dataclass
 
@@ -36,7 +38,8 @@ class PaperModel:
     def head_weights(self) -> int:
         """Trained values of the vision head."""
         dim = self.image_dim
-        # biases of attention's projection and of the MLP, two LayerScales, two norms of gain and shift
+        # biases of attention's projection and of the MLP, two LayerScales, two norms of gain and
+        # shift
         vectors = dim + (2 * swiglu_hidden(dim) + dim) + 2 * dim + 2 * 2 * dim
         return head_matrix_weights(self) + self.config.vision.blocks * vectors + 2 * dim
 

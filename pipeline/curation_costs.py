@@ -1,4 +1,5 @@
-"""What curation costs, by arithmetic: every pass of k-means compares points with centroids; rates are measured ones.
+"""What curation costs, by arithmetic: every pass of k-means compares points with centroids; rates
+are measured ones.
 
 Rates are of one core of the machine that the README names: `python -m benchmarks.kmeans` and
 `python -m benchmarks.curation` print them.
@@ -34,23 +35,33 @@ class Passes(NamedTuple):
 def curation_table(config: CurateConfig, rows: int, dim: int, caption_dim: int) -> Table:
     """Core-hours of each stage for a pool of so many pairs."""
     columns = ("stage", "points", "each compared with", "times", "FLOP", "core-hours")
-    title = f"\nCuration: {rows:,} pairs; assumed: {CORE_GFLOPS:.0f} GFLOP/s a core, no clustering ends early"
+    title = (
+        f"\nCuration: {rows:,} pairs; assumed: {CORE_GFLOPS:.0f} GFLOP/s a core, no "
+        "clustering ends early"
+    )
     table = Table(*columns, title=title, title_justify="left", box=None)
     total = 0.0
+
     for passes, width in _all_passes(config, rows, dim, caption_dim):
         hours = passes.flop(width) / CORE_GFLOPS / 1e9 / 3600
         total += hours
         cells = (f"{passes.points:,.0f}", f"{passes.centroids:,}", f"{passes.times:,.3g}")
         table.add_row(passes.stage, *cells, f"{passes.flop(width):.3g}", _hours(hours))
-    for stage, rate in (("near-duplicates", COMPARED_PAIRS_PER_S), ("balance", BALANCED_PAIRS_PER_S)):
+
+    for stage, rate in (
+        ("near-duplicates", COMPARED_PAIRS_PER_S),
+        ("balance", BALANCED_PAIRS_PER_S),
+    ):
         hours = rows / rate / 3600
         total += hours
         table.add_row(stage, f"{rows:,}", "", "", f"{rate:,.0f} pairs/s", _hours(hours))
+
     table.add_row("all", "", "", "", "", _hours(total))
     table.caption = (
-        f"a pass over all pairs keeps at most {len(cut_spans(rows)):,} workers busy; balance runs in one process with "
-        f"{rows * BALANCE_BYTES / 1e9:,.3g} GB ({BALANCE_BYTES} bytes a pair)"
+        f"a pass over all pairs keeps at most {len(cut_spans(rows)):,} workers busy; balance runs "
+        f"in one process with {rows * BALANCE_BYTES / 1e9:,.3g} GB ({BALANCE_BYTES} bytes a pair)"
     )
+
     return table
 
 
@@ -58,25 +69,35 @@ def _hours(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
-def _all_passes(config: CurateConfig, rows: int, dim: int, caption_dim: int) -> Iterator[tuple[Passes, int]]:
+def _all_passes(
+    config: CurateConfig, rows: int, dim: int, caption_dim: int
+) -> Iterator[tuple[Passes, int]]:
     """Each clustering with the width of its vectors."""
     if config.method in ("both", "image"):
         points = rows
         for number, plan in enumerate(config.levels.resolve(rows), start=1):
-            for passes in level_passes(f"image level {number}", points, plan, config.kmeans.iterations):
+            for passes in level_passes(
+                f"image level {number}", points, plan, config.kmeans.iterations
+            ):
                 yield passes, dim
             points = plan.num_clusters
+
     if config.method in ("both", "text") and caption_dim:
-        clusters, split = config.text.clusters, config.text.split
+        clusters = config.text.clusters
+        split = config.text.split
         if not clusters:
             clusters, split = automatic_clusters(rows, split)
         levels = LevelsConfig(clusters=(clusters,), split=(split,))
-        for passes in level_passes("captions", rows, levels.resolve(rows)[0], config.kmeans.iterations):
+        for passes in level_passes(
+            "captions", rows, levels.resolve(rows)[0], config.kmeans.iterations
+        ):
             yield passes, caption_dim
 
 
 def level_passes(stage: str, points: int, plan: LevelPlan, iterations: int) -> Iterator[Passes]:
-    """k-means, one assignment after it; a second stage within each cluster; k-means anew on resampled points."""
+    """k-means, one assignment after it; a second stage within each cluster; k-means anew on
+    resampled points.
+    """
     clusters = plan.num_clusters // max(1, plan.split)
     yield Passes(stage, points, clusters, iterations + 1)
     if plan.split > 1:

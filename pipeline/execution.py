@@ -1,7 +1,8 @@
-"""Runs the steps that are left to do: in order, what is independent side by side, continuing what was interrupted.
+"""Runs the steps that are left to do: in order, what is independent side by side, continuing what
+was interrupted.
 
-A step's record is taken from what is known here: config, inputs, commit, environment; the step itself only returns its
-summary.
+A step's record is taken from what is known here: config, inputs, commit, environment; the step
+itself only returns its summary.
 """
 
 import logging
@@ -43,10 +44,13 @@ def execute(
     console: Console,
     open_tracking: Callable[[], Tracking],
 ) -> None:
-    """Bring the steps in `todo` to a record each. StepError, after the running steps have ended, when one raises."""
+    """Bring the steps in `todo` to a record each. StepError, after the running steps have ended,
+    when one raises.
+    """
     again = {step.label for step in todo if store.record(step)}
     tracking = open_tracking()
     status = "FAILED"
+
     try:
         with session(), stop_on_sigterm():
             show_choices(todo, console)
@@ -58,7 +62,9 @@ def execute(
 
 
 def show_choices(todo: Sequence[Step], console: Console) -> None:
-    """Say what `auto` stands for on this machine. ValueError, before anything runs, for a choice that is impossible."""
+    """Say what `auto` stands for on this machine. ValueError, before anything runs, for a choice
+    that is impossible.
+    """
     for warning in check_machine(todo):
         logger.warning("%s", warning)
 
@@ -71,7 +77,12 @@ class _Run:
     """The steps of one run while they run."""
 
     def __init__(
-        self, ordered: Sequence[Step], store: Store, tracking: Tracking, console: Console, again: set[str]
+        self,
+        ordered: Sequence[Step],
+        store: Store,
+        tracking: Tracking,
+        console: Console,
+        again: set[str],
     ) -> None:
         self.ordered = ordered
         self.store = store
@@ -83,11 +94,15 @@ class _Run:
         self._checked = set[Path]()
 
     def all(self, todo: Sequence[Step]) -> None:
-        """Run each step once its inputs are there, in threads or, for those that run alone, in this one."""
+        """Run each step once its inputs are there, in threads or, for those that run alone, in this
+        one.
+        """
         waiting = list(todo)
         running = dict[Future[Record], Step]()
         errors: list[BaseException] = []
-        threads = ThreadPoolExecutor(max_workers=len(todo))  # not a context: an interrupt must not wait for the steps
+        threads = ThreadPoolExecutor(
+            max_workers=len(todo)
+        )  # not a context: an interrupt must not wait for the steps
 
         try:
             while waiting or running:
@@ -108,17 +123,22 @@ class _Run:
                         self._show(step, future.result())
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
+
         if errors:
             raise errors[0]
 
     def one(self, step: Step) -> Record:
-        """The record of a step, which runs unless another run on this workspace has built it meanwhile."""
+        """The record of a step, which runs unless another run on this workspace has built it
+        meanwhile.
+        """
         with self.store.claim(step):
             done = self.store.record(step)
             if done and step.label not in self.again:
                 return done
 
-            out = self.store.partial(step)  # with what an interrupted run has left there, a forced one too
+            out = self.store.partial(
+                step
+            )  # with what an interrupted run has left there, a forced one too
             self.store.make_folder(out)
             (out / ERROR).unlink(missing_ok=True)
             remove_torn(out)
@@ -130,6 +150,7 @@ class _Run:
                     self.store.commit(step, record)
             except Exception as error:
                 raise _failure(step, error, out) from error
+
         return record
 
     def _work(self, step: Step, out: Path) -> Record:
@@ -140,7 +161,10 @@ class _Run:
         clock_s = time.perf_counter()
 
         with self.tracking.step(step, out) as track:
-            summary = {name: float(value) for name, value in step.run(step.config, out=out, **inputs).items()}
+            summary = {
+                name: float(value)
+                for name, value in step.run(step.config, out=out, **inputs).items()
+            }
             track(summary)
 
         remove_torn(out)  # of workers that were lost while others went on
@@ -163,15 +187,21 @@ class _Run:
 
 
 def _ready(waiting: Sequence[Step], running: Sequence[Step]) -> tuple[list[Step], list[Step]]:
-    """The steps to start now: those that run side by side; when there is none and nothing runs, one that runs alone."""
+    """The steps to start now: those that run side by side; when there is none and nothing runs, one
+    that runs alone.
+    """
     unfinished = {step.label for step in (*waiting, *running)}
-    able = [step for step in waiting if not any(need.label in unfinished for need in ancestors(step))]
+    able = [
+        step for step in waiting if not any(need.label in unfinished for need in ancestors(step))
+    ]
     side_by_side = [step for step in able if step.runs_beside]
     return side_by_side, [] if side_by_side or running else able[:1]
 
 
 def note_choices(step: Step, out: Path) -> dict[str, str]:
-    """What `auto` stands for in this run of a step and stood for in earlier, unfinished ones, which `out` remembers."""
+    """What `auto` stands for in this run of a step and stood for in earlier, unfinished ones, which
+    `out` remembers.
+    """
     choice = precision_choice(step.config)
     if choice is None:
         return {}
@@ -189,24 +219,31 @@ def _failure(step: Step, error: Exception, out: Path) -> StepError:
 
     with suppress(OSError):  # on a full disk the message has to do
         write_atomic(out / ERROR, "".join(traceback.format_exception(error)))
+
     reason = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
     return StepError(
         f"step {step.label} failed: {reason}\n"
-        f"Finished work is kept in {out}: run the same command again to resume, or delete the folder to start over. "
-        f"Traceback: {out / ERROR}"
+        f"Finished work is kept in {out}: run the same command again to resume, or delete the "
+        f"folder to start over. Traceback: {out / ERROR}"
     )
 
 
 def _results(ordered: Sequence[Step], store: Store) -> tuple[dict[str, float], Mapping[str, Path]]:
-    """What the parent run shows: the scores of every model; the files to keep, by the folder they go to."""
+    """What the parent run shows: the scores of every model; the files to keep, by the folder they
+    go to.
+    """
     metrics = dict[str, float]()
     artifacts = dict[str, Path]()
 
     for step in ordered:
         record = store.record(step)
         if record and step.name == "evaluate":
-            metrics |= {f"{step.label}/{name}".replace("@", "."): value for name, value in record.summary.items()}
+            metrics |= {
+                f"{step.label}/{name}".replace("@", "."): value
+                for name, value in record.summary.items()
+            }
             artifacts[step.label] = store.folder(step) / "results.json"
         if record and step.name == "report":
             artifacts[step.label] = store.folder(step) / "report.html"
+
     return metrics, artifacts

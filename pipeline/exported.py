@@ -34,7 +34,9 @@ def folder_subject(recipe: Recipe, folder: Path, options: Namespace) -> Subject:
     return _subject(recipe, loaded, facts, options)
 
 
-def step_subject(recipe: Recipe, steps: Sequence[Step], step: Step, store: Store, options: Namespace) -> Subject:
+def step_subject(
+    recipe: Recipe, steps: Sequence[Step], step: Step, store: Store, options: Namespace
+) -> Subject:
     """The model that a finished train step left, with its arm's selection and scores."""
     folder = store.folder(step)
     source = {"recipe": recipe.name, "step": step.label, "fingerprint": folder.name}
@@ -47,9 +49,13 @@ def step_subject(recipe: Recipe, steps: Sequence[Step], step: Step, store: Store
         scores=_scores(store, by_label.get(f"evaluate{arm}")),
     )
     selection = store.folder(by_label[f"curate{arm}"])
+
     if (selection / SELECTION).is_file():
         digest = sha256_file(selection / SELECTION)
-        facts = replace(facts, num_pairs=len(read_selection(selection).rows), selection_sha256=digest)
+        facts = replace(
+            facts, num_pairs=len(read_selection(selection).rows), selection_sha256=digest
+        )
+
     return _subject(recipe, read_model(folder / MODEL), facts, options)
 
 
@@ -80,13 +86,21 @@ def _subject(recipe: Recipe, loaded: LoadedModel, facts: Facts, options: Namespa
     ours = recipe.embed.backbone
     if not spec.backbone and geometry_of(ours).dim == spec.dim:
         named = EmbeddingSpec.for_content(
-            geometry_of(ours), "tokens", 0, backbone=ours.name, digest=ours.digest, description=spec.description
+            geometry_of(ours),
+            "tokens",
+            0,
+            backbone=ours.name,
+            digest=ours.digest,
+            description=spec.description,
         )
         loaded = loaded._replace(spec=named)
 
     form: BackboneForm = options.backbone or "copy"
     if form not in FORMS:
-        raise ValueError(f"--backbone {form}: one of {', '.join(FORMS)} is needed; leave it out for a copy")
+        raise ValueError(
+            f"--backbone {form}: one of {', '.join(FORMS)} is needed; leave it out for a copy"
+        )
+
     subject = Subject(loaded, facts=facts, backbone_form=form, has_int8=options.int8)
     try:
         return replace(subject, backbone=_backbone(loaded.spec, ours))
@@ -98,6 +112,9 @@ def _backbone(spec: EmbeddingSpec, ours: BackboneConfig) -> Backbone:
     """The backbone that a model was trained on, on the CPU. FileNotFoundError or ValueError when it
     cannot be had."""
     if not spec.backbone:
-        raise ValueError(f"the model does not name it, and the recipe's {ours.name} has another width than {spec.dim}")
+        raise ValueError(
+            f"the model does not name it, and the recipe's {ours.name} has another width than "
+            f"{spec.dim}"
+        )
     weights = ours.weights if spec.digest == ours.digest else ""
     return load_backbone(BackboneConfig(spec.backbone, weights, spec.digest, spec.image_size)).cpu()

@@ -17,11 +17,16 @@ def check_formats(formats: Sequence[str]) -> None:
     """ValueError for a format that is not known."""
     for name in formats:
         if name not in FORMATS:
-            raise ValueError(f"there is no format {name!r}{nearest(name, FORMATS)}; formats: {', '.join(FORMATS)}")
+            raise ValueError(
+                f"there is no format {name!r}{nearest(name, FORMATS)}; formats: "
+                f"{', '.join(FORMATS)}"
+            )
 
 
 def export_formats(subject: Subject, to: Path, formats: Sequence[str], console: Console) -> int:
-    """The exit code; a format that the model cannot have is named, and the others are still made."""
+    """The exit code; a format that the model cannot have is named, and the others are still
+    made.
+    """
     table = Table("format", "folder", "differs from the model by at most", box=None)
     code = DONE
     for name in formats or FORMATS:

@@ -1,7 +1,7 @@
 """A recipe as steps: from pairs to scores, once for every arm.
 
-Arms differ in one thing, the selection: the curated one, and others for comparison. What they share (pool, embeddings,
-evaluation sets) is built once. Models from elsewhere are scored only.
+Arms differ in one thing, the selection: the curated one, and others for comparison. What they share
+(pool, embeddings, evaluation sets) is built once. Models from elsewhere are scored only.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,7 +44,9 @@ REPORT = RunOf("evaluate.report")
 
 
 def resolve_backbone(recipe: Recipe) -> Recipe:
-    """The recipe with its backbone named, its weights' digest and place known: done once, before anything runs."""
+    """The recipe with its backbone named, its weights' digest and place known: done once, before
+    anything runs.
+    """
     backbone = resolve(recipe.embed.backbone)
     if backbone.weights:  # workers have folders of their own
         backbone = replace(backbone, weights=str(Path(backbone.weights).expanduser().resolve()))
@@ -79,15 +81,28 @@ def draw_steps(recipe: Recipe) -> list[Step]:
     datasets = _datasets(recipe, pool_step)
     further = _images(recipe, pairs)
     arms = [_arm(recipe, "", embeddings, leakage, datasets, further)]
+
     for name in recipe.compare:
         arms.append(
-            _arm(replace(recipe, curate=ARMS[name](recipe.curate)), f"@{name}", embeddings, leakage, datasets, further)
+            _arm(
+                replace(recipe, curate=ARMS[name](recipe.curate)),
+                f"@{name}",
+                embeddings,
+                leakage,
+                datasets,
+                further,
+            )
         )
-    arms += [[_other(recipe, name, label, datasets)] for name, label in other_labels(recipe).items()]
+
+    arms += [
+        [_other(recipe, name, label, datasets)] for name, label in other_labels(recipe).items()
+    ]
     shown = {
-        step.label.replace("@", "_"): Output(step) for step in (embeddings, *(step for arm in arms for step in arm))
+        step.label.replace("@", "_"): Output(step)
+        for step in (embeddings, *(step for arm in arms for step in arm))
     }
     page = Step("report", "report", REPORT, recipe.report, shown, runs_beside=True)
+
     return [embeddings, *(step for arm in arms for step in arm), page]
 
 
@@ -107,20 +122,30 @@ def _arm(
     datasets: Mapping[str, Output | Path],
     further: Mapping[str, Output | Path],
 ) -> list[Step]:
-    """Selection, tokenizer and model of one arm; its scores, where there is a set to score it on."""
+    """Selection, tokenizer and model of one arm; its scores, where there is a set to score it
+    on.
+    """
     rows = Output(embeddings)
     entries = {"metadata": user_data(recipe, recipe.data.metadata)} if recipe.data.metadata else {}
     scores = {"scores": user_data(recipe, recipe.curate.scores)} if recipe.curate.scores else {}
     chosen_by: dict[str, Output | Path] = {"embeddings": rows, **leakage, **entries, **scores}
     select = Step("curate", f"curate{suffix}", CURATE, recipe.curate, chosen_by)
     pair = {"embeddings": rows, "selection": Output(select)}
-    words = Step("tokenizer", f"tokenizer{suffix}", TOKENIZER, recipe.tokenizer, pair, runs_beside=True)
+    words = Step(
+        "tokenizer", f"tokenizer{suffix}", TOKENIZER, recipe.tokenizer, pair, runs_beside=True
+    )
     seen = {**pair, "tokenizer": Output(words), **further}
     model = Step("train", f"train{suffix}", TRAIN, _train_config(recipe), seen)
     if not datasets:
         return [select, words, model]
+
     tested = {"model": Output(model, "model"), **datasets, **templates_file(recipe)}
-    return [select, words, model, Step("evaluate", f"evaluate{suffix}", EVALUATE, recipe.evaluate, tested)]
+    return [
+        select,
+        words,
+        model,
+        Step("evaluate", f"evaluate{suffix}", EVALUATE, recipe.evaluate, tested),
+    ]
 
 
 def _other(recipe: Recipe, name: str, label: str, datasets: Mapping[str, Output | Path]) -> Step:
@@ -153,7 +178,9 @@ def _train_config(recipe: Recipe) -> TrainConfig:
         return recipe.train
     embed = recipe.embed
     weights = embed.backbone.weights
-    live = replace(recipe.train.live, source=embed.source, precision=embed.precision, weights=weights)
+    live = replace(
+        recipe.train.live, source=embed.source, precision=embed.precision, weights=weights
+    )
     return replace(recipe.train, live=live)
 
 
@@ -168,27 +195,42 @@ def _leaky(config: CurateConfig) -> CurateConfig:
     return replace(config, leakage=LeakageConfig(alike=OFF))
 
 
-ARMS: dict[ComparedArm, Callable[[CurateConfig], CurateConfig]] = {"uncurated": _uncurated, "leaky": _leaky}
+ARMS: dict[ComparedArm, Callable[[CurateConfig], CurateConfig]] = {
+    "uncurated": _uncurated,
+    "leaky": _leaky,
+}
 
 
 def _leakage(recipe: Recipe, pool: Step | None) -> dict[str, Output]:
-    """Embeddings of the evaluation images that the pool is compared with: of every set that is scored, and of others.
+    """Embeddings of the evaluation images that the pool is compared with: of every set that is
+    scored, and of others.
 
     None where `data.leakage` is off.
     """
     if is_leakage_off(recipe):
         return {}
-    embedding = replace(recipe.embed, source=SourceConfig(), content="pooled", thumbnail_px=48, hash_forms=True)
+
+    embedding = replace(
+        recipe.embed, source=SourceConfig(), content="pooled", thumbnail_px=48, hash_forms=True
+    )
     sets = {**_datasets(recipe, pool), **unscored_sets(recipe)}
 
     steps = {}
+
     for name, data in sets.items():
         task, variant = split_name(name) if name not in unscored_sets(recipe) else (None, "")
         config = ImagesConfig(embedding, task, variant, recipe.evaluate.split)
-        steps[f"leakage_{name}"] = Output(Step("images", f"images@{name}", IMAGES, config, {"source": data}))
+        steps[f"leakage_{name}"] = Output(
+            Step("images", f"images@{name}", IMAGES, config, {"source": data})
+        )
+
     return steps
 
 
 def _datasets(recipe: Recipe, pool: Step | None) -> dict[str, Output | Path]:
     """Evaluation sets by task."""
-    return {task: Output(pool, f"{task}.tar") for task in TASKS} if pool else dict(evaluation_sets(recipe))
+    return (
+        {task: Output(pool, f"{task}.tar") for task in TASKS}
+        if pool
+        else dict(evaluation_sets(recipe))
+    )

@@ -1,6 +1,8 @@
-"""What the user names, as files: pairs, evaluation sets, models from elsewhere; checked before hours are spent.
+"""What the user names, as files: pairs, evaluation sets, models from elsewhere; checked before
+hours are spent.
 
-A bare name is looked for beside the pairs. Sets are called by their file stems, models by their folders.
+A bare name is looked for beside the pairs. Sets are called by their file stems, models by their
+folders.
 """
 
 import json
@@ -22,29 +24,37 @@ LEAKAGE_OFF = "off"
 
 
 def check_named(recipe: Recipe) -> None:
-    """ValueError for pairs that are not named, models that are none, and models that nothing can score."""
+    """ValueError for pairs that are not named, models that are none, and models that nothing can
+    score.
+    """
     if not recipe.emoji and not recipe.data.pairs and not is_scored_only(recipe):
         raise ValueError(
-            f"recipe {recipe.name} has no pairs: set --data.pairs to a folder, tar, Parquet folder or caption JSON "
-            "(the README's 'Your own data' shows each)"
+            f"recipe {recipe.name} has no pairs: set --data.pairs to a folder, tar, Parquet "
+            "folder or caption JSON (the README's 'Your own data' shows each)"
         )
     if recipe.others and not recipe.emoji and not evaluation_sets(recipe):
         raise ValueError(
-            f"others: nothing can score {recipe.others[0]}, as recipe {recipe.name} has no evaluation set: at least "
-            f"one is needed; set --{', --'.join(f'data.{task}' for task in TASKS)}, or take the model out"
+            f"others: nothing can score {recipe.others[0]}, as recipe {recipe.name} has no "
+            "evaluation set: at least one is needed; set "
+            f"--{', --'.join(f'data.{task}' for task in TASKS)}, or take the model out"
         )
+
     for name in recipe.others:
         _check_other(recipe, name)
 
 
 def is_scored_only(recipe: Recipe) -> bool:
-    """Whether a recipe has models and sets to score them on, but no pairs to train one: nothing else runs then."""
+    """Whether a recipe has models and sets to score them on, but no pairs to train one: nothing
+    else runs then.
+    """
     has_sets = any(getattr(recipe.data, task) for task in TASKS)
     return not recipe.emoji and not recipe.data.pairs and bool(recipe.others) and has_sets
 
 
 def named_sets(names: Sequence[str]) -> dict[Task, tuple[str, ...]]:
-    """The sets of `--set [TASK:]PATH[@VARIANT]` by task; ValueError where the files do not tell the task."""
+    """The sets of `--set [TASK:]PATH[@VARIANT]` by task; ValueError where the files do not tell the
+    task.
+    """
     sets: dict[Task, list[str]] = {task: [] for task in TASKS}
     for name in names:
         task, colon, path = name.partition(":")
@@ -61,25 +71,33 @@ def named_sets(names: Sequence[str]) -> dict[Task, tuple[str, ...]]:
                 + ", ".join(f"--set {each}:{name}" for each in tasks or TASKS)
             )
         sets[tasks[0]].append(name)
+
     return {task: tuple(paths) for task, paths in sets.items()}
 
 
 def _check_other(recipe: Recipe, name: str) -> None:
     if name.startswith(OPEN_CLIP):
-        from evaluate.openclip import check_architecture  # imports torch, which other recipes need not wait for
+        from evaluate.openclip import (
+            check_architecture,
+        )  # imports torch, which other recipes need not wait for
 
         check_architecture(name.split(":")[1])
     elif not is_model(user_data(recipe, name)):
         raise ValueError(
-            f"others: {name} is no model: a folder with config.json and model.safetensors, a folder with published "
-            "dino.txt weights (*head*.pth, *text*.pth), or open_clip:ARCHITECTURE:WEIGHTS is needed; correct the path"
+            f"others: {name} is no model: a folder with config.json and model.safetensors, a "
+            "folder with published dino.txt weights (*head*.pth, *text*.pth), or "
+            "open_clip:ARCHITECTURE:WEIGHTS is needed; correct the path"
         )
 
 
 def check_inputs(recipe: Recipe) -> None:
-    """Everything that a recipe names and that steps read hours later. ValueError with all that cannot be read."""
+    """Everything that a recipe names and that steps read hours later. ValueError with all that
+    cannot be read.
+    """
     checks = [check_scores]
-    if not is_scored_only(recipe):  # where no hours of training are at stake, all other sets are scored
+    if not is_scored_only(
+        recipe
+    ):  # where no hours of training are at stake, all other sets are scored
         checks.insert(0, check_evaluation)
 
     problems = []
@@ -88,20 +106,25 @@ def check_inputs(recipe: Recipe) -> None:
             check(recipe)
         except (ValueError, OSError) as error:
             problems.append(str(error))
+
     if problems:
         raise ValueError("\n".join(problems))
 
 
 def check_evaluation(recipe: Recipe) -> None:
-    """Open every evaluation set that will be used, as evaluation does after training; reads names, no pictures."""
+    """Open every evaluation set that will be used, as evaluation does after training; reads names,
+    no pictures.
+    """
     sets: Mapping[str, Path] = {} if recipe.emoji else evaluation_sets(recipe)
     names = TASKS if recipe.emoji else tuple(sets)
     for name in recipe.evaluate.sets:
         if name not in names:
             raise ValueError(
-                f"evaluate.sets: there is no evaluation set {name!r}{nearest(name, names)}; it must be one of "
-                f"those of recipe {recipe.name}: {', '.join(names) or 'it has none'}; correct it or take it out"
+                f"evaluate.sets: there is no evaluation set {name!r}{nearest(name, names)}; it "
+                f"must be one of those of recipe {recipe.name}: "
+                f"{', '.join(names) or 'it has none'}; correct it or take it out"
             )
+
     problems = []
     for name, path in sets.items():
         try:
@@ -111,11 +134,13 @@ def check_evaluation(recipe: Recipe) -> None:
                 list_images(*split_name(name), path, recipe.evaluate.split)
         except (ValueError, OSError) as error:
             problems.append(f"{name}: {error}")
+
     for path in unscored_sets(recipe).values():
         try:
             list_images(None, "", path, recipe.evaluate.split)
         except (ValueError, OSError) as error:
             problems.append(f"data.leakage: {error}")
+
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -123,7 +148,9 @@ def check_evaluation(recipe: Recipe) -> None:
 def check_scores(recipe: Recipe) -> None:
     """Read the score file, where there is one, as curation does after embedding."""
     if recipe.curate.scores:
-        from curation.choice.scores import read_scores  # imports numba, which other recipes need not wait for
+        from curation.choice.scores import (
+            read_scores,
+        )  # imports numba, which other recipes need not wait for
 
         read_scores(user_data(recipe, recipe.curate.scores))
 
@@ -142,12 +169,16 @@ def _open(name: str, path: Path, split: str) -> None:
 def evaluation_sets(recipe: Recipe) -> dict[str, Path]:
     """The user's evaluation sets by task, file stem and, behind an @, the variant that is named."""
     return {
-        f"{task}_{stem}": path for task in TASKS for stem, path in by_stem(recipe, getattr(recipe.data, task)).items()
+        f"{task}_{stem}": path
+        for task in TASKS
+        for stem, path in by_stem(recipe, getattr(recipe.data, task)).items()
     }
 
 
 def templates_file(recipe: Recipe) -> dict[str, Path]:
-    """The file of prompt templates that evaluate.templates names, as an input; none where it names a known list."""
+    """The file of prompt templates that evaluate.templates names, as an input; none where it names
+    a known list.
+    """
     name = recipe.evaluate.templates
     is_known = name == AUTO or name in named_templates()
     return {} if is_known else {TEMPLATES_INPUT: user_data(recipe, name)}
@@ -158,7 +189,11 @@ def unscored_sets(recipe: Recipe) -> dict[str, Path]:
     if recipe.emoji or is_leakage_off(recipe):
         return {}
     scored = set(evaluation_sets(recipe).values())
-    return {stem: path for stem, path in by_stem(recipe, recipe.data.leakage).items() if path not in scored}
+    return {
+        stem: path
+        for stem, path in by_stem(recipe, recipe.data.leakage).items()
+        if path not in scored
+    }
 
 
 def is_leakage_off(recipe: Recipe) -> bool:
@@ -185,10 +220,19 @@ def other_labels(recipe: Recipe) -> dict[str, str]:
     """The models from elsewhere with what each is called: its folder, or architecture."""
     names = list(dict.fromkeys(recipe.others))
     words = [
-        name.split(":")[1:] if name.startswith(OPEN_CLIP) else absolute(user_data(recipe, name)).parts[:-3:-1]
+        name.split(":")[1:]
+        if name.startswith(OPEN_CLIP)
+        else absolute(user_data(recipe, name)).parts[:-3:-1]
         for name in names
     ]
-    return dict(zip(names, _told_apart([each[0] for each in words], ["-".join(each) for each in words]), strict=True))
+
+    return dict(
+        zip(
+            names,
+            _told_apart([each[0] for each in words], ["-".join(each) for each in words]),
+            strict=True,
+        )
+    )
 
 
 def _told_apart(short: Sequence[str], long: Sequence[str]) -> list[str]:
@@ -196,19 +240,25 @@ def _told_apart(short: Sequence[str], long: Sequence[str]) -> list[str]:
     names = [long[index] if short.count(name) > 1 else name for index, name in enumerate(short)]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"two sets or models would both be called {name!r}: names must be unique; rename a folder")
+            raise ValueError(
+                f"two sets or models would both be called {name!r}: names must be unique; rename "
+                "a folder"
+            )
     return names
 
 
 def backbone_of(model: Path, ours: BackboneConfig) -> BackboneConfig:
-    """The backbone that a model of ours was trained on; published weights do not say theirs, and take the recipe's."""
+    """The backbone that a model of ours was trained on; published weights do not say theirs, and
+    take the recipe's.
+    """
     if not (model / CONFIG).is_file():
         return ours
     spec = json.loads((model / CONFIG).read_text()).get("spec")
     if not spec:
         raise ValueError(
-            f"others: {model / CONFIG} does not say what the model was trained on: a folder as training leaves it, or "
-            "as `export --format safetensors` writes it, is needed; name that one"
+            f"others: {model / CONFIG} does not say what the model was trained on: a folder as "
+            "training leaves it, or as `export --format safetensors` writes it, is needed; name "
+            "that one"
         )
     weights = ours.weights if spec["digest"] == ours.digest else ""
     return BackboneConfig(spec["backbone"], weights, spec["digest"], spec["image_size"])

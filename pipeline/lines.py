@@ -1,4 +1,6 @@
-"""How a step is shown on the terminal: one line with its number, label, state and the head of its summary."""
+"""How a step is shown on the terminal: one line with its number, label, state and the head of its
+summary.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +14,10 @@ def step_line(ordered: Sequence[Step], step: Step, state: str, text: str) -> str
     """One line on a step, with the markup of rich."""
     index = [other.label for other in ordered].index(step.label) + 1
     style = "dim" if state == "cached" else "green"
-    return f"[dim]{index:>2}/{len(ordered)}[/dim]  {step.label:<21} [{style}]{state:<20}[/{style}] {text}"
+    return (
+        f"[dim]{index:>2}/{len(ordered)}[/dim]  {step.label:<21} "
+        f"[{style}]{state:<20}[/{style}] {text}"
+    )
 
 
 def state_after(seconds: float) -> str:

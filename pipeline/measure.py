@@ -1,7 +1,8 @@
 """Store tokens or run the backbone again: both rates measured on this machine, in some seconds.
 
-Records are those of the recipe's content, written by the embed step's writer and gathered by the loader's gather, so
-that the figures are those of training. The backbone has random weights, which takes the same time.
+Records are those of the recipe's content, written by the embed step's writer and gathered by the
+loader's gather, so that the figures are those of training. The backbone has random weights, which
+takes the same time.
 """
 
 import math
@@ -26,7 +27,17 @@ from curation.encoders.captions import CaptionEncoder
 from curation.encoders.config import CaptionConfig
 from curation.shards.manifest import Manifest, write_manifest
 from curation.shards.reader import EmbeddingShards
-from curation.shards.schema import CAPTIONS, CLS, HASHES, KEY, PATCHES, REGISTERS, SOURCE, THUMBNAIL, EmbeddingSpec
+from curation.shards.schema import (
+    CAPTIONS,
+    CLS,
+    HASHES,
+    KEY,
+    PATCHES,
+    REGISTERS,
+    SOURCE,
+    THUMBNAIL,
+    EmbeddingSpec,
+)
 from curation.shards.writer import write_shard
 
 SAMPLE_BYTES = 128_000_000
@@ -49,7 +60,8 @@ class Rates:
 
     @property
     def break_even_epochs(self) -> float:
-        """Epochs from which storing costs less time than seeing the images anew in each; infinity: never.
+        """Epochs from which storing costs less time than seeing the images anew in each; infinity:
+        never.
 
         The backbone runs once in either case, since curation needs its global features.
         """
@@ -62,24 +74,46 @@ def print_rates(config: EmbedConfig, workspace: Path, console: Console) -> None:
     workspace.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".measure-", dir=workspace) as folder:
         rates = measure(config, Path(folder))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    console.print(f"\nMeasured here, one process, {device}: a pair's tokens as {config.content} {config.dtype}")
+
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{torch.get_num_threads()} CPU threads"
+    )
+    console.print(
+        f"\nMeasured here, one process, {device}: a pair's tokens as {config.content} "
+        f"{config.dtype}"
+    )
+
     for name, rate in (
         ("write", rates.write),
         ("read from disk, shuffled", rates.read_disk),
         ("read from memory, shuffled", rates.read_memory),
     ):
-        console.print(f"   {name:<28}{rate:>12,.0f} pairs/s   {rate * rates.row_bytes / 1e9:.3g} GB/s")
-    console.print(f"   {'backbone':<28}{rates.backbone:>12,.1f} images/s, without reading and decoding them")
+        console.print(
+            f"   {name:<28}{rate:>12,.0f} pairs/s   {rate * rates.row_bytes / 1e9:.3g} GB/s"
+        )
+
+    console.print(
+        f"   {'backbone':<28}{rates.backbone:>12,.1f} images/s, without reading and decoding them"
+    )
     console.print(verdict(rates), soft_wrap=True)
 
 
 def verdict(rates: Rates) -> str:
-    """Which of the two is faster, and from how many epochs on, as arithmetic in milliseconds a pair."""
+    """Which of the two is faster, and from how many epochs on, as arithmetic in milliseconds a
+    pair.
+    """
     write, read, see = (1000 / rate for rate in (rates.write, rates.read_disk, rates.backbone))
-    costs = f"   a pair: store {write:.3g} ms once + read {read:.3g} ms an epoch, or see {see:.3g} ms an epoch"
+    costs = (
+        f"   a pair: store {write:.3g} ms once + read {read:.3g} ms an epoch, or see "
+        f"{see:.3g} ms an epoch"
+    )
     if math.isinf(rates.break_even_epochs):
-        return f"{costs}\n   seeing is faster than reading: use --train.live.enabled with --embed.content pooled"
+        return (
+            f"{costs}\n   seeing is faster than reading: use --train.live.enabled with "
+            "--embed.content pooled"
+        )
     return (
         f"{costs}\n   reading is {see / read:.3g} times faster; storing pays after "
         f"{write:.3g} / ({see:.3g} - {read:.3g}) = {rates.break_even_epochs:.3g} epochs"
@@ -98,13 +132,18 @@ def measure(config: EmbedConfig, folder: Path) -> Rates:
     cold = gathered(EmbeddingShards(folder), order)
     shards = EmbeddingShards(folder)
     warm = rate_of(lambda: gathered(shards, order), rows)
+
     return Rates(spec.row_bytes(), write, rows / cold, warm, images_per_s(config, backbone))
 
 
 def written(spec: EmbeddingSpec, folder: Path, rows: int) -> float:
-    """Write a shard of so many random rows, to the disk; rows a second, without the time to make them."""
+    """Write a shard of so many random rows, to the disk; rows a second, without the time to make
+    them.
+    """
     values = {
-        name: np.random.default_rng(0).standard_normal((rows, spec.num_tokens(name), spec.width(name)), np.float32)
+        name: np.random.default_rng(0).standard_normal(
+            (rows, spec.num_tokens(name), spec.width(name)), np.float32
+        )
         for name in spec.vector_columns()
     }
     columns = values | {
@@ -118,6 +157,7 @@ def written(spec: EmbeddingSpec, folder: Path, rows: int) -> float:
     entry = write_shard(folder / "shard-00000.arrow", spec, [columns])
     seconds = time.perf_counter() - started_s
     write_manifest(folder, Manifest(spec, (entry,)))
+
     return rows / seconds
 
 
@@ -155,7 +195,8 @@ def images_per_s(config: EmbedConfig, backbone: Backbone) -> float:
 
 def rate_of(work: Callable[[], object], count: int) -> float:
     """Items a second of some work that does `count` of them, repeated for a few seconds."""
-    started_s, done = time.perf_counter(), 0
+    started_s = time.perf_counter()
+    done = 0
     while not done or time.perf_counter() - started_s < LEAST_S:
         work()
         done += count

@@ -1,7 +1,9 @@
-"""The words of a command line: a verb, a recipe, further words and the verb's options; what is left are fields.
+"""The words of a command line: a verb, a recipe, further words and the verb's options; what is left
+are fields.
 
-argparse reads the words, since they may stand anywhere among the options; tyro reads the fields of the recipe. The help
-of a verb shows both; `--help WORD` shows the options and fields that the word occurs in.
+argparse reads the words, since they may stand anywhere among the options; tyro reads the fields of
+the recipe. The help of a verb shows both; `--help WORD` shows the options and fields that the word
+occurs in.
 """
 
 import re
@@ -43,15 +45,21 @@ class Option(NamedTuple):
         if self.metavar is None:
             parser.add_argument(f"--{name}", action="store_true", help=self.text)
         elif self.is_list:
-            parser.add_argument(f"--{name}", nargs="+", default=[], metavar=self.metavar, help=self.text)
+            parser.add_argument(
+                f"--{name}", nargs="+", default=[], metavar=self.metavar, help=self.text
+            )
         else:
             default = 0 if self.kind is int else None
-            parser.add_argument(f"--{name}", type=self.kind, default=default, metavar=self.metavar, help=self.text)
+            parser.add_argument(
+                f"--{name}", type=self.kind, default=default, metavar=self.metavar, help=self.text
+            )
 
 
 OPTIONS = {
     "only": Option("run these steps and any missing inputs", "STEP", is_list=True),
-    "force": Option("rerun these steps and everything downstream, done or not", "STEP", is_list=True),
+    "force": Option(
+        "rerun these steps and everything downstream, done or not", "STEP", is_list=True
+    ),
     "rows": Option("pairs in the pool, where it is not embedded yet", "N", int),
     "measure": Option("time reading and the backbone on this machine"),
     "json": Option("print JSON"),
@@ -60,34 +68,46 @@ OPTIONS = {
     "latex": Option("print the scores as a LaTeX table"),
     "to": Option("write the formats into folders below this one", "FOLDER", Path),
     "format": Option("write these formats, not all", "FORMAT", is_list=True),
-    "backbone": Option("copy: write the backbone's weights; reference: name them on the hub, with digest", "FORM"),
+    "backbone": Option(
+        "copy: write the backbone's weights; reference: name them on the hub, with digest", "FORM"
+    ),
     "int8": Option("write int8 forms of the ONNX graphs as well"),
     "model": Option(
-        "this model folder instead of the recipe's; with evaluate, open_clip:ARCHITECTURE:WEIGHTS too", "FOLDER", Path
+        "this model folder instead of the recipe's; with evaluate, "
+        "open_clip:ARCHITECTURE:WEIGHTS too",
+        "FOLDER",
+        Path,
     ),
     "set": Option("evaluation sets, [TASK:]PATH[@VARIANT]", "SET", is_list=True),
 }
 
 
 def parse_words(words: Sequence[str]) -> Namespace:
-    """The options of a command; `flags` holds the fields of the recipe. ValueError for what the verb does not take."""
+    """The options of a command; `flags` holds the fields of the recipe. ValueError for what the
+    verb does not take.
+    """
     options, flags = _parser().parse_known_intermixed_args(words)
     options.flags = flags
     if options.verb is None:
         _parser().print_help()
         raise SystemExit(DONE if options.help is not None else USAGE)
     if options.verb not in VERBS:
-        raise ValueError(f"there is no verb {options.verb!r}{nearest(options.verb, VERBS)}; verbs: {', '.join(VERBS)}")
+        raise ValueError(
+            f"there is no verb {options.verb!r}{nearest(options.verb, VERBS)}; verbs: "
+            f"{', '.join(VERBS)}"
+        )
 
     verb = VERBS[options.verb]
     options.recipe = options.recipe or verb.recipe
     if verb.needs == "nothing" and flags:
         raise ValueError(f"`{options.verb}` has no option {' '.join(flags)}: leave it out")
+
     for name, value in vars(options).items():
         if value and name not in (*verb.takes, *ALWAYS):
             option = f"word {' '.join(value)}" if name == "words" else f"option --{name}"
             takers = ", ".join(other for other, entry in VERBS.items() if name in entry.takes)
             raise ValueError(f"`{options.verb}` has no {option} (only {takers}): leave it out")
+
     return options
 
 
@@ -105,18 +125,32 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("verb", nargs="?", metavar="VERB", help=SUPPRESS)
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="default: quickstart")
-    parser.add_argument("words", nargs="*", metavar="STEP [KEY]", help="with show and export: a step; with show, a key")
-    parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="folder of all outputs")
-    parser.add_argument("--verbose", action="store_true", help="print every log line, and the workers' output")
-    parser.add_argument("--help", "-h", nargs="?", const="", metavar="WORD", help="help, on what WORD occurs in")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="STEP [KEY]",
+        help="with show and export: a step; with show, a key",
+    )
+    parser.add_argument(
+        "--workspace", type=Path, default=Path("workspace"), help="folder of all outputs"
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="print every log line, and the workers' output"
+    )
+    parser.add_argument(
+        "--help", "-h", nargs="?", const="", metavar="WORD", help="help, on what WORD occurs in"
+    )
     for name, option in OPTIONS.items():
         takers = ", ".join(verb for verb, entry in VERBS.items() if name in entry.takes)
         option._replace(text=f"with {takers}: {option.text}").add_to(parser, name)
+
     return parser
 
 
 def print_help(verb: str, recipe: Recipe | None, word: str, console: Console) -> None:
-    """What a verb takes: its options, then the fields of the recipe with their values, by section."""
+    """What a verb takes: its options, then the fields of the recipe with their values, by
+    section.
+    """
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column()
@@ -126,6 +160,7 @@ def print_help(verb: str, recipe: Recipe | None, word: str, console: Console) ->
     rows += list(_field_rows(recipe, "")) if recipe else []
 
     section = ""
+
     for flag, text in rows:
         if word.lower() not in f"{flag} {text}".lower():
             continue

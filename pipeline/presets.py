@@ -20,15 +20,20 @@ from train.config import (
 
 QUICKSTART = Recipe(
     name="quickstart",
-    description="emoji drawings of five vendors, scored on the drawings of two others; minutes on two cores",
+    description="emoji drawings of five vendors, scored on the drawings of two others; minutes "
+    "on two cores",
     emoji=EmojiConfig(),
     embed=EmbedConfig(backbone=BackboneConfig(image_size=128), content="pooled"),
     curate=CurateConfig(
-        share=0.7, levels=LevelsConfig(clusters=(1000, 100)), text=CaptionClustersConfig(clusters=1000)
+        share=0.7,
+        levels=LevelsConfig(clusters=(1000, 100)),
+        text=CaptionClustersConfig(clusters=1000),
     ),
     tokenizer=TokenizerConfig(vocab_size=2048),
     train=TrainConfig(
-        model=ModelConfig(text=TextConfig(width=256, layers=4, heads=4, context=32), vision=VisionConfig(blocks=0)),
+        model=ModelConfig(
+            text=TextConfig(width=256, layers=4, heads=4, context=32), vision=VisionConfig(blocks=0)
+        ),
         batch_size=512,
         num_steps=200,
         val_every=50,
@@ -41,7 +46,9 @@ QUICKSTART = Recipe(
             short_side=336, window=224, stride=112, background="threshold", background_cosine=0.25
         ),
     ),
-    report=ReportConfig(title="dino.txt quickstart", subtitle="Emoji drawings; two vendors were never trained on"),
+    report=ReportConfig(
+        title="dino.txt quickstart", subtitle="Emoji drawings; two vendors were never trained on"
+    ),
 )
 
 DEBUG = Recipe(
@@ -55,11 +62,15 @@ DEBUG = Recipe(
         scenes=4,
         tar_rows=256,
     ),
-    embed=EmbedConfig(backbone=BackboneConfig(name="random-vit", image_size=56), content="grid", grid=2),
+    embed=EmbedConfig(
+        backbone=BackboneConfig(name="random-vit", image_size=56), content="grid", grid=2
+    ),
     curate=CurateConfig(share=0.25),
     tokenizer=TokenizerConfig(vocab_size=600),
     train=TrainConfig(
-        model=ModelConfig(text=TextConfig(width=32, layers=1, heads=2, context=24), vision=VisionConfig(blocks=1)),
+        model=ModelConfig(
+            text=TextConfig(width=32, layers=1, heads=2, context=24), vision=VisionConfig(blocks=1)
+        ),
         batch_size=64,
         num_steps=20,
         val_every=10,
@@ -76,7 +87,8 @@ DEBUG = Recipe(
 
 FLICKR8K = Recipe(
     name="flickr8k",
-    description="real photographs with five captions each; scored on its val split and the sets beside it",
+    description="real photographs with five captions each; scored on its val split and the sets "
+    "beside it",
     data=DataConfig(
         classification=("imagenette.tar", "imagenet-samples.tar"),
         retrieval=("flickr8k.tar",),
@@ -85,21 +97,26 @@ FLICKR8K = Recipe(
     embed=EmbedConfig(content="pooled"),
     curate=CurateConfig(share=0.9),
     train=TrainConfig(
-        model=ModelConfig(text=TextConfig(width=256, layers=2, heads=4, context=48), vision=VisionConfig(blocks=0)),
+        model=ModelConfig(
+            text=TextConfig(width=256, layers=2, heads=4, context=48), vision=VisionConfig(blocks=0)
+        ),
         batch_size=512,
         num_steps=200,
         val_every=50,
         optim=OptimConfig(lr=2e-3, weight_decay=5.0, warmup_steps=20),
         checkpoint=CheckpointConfig(every_steps=50),
     ),
-    evaluate=EvaluateConfig(split="val", segmentation=SegmentationConfig(short_side=352, window=224, stride=112)),
+    evaluate=EvaluateConfig(
+        split="val", segmentation=SegmentationConfig(short_side=352, window=224, stride=112)
+    ),
     report=ReportConfig(title="dino.txt on Flickr8k"),
     compare=(),
 )
 
 OWN = Recipe(
     name="own",
-    description="your pairs, scored on the evaluation sets that you name; a small text encoder on any machine",
+    description="your pairs, scored on the evaluation sets that you name; a small text encoder "
+    "on any machine",
     embed=EmbedConfig(content="pooled"),
     train=TrainConfig(
         model=ModelConfig(vision=VisionConfig(blocks=0)),
@@ -109,9 +126,11 @@ OWN = Recipe(
 
 VITL14 = Recipe(
     name="vitl14",
-    description="the paper's: ViT-L/14 with registers, two vision blocks, batch 65,536, 50,000 steps",
+    description="the paper's: ViT-L/14 with registers, two vision blocks, batch 65,536, "
+    "50,000 steps",
     embed=EmbedConfig(
-        backbone=BackboneConfig(name="dinov2-vitl14-reg"), captions=CaptionConfig(encoder="minilm", dim=384)
+        backbone=BackboneConfig(name="dinov2-vitl14-reg"),
+        captions=CaptionConfig(encoder="minilm", dim=384),
     ),
     curate=CurateConfig(
         target_rows=650_000_000,
@@ -128,7 +147,10 @@ VITL14 = Recipe(
     ),
     tokenizer=TokenizerConfig(kind="clip", vocab_size=49_408),
     train=TrainConfig(
-        model=ModelConfig(text=TextConfig(width=1280, layers=24, heads=20, context=77), vision=VisionConfig(blocks=2)),
+        model=ModelConfig(
+            text=TextConfig(width=1280, layers=24, heads=20, context=77),
+            vision=VisionConfig(blocks=2),
+        ),
         batch_size=65_536,
         num_steps=50_000,
         val_every=1000,

@@ -1,4 +1,6 @@
-"""How an output came to be: the record of a step, with the code, the versions and the machine that made it."""
+"""How an output came to be: the record of a step, with the code, the versions and the machine that
+made it.
+"""
 
 import platform
 import socket
@@ -26,7 +28,9 @@ def make_record(
     seconds: float,
     choices: Mapping[str, str],
 ) -> Record:
-    """The record of a step that has just ended with its output in `out`, on this machine, with this code."""
+    """The record of a step that has just ended with its output in `out`, on this machine, with this
+    code.
+    """
     commit, dirty = git_state()
     return Record(
         step=step.name,
@@ -50,10 +54,14 @@ def make_record(
 
 
 def git_state() -> tuple[str, bool]:
-    """Commit of the code that runs, and whether it has uncommitted changes; ("", False) outside a checkout."""
+    """Commit of the code that runs, and whether it has uncommitted changes; ("", False) outside a
+    checkout.
+    """
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        )
         return done.stdout.strip()
 
     return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))

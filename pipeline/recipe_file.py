@@ -1,7 +1,7 @@
 """A recipe as YAML and back: every field with its documentation out, strictly in.
 
-A field that is left out has its default, not the preset's. Unknown or repeated keys and values of another type are
-errors that name the key, and the nearest valid one.
+A field that is left out has its default, not the preset's. Unknown or repeated keys and values of
+another type are errors that name the key, and the nearest valid one.
 """
 
 import ast
@@ -25,16 +25,23 @@ class ConfigError(ValueError):
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML; each field's documentation stands above it."""
-    return f"# Recipe {recipe.name}. Run it: python -m pipeline run FILE.yaml\n" + "\n".join(_dump(recipe)) + "\n"
+    return (
+        f"# Recipe {recipe.name}. Run it: python -m pipeline run FILE.yaml\n"
+        + "\n".join(_dump(recipe))
+        + "\n"
+    )
 
 
 def load_recipe(text: str, source: str) -> Recipe:
-    """The recipe that `dump_recipe` wrote. ConfigError names the line's key; `source` is the file's name."""
+    """The recipe that `dump_recipe` wrote. ConfigError names the line's key; `source` is the file's
+    name.
+    """
     try:
         values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"{source} is not YAML ({error}): write a template with `python -m pipeline config quickstart`"
+            f"{source} is not YAML ({error}): write a template with `python -m pipeline config "
+            "quickstart`"
         ) from error
     return typing.cast(Recipe, _load(Recipe, values, source))
 
@@ -54,7 +61,9 @@ class _Loader(yaml.SafeLoader):
 
 def _dump(value: Any, indent: str = "") -> list[str]:
     owner: type = type(value)
-    lines, docs = [], field_docs(owner)
+    lines = []
+    docs = field_docs(owner)
+
     for item in dataclasses.fields(value):
         entry = getattr(value, item.name)
         doc = docs.get(item.name, "")
@@ -63,11 +72,16 @@ def _dump(value: Any, indent: str = "") -> list[str]:
             lines += [f"{indent}{item.name}:", *_dump(entry, indent + "  ")]
         else:
             lines.append(f"{indent}{item.name}: {_literal(entry)}")
+
     return lines
 
 
 def _literal(value: object) -> str:
-    return yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    return (
+        yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000)
+        .removesuffix("...\n")
+        .strip()
+    )
 
 
 def _plain(value: object) -> object:
@@ -80,9 +94,15 @@ def field_docs(owner: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}
+
     for name, text in zip(body.body, body.body[1:], strict=False):
-        if isinstance(name, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+        if (
+            isinstance(name, ast.AnnAssign)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        ):
             docs[ast.unparse(name.target)] = inspect.cleandoc(str(text.value.value))
+
     return docs
 
 
@@ -90,25 +110,36 @@ def _load(kind: object, value: object, where: str) -> object:
     """`value`, as read from YAML, as an instance of the annotated type `kind`."""
     if dataclasses.is_dataclass(kind):
         return _load_fields(typing.cast(type, kind), value, where)
-    origin, options = typing.get_origin(kind), typing.get_args(kind)
+
+    origin = typing.get_origin(kind)
+    options = typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return _load_union(options, value, where)
     if origin is typing.Literal:
         if value not in options:
-            raise ConfigError(f"{where} is {value!r}: it must be one of {', '.join(map(repr, options))}")
+            raise ConfigError(
+                f"{where} is {value!r}: it must be one of {', '.join(map(repr, options))}"
+            )
         return value
     if origin is tuple and isinstance(value, list):
         kinds = [options[0]] * len(value) if options[-1] is Ellipsis else list(options)
         if len(kinds) != len(value):
             raise ConfigError(f"{where} has {len(value)} entries: it must have {len(kinds)}")
         return tuple(
-            _load(each, item, f"{where}[{index}]") for index, (each, item) in enumerate(zip(kinds, value, strict=True))
+            _load(each, item, f"{where}[{index}]")
+            for index, (each, item) in enumerate(zip(kinds, value, strict=True))
         )
+
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         return _number(value, where)
-    if not isinstance(kind, type) or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    if (
+        not isinstance(kind, type)
+        or not isinstance(value, kind)
+        or (kind is int and isinstance(value, bool))
+    ):
         expected = getattr(kind, "__name__", str(kind))
         raise ConfigError(f"{where} is {value!r}: it must be of type {expected}")
+
     return value
 
 
@@ -137,8 +168,15 @@ def _load_fields(owner: type, value: object, where: str) -> object:
 def _load_union(options: tuple[object, ...], value: object, where: str) -> object:
     if value is None and type(None) in options:
         return None
-    if any(typing.get_origin(option) is typing.Literal and value in typing.get_args(option) for option in options):
+    if any(
+        typing.get_origin(option) is typing.Literal and value in typing.get_args(option)
+        for option in options
+    ):
         return value
+
     present = [option for option in options if option is not type(None)]
-    matching = [option for option in present if isinstance(option, type) and isinstance(value, option)]
+    matching = [
+        option for option in present if isinstance(option, type) and isinstance(value, option)
+    ]
+
     return _load((*matching, *present)[0], value, where)

@@ -1,6 +1,7 @@
 """What record.json holds: everything needed to say how an output came to be, sealed against edits.
 
-The seal is the sha256 of all the rest, so that an edited score or setting is damage like a flipped byte of a file.
+The seal is the sha256 of all the rest, so that an edited score or setting is damage like a flipped
+byte of a file.
 """
 
 import hashlib
@@ -43,7 +44,9 @@ class Record:
     checksums: dict[str, str]
     """SHA-256 of every file but shards, whose manifest has theirs."""
     choices: dict[str, str] = field(default_factory=dict)
-    """What `auto` stood for on the machine that made the output, and why; of all machines that continued it."""
+    """What `auto` stood for on the machine that made the output, and why; of all machines that
+    continued it.
+    """
     seal: str = ""
     """SHA-256 of all other fields; empty in the records of earlier versions."""
 
@@ -63,7 +66,9 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record of a finished output; None where there is none. DamagedOutputError if it is torn or was edited."""
+    """The record of a finished output; None where there is none. DamagedOutputError if it is torn
+    or was edited.
+    """
     path = folder / RECORD
     try:
         values = json.loads(path.read_text())
@@ -71,10 +76,15 @@ def read_record(folder: Path) -> Record | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (TypeError, ValueError, OSError) as error:
-        raise DamagedOutputError(f"{path} cannot be read ({error}): delete {folder} and run again") from error
+        raise DamagedOutputError(
+            f"{path} cannot be read ({error}): delete {folder} and run again"
+        ) from error
 
     if record.seal and record.seal != record.content():
-        raise DamagedOutputError(f"{path} was edited after it was written: delete {folder} and run again")
+        raise DamagedOutputError(
+            f"{path} was edited after it was written: delete {folder} and run again"
+        )
+
     return record
 
 
@@ -86,7 +96,9 @@ def _from_json(values: Json) -> Record:
     kinds = typing.get_type_hints(Record)
     for name, kind in kinds.items():
         if name in values and not _fits(values[name], kind):
-            raise ValueError(f"{name} is {json.dumps(values[name])[:60]}: it must be of type {kind}")
+            raise ValueError(
+                f"{name} is {json.dumps(values[name])[:60]}: it must be of type {kind}"
+            )
     return Record(**{name: value for name, value in values.items() if name in kinds})
 
 
@@ -99,4 +111,6 @@ def _fits(value: Json, kind: object) -> bool:
         return isinstance(value, Mapping) and all(_fits(item, of_values) for item in value.values())
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, typing.cast(type, kind)) and (kind is bool or not isinstance(value, bool))
+    return isinstance(value, typing.cast(type, kind)) and (
+        kind is bool or not isinstance(value, bool)
+    )

@@ -1,7 +1,8 @@
 """A step: a name, a plain function, a frozen config, its inputs.
 
-The function is called as `run(config, out=Path, **inputs: Path) -> Mapping[str, float]` and knows nothing of the
-conductor. Two steps of one recipe may share a name (two models, say); their labels differ.
+The function is called as `run(config, out=Path, **inputs: Path) -> Mapping[str, float]` and knows
+nothing of the conductor. Two steps of one recipe may share a name (two models, say); their labels
+differ.
 """
 
 import importlib
@@ -13,9 +14,18 @@ from pathlib import Path
 from cluster.identity import Json, identity
 from pipeline.fingerprint import data_identity, digest
 
-VERSIONS = {"embed": 7, "images": 1, "curate": 5, "tokenizer": 2, "train": 3, "evaluate": 7, "report": 5}
-"""Of the code of a kind of step, 1 if not named; raised by the change that makes it put out something else. What raises
-`embed` raises `images`, too."""
+VERSIONS = {
+    "embed": 7,
+    "images": 1,
+    "curate": 5,
+    "tokenizer": 2,
+    "train": 3,
+    "evaluate": 7,
+    "report": 5,
+}
+"""Of the code of a kind of step, 1 if not named; raised by the change that makes it put out
+something else. What raises `embed` raises `images`, too.
+"""
 
 
 class StepError(RuntimeError):
@@ -49,7 +59,9 @@ class Step:
     config: object
     inputs: "Mapping[str, Output | Path]" = field(default_factory=dict)
     runs_beside: bool = False
-    """In a thread beside other steps; otherwise alone, in the main thread, as signals and Ray Train need it."""
+    """In a thread beside other steps; otherwise alone, in the main thread, as signals and Ray Train
+    need it.
+    """
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,10 +106,13 @@ def in_order(steps: Sequence[Step]) -> list[Step]:
         for source in step.upstream():
             place(source)
         if placed.setdefault(step.label, step) is not step:
-            raise ValueError(f"two steps carry the label {step.label!r}: labels must be unique; rename one")
+            raise ValueError(
+                f"two steps carry the label {step.label!r}: labels must be unique; rename one"
+            )
 
     for step in steps:
         place(step)
+
     return list(placed.values())
 
 

@@ -1,7 +1,8 @@
-"""MLflow: one parent run per pipeline run, one nested run per step that ran; live metrics, system metrics, artifacts.
+"""MLflow: one parent run per pipeline run, one nested run per step that ran; live metrics, system
+metrics, artifacts.
 
-The store is `$MLFLOW_TRACKING_URI`, or an sqlite database inside the workspace. Tracking never stops the work: at its
-first failure it warns once and is off for the rest of the run.
+The store is `$MLFLOW_TRACKING_URI`, or an sqlite database inside the workspace. Tracking never
+stops the work: at its first failure it warns once and is off for the rest of the run.
 """
 
 import logging
@@ -44,33 +45,50 @@ def tracking_uri(workspace: Path) -> str:
 
 
 class Tracking:
-    """The parent run of one pipeline run; all methods are safe to call from the runner's threads."""
+    """The parent run of one pipeline run; all methods are safe to call from the runner's
+    threads.
+    """
 
-    def __init__(self, workspace: Path, recipe: str, config: object, tags: Mapping[str, str]) -> None:
+    def __init__(
+        self, workspace: Path, recipe: str, config: object, tags: Mapping[str, str]
+    ) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
+
         self.uri = tracking_uri(workspace)
         self.is_on = True
-        self._statuses: dict[str, str] = {}  # of the runs that are not ended yet: what each is to end with
+        self._statuses: dict[
+            str, str
+        ] = {}  # of the runs that are not ended yet: what each is to end with
         self._lock = threading.RLock()
         with _one_at_a_time(workspace):
             self._guard(lambda: self._open(workspace, recipe, config, tags))
 
     def _open(self, workspace: Path, recipe: str, config: object, tags: Mapping[str, str]) -> None:
-        from mlflow import MlflowClient  # takes two seconds, which words that track nothing need not wait
+        from mlflow import (
+            MlflowClient,
+        )  # takes two seconds, which words that track nothing need not wait
 
         self._client = MlflowClient(self.uri)
         found = self._client.get_experiment_by_name(recipe)
-        local = f"{workspace.resolve().as_uri()}/mlartifacts" if self.uri.startswith("sqlite") else None
-        self._experiment = found.experiment_id if found else self._client.create_experiment(recipe, local)
+        local = (
+            f"{workspace.resolve().as_uri()}/mlartifacts" if self.uri.startswith("sqlite") else None
+        )
+        self._experiment = (
+            found.experiment_id if found else self._client.create_experiment(recipe, local)
+        )
         self._end_abandoned()
         name = time.strftime(f"{recipe} %F %T")
-        self._parent = self._client.create_run(self._experiment, run_name=name, tags={**tags, **_owner()}).info.run_id
+        self._parent = self._client.create_run(
+            self._experiment, run_name=name, tags={**tags, **_owner()}
+        ).info.run_id
         self._statuses[self._parent] = "FAILED"
         self._log_params(self._parent, config)
 
     def _end_abandoned(self) -> None:
-        """Runs of processes of this machine that were killed are shown as killed, not as running for ever."""
+        """Runs of processes of this machine that were killed are shown as killed, not as running
+        for ever.
+        """
         for run in self._client.search_runs([self._experiment], "attributes.status = 'RUNNING'"):
             tags = run.data.tags
             if tags.get("host") == socket.gethostname() and not psutil.pid_exists(int(tags["pid"])):
@@ -78,18 +96,24 @@ class Tracking:
 
     @contextmanager
     def step(self, step: Step, out: Path) -> Iterator[Callable[[Mapping[str, float]], None]]:
-        """A nested run that follows `out/metrics.jsonl`; the yielded function records the summary, as final/*."""
+        """A nested run that follows `out/metrics.jsonl`; the yielded function records the summary,
+        as final/*.
+        """
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         run = self._guard(lambda: self._start_step(step))
         if run is None:
             yield lambda summary: None
             return
+
         monitor = SystemMetricsMonitor(run, tracking_uri=self.uri)
         self._guard(monitor.start)
         stop = threading.Event()
-        follower = threading.Thread(target=self._follow, args=(run, out / "metrics.jsonl", stop), daemon=True)
+        follower = threading.Thread(
+            target=self._follow, args=(run, out / "metrics.jsonl", stop), daemon=True
+        )
         follower.start()
+
         try:
             yield lambda summary: self._log_metrics(
                 run, [(f"final/{name}", value, 0) for name, value in summary.items()]
@@ -103,14 +127,24 @@ class Tracking:
 
     def _start_step(self, step: Step) -> str:
         """The identity of a nested run."""
-        tags = {"mlflow.parentRunId": self._parent, "fingerprint": step.fingerprint, "step": step.name}
-        run = self._client.create_run(self._experiment, run_name=step.label, tags={**tags, **_owner()}).info.run_id
+        tags = {
+            "mlflow.parentRunId": self._parent,
+            "fingerprint": step.fingerprint,
+            "step": step.name,
+        }
+        run = self._client.create_run(
+            self._experiment, run_name=step.label, tags={**tags, **_owner()}
+        ).info.run_id
         self._statuses[run] = "FAILED"
         self._log_params(run, step.config)
+
         return run
 
-    def finish(self, status: str, metrics: Mapping[str, float], artifacts: Mapping[str, Path]) -> None:
-        """Give the parent run the pipeline's scores and files, and end every run, also where tracking is off by now.
+    def finish(
+        self, status: str, metrics: Mapping[str, float], artifacts: Mapping[str, Path]
+    ) -> None:
+        """Give the parent run the pipeline's scores and files, and end every run, also where
+        tracking is off by now.
 
         `artifacts` are by the folder they go to.
         """
@@ -135,7 +169,10 @@ class Tracking:
     def _log_params(self, run: str, config: object) -> None:
         from mlflow.entities import Param
 
-        params = [Param(name, str(value)[:PARAM_CHARS]) for name, value in flatten(identity(config)).items()]
+        params = [
+            Param(name, str(value)[:PARAM_CHARS])
+            for name, value in flatten(identity(config)).items()
+        ]
         for start in range(0, len(params), 100):
             self._client.log_batch(run, params=params[start : start + 100])
 
@@ -143,35 +180,49 @@ class Tracking:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(NO_METRIC_NAME.sub("_", name), float(value), now, step) for name, value, step in values]
+        metrics = [
+            Metric(NO_METRIC_NAME.sub("_", name), float(value), now, step)
+            for name, value, step in values
+        ]
         for start in range(0, len(metrics), 1000):
             send = partial(self._client.log_batch, run, metrics=metrics[start : start + 1000])
             self._guard(send)
 
     def _follow(self, run: str, path: Path, stop: threading.Event) -> None:
-        """Send each new line of the step's metrics once, also when a restarted worker has shortened the file."""
+        """Send each new line of the step's metrics once, also when a restarted worker has shortened
+        the file.
+        """
         last_step = -1
         while True:
             ending = stop.wait(POLL_S)
             rows = [row for row in read_jsonl(path) if row["step"] > last_step]
             if rows:
                 last_step = rows[-1]["step"]
-                names = ((row, name) for row in rows for name in row if name not in ("step", "time"))
+                names = (
+                    (row, name) for row in rows for name in row if name not in ("step", "time")
+                )
                 self._log_metrics(run, [(name, row[name], row["step"]) for row, name in names])
             if ending:
                 return
 
     def _guard(self, action: Callable[[], T], also_off: bool = False) -> T | None:
-        """The action's result; at the tracking server's first failure a warning, and from then on None."""
+        """The action's result; at the tracking server's first failure a warning, and from then on
+        None.
+        """
         if not self.is_on and not also_off:
             return None
+
         try:
             with self._lock:
                 return action()
-        except Exception as error:  # the boundary: whatever the tracking server does must not stop the work
+        except (
+            Exception
+        ) as error:  # the boundary: whatever the tracking server does must not stop the work
             if self.is_on:
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                logger.warning("tracking=off uri=%s reason=%s: the run goes on without", self.uri, reason)
+                logger.warning(
+                    "tracking=off uri=%s reason=%s: the run goes on without", self.uri, reason
+                )
             self.is_on = False
             return None
 

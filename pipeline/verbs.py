@@ -6,12 +6,15 @@ from typing import Literal, NamedTuple
 from pipeline import commands
 
 Needs = Literal["nothing", "source", "recipe", "weights"]
-"""nothing: no recipe; source: a path in the place of a recipe, whose fields say how to read it; recipe: as it is named;
-weights: its backbone named, with the digest of its weights."""
+"""nothing: no recipe; source: a path in the place of a recipe, whose fields say how to read it;
+recipe: as it is named; weights: its backbone named, with the digest of its weights.
+"""
 
 
 class Verb(NamedTuple):
-    """One verb; `takes` names its options besides --workspace and --verbose, and `words` further words."""
+    """One verb; `takes` names its options besides --workspace and --verbose, and `words` further
+    words.
+    """
 
     text: str
     needs: Needs
@@ -24,9 +27,12 @@ class Verb(NamedTuple):
 
 VERBS = {
     "recipes": Verb("list the recipes", "nothing", commands.recipes),
-    "config": Verb("print the recipe as YAML, with the documentation of every field", "recipe", commands.config),
+    "config": Verb(
+        "print the recipe as YAML, with the documentation of every field", "recipe", commands.config
+    ),
     "inspect": Verb(
-        "show what would be read of the pairs at PATH and how; set what is wrong with --embed.source.*",
+        "show what would be read of the pairs at PATH and how; set what is wrong with "
+        "--embed.source.*",
         "source",
         commands.inspect,
     ),
@@ -50,16 +56,24 @@ VERBS = {
         commands.submit,
         ("only", "force"),
     ),
-    "status": Verb("list every output of the workspace with its summary", "recipe", commands.status, ("json",)),
+    "status": Verb(
+        "list every output of the workspace with its summary", "recipe", commands.status, ("json",)
+    ),
     "show": Verb(
-        "print the scores; the record of one STEP; or why curation selected or dropped the pair KEY",
+        "print the scores; the record of one STEP; or why curation selected or dropped the "
+        "pair KEY",
         "weights",
         commands.show,
         ("words", "json", "csv", "markdown", "latex"),
     ),
-    "verify": Verb("check every output of the workspace against its record and checksums", "recipe", commands.verify),
+    "verify": Verb(
+        "check every output of the workspace against its record and checksums",
+        "recipe",
+        commands.verify,
+    ),
     "export": Verb(
-        "write a trained model as safetensors, dinotxt, huggingface and onnx, each compared with the model",
+        "write a trained model as safetensors, dinotxt, huggingface and onnx, each compared with "
+        "the model",
         "weights",
         commands.export,
         ("words", "to", "format", "model", "backbone", "int8"),

@@ -1,7 +1,7 @@
 """How dense the code of the five packages is: a thermometer that `make lint` prints, not a goal.
 
-Code is read in paragraphs. In admired code bases of this field a function has 5 to 10 blank lines per 100 lines of
-code, and a file has 6 to 19 comments.
+Code is read in paragraphs. In admired code bases of this field a function has 5 to 10 blank lines
+per 100 lines of code, and a file has 6 to 19 comments.
 """
 
 import ast
@@ -14,10 +14,15 @@ LONG = 100  # characters
 
 
 def main() -> None:
-    print("per 100 lines of code     blank in functions  comments  over 100 characters  tuple assignments per 1,000")
+    print(
+        "per 100 lines of code     blank in functions  comments  over 100 characters  tuple "
+        "assignments per 1,000"
+    )
     everything = Counter[str]()
     for package in PACKAGES:
-        counts = sum((measure(path) for path in sorted((ROOT / package).rglob("*.py"))), Counter[str]())
+        counts = sum(
+            (measure(path) for path in sorted((ROOT / package).rglob("*.py"))), Counter[str]()
+        )
         everything += counts
         print_row(package, counts)
     print_row("all", everything)
@@ -27,10 +32,16 @@ def measure(path: Path) -> Counter[str]:
     """Lines of code of a file, and what lies between them; docstrings count as neither."""
     text = path.read_text()
     tree = ast.parse(text)
-    docstrings, functions, counts = set[int](), set[int](), Counter[str]()
+    docstrings = set[int]()
+    functions = set[int]()
+    counts = Counter[str]()
 
     for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             docstrings |= set(range(node.lineno, (node.end_lineno or 0) + 1))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             functions |= set(range(node.lineno, (node.end_lineno or 0) + 1))
@@ -54,7 +65,10 @@ def measure(path: Path) -> Counter[str]:
 def print_row(name: str, counts: Counter[str]) -> None:
     per = 100 / max(1, counts["code"])
     shares = [counts[kind] * per for kind in ("blank", "comments", "long")]
-    print(f"{name:<25} {shares[0]:>18.1f}  {shares[1]:>8.1f}  {shares[2]:>19.1f}  {counts['tuples'] * per * 10:>27.1f}")
+    print(
+        f"{name:<25} {shares[0]:>18.1f}  {shares[1]:>8.1f}  {shares[2]:>19.1f}  "
+        f"{counts['tuples'] * per * 10:>27.1f}"
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,11 @@ def object_store() -> Iterator[Callable[[Path, str], Path]]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    settings = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
+    settings = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "any",
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (settings | {"AWS_DEFAULT_REGION": "us-east-1"}).items():
             patch.setenv(name, value)

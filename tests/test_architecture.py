@@ -1,4 +1,6 @@
-"""The house: imports follow the data, each heavy library has its door, and nobody else owns the five names."""
+"""The house: imports follow the data, each heavy library has its door, and nobody else owns the
+five names.
+"""
 
 import ast
 import importlib.metadata
@@ -17,7 +19,9 @@ FLOORS = {
 }
 """The sub-packages of a package, in the order of the data: each imports only those before it."""
 SHARED = {"pairs", "encoders", "shards", "report", "config", "embed"}
-"""What training and evaluation may import of curation: its data layer, the step embed, its part of the report."""
+"""What training and evaluation may import of curation: its data layer, the step embed, its part of
+the report.
+"""
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for room in ROOMS
@@ -27,7 +31,12 @@ DOORS = {
     "ahocorasick": {"curation.choice.entries"},
     "faiss": {"curation.choice.hashes", "curation.clusters.screens"},
     "mlflow": {"pipeline.tracking"},
-    "numba": {"curation.clusters.kernels", "curation.shards.reader", "evaluate.counting", "evaluate.windows"},
+    "numba": {
+        "curation.clusters.kernels",
+        "curation.shards.reader",
+        "evaluate.counting",
+        "evaluate.windows",
+    },
     "onnxruntime": {"curation.clusters.integers", "train.export.onnx_files"},
     "triton": {"train.attention_kernels", "train.loss_kernels"},
     "submitit": {"cluster.allocation", "cluster.slurm"},
@@ -51,9 +60,12 @@ def imports(module: str) -> frozenset[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            # files that travel together in an exported folder find each other there by relative imports alone
+            # files that travel together in an exported folder find each other there by relative
+            # imports alone
             is_shipped = module.startswith("train.export.shipped.")
-            assert not node.level or is_shipped, f"{module} has a relative import: write the full name"
+            assert not node.level or is_shipped, (
+                f"{module} has a relative import: write the full name"
+            )
             source = f"train.export.shipped.{node.module}" if node.level else str(node.module)
             names |= {source} | {f"{source}.{alias.name}" for alias in node.names}
     return frozenset(names)
@@ -76,7 +88,9 @@ def test_modules_import_each_other_without_cycles() -> None:
 
 @pytest.mark.parametrize("library", DOORS)
 def test_a_heavy_library_is_imported_only_at_its_door(library: str) -> None:
-    users = {module for module in MODULES if any(is_inside(name, library) for name in imports(module))}
+    users = {
+        module for module in MODULES if any(is_inside(name, library) for name in imports(module))
+    }
     assert users <= DOORS[library]
 
 
@@ -110,7 +124,11 @@ def test_a_sub_package_imports_only_those_before_it(module: str) -> None:
 def test_training_and_evaluation_use_only_the_data_layer_of_curation() -> None:
     for module in MODULES:
         if module.split(".")[0] in ("train", "evaluate"):
-            used = {name.split(".")[1] for name in imports(module) & MODULES.keys() if name.startswith("curation.")}
+            used = {
+                name.split(".")[1]
+                for name in imports(module) & MODULES.keys()
+                if name.startswith("curation.")
+            }
             assert used <= SHARED, f"{module} imports {used - SHARED} of curation"
 
 

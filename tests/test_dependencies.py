@@ -23,19 +23,25 @@ NOT_IMPORTED = {
 
 
 def test_declared_dependencies_are_those_imported() -> None:
-    declared = set().union(*(names for extra, names in declared_distributions().items() if extra != "dev"))
+    declared = set().union(
+        *(names for extra, names in declared_distributions().items() if extra != "dev")
+    )
     imported = {distribution_of(module) for module in imported_modules(PACKAGES)}
     assert imported - declared == NOT_DECLARED & imported
     assert declared - imported == NOT_IMPORTED
 
 
 def declared_distributions() -> dict[str, set[str]]:
-    """The distributions that setup.cfg names, by extra; "" holds those that are always installed."""
+    """The distributions that setup.cfg names, by extra; "" holds those that are always
+    installed.
+    """
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     lists = {"": config["options"]["install_requires"], **config["options.extras_require"]}
     return {
-        extra: {normal(re.split(r"[<>=\[ ]", line, maxsplit=1)[0]) for line in text.split("\n") if line}
+        extra: {
+            normal(re.split(r"[<>=\[ ]", line, maxsplit=1)[0]) for line in text.split("\n") if line
+        }
         for extra, text in lists.items()
     }
 
@@ -55,7 +61,9 @@ def imported_modules(folders: tuple[str, ...]) -> set[str]:
 
 def distribution_of(module: str) -> str:
     """The distribution that installs a module; of several, the one of the same name."""
-    owners = [normal(owner) for owner in importlib.metadata.packages_distributions().get(module, [])]
+    owners = [
+        normal(owner) for owner in importlib.metadata.packages_distributions().get(module, [])
+    ]
     alias = {"open_clip": "open-clip-torch", "faiss": "faiss-cpu"}.get(module, normal(module))
     return alias if alias in owners or not owners else owners[0]
 

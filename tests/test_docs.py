@@ -1,4 +1,6 @@
-"""The documentation names every module, and only make targets, recipes and benchmarks that exist."""
+"""The documentation names every module, and only make targets, recipes and benchmarks that
+exist.
+"""
 
 import os
 import re
@@ -24,13 +26,25 @@ def test_the_commands_exist() -> None:
     lines = re.findall(r"^([a-z][a-z -]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     targets = {target for line in lines for target in line.split()}
     assert set(re.findall(r"`?make ([a-z][a-z-]+)`?", DOCS)) <= targets
-    recipes = set(re.findall(r"python -m pipeline \w+ ([a-z]\w*)(?!\.yaml)\b", DOCS)) - {"my", "mine"}
+    recipes = set(re.findall(r"python -m pipeline \w+ ([a-z]\w*)(?!\.yaml)\b", DOCS)) - {
+        "my",
+        "mine",
+    }
     assert recipes <= set(PRESETS)
 
 
 def test_the_dashboard_of_a_server_is_named() -> None:
     """MLflow takes no address of a server as its store."""
     environment = os.environ | {"MLFLOW_TRACKING_URI": "http://tracking:5000"}
-    words = ["make", "--no-print-directory", "--old-file", ".venv/ready", "mlflow", "WORKSPACE=/tmp"]
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    words = [
+        "make",
+        "--no-print-directory",
+        "--old-file",
+        ".venv/ready",
+        "mlflow",
+        "WORKSPACE=/tmp",
+    ]
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "the dashboard is http://tracking:5000, as MLFLOW_TRACKING_URI says\n"

@@ -1,8 +1,9 @@
 """Causal attention over packed captions: laid end to end, without padding.
 
-Captions are sorted by length, so that those of equal length are one contiguous block. On a CPU a block is a view and
-one `scaled_dot_product_attention`; on a GPU the whole pack is one kernel: ours (train/attention_kernels.py), torch's
-or that of xformers. The text encoder is causal and pools at end-of-text: packing changes no feature.
+Captions are sorted by length, so that those of equal length are one contiguous block. On a CPU a
+block is a view and one `scaled_dot_product_attention`; on a GPU the whole pack is one kernel: ours
+(train/attention_kernels.py), torch's or that of xformers. The text encoder is causal and pools at
+end-of-text: packing changes no feature.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,15 +63,20 @@ def pack(captions: Sequence[Sequence[int]]) -> Packed:
     lengths = np.array([len(caption) for caption in captions])
     if not len(lengths) or lengths.min() < 1:
         raise ValueError(
-            f"caption {int(lengths.argmin()) if len(lengths) else 0} has no token: each needs its end-of-text"
+            f"caption {int(lengths.argmin()) if len(lengths) else 0} has no token: each needs its "
+            "end-of-text"
         )
+
     order = np.argsort(lengths, kind="stable")
     packed_lengths = lengths[order]
     starts = np.concatenate([[0], np.cumsum(packed_lengths)])
-    tokens = np.fromiter((token for row in order for token in captions[row]), np.int64, int(starts[-1]))
+    tokens = np.fromiter(
+        (token for row in order for token in captions[row]), np.int64, int(starts[-1])
+    )
     ends = np.empty(len(lengths), np.int64)
     ends[order] = starts[1:] - 1
     positions = np.arange(starts[-1]) - np.repeat(starts[:-1], packed_lengths)
+
     return Packed(
         torch.from_numpy(tokens),
         torch.from_numpy(positions),
@@ -82,8 +88,12 @@ def pack(captions: Sequence[Sequence[int]]) -> Packed:
 
 def unpack(packed: Packed) -> list[list[int]]:
     """The token lists that were packed, in the caller's order."""
-    tokens, lengths = packed.tokens.tolist(), (packed.positions[packed.ends] + 1).tolist()
-    return [tokens[end + 1 - length : end + 1] for end, length in zip(packed.ends.tolist(), lengths, strict=True)]
+    tokens = packed.tokens.tolist()
+    lengths = (packed.positions[packed.ends] + 1).tolist()
+    return [
+        tokens[end + 1 - length : end + 1]
+        for end, length in zip(packed.ends.tolist(), lengths, strict=True)
+    ]
 
 
 @torch.compiler.disable  # a compiler would make code for the groups of each batch
@@ -132,7 +142,10 @@ def choose_attention(choice: AttentionChoice, case: Case) -> PackedAttention:
     problem = why_not(choice, case)
     if problem:
         possible = ", ".join(["auto", *(name for name in KERNELS if not why_not(name, case))])
-        raise ValueError(f"train.parallel.attention is {choice}, but {problem}; possible here: {possible}")
+        raise ValueError(
+            f"train.parallel.attention is {choice}, but {problem}; possible here: {possible}"
+        )
+
     return KERNELS[choice]
 
 
@@ -145,16 +158,20 @@ def why_not(kernel: str, case: Case) -> str:
     if kernel not in case.installed:
         return f"{PACKAGES[kernel]} is not installed, which comes with {SOURCES[kernel]}"
     if kernel == "triton" and case.width not in TRITON_WIDTHS:
-        return f"heads have {case.width} channels, and it takes {', '.join(map(str, TRITON_WIDTHS))}"
+        return (
+            f"heads have {case.width} channels, and it takes {', '.join(map(str, TRITON_WIDTHS))}"
+        )
     if kernel == "varlen" and case.is_float32:
         return "it does not multiply float32"
+
     return ""
 
 
 def grouped_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "n h d"]:
     """One call of torch per run of captions of equal length; works on any device.
 
-    In float32 on CPU, also for bfloat16 input: torch's bfloat16 kernel is six times slower on captions of ten tokens.
+    In float32 on CPU, also for bfloat16 input: torch's bfloat16 kernel is six times slower on
+    captions of ten tokens.
     """
     if qkv.device.type == "cpu" and qkv.dtype != torch.float32:
         return grouped_attention(qkv.float(), layout).to(qkv.dtype)
@@ -165,9 +182,12 @@ def grouped_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Te
         if length == 1:  # a token that is alone attends to itself
             outputs.append(group[:, 2])
             continue
-        q, k, v = group.unflatten(0, (count, length)).transpose(1, 3).unbind(2)  # captions heads tokens channels
+        q, k, v = (
+            group.unflatten(0, (count, length)).transpose(1, 3).unbind(2)
+        )  # captions heads tokens channels
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
+
     return torch.cat(outputs)
 
 
@@ -185,7 +205,9 @@ def varlen_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Ten
     query, key, value = qkv.unbind(1)
     longest = layout.groups[-1][1]
     causal = (-1, 0)  # a window: all tokens before one, none after it
-    attended = varlen_attn(query, key, value, layout.starts, layout.starts, longest, longest, window_size=causal)
+    attended = varlen_attn(
+        query, key, value, layout.starts, layout.starts, longest, longest, window_size=causal
+    )
     assert isinstance(attended, Tensor)
     return attended
 
@@ -195,7 +217,9 @@ def xformers_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[T
     from xformers.ops import memory_efficient_attention  # optional, in the extra `gpu`
 
     query, key, value = qkv[None].unbind(2)
-    return memory_efficient_attention(query, key, value, attn_bias=xformers_mask(layout, qkv.device))[0]
+    return memory_efficient_attention(
+        query, key, value, attn_bias=xformers_mask(layout, qkv.device)
+    )[0]
 
 
 def xformers_mask(layout: Packed, device: torch.device) -> Any:

@@ -1,7 +1,8 @@
 """One rank's slice of a batch: packed captions, and image tokens in their format on disk.
 
-Vectors are copied to the device as they are stored (half or a quarter of the bytes of float32) and decoded there. On a
-machine with a GPU they are gathered into page-locked memory, which is used again and copied while the GPU computes.
+Vectors are copied to the device as they are stored (half or a quarter of the bytes of float32) and
+decoded there. On a machine with a GPU they are gathered into page-locked memory, which is used
+again and copied while the GPU computes.
 """
 
 from dataclasses import dataclass
@@ -64,5 +65,8 @@ def split(batch: Batch, most_pairs: int) -> list[Batch]:
     captions = unpack(batch.captions)
     cuts = [slice(start, start + most_pairs) for start in range(0, len(batch.keys), most_pairs)]
     return [
-        Batch(batch.keys[cut], pack(captions[cut]), tuple(stored.rows(cut) for stored in batch.vision)) for cut in cuts
+        Batch(
+            batch.keys[cut], pack(captions[cut]), tuple(stored.rows(cut) for stored in batch.vision)
+        )
+        for cut in cuts
     ]

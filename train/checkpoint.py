@@ -1,8 +1,10 @@
-"""Checkpoints of sharded training: tensors through DCP, one directory per step, complete once it has a marker.
+"""Checkpoints of sharded training: tensors through DCP, one directory per step, complete once it
+has a marker.
 
-A save may run behind the training steps, on a process group of its own (on the default group, gloo aborts the
-process). Rank 0 writes the marker when every rank has written its part; directories without one are never read. A
-checkpoint can be loaded on another number of ranks. The best one, by the score in its marker, is not deleted.
+A save may run behind the training steps, on a process group of its own (on the default group, gloo
+aborts the process). Rank 0 writes the marker when every rank has written its part; directories
+without one are never read. A checkpoint can be loaded on another number of ranks. The best one, by
+the score in its marker, is not deleted.
 """
 
 import json
@@ -32,7 +34,11 @@ class Checkpoints:
     """The checkpoints of one run; every rank makes the same calls."""
 
     def __init__(
-        self, folder: Path, config: CheckpointConfig, model: nn.Module, optimizer: torch.optim.Optimizer
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
     ) -> None:
         self.folder = folder
         self.config = config
@@ -48,7 +54,8 @@ class Checkpoints:
         return step % self.config.every_steps == 0 or minutes >= self.config.every_minutes
 
     def load(self) -> int:
-        """Read the last complete checkpoint into the model and optimizer; returns its step, 0 when there is none.
+        """Read the last complete checkpoint into the model and optimizer; returns its step, 0 when
+        there is none.
 
         Directories of interrupted saves are removed.
         """
@@ -65,7 +72,9 @@ class Checkpoints:
         return complete[-1] if complete else None
 
     def _from_first(self, find: Callable[[], T]) -> T:
-        """The result of rank 0: on a network file system the others may still have an older view of the folder."""
+        """The result of rank 0: on a network file system the others may still have an older view of
+        the folder.
+        """
         result: list[Any] = [find() if dist.get_rank() == 0 else None]
         dist.broadcast_object_list(result, group=self.group)
         return result[0]
@@ -81,7 +90,9 @@ class Checkpoints:
             dcp.load(self.tensors, checkpoint_id=path, process_group=self.group)
 
     def save(self, step: int, score: float = -math.inf) -> None:
-        """Save the state after `step` finished steps, with its score; an earlier save is completed first."""
+        """Save the state after `step` finished steps, with its score; an earlier save is completed
+        first.
+        """
         self.wait()
         self.last_save_s = time.monotonic()
         self.best_score = max(score, self.best_score)
@@ -89,6 +100,7 @@ class Checkpoints:
         path = self.folder / f"step-{step:08d}"
         if dist.get_rank() == 0 and path.exists():
             shutil.rmtree(path)  # of an interrupted save, perhaps on more ranks
+
         dist.barrier(self.group)
 
         with _quiet():
@@ -114,7 +126,9 @@ class Checkpoints:
             self._complete(step, score)
 
     def _complete(self, step: int, score: float) -> None:
-        """DCP has collected every rank's part before it returns on rank 0: mark the directory and drop old ones."""
+        """DCP has collected every rank's part before it returns on rank 0: mark the directory and
+        drop old ones.
+        """
         if dist.get_rank() != 0:
             return
 
@@ -128,7 +142,9 @@ class Checkpoints:
 
 
 def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor that training carries from step to step, by a name that does not depend on the sharding."""
+    """Every tensor that training carries from step to step, by a name that does not depend on the
+    sharding.
+    """
     tensors = {}
     for name, parameter in model.named_parameters():
         tensors[f"model.{plain_name(name)}"] = parameter.data
@@ -144,7 +160,11 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 def damaged_checkpoints(folder: Path) -> list[str]:
     """One line for every directory with a marker that no longer holds what it lists."""
-    return [f"checkpoint {path} is damaged ({damage})" for path in _marked(folder) if (damage := _damage(path))]
+    return [
+        f"checkpoint {path} is damaged ({damage})"
+        for path in _marked(folder)
+        if (damage := _damage(path))
+    ]
 
 
 def _marked(folder: Path) -> list[Path]:
@@ -152,7 +172,9 @@ def _marked(folder: Path) -> list[Path]:
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a marked directory; empty when nothing is. Sizes alone are compared: reading takes long."""
+    """What is wrong with a marked directory; empty when nothing is. Sizes alone are compared:
+    reading takes long.
+    """
     try:
         listed = json.loads((path / MARKER).read_text())["files"]
         float(json.loads((path / MARKER).read_text())["score"])
@@ -163,12 +185,15 @@ def _damage(path: Path) -> str:
     for name, size in listed.items():
         if there.get(name) != size:
             return f"{name} has {there.get(name, 0)} bytes of {size}"
+
     return ""
 
 
 def _sizes(path: Path) -> dict[str, int]:
     """Bytes of each file of a checkpoint but its marker."""
-    return {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.name != MARKER}
+    return {
+        file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.name != MARKER
+    }
 
 
 def best_checkpoint(folder: Path) -> Path | None:

@@ -9,7 +9,8 @@ from cluster.resources import Resources
 from curation.encoders.views import AugmentConfig
 from curation.pairs.config import SourceConfig
 
-UNKNOWN, END_OF_TEXT = 0, 1
+UNKNOWN = 0
+END_OF_TEXT = 1
 SPECIAL_PIECES = 2 + 256  # unknown, end-of-text and the byte fallback
 CaptionUse = Literal["draw", "all"]
 AttentionChoice = Literal["auto", "grouped", "triton", "varlen", "xformers"]
@@ -21,7 +22,9 @@ class TokenizerConfig:
     """The vocabulary of the text encoder."""
 
     kind: Literal["sentencepiece", "clip"] = "sentencepiece"
-    """sentencepiece: trained on the selected captions; clip: the published byte pairs, needed by published weights."""
+    """sentencepiece: trained on the selected captions; clip: the published byte pairs, needed by
+    published weights.
+    """
     vocab_size: int = 4096
     """Pieces of a sentencepiece vocabulary; fewer when the captions cannot fill it."""
     algorithm: Literal["bpe", "unigram"] = "bpe"
@@ -29,20 +32,27 @@ class TokenizerConfig:
     lowercase: bool = True
     """Fold case, as CLIP does."""
     max_captions: int = 2_000_000
-    """Largest number of captions that the vocabulary is learned from, evenly spread over the selection."""
+    """Largest number of captions that the vocabulary is learned from, evenly spread over the
+    selection.
+    """
     weights: str = field(default="", metadata=MACHINE_FACT)
-    """Folder with CLIP's vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz, for kind=clip."""
+    """Folder with CLIP's vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz, for
+    kind=clip.
+    """
 
     def __post_init__(self) -> None:
         if self.vocab_size <= SPECIAL_PIECES:
             raise ValueError(
-                f"vocab_size {self.vocab_size}: must exceed the {SPECIAL_PIECES} byte and special pieces; raise it"
+                f"vocab_size {self.vocab_size}: must exceed the {SPECIAL_PIECES} byte and special "
+                "pieces; raise it"
             )
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Size of the text encoder; the published one is 1280 wide with 24 layers, 20 heads and a context of 77."""
+    """Size of the text encoder; the published one is 1280 wide with 24 layers, 20 heads and a
+    context of 77.
+    """
 
     width: int = 384
     """Channels of a token."""
@@ -56,7 +66,8 @@ class TextConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(
-                f"text width {self.width} with {self.heads} heads: heads must divide the width; change one of them"
+                f"text width {self.width} with {self.heads} heads: heads must divide the width; "
+                "change one of them"
             )
 
 
@@ -89,7 +100,9 @@ class ModelConfig:
 
 
 def swiglu_hidden(dim: int) -> int:
-    """Hidden size of the head's gated MLP: two thirds of four times the width, up to a multiple of 64."""
+    """Hidden size of the head's gated MLP: two thirds of four times the width, up to a multiple of
+    64.
+    """
     return (int(8 * dim / 3) + 63) // 64 * 64
 
 
@@ -98,8 +111,9 @@ class ShuffleConfig:
     """The order of the rows in an epoch."""
 
     order: Literal["rows", "blocks"] = "rows"
-    """rows: a permutation of all rows, best where the pool fits in memory; blocks: within windows, which a disk reads
-    at its full rate."""
+    """rows: a permutation of all rows, best where the pool fits in memory; blocks: within windows,
+    which a disk reads at its full rate.
+    """
     block_rows: int = 512
     """Selected rows that are read together; 64 rows of tokens are about 12 MB, a record batch."""
     window_blocks: int = 32
@@ -108,7 +122,9 @@ class ShuffleConfig:
     def __post_init__(self) -> None:
         for name in ("block_rows", "window_blocks"):
             if getattr(self, name) < 1:
-                raise ValueError(f"shuffle.{name} is {getattr(self, name)}: must be at least 1; raise it")
+                raise ValueError(
+                    f"shuffle.{name} is {getattr(self, name)}: must be at least 1; raise it"
+                )
 
 
 @dataclass(frozen=True)
@@ -116,7 +132,9 @@ class LiveConfig:
     """Whether the frozen backbone runs during training, and on which crops."""
 
     enabled: bool = False
-    """Run the frozen backbone on the images instead of reading stored tokens; embeddings then serve curation only."""
+    """Run the frozen backbone on the images instead of reading stored tokens; embeddings then serve
+    curation only.
+    """
     augment: AugmentConfig = AugmentConfig()
     """Sizes of the random crops."""
     source: SourceConfig = SourceConfig()
@@ -150,30 +168,43 @@ class LossConfig:
     """Which loss, and how it is computed."""
 
     kind: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax: symmetric cross-entropy over the global batch (CLIP); sigmoid: one binary decision per pair (SigLIP)."""
+    """softmax: symmetric cross-entropy over the global batch (CLIP); sigmoid: one binary decision
+    per pair (SigLIP).
+    """
     dtype: Precision = "float32"
-    """Number format of the products of the loss. No `auto`: bfloat16 changes the gradient by about 0.3 %."""
+    """Number format of the products of the loss. No `auto`: bfloat16 changes the gradient by about
+    0.3 %.
+    """
     sigmoid_bias: float = -10.0
     """Constant added to the logits of the sigmoid loss."""
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the model is spread over devices and run on them; dtype, attention and compile change the last bits."""
+    """How the model is spread over devices and run on them; dtype, attention and compile change the
+    last bits.
+    """
 
     dtype: PrecisionChoice = field(default=AUTO, metadata=PRECISION)
-    """Number format of matrix products; auto: bfloat16 where the workers' device is fast in it, otherwise float32.
-    Parameters, their moments and the sums of gradients are float32 in any case."""
+    """Number format of matrix products; auto: bfloat16 where the workers' device is fast in it,
+    otherwise float32. Parameters, their moments and the sums of gradients are float32 in any
+    case.
+    """
     attention: AttentionChoice = "auto"
-    """Kernel of attention over packed captions. grouped: one call of torch per length of caption, on any device. For
-    GPUs: triton (ours), varlen (torch's), xformers (the package's). auto: triton on a GPU, otherwise grouped."""
+    """Kernel of attention over packed captions. grouped: one call of torch per length of caption,
+    on any device. For GPUs: triton (ours), varlen (torch's), xformers (the package's). auto: triton
+    on a GPU, otherwise grouped.
+    """
     recompute_blocks: bool = field(default=False, metadata=MACHINE_FACT)
-    """Recompute the activations of each block in the backward pass: less memory, a third more arithmetic."""
+    """Recompute the activations of each block in the backward pass: less memory, a third more
+    arithmetic.
+    """
     compile: bool = False
     """Compile each block with torch.compile."""
     reshard_after_forward: bool = field(default=True, metadata=MACHINE_FACT)
-    """Free a block's gathered parameters after its forward pass and gather them again in the backward pass; one rank
-    gathers nothing."""
+    """Free a block's gathered parameters after its forward pass and gather them again in the
+    backward pass; one rank gathers nothing.
+    """
     replicas: int = field(default=1, metadata=MACHINE_FACT)
     """Groups of ranks that each hold a whole model (HSDP); 1: one group."""
 
@@ -194,9 +225,13 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep"):
             if getattr(self, name) < 1:
-                raise ValueError(f"checkpoint.{name} is {getattr(self, name)}: must be at least 1; raise it")
+                raise ValueError(
+                    f"checkpoint.{name} is {getattr(self, name)}: must be at least 1; raise it"
+                )
         if not self.every_minutes > 0:
-            raise ValueError(f"checkpoint.every_minutes is {self.every_minutes}: must be above 0; raise it")
+            raise ValueError(
+                f"checkpoint.every_minutes is {self.every_minutes}: must be above 0; raise it"
+            )
 
 
 @dataclass(frozen=True)
@@ -218,14 +253,19 @@ class TrainConfig:
     val_every: int = 200
     """Steps between validations; the last step always has one."""
     best: HeldOutMetric = ""
-    """Held-out metric that chooses the best step, which is exported as best_model/ beside the last one; empty: none."""
+    """Held-out metric that chooses the best step, which is exported as best_model/ beside the last
+    one; empty: none.
+    """
     log_every: int = 10
     """Steps between lines of metrics."""
     micro_batch: int = 0
-    """Pairs that a rank encodes at once, for batches that do not fit: features are cached between two passes, and the
-    gradient is the same; 0: all in one pass."""
+    """Pairs that a rank encodes at once, for batches that do not fit: features are cached between
+    two passes, and the gradient is the same; 0: all in one pass.
+    """
     captions: CaptionUse = "draw"
-    """draw: one caption per pair and epoch; all: every caption once per epoch, no image twice in a batch."""
+    """draw: one caption per pair and epoch; all: every caption once per epoch, no image twice in a
+    batch.
+    """
     shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
     """Order of the pairs in an epoch."""
     live: LiveConfig = field(default_factory=LiveConfig)
@@ -242,16 +282,29 @@ class TrainConfig:
     """Workers, and cores and GPUs per worker."""
 
     def __post_init__(self) -> None:
-        at_least = {"batch_size": 2, "num_steps": 1, "val_every": 1, "log_every": 1, "val_rows": 0, "micro_batch": 0}
+        at_least = {
+            "batch_size": 2,
+            "num_steps": 1,
+            "val_every": 1,
+            "log_every": 1,
+            "val_rows": 0,
+            "micro_batch": 0,
+        }
+
         for name, least in at_least.items():
             if getattr(self, name) < least:
-                raise ValueError(f"train.{name} is {getattr(self, name)}: must be at least {least}; raise it")
+                raise ValueError(
+                    f"train.{name} is {getattr(self, name)}: must be at least {least}; raise it"
+                )
+
         if self.optim.warmup_steps >= self.num_steps:
             raise ValueError(
-                f"train.optim.warmup_steps is {self.optim.warmup_steps} of {self.num_steps} steps: must be fewer, "
-                "or the rate never falls; lower it, or raise train.num_steps"
+                f"train.optim.warmup_steps is {self.optim.warmup_steps} of {self.num_steps} "
+                "steps: must be fewer, or the rate never falls; lower it, or raise "
+                "train.num_steps"
             )
         if not 0 <= self.holdout < 1:
             raise ValueError(
-                f"train.holdout is {self.holdout}: must be a share from 0 to below 1; 0 turns validation off"
+                f"train.holdout is {self.holdout}: must be a share from 0 to below 1; 0 turns "
+                "validation off"
             )

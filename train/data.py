@@ -1,11 +1,13 @@
-"""Shards and a selection to batches: batch i is arithmetic over (seed, i), and is cut among ranks afterwards.
+"""Shards and a selection to batches: batch i is arithmetic over (seed, i), and is cut among ranks
+afterwards.
 
-Each epoch walks the training pairs in a shuffled order (train/shuffle.py); batches do not straddle epochs. The state of
-the loader is one integer, and the sequence of keys is the same for any number of ranks and after any resume.
-Validation pairs are chosen by key.
+Each epoch walks the training pairs in a shuffled order (train/shuffle.py); batches do not straddle
+epochs. The state of the loader is one integer, and the sequence of keys is the same for any number
+of ranks and after any resume. Validation pairs are chosen by key.
 
-Either one caption per pair is drawn by (seed, epoch, key), or all are used, in rounds: round r holds the pairs with
-more than r captions, each with another of its captions, so that no image occurs twice in a batch.
+Either one caption per pair is drawn by (seed, epoch, key), or all are used, in rounds: round r
+holds the pairs with more than r captions, each with another of its captions, so that no image
+occurs twice in a batch.
 """
 
 import itertools
@@ -37,7 +39,11 @@ from train.tokenizer import Tokenizer
 PREFETCH = 2
 ROWS_AT_ONCE = 1 << 16  # of a pass over all keys or captions, of which only numbers stay in memory
 CPU = torch.device("cpu")
-TORCH_TYPES = {"float16": torch.float16, "bfloat16": torch.uint16, "int8": torch.int8}  # bfloat16 is stored as its bits
+TORCH_TYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.uint16,
+    "int8": torch.int8,
+}  # bfloat16 is stored as its bits
 
 Buffers = dict[str, Tensor]
 """Memory for the vectors of a batch, by column; made at the first use and used again."""
@@ -63,12 +69,17 @@ class Pairs:
         config: TrainConfig,
         views: Sequence[Path] = (),
     ) -> None:
-        """Of the config, what decides on pairs, captions and their order counts: not the model, not the loss."""
+        """Of the config, what decides on pairs, captions and their order counts: not the model, not
+        the loss.
+        """
         self.config = config
         self.tokenizer = tokenizer
         self.shards = open_shards(embeddings)
         self.spec = self.shards.spec
-        self.views = [self.shards, *(_same_rows(open_shards(folder), self.shards) for folder in views)]
+        self.views = [
+            self.shards,
+            *(_same_rows(open_shards(folder), self.shards) for folder in views),
+        ]
         self.images: Images | None = None
 
         selected = read_selection(selection, self.shards)
@@ -85,14 +96,20 @@ class Pairs:
 
     def _rounds(self) -> list[Int64[np.ndarray, " n"]]:
         """Places of the training pairs with more than 0, 1, 2, ... captions."""
-        spans = itertools.pairwise([*range(0, self.shards.num_rows, ROWS_AT_ONCE), self.shards.num_rows])
-        lengths = (pc.list_value_length(self.shards.strings(CAPTIONS, span)).to_numpy() for span in spans)
+        spans = itertools.pairwise(
+            [*range(0, self.shards.num_rows, ROWS_AT_ONCE), self.shards.num_rows]
+        )
+        lengths = (
+            pc.list_value_length(self.shards.strings(CAPTIONS, span)).to_numpy() for span in spans
+        )
         own = np.concatenate([*lengths])[self.selected_rows]
         counts = (own + self.selection.num_more_captions())[self.train_places]
         return [self.train_places[counts > turn] for turn in range(counts.max(initial=1))]
 
     def epoch_steps(self, batch_size: int) -> int:
-        """Steps per epoch; the incomplete last batch of a round is dropped, of other rows in each epoch."""
+        """Steps per epoch; the incomplete last batch of a round is dropped, of other rows in each
+        epoch.
+        """
         return sum(len(places) // batch_size for places in self.rounds)
 
     def positions(self, step: int, batch_size: int) -> Share:
@@ -108,14 +125,27 @@ class Pairs:
         key = mix(self.config.seed, epoch, turn) if turn else mix(self.config.seed, epoch)
         return Share(epoch, turn, places[shuffled(index, len(places), key, self.config.shuffle)])
 
-    def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1, buffers: Buffers | None = None) -> Batch:
-        """One rank's share of the batch of a step; its vectors are in the buffers, where there are some."""
+    def batch(
+        self,
+        step: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        buffers: Buffers | None = None,
+    ) -> Batch:
+        """One rank's share of the batch of a step; its vectors are in the buffers, where there are
+        some.
+        """
         whole = self.positions(step, batch_size)
         count = batch_size // world
-        return self._load(whole._replace(places=whole.places[rank * count : (rank + 1) * count]), buffers)
+        return self._load(
+            whole._replace(places=whole.places[rank * count : (rank + 1) * count]), buffers
+        )
 
     def val_batch(self, start: int, stop: int) -> Batch:
-        """Some validation pairs, always with the same captions; places past the end repeat the last pair."""
+        """Some validation pairs, always with the same captions; places past the end repeat the last
+        pair.
+        """
         index = np.minimum(np.arange(start, stop), len(self.val_places) - 1)
         return self._load(Share(0, 0, self.val_places[index], is_held_out=True))
 
@@ -131,36 +161,65 @@ class Pairs:
         draws = mix_array(hashes ^ np.uint64(mix(self.config.seed, share.epoch))).tolist()
         captions = [
             texts[(draw + share.turn) % len(texts)]
-            for texts, draw in zip(self.selection.captions(self.shards, share.places), draws, strict=True)
+            for texts, draw in zip(
+                self.selection.captions(self.shards, share.places), draws, strict=True
+            )
         ]
         token_ids, num_truncated = encode(self.tokenizer, captions, self.config.model.text.context)
         vision = self._vision(share, hashes, {} if buffers is None else buffers)
+
         return Batch(keys, pack(token_ids), vision, num_truncated)
 
-    def _vision(self, share: Share, hashes: UInt64[np.ndarray, " b"], buffers: Buffers) -> tuple[Stored, ...]:
-        """Pixels, or vectors of the view that (seed, epoch, round, key) draws; of held-out pairs always the center."""
+    def _vision(
+        self, share: Share, hashes: UInt64[np.ndarray, " b"], buffers: Buffers
+    ) -> tuple[Stored, ...]:
+        """Pixels, or vectors of the view that (seed, epoch, round, key) draws; of held-out pairs
+        always the center.
+        """
         draws = mix_array(hashes ^ np.uint64(mix(self.config.seed, share.epoch, share.turn, 1)))
         if self.images:
-            return (Stored(self.images.pixels(share.places, None if share.is_held_out else draws.tolist())),)
+            return (
+                Stored(
+                    self.images.pixels(share.places, None if share.is_held_out else draws.tolist())
+                ),
+            )
 
-        view = np.zeros(len(draws), np.int64) if share.is_held_out else (draws % len(self.views)).astype(np.int64)
+        view = (
+            np.zeros(len(draws), np.int64)
+            if share.is_held_out
+            else (draws % len(self.views)).astype(np.int64)
+        )
         rows = self.selected_rows[share.places]
-        return tuple(self._gather(rows, view, column, buffers) for column in (CLS, REGISTERS, PATCHES))
+
+        return tuple(
+            self._gather(rows, view, column, buffers) for column in (CLS, REGISTERS, PATCHES)
+        )
 
     def _gather(
-        self, rows: Int64[np.ndarray, " b"], view: Int64[np.ndarray, " b"], column: str, buffers: Buffers
+        self,
+        rows: Int64[np.ndarray, " b"],
+        view: Int64[np.ndarray, " b"],
+        column: str,
+        buffers: Buffers,
     ) -> Stored:
-        """Some rows of a column as stored, each of its view, in page-locked memory where there is a GPU."""
+        """Some rows of a column as stored, each of its view, in page-locked memory where there is a
+        GPU.
+        """
         dtype = self.spec.dtype_of(column)
         shape = (len(rows), self.spec.num_tokens(column), self.spec.dim)
         if column not in buffers:
-            buffers[column] = torch.empty(shape, dtype=TORCH_TYPES[dtype], pin_memory=torch.cuda.is_available())
+            buffers[column] = torch.empty(
+                shape, dtype=TORCH_TYPES[dtype], pin_memory=torch.cuda.is_available()
+            )
+
         values = buffers[column]
         scales = torch.empty(shape[:2]) if dtype == "int8" else None
 
         for index, shards in enumerate(self.views if shape[1] else ()):
             chosen = np.flatnonzero(view == index)
-            out = values.numpy() if len(chosen) == len(rows) else None  # of one view: no copy in between
+            out = (
+                values.numpy() if len(chosen) == len(rows) else None
+            )  # of one view: no copy in between
             stored, its_scales = shards.gather_stored(rows[chosen], column, out)
             if out is None:
                 values.numpy()[chosen] = stored
@@ -171,12 +230,19 @@ class Pairs:
 
     @contextmanager
     def batches(
-        self, start: int, stop: int, batch_size: int, rank: int = 0, world: int = 1, device: torch.device = CPU
+        self,
+        start: int,
+        stop: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device = CPU,
     ) -> Iterator[Iterator[Batch]]:
-        """The rank's batches of steps [start, stop), read, tokenized and copied to the device by a thread ahead.
+        """The rank's batches of steps [start, stop), read, tokenized and copied to the device by a
+        thread ahead.
 
-        The thread ends with the context. A batch is valid until the next but one is asked for: its buffers are used
-        again, because touching new memory takes as long as the copy.
+        The thread ends with the context. A batch is valid until the next but one is asked for: its
+        buffers are used again, because touching new memory takes as long as the copy.
         """
         steps = range(start, stop)
         with closing(_ahead(self, steps, batch_size, rank, world, device)) as iterator:
@@ -186,11 +252,14 @@ class Pairs:
 def split_by_key(
     keys: pa.ChunkedArray, holdout: float
 ) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " held_out"]]:
-    """Places of training keys, ascending, and of held-out ones by hash: the first of them are from everywhere."""
+    """Places of training keys, ascending, and of held-out ones by hash: the first of them are from
+    everywhere.
+    """
     bound = np.uint64(int(holdout * 2**64))
     train = []
     held_out = []
     held_out_hashes = []
+
     for start in range(0, max(1, len(keys)), ROWS_AT_ONCE):
         hashes = key_hashes(keys.slice(start, ROWS_AT_ONCE).to_pylist())
         train.append(start + np.flatnonzero(hashes >= bound))
@@ -201,8 +270,12 @@ def split_by_key(
     return np.concatenate(train), np.concatenate(held_out)[order]
 
 
-def times_before(rows: Int64[np.ndarray, " n"], places: Int64[np.ndarray, " b"]) -> UInt64[np.ndarray, " b"]:
-    """How often the row at each place has occurred before it; rows ascend: of 4 5 5 8 at 0 1 2 3 it is 0 0 1 0."""
+def times_before(
+    rows: Int64[np.ndarray, " n"], places: Int64[np.ndarray, " b"]
+) -> UInt64[np.ndarray, " b"]:
+    """How often the row at each place has occurred before it; rows ascend: of 4 5 5 8 at 0 1 2 3 it
+    is 0 0 1 0.
+    """
     return (places - np.searchsorted(rows, rows[places])).astype(np.uint64)
 
 
@@ -211,8 +284,8 @@ def _same_rows(view: EmbeddingShards, shards: EmbeddingShards) -> EmbeddingShard
     specs = [replace(each.spec, caption_encoder="", caption_dim=0) for each in (view, shards)]
     if specs[0] != specs[1] or not view.keys().equals(shards.keys()):
         raise ValueError(
-            f"{view.folder} is no view of {shards.folder}: both must hold the same keys in the same format; embed both "
-            "with the same settings, but for the view"
+            f"{view.folder} is no view of {shards.folder}: both must hold the same keys in the "
+            "same format; embed both with the same settings, but for the view"
         )
     return view
 
@@ -228,7 +301,9 @@ def _ahead(
     def produce() -> None:
         try:
             copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-            buffers: list[Buffers] = [{} for _ in range(PREFETCH + 2)]  # of those ahead, in use, and just used
+            buffers: list[Buffers] = [
+                {} for _ in range(PREFETCH + 2)
+            ]  # of those ahead, in use, and just used
             for step in steps:
                 free.acquire()
                 if ended.is_set():
@@ -257,8 +332,15 @@ def _ahead(
         thread.join()
 
 
-def encode(tokenizer: Tokenizer, captions: Sequence[str], context: int) -> tuple[list[list[int]], int]:
-    """Token ids of each caption, at most `context` and always with end-of-text, and how many captions were cut."""
+def encode(
+    tokenizer: Tokenizer, captions: Sequence[str], context: int
+) -> tuple[list[list[int]], int]:
+    """Token ids of each caption, at most `context` and always with end-of-text, and how many
+    captions were cut.
+    """
     one_more = tokenizer.encode(captions, context + 1)
-    cut = [ids if len(ids) <= context else [*ids[: context - 1], tokenizer.end_of_text] for ids in one_more]
+    cut = [
+        ids if len(ids) <= context else [*ids[: context - 1], tokenizer.end_of_text]
+        for ids in one_more
+    ]
     return cut, sum(len(ids) > context for ids in one_more)

@@ -1,7 +1,8 @@
-"""failed.txt: the error for which training is not tried again, by any rank, for all others and the driver.
+"""failed.txt: the error for which training is not tried again, by any rank, for all others and the
+driver.
 
-Its bytes are on the disk, blank, before training starts: the reason is written over them, so that a disk without any
-room left can still say that it is full.
+Its bytes are on the disk, blank, before training starts: the reason is written over them, so that a
+disk without any room left can still say that it is full.
 """
 
 import errno
@@ -16,7 +17,14 @@ from train.config import TrainConfig
 REASON = "failed.txt"
 REASON_BYTES = 4096
 FULL_BYTES = 1 << 20  # what a disk may say is free when nothing more can be written
-LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT}  # other OSErrors pass
+LASTING = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+}  # other OSErrors pass
 WOULD_FAIL_AGAIN = (
     ArithmeticError,
     AssertionError,
@@ -45,7 +53,9 @@ def failure(out: Path) -> str:
 
 
 def note_failure(out: Path, error: BaseException) -> None:
-    """Write down an error that another try would repeat; others are left to Ray, which tries again."""
+    """Write down an error that another try would repeat; others are left to Ray, which tries
+    again.
+    """
     if not _would_fail_again(out, error):
         return
 
@@ -77,21 +87,31 @@ def _full(out: Path) -> str:
 
 
 def check_space(config: TrainConfig, out: Path, checkpoints: Path, num_weights: int) -> None:
-    """OSError, before anything is trained, when the checkpoints and models that a run writes do not fit on the disk."""
-    # A checkpoint is complete before the oldest one goes, and the best one is kept beside the others.
-    num_checkpoints = min(config.checkpoint.keep + 1, 1 + config.num_steps // config.checkpoint.every_steps)
+    """OSError, before anything is trained, when the checkpoints and models that a run writes do not
+    fit on the disk.
+    """
+    # A checkpoint is complete before the oldest one goes, and the best one is kept beside the
+    # others.
+    num_checkpoints = min(
+        config.checkpoint.keep + 1, 1 + config.num_steps // config.checkpoint.every_steps
+    )
     num_models = 1
     if config.best:
         num_checkpoints += 1
         num_models += 1
 
     there = sum(file.stat().st_size for file in checkpoints.rglob("*") if file.is_file())
-    needed = num_weights * (num_checkpoints * BYTES_PER_WEIGHT + num_models * MODEL_BYTES_PER_WEIGHT) - there
+    needed = (
+        num_weights * (num_checkpoints * BYTES_PER_WEIGHT + num_models * MODEL_BYTES_PER_WEIGHT)
+        - there
+    )
     free = shutil.disk_usage(out).free
+
     if needed > free:
         raise OSError(
             errno.ENOSPC,
-            f"{free / 1e9:.2f} GB are free on the disk of {out}, and training writes about {needed / 1e9:.2f} GB "
-            f"({num_checkpoints} checkpoints of {num_weights:,} weights with their moments): free space, choose "
-            "another workspace, or lower train.checkpoint.keep",
+            f"{free / 1e9:.2f} GB are free on the disk of {out}, and training writes about "
+            f"{needed / 1e9:.2f} GB ({num_checkpoints} checkpoints of {num_weights:,} weights "
+            "with their moments): free space, choose another workspace, or lower "
+            "train.checkpoint.keep",
         )

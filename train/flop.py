@@ -1,8 +1,9 @@
 """FLOP of the model by arithmetic, and the rate that a GPU could reach.
 
-A multiply-add counts as 2 FLOP; training costs 3 times the forward pass of what is trained. Norms, activations, the
-loss and what is recomputed are left out. Tested against the published figures of ViT-L/14 (arXiv:2412.16334) and
-torch's counter, which could not serve here: it counts only what was computed, and causal attention as a whole square.
+A multiply-add counts as 2 FLOP; training costs 3 times the forward pass of what is trained. Norms,
+activations, the loss and what is recomputed are left out. Tested against the published figures of
+ViT-L/14 (arXiv:2412.16334) and torch's counter, which could not serve here: it counts only what was
+computed, and causal attention as a whole square.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,9 @@ from typing import Protocol, runtime_checkable
 from train.config import ModelConfig, swiglu_hidden
 
 TEXT_ATTENTION = 3  # squares of the width: queries, keys and values
-TEXT_AFTER_ATTENTION = 1 + 2 * 4  # squares of the width: the output projection, and two layers four times as wide
+TEXT_AFTER_ATTENTION = (
+    1 + 2 * 4
+)  # squares of the width: the output projection, and two layers four times as wide
 TRAINING = 3  # forward, and the gradients of inputs and of weights
 PEAK_TFLOPS = {  # dense bfloat16, by what the device's name holds; the vendors' data sheets
     "H200 NVL": 835.0,
@@ -55,7 +58,9 @@ def text_flop(model: Sized, num_tokens: float) -> float:
 
 
 def captions_flop(model: Sized, groups: Sequence[tuple[int, float | int]]) -> float:
-    """Forward FLOP of packed captions, given as (captions, tokens each); causal attention computes half its square."""
+    """Forward FLOP of packed captions, given as (captions, tokens each); causal attention computes
+    half its square.
+    """
     text = model.config.text
     captions = sum(count for count, _ in groups)
     tokens = sum(count * length for count, length in groups)
@@ -81,6 +86,8 @@ def head_flop(model: Sized, num_tokens: int) -> float:
 
 
 def head_matrix_weights(model: Sized) -> int:
-    """Weights of the matrices in the head's blocks: four of attention, and three of the gated MLP."""
+    """Weights of the matrices in the head's blocks: four of attention, and three of the gated
+    MLP.
+    """
     dim = model.image_dim
     return model.config.vision.blocks * (4 * dim**2 + 3 * dim * swiglu_hidden(dim))

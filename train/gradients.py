@@ -1,8 +1,9 @@
-"""The gradient of the global loss with respect to a model's parameters, in one pass, or in two for large batches.
+"""The gradient of the global loss with respect to a model's parameters, in one pass, or in two for
+large batches.
 
-Two passes (GradCache, arXiv:2101.06983): encode all parts without a graph, compute the gradient of the loss with
-respect to the features, then encode each part again and propagate the gradient of its features. The result is that of
-one pass; the cost is one more forward pass.
+Two passes (GradCache, arXiv:2101.06983): encode all parts without a graph, compute the gradient of
+the loss with respect to the features, then encode each part again and propagate the gradient of its
+features. The result is that of one pass; the cost is one more forward pass.
 """
 
 import torch
@@ -21,7 +22,9 @@ from train.shuffle import mix
 def backward(
     model: DinoTxt, parts: list[Batch], config: LossConfig, seed: int
 ) -> tuple[Float32[Tensor, ""], PairFeatures]:
-    """Add the gradient of the global loss to the parameters; the loss, and this rank's features without a graph."""
+    """Add the gradient of the global loss to the parameters; the loss, and this rank's features
+    without a graph.
+    """
     world = dist.get_world_size()  # FSDP averages gradients over ranks; these are to be summed
     group = dist.group.WORLD if world > 1 else None
 
@@ -31,9 +34,11 @@ def backward(
         (loss * world).backward()
         return loss.detach(), PairFeatures(*(tensor.detach() for tensor in features))
 
-    # First pass: features of all parts without a graph, and the gradient of the loss with respect to them.
+    # First pass: features of all parts without a graph, and the gradient of the loss with respect
+    # to them.
     with torch.no_grad():
         encoded = [_encode(model, part, mix(seed, index)) for index, part in enumerate(parts)]
+
     leaves = PairFeatures(
         torch.cat([part.images for part in encoded]).requires_grad_(),
         torch.cat([part.texts for part in encoded]).requires_grad_(),
@@ -49,10 +54,14 @@ def backward(
     sizes = [len(part.keys) for part in parts]
     d_images = leaves.images.grad.split(sizes)
     d_texts = leaves.texts.grad.split(sizes)
+
     for index, part in enumerate(parts):
         features = _encode(model, part, mix(seed, index))
-        product = (features.images * d_images[index]).sum() + (features.texts * d_texts[index]).sum()
+        product = (features.images * d_images[index]).sum() + (
+            features.texts * d_texts[index]
+        ).sum()
         (world * (product + features.scale * leaves.scale.grad / len(parts))).backward()
+
     return loss.detach(), PairFeatures(*(leaf.detach() for leaf in leaves))
 
 
@@ -62,17 +71,23 @@ def _encode(model: DinoTxt, part: Batch, seed: int) -> PairFeatures:
 
 
 def clip_gradients(model: DinoTxt, clip_norm: float, replicas: int) -> Float32[Tensor, ""]:
-    """Scale the gradient to at most this global norm (0: leave it as it is); returns the norm before.
+    """Scale the gradient to at most this global norm (0: leave it as it is); returns the norm
+    before.
 
     On the local shards: through DTensor the same takes ten times as long for a small model.
     """
     gradients = [
-        p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in model.parameters() if p.grad is not None
+        p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad
+        for p in model.parameters()
+        if p.grad is not None
     ]
 
-    squares = torch.stack(torch._foreach_norm(gradients)).square().sum()  # an empty shard has norm 0
+    squares = (
+        torch.stack(torch._foreach_norm(gradients)).square().sum()
+    )  # an empty shard has norm 0
     dist.all_reduce(squares)
     norm = (squares / replicas).sqrt()
     if clip_norm:
         torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1.0))
+
     return norm

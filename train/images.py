@@ -1,6 +1,8 @@
-"""The images of the selected pairs, read from the raw pairs and cropped at random: the input of a live backbone.
+"""The images of the selected pairs, read from the raw pairs and cropped at random: the input of a
+live backbone.
 
-Shard i was made of part i of the source, and row keys are unique in it; headers and annotations say where images are.
+Shard i was made of part i of the source, and row keys are unique in it; headers and annotations say
+where images are.
 """
 
 from collections.abc import Sequence
@@ -27,7 +29,11 @@ class Images:
     """The images of the selected pairs as pixels, read and cropped on the CPU."""
 
     def __init__(
-        self, config: LiveConfig, source: Path, shards: EmbeddingShards, rows: Int64[np.ndarray, " n"]
+        self,
+        config: LiveConfig,
+        source: Path,
+        shards: EmbeddingShards,
+        rows: Int64[np.ndarray, " n"],
     ) -> None:
         self.config = config
         self.side = shards.spec.image_size
@@ -35,7 +41,9 @@ class Images:
         self.files = ImageFiles(config.source, source, shards, rows)
         self.threads = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="decode")
 
-    def pixels(self, places: Int64[np.ndarray, " b"], draws: Sequence[int] | None) -> UInt8[Tensor, "b 3 s s"]:
+    def pixels(
+        self, places: Int64[np.ndarray, " b"], draws: Sequence[int] | None
+    ) -> UInt8[Tensor, "b 3 s s"]:
         """The images at some places, cropped by their draws; at the center without draws."""
         views = list(self.threads.map(self._view, places.tolist(), draws or [None] * len(places)))
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous()
@@ -44,38 +52,54 @@ class Images:
     def _view(self, place: int, draw: int | None) -> UInt8[np.ndarray, "s s 3"]:
         augment = self.config.augment
         if draw is None:
-            return np.asarray(center_view(decode(self.files.read(place), draft_px=self.side), self.side))
+            return np.asarray(
+                center_view(decode(self.files.read(place), draft_px=self.side), self.side)
+            )
         image = decode(self.files.read(place), draft_px=draft_px(self.side, augment.least_area))
         return np.asarray(random_view(image, self.side, augment, draw))
 
 
 class ImageFiles:
-    """The encoded images of some rows of a folder of embeddings, as byte ranges of the source's files."""
+    """The encoded images of some rows of a folder of embeddings, as byte ranges of the source's
+    files.
+    """
 
     def __init__(
-        self, config: SourceConfig, source: Path, shards: EmbeddingShards, rows: Int64[np.ndarray, " n"]
+        self,
+        config: SourceConfig,
+        source: Path,
+        shards: EmbeddingShards,
+        rows: Int64[np.ndarray, " n"],
     ) -> None:
         parts = list_parts(config, source)
         if len(parts) != shards.num_shards:
             raise ValueError(
-                f"{source} has {len(parts)} parts, {shards.folder} {shards.num_shards} shards: the embeddings must be "
-                "made of these pairs, with these source settings; embed them again"
+                f"{source} has {len(parts)} parts, {shards.folder} {shards.num_shards} shards: "
+                "the embeddings must be made of these pairs, with these source settings; embed "
+                "them again"
             )
+
         self.paths: list[str] = []
-        self.where: Int64[np.ndarray, "n 3"] = np.empty((len(rows), 3), np.int64)  # path, offset, size
-        keys, cuts, numbers = shards.keys(), np.searchsorted(rows, shards.offsets), dict[str, int]()
+        self.where: Int64[np.ndarray, "n 3"] = np.empty(
+            (len(rows), 3), np.int64
+        )  # path, offset, size
+        keys = shards.keys()
+        cuts = np.searchsorted(rows, shards.offsets)
+        numbers = dict[str, int]()
         walks = dict[str, TarWalk]()
+
         for index in np.flatnonzero(np.diff(cuts)).tolist():
             ranges = dict(image_ranges(parts[index], walks))
             for place in range(cuts[index], cuts[index + 1]):
                 found = ranges.get(key := keys[int(rows[place])].as_py())
                 if found is None:
                     raise ValueError(
-                        f"{key} is not in part {parts[index].name} of {source}: the pairs have changed; restore them, "
-                        "or embed again"
+                        f"{key} is not in part {parts[index].name} of {source}: the pairs have "
+                        "changed; restore them, or embed again"
                     )
                 number = numbers.setdefault(found.path, len(numbers))
                 self.where[place] = number, found.offset, found.size
+
         self.paths = list(numbers)
 
     def read(self, place: int) -> bytes:

@@ -1,8 +1,9 @@
-"""The frozen backbone in the training loop: other crops of the images in each epoch, instead of stored tokens.
+"""The frozen backbone in the training loop: other crops of the images in each epoch, instead of
+stored tokens.
 
-For augmentation, or where reading tokens is slower than computing them. The loader's thread reads and crops; the
-backbone runs in the training step. A crop is a function of (seed, epoch, key), so that a resumed run uses the same
-ones. Held-out pairs are cropped at the center, as embeddings are.
+For augmentation, or where reading tokens is slower than computing them. The loader's thread reads
+and crops; the backbone runs in the training step. A crop is a function of (seed, epoch, key), so
+that a resumed run uses the same ones. Held-out pairs are cropped at the center, as embeddings are.
 """
 
 from collections.abc import Callable
@@ -42,9 +43,13 @@ def identity(batch: Batch) -> Batch:
 
 
 def live_spec(config: LiveConfig, spec: EmbeddingSpec) -> EmbeddingSpec:
-    """What the model is trained on: all tokens of the backbone that the embeddings were made with."""
+    """What the model is trained on: all tokens of the backbone that the embeddings were made
+    with.
+    """
     seen = EmbeddingSpec.for_content(geometry_of(backbone_of(config, spec)), "tokens", 0)
-    return replace(spec, content="tokens", grid=seen.grid, num_registers=seen.num_registers, dtype=seen.dtype)
+    return replace(
+        spec, content="tokens", grid=seen.grid, num_registers=seen.num_registers, dtype=seen.dtype
+    )
 
 
 def backbone_of(config: LiveConfig, spec: EmbeddingSpec) -> BackboneConfig:

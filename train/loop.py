@@ -1,7 +1,8 @@
 """The training loop that every rank runs, inside a process group that exists already.
 
-It knows files and ranks, not Ray. All state is the checkpoint and the step number: what a step draws at random is a
-function of (seed, step, rank), so that a run that was interrupted and resumed ends with the bits of one that was not.
+It knows files and ranks, not Ray. All state is the checkpoint and the step number: what a step
+draws at random is a function of (seed, step, rank), so that a run that was interrupted and resumed
+ends with the bits of one that was not.
 """
 
 import logging
@@ -60,8 +61,12 @@ class Job:
     """Embeddings of further views of the same images."""
 
 
-def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption] = lambda: "") -> bool:
-    """Train from the last complete checkpoint or from scratch; False when it had to stop before the end."""
+def train(
+    config: TrainConfig, job: Job, interruption: Callable[[], Interruption] = lambda: ""
+) -> bool:
+    """Train from the last complete checkpoint or from scratch; False when it had to stop before the
+    end.
+    """
     rank = dist.get_rank()
     world = dist.get_world_size()
     device = device_of_rank()
@@ -74,6 +79,7 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
     optimizer = make_optimizer(model, config.optim)
     checkpoints = Checkpoints(job.out / CHECKPOINTS, config.checkpoint, model, optimizer)
     start = checkpoints.load()
+
     if rank == 0:
         keep_metrics(job.out / METRICS, start)
         logger.info(
@@ -90,9 +96,13 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
     image_flop = flop_per_image(config, model, pairs) + (live.flop if live else 0.0)
     speed = Speed()
     note_step = StepNote(job.out / METRICS)
-    prefetch_device = torch.device("cpu") if config.micro_batch else device  # parts go to the device one by one
+    prefetch_device = (
+        torch.device("cpu") if config.micro_batch else device
+    )  # parts go to the device one by one
 
-    with pairs.batches(start, config.num_steps, config.batch_size, rank, world, prefetch_device) as batches:
+    with pairs.batches(
+        start, config.num_steps, config.batch_size, rank, world, prefetch_device
+    ) as batches:
         for step in range(start, config.num_steps):
             with speed.waiting_for_data():
                 batch = next(batches)
@@ -105,20 +115,26 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
 
             asked = interruption()
             is_bad, must_stop, must_save = any_rank(
-                not torch.isfinite(loss + grad_norm), asked == "stop", asked == "save" or checkpoints.is_due(step + 1)
+                not torch.isfinite(loss + grad_norm),
+                asked == "stop",
+                asked == "save" or checkpoints.is_due(step + 1),
             )
             if is_bad:
                 checkpoints.wait()
                 raise FloatingPointError(
-                    f"loss {loss:.4g} and gradient norm {grad_norm:.4g} at step {step + 1}, rank {rank}, on the pairs "
-                    f"{suspicious_keys(batch.keys, features)}: both must be finite; lower optim.lr or drop these pairs "
-                    f"(training then starts from scratch); earlier checkpoints stay in {job.out / CHECKPOINTS}"
+                    f"loss {loss:.4g} and gradient norm {grad_norm:.4g} at step {step + 1}, rank "
+                    f"{rank}, on the pairs {suspicious_keys(batch.keys, features)}: both must be "
+                    "finite; lower optim.lr or drop these pairs (training then starts from "
+                    f"scratch); earlier checkpoints stay in {job.out / CHECKPOINTS}"
                 )
 
             optimizer.step()
             optimizer.zero_grad()
             model.logit_scale.clamp()
-            flop = TRAINING * captions_flop(model, batch.captions.groups) + len(batch.keys) * image_flop
+            flop = (
+                TRAINING * captions_flop(model, batch.captions.groups)
+                + len(batch.keys) * image_flop
+            )
             speed.add(len(batch.keys), len(batch.captions.tokens), batch.num_truncated, flop)
 
             done = step + 1
@@ -157,6 +173,7 @@ def train(config: TrainConfig, job: Job, interruption: Callable[[], Interruption
         if not is_best:
             checkpoints.load_best()
         export(job.out / BEST_MODEL, config, model, pairs)
+
     return True
 
 
@@ -181,42 +198,51 @@ def read_pairs(config: TrainConfig, job: Job) -> Pairs:
     if config.live.enabled:
         if job.source is None:
             raise ValueError(
-                "train.live.enabled without images: the train step needs the raw pairs; pass them as input source"
+                "train.live.enabled without images: the train step needs the raw pairs; pass "
+                "them as input source"
             )
         pairs.read_images(Images(config.live, job.source, pairs.shards, pairs.selected_rows))
     return pairs
 
 
 def check(config: TrainConfig, pairs: Pairs, world: int) -> None:
-    """ValueError when these pairs cannot be trained on with this configuration and this number of ranks."""
+    """ValueError when these pairs cannot be trained on with this configuration and this number of
+    ranks.
+    """
     if config.best and min(config.val_rows, len(pairs.val_places)) < 2:
         raise ValueError(
-            f"train.best is {config.best} and {len(pairs.val_places)} pairs are held out: two are needed to compare "
-            "steps; raise train.holdout, or leave train.best out"
+            f"train.best is {config.best} and {len(pairs.val_places)} pairs are held out: two are "
+            "needed to compare steps; raise train.holdout, or leave train.best out"
         )
     if len(pairs.train_places) < config.batch_size:
         raise ValueError(
-            f"{len(pairs.train_places)} training pairs, batch_size {config.batch_size}: one whole batch is needed; "
-            "lower the batch size or select more pairs"
+            f"{len(pairs.train_places)} training pairs, batch_size {config.batch_size}: one whole "
+            "batch is needed; lower the batch size or select more pairs"
         )
     if not world or config.batch_size % world:
         raise ValueError(
-            f"train.batch_size {config.batch_size} on {world} workers: must be a multiple; change one of them"
+            f"train.batch_size {config.batch_size} on {world} workers: must be a multiple; change "
+            "one of them"
         )
     if world % config.parallel.replicas:
         raise ValueError(
-            f"train.parallel.replicas is {config.parallel.replicas} on {world} workers: must divide them; change one"
+            f"train.parallel.replicas is {config.parallel.replicas} on {world} workers: must "
+            "divide them; change one"
         )
     if config.model.vision.blocks and pairs.spec.content == "pooled":
         raise ValueError(
-            f"{config.model.vision.blocks} vision blocks on pooled embeddings: they need patches; set it to 0 or "
-            "embed with content=grid or content=tokens"
+            f"{config.model.vision.blocks} vision blocks on pooled embeddings: they need patches; "
+            "set it to 0 or embed with content=grid or content=tokens"
         )
 
 
 def device_of_rank() -> torch.device:
     """This rank's GPU when ranks talk over nccl, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if dist.get_backend() == "nccl"
+        else torch.device("cpu")
+    )
 
 
 def any_rank(*flags: bool | torch.Tensor) -> tuple[bool, ...]:
@@ -227,12 +253,22 @@ def any_rank(*flags: bool | torch.Tensor) -> tuple[bool, ...]:
 
 
 def suspicious_keys(keys: list[str], features: PairFeatures) -> list[str]:
-    """Keys of pairs whose features are not finite; the first keys of the batch when all are finite."""
+    """Keys of pairs whose features are not finite; the first keys of the batch when all are
+    finite.
+    """
     finite = features.images.isfinite().all(1) & features.texts.isfinite().all(1)
-    return [key for key, is_finite in zip(keys, finite.tolist(), strict=True) if not is_finite][:20] or keys[:20]
+    return [key for key, is_finite in zip(keys, finite.tolist(), strict=True) if not is_finite][
+        :20
+    ] or keys[:20]
 
 
 def full_weights(model: DinoTxt) -> dict[str, torch.Tensor]:
     """Whole float32 tensors on the CPU of rank 0, by plain names."""
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return {plain_name(name): tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    state = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return {
+        plain_name(name): tensor
+        for name, tensor in state.items()
+        if isinstance(tensor, torch.Tensor)
+    }

@@ -1,9 +1,11 @@
-"""Exact contrastive losses over the global batch, by tiles: no B x B logits, no gathered features or gradients.
+"""Exact contrastive losses over the global batch, by tiles: no B x B logits, no gathered features
+or gradients.
 
-Each rank holds its own rows. The texts of the other ranks arrive one after another on a ring, and in the backward pass
-their gradient travels with them, so that memory grows with the local batch only. Logits are recomputed in the backward
-pass. Softmax and sums are float32; `dtype` is that of the matrix products. Every rank returns the value for the whole
-batch and its gradient with respect to the rank's own rows; the sum over ranks is the gradient of the global loss.
+Each rank holds its own rows. The texts of the other ranks arrive one after another on a ring, and
+in the backward pass their gradient travels with them, so that memory grows with the local batch
+only. Logits are recomputed in the backward pass. Softmax and sums are float32; `dtype` is that of
+the matrix products. Every rank returns the value for the whole batch and its gradient with respect
+to the rank's own rows; the sum over ranks is the gradient of the global loss.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +36,9 @@ class Ring:
         self.size = dist.get_world_size(group) if group else 1
 
     def shift(self, tensor: Tensor) -> tuple[list[dist.Work], Tensor]:
-        """Start sending a tensor to the next rank and receiving that of the previous one; wait before using it."""
+        """Start sending a tensor to the next rank and receiving that of the previous one; wait
+        before using it.
+        """
         received = torch.empty_like(tensor)
         following, previous = (self._global((self.rank + step) % self.size) for step in (1, -1))
         operations = [
@@ -48,7 +52,9 @@ class Ring:
         return dist.get_global_rank(self.group, rank)
 
     def chunks(self, local: Float[Tensor, "b d"]) -> Iterator[tuple[int, Float[Tensor, "b d"]]]:
-        """Every rank's chunk as (owner, chunk), this rank's first; the next one travels while one is used."""
+        """Every rank's chunk as (owner, chunk), this rank's first; the next one travels while one
+        is used.
+        """
         chunk = local
         for hop in range(self.size):
             works, received = self.shift(chunk) if hop + 1 < self.size else ([], chunk)
@@ -75,7 +81,9 @@ def global_loss(
     config: LossConfig,
     group: dist.ProcessGroup | None = None,
 ) -> Float32[Tensor, ""]:
-    """The configured loss over the rows of all ranks; every rank must hold the same number of rows."""
+    """The configured loss over the rows of all ranks; every rank must hold the same number of
+    rows.
+    """
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     if config.kind == "sigmoid":
         return sigmoid_loss(images, texts, scale, config.sigmoid_bias, group, dtype)
@@ -102,7 +110,9 @@ def sigmoid_loss(
     group: dist.ProcessGroup | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float32[Tensor, ""]:
-    """Mean over images of the summed binary losses against all texts (SigLIP, arXiv:2303.15343, algorithm 1)."""
+    """Mean over images of the summed binary losses against all texts (SigLIP, arXiv:2303.15343,
+    algorithm 1).
+    """
     _check_even(images, group)
     return _Sigmoid.apply(images, texts, scale, bias, Ring(group), dtype)
 
@@ -115,7 +125,8 @@ def _check_even(images: Float32[Tensor, "b d"], group: dist.ProcessGroup | None)
     most, fewest = extremes.tolist()
     if most != -fewest:
         raise ValueError(
-            f"ranks hold {-fewest} to {most} rows: the loss needs the same number on each; drop the uneven last batch"
+            f"ranks hold {-fewest} to {most} rows: the loss needs the same number on each; drop "
+            "the uneven last batch"
         )
 
 
@@ -145,15 +156,20 @@ class _Contrastive(torch.autograd.Function):
         factor = scale.detach()
         batch = len(images)
 
-        # Log-sum-exps over the rows and columns of the logits; texts of other ranks get their part from each rank.
+        # Log-sum-exps over the rows and columns of the logits; texts of other ranks get their part
+        # from each rank.
         by_image = images.new_full((batch,), -torch.inf)
         by_text = images.new_full((ring.size, batch), -torch.inf)
-        is_narrow = not images.is_cuda and 2 * float(factor) <= SINGLE_EXP_LIMIT  # a GPU would have to wait for it
+        is_narrow = (
+            not images.is_cuda and 2 * float(factor) <= SINGLE_EXP_LIMIT
+        )  # a GPU would have to wait for it
+
         for owner, chunk in ring.chunks(y):
             for i, j in _tiles(x, chunk):
                 over_rows, over_columns = _log_sums(x[i], chunk[j], factor, is_narrow)
                 by_image[i] = torch.logaddexp(by_image[i], over_columns)
                 by_text[owner, j] = torch.logaddexp(by_text[owner, j], over_rows)
+
         top = ring.max(by_text.clone())
         by_text = ring.sum((by_text - top).exp_()).log_().add_(top)
 
@@ -180,22 +196,30 @@ class _Contrastive(torch.autograd.Function):
         d_texts -= 2 * images
 
         share = upstream / (2 * len(images) * ctx.ring.size)
-        d_scale = (images * d_images).sum() * share  # sum of g_ij x_i y_j, without another pass over the tiles
+        d_scale = (
+            images * d_images
+        ).sum() * share  # sum of g_ij x_i y_j, without another pass over the tiles
+
         return d_images.mul_(scale * share), d_texts.mul_(scale * share), d_scale, None, None
 
 
 def _log_sums(
     x: Float[Tensor, "m d"], y: Float[Tensor, "n d"], factor: Float32[Tensor, ""], is_narrow: bool
 ) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " m"]]:
-    """Log-sum-exp of factor * x @ y.T over rows and over columns; in a narrow range both share one exponential."""
+    """Log-sum-exp of factor * x @ y.T over rows and over columns; in a narrow range both share one
+    exponential.
+    """
     products = _product(x, y.T)
     if products.is_cuda:
         return kernels.log_sums(products, factor)
+
     logits = products.mul_(factor)
     if not is_narrow:
         return logits.logsumexp(0), logits.logsumexp(1)
 
-    exponentials = logits.sub_(factor).exp_()  # vectors have unit norm, so no logit is above the factor
+    exponentials = logits.sub_(
+        factor
+    ).exp_()  # vectors have unit norm, so no logit is above the factor
     return exponentials.sum(0).log_().add_(factor), exponentials.sum(1).log_().add_(factor)
 
 
@@ -211,11 +235,13 @@ def _softmax_sum(
     products = _product(x, y.T)
     if products.is_cuda:
         return kernels.softmax_sum(products, factor, by_row, by_column, x.dtype)
+
     logits = products.mul_(factor)
     if not is_narrow:
         return (logits - by_row[:, None]).exp_().add_((logits - by_column).exp_()).to(x.dtype)
 
-    # exp(z - r) + exp(z - c) = exp(z - f) * (exp(f - r) + exp(f - c)), with one exponential per logit z
+    # exp(z - r) + exp(z - c) = exp(z - f) * (exp(f - r) + exp(f - c)), with one exponential per
+    # logit z
     row_factors = (factor - by_row).exp_()
     column_factors = (factor - by_column).exp_()
     return logits.sub_(factor).exp_().mul_(row_factors[:, None] + column_factors).to(x.dtype)
@@ -228,7 +254,8 @@ def _ring_backward(
     dtype: torch.dtype,
     weights: Callable[..., Tensor],
 ) -> tuple[Float32[Tensor, "b d"], Float32[Tensor, "b d"]]:
-    """Sums over all pairs of weight_ij * text_j for the local images, and of weight_ij * image_i for the local texts.
+    """Sums over all pairs of weight_ij * text_j for the local images, and of weight_ij * image_i
+    for the local texts.
 
     The sums for texts travel one hop behind their chunk and end where they belong.
     """
@@ -250,10 +277,13 @@ def _ring_backward(
 
     for work in works:
         work.wait()
+
     return d_images, traveling
 
 
-def _add_product(total: Float32[Tensor, "m d"], a: Float[Tensor, "m n"], b: Float[Tensor, "n d"]) -> None:
+def _add_product(
+    total: Float32[Tensor, "m d"], a: Float[Tensor, "m n"], b: Float[Tensor, "n d"]
+) -> None:
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:
@@ -261,27 +291,40 @@ def _add_product(total: Float32[Tensor, "m d"], a: Float[Tensor, "m n"], b: Floa
 
 
 class _Sigmoid(torch.autograd.Function):
-    """loss = -sum_ij log sigmoid(z_ij (scale x_i y_j + bias)) / B, with z = 1 on the diagonal and -1 elsewhere."""
+    """loss = -sum_ij log sigmoid(z_ij (scale x_i y_j + bias)) / B, with z = 1 on the diagonal and
+    -1 elsewhere.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, bias: float, ring: Ring, dtype: torch.dtype
+        ctx: Any,
+        images: Tensor,
+        texts: Tensor,
+        scale: Tensor,
+        bias: float,
+        ring: Ring,
+        dtype: torch.dtype,
     ) -> Float32[Tensor, ""]:
         x = images.to(dtype)
         y = texts.to(dtype)
         factor = scale.detach()
 
         total = images.new_zeros((), dtype=torch.float64)
+
         for _, chunk in ring.chunks(y):
             for i, j in _tiles(x, chunk):
                 logits = _product(x[i], chunk[j].T).mul_(factor).add_(bias)
                 total += F.softplus(logits).sum(dtype=torch.float64)
-        total -= (factor * (images * texts).sum(1) + bias).sum(dtype=torch.float64)  # softplus(z) - z = softplus(-z)
+
+        total -= (factor * (images * texts).sum(1) + bias).sum(
+            dtype=torch.float64
+        )  # softplus(z) - z = softplus(-z)
 
         ctx.save_for_backward(images, texts, scale)
         ctx.bias = bias
         ctx.ring = ring
         ctx.dtype = dtype
+
         return (ring.sum(total) / (len(images) * ring.size)).clamp_(min=0).float()
 
     @staticmethod
@@ -297,4 +340,5 @@ class _Sigmoid(torch.autograd.Function):
 
         share = upstream / (len(images) * ctx.ring.size)
         d_scale = (images * d_images).sum() * share
+
         return d_images.mul_(scale * share), d_texts.mul_(scale * share), d_scale, None, None, None

@@ -1,4 +1,5 @@
-"""GPU kernels in Triton for the contrastive loss: what happens to a tile of logits between its two products.
+"""GPU kernels in Triton for the contrastive loss: what happens to a tile of logits between its two
+products.
 
 Nothing is summed by atomics: the same input gives the same bits.
 """
@@ -11,19 +12,35 @@ import triton.language as tl
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-SUM_ROWS, SUM_COLUMNS, SPREAD_COLUMNS = 16, 512, 1024  # of a tile of logits that one program has at once
+SUM_ROWS = 16
+SUM_COLUMNS = 512
+SPREAD_COLUMNS = 1024  # of a tile of logits that one program has at once
 
 
 @triton.jit
 @no_type_check
-def _log_sums(products, factor, by_row, by_column, num_rows, num_columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    block, scale = tl.program_id(0), tl.load(factor)
+def _log_sums(
+    products,
+    factor,
+    by_row,
+    by_column,
+    num_rows,
+    num_columns,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    block = tl.program_id(0)
+    scale = tl.load(factor)
     rows = block * ROWS + tl.arange(0, ROWS)
-    largest, total = tl.full((ROWS,), float("-inf"), tl.float32), tl.zeros((ROWS,), tl.float32)
+    largest = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+
     for left in range(0, num_columns, COLUMNS):
         columns = left + tl.arange(0, COLUMNS)
         is_there = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
-        values = tl.load(products + rows[:, None] * num_columns + columns[None, :], mask=is_there, other=0.0)
+        values = tl.load(
+            products + rows[:, None] * num_columns + columns[None, :], mask=is_there, other=0.0
+        )
         logits = tl.where(is_there, values * scale, float("-inf"))
         top = tl.max(logits, 0)
         column_sums = top + tl.log(tl.sum(tl.exp(logits - top[None, :]), 0))
@@ -31,16 +48,20 @@ def _log_sums(products, factor, by_row, by_column, num_rows, num_columns, ROWS: 
         higher = tl.maximum(largest, tl.max(logits, 1))
         total = total * tl.exp(largest - higher) + tl.sum(tl.exp(logits - higher[:, None]), 1)
         largest = higher
+
     tl.store(by_row + rows, largest + tl.log(total), mask=rows < num_rows)
 
 
 @triton.jit
 @no_type_check
 def _softmax_sum(products, factor, by_row, by_column, out, num_columns, COLUMNS: tl.constexpr):
-    row, columns = tl.program_id(0), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.program_id(0)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     is_there = columns < num_columns
     logits = tl.load(products + row * num_columns + columns, mask=is_there) * tl.load(factor)
-    total = tl.exp(logits - tl.load(by_row + row)) + tl.exp(logits - tl.load(by_column + columns, mask=is_there))
+    total = tl.exp(logits - tl.load(by_row + row)) + tl.exp(
+        logits - tl.load(by_column + columns, mask=is_there)
+    )
     tl.store(out + row * num_columns + columns, total.to(out.dtype.element_ty), mask=is_there)
 
 
@@ -53,8 +74,17 @@ def log_sums(
     by_row = products.new_empty(num_rows)
     by_column = products.new_empty(num_blocks, num_columns)
     _log_sums[(num_blocks,)](
-        products, factor, by_row, by_column, num_rows, num_columns, SUM_ROWS, SUM_COLUMNS, num_warps=8
+        products,
+        factor,
+        by_row,
+        by_column,
+        num_rows,
+        num_columns,
+        SUM_ROWS,
+        SUM_COLUMNS,
+        num_warps=8,
     )
+
     return by_column.logsumexp(0), by_row
 
 
@@ -65,9 +95,12 @@ def softmax_sum(
     by_column: Float32[Tensor, " n"],
     dtype: torch.dtype,
 ) -> Float[Tensor, "m n"]:
-    """The row-wise plus the column-wise softmax of factor * products, given both log-sum-exps; float32 in place."""
+    """The row-wise plus the column-wise softmax of factor * products, given both log-sum-exps;
+    float32 in place.
+    """
     num_rows, num_columns = products.shape
     out = products if dtype == torch.float32 else torch.empty_like(products, dtype=dtype)
     grid = (num_rows, triton.cdiv(num_columns, SPREAD_COLUMNS))
     _softmax_sum[grid](products, factor, by_row, by_column, out, num_columns, SPREAD_COLUMNS)
+
     return out

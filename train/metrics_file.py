@@ -1,4 +1,6 @@
-"""metrics.jsonl: a line every few steps, cut at a checkpoint, followed while it grows, summarized at the end."""
+"""metrics.jsonl: a line every few steps, cut at a checkpoint, followed while it grows, summarized
+at the end.
+"""
 
 import json
 import threading
@@ -18,7 +20,9 @@ SHOWN = ("loss", "pairs_per_s")
 
 
 class StepNote:
-    """Tells the driver between two lines of metrics how many steps are finished, at most once per second."""
+    """Tells the driver between two lines of metrics how many steps are finished, at most once per
+    second.
+    """
 
     def __init__(self, metrics: Path) -> None:
         self.path = metrics.with_name(STEP)
@@ -31,7 +35,9 @@ class StepNote:
 
 
 def last_step(metrics: Path) -> int:
-    """The last step that was noted beside a metrics file; 0 without a note, or with one that is being written."""
+    """The last step that was noted beside a metrics file; 0 without a note, or with one that is
+    being written.
+    """
     try:
         return int(metrics.with_name(STEP).read_text())
     except (FileNotFoundError, ValueError):
@@ -72,18 +78,28 @@ def followed(metrics: Path, num_steps: int) -> Iterator[None]:
 
 
 def summary(rows: list[dict], batch_size: int) -> dict[str, float]:
-    """The last value of every metric, those of the held-out pairs first; speed and cut captions over the whole run."""
+    """The last value of every metric, those of the held-out pairs first; speed and cut captions
+    over the whole run.
+    """
     last: dict[str, float] = {}
     for row in rows:
         last |= row
+
     del last["time"]
 
     num_cut = sum(row["captions_cut"] for row in rows)
     steps = [row["step"] for row in rows]
     weights = [after - before for before, after in zip([0, *steps], steps, strict=False)]
-    seconds = sum(batch_size * count / row["pairs_per_s"] for count, row in zip(weights, rows, strict=True))
+    seconds = sum(
+        batch_size * count / row["pairs_per_s"] for count, row in zip(weights, rows, strict=True)
+    )
     num_pairs = batch_size * steps[-1]
 
-    whole = {"pairs_per_s": num_pairs / seconds, "captions_cut": num_cut, "captions_cut_share": num_cut / num_pairs}
+    whole = {
+        "pairs_per_s": num_pairs / seconds,
+        "captions_cut": num_cut,
+        "captions_cut_share": num_cut / num_pairs,
+    }
     last = {name: float(value) for name, value in (last | whole).items()}
+
     return dict(sorted(last.items(), key=lambda item: not item[0].startswith("val_")))

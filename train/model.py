@@ -1,8 +1,9 @@
-"""dino.txt: a causal text encoder and a small head on frozen DINOv2 features, aligned with each other.
+"""dino.txt: a causal text encoder and a small head on frozen DINOv2 features, aligned with each
+other.
 
-"DINOv2 Meets Text" (arXiv:2412.16334), with the published architecture and initialization, sized by config.
-Everything here is single-device. The residual stream, norms and features are float32; only matrix products run in the
-dtype of their weights.
+"DINOv2 Meets Text" (arXiv:2412.16334), with the published architecture and initialization, sized by
+config. Everything here is single-device. The residual stream, norms and features are float32; only
+matrix products run in the dtype of their weights.
 """
 
 import math
@@ -29,7 +30,9 @@ class LayerNorm(nn.LayerNorm):
 
     def float32(self, x: Float[Tensor, "*b d"]) -> Float32[Tensor, "*b d"]:
         """As it was computed."""
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return F.layer_norm(
+            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        )
 
 
 class Attention(nn.Module):
@@ -50,7 +53,9 @@ class Attention(nn.Module):
         return self.proj(attended.transpose(1, 2).flatten(-2))
 
     def attend(self, x: Float[Tensor, "n d"], layout: Packed) -> Float[Tensor, "n d"]:
-        """Every token of a caption attends to those before it and to itself; before the output projection."""
+        """Every token of a caption attends to those before it and to itself; before the output
+        projection.
+        """
         return packed_attention(self._qkv(x), layout, self.kernel).flatten(-2)
 
     def _qkv(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b 3 h w"]:
@@ -70,7 +75,9 @@ class TextMlp(nn.Module):
 
 
 class TextBlock(nn.Module):
-    """Pre-norm causal transformer block on packed tokens; the last of a stack computes only the ends of captions."""
+    """Pre-norm causal transformer block on packed tokens; the last of a stack computes only the
+    ends of captions.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -79,11 +86,16 @@ class TextBlock(nn.Module):
         self.mlp_norm = LayerNorm(width)
         self.mlp = TextMlp(width)
 
-    def forward(self, x: Float[Tensor, "n d"], layout: Packed, is_last: bool = False) -> Float[Tensor, "m d"]:
-        """All tokens; of the last block the end-of-text tokens, in the caller's order of captions."""
+    def forward(
+        self, x: Float[Tensor, "n d"], layout: Packed, is_last: bool = False
+    ) -> Float[Tensor, "m d"]:
+        """All tokens; of the last block the end-of-text tokens, in the caller's order of
+        captions.
+        """
         attended = self.attention.attend(self.attention_norm(x), layout)
         if is_last:
-            # What follows attention treats each token alone, and nobody reads the others after the last block.
+            # What follows attention treats each token alone, and nobody reads the others after the
+            # last block.
             x = x[layout.ends]
             attended = attended[layout.ends]
 
@@ -92,14 +104,18 @@ class TextBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Packed captions to one feature each: the end-of-text token, then a linear projection without bias."""
+    """Packed captions to one feature each: the end-of-text token, then a linear projection without
+    bias.
+    """
 
     def __init__(self, config: TextConfig, vocab_size: int, feature_dim: int) -> None:
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(vocab_size, config.width)
         self.position_embedding = nn.Parameter(torch.empty(config.context, config.width))
-        self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            TextBlock(config.width, config.heads) for _ in range(config.layers)
+        )
         self.norm = LayerNorm(config.width)
         self.projection = nn.Linear(config.width, feature_dim, bias=False)
         self.init_weights()
@@ -125,7 +141,8 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def forward(self, captions: Packed) -> Float32[Tensor, "b f"]:
-        # In float32, because the gradients of a token that occurs often are added up in the format of its row.
+        # In float32, because the gradients of a token that occurs often are added up in the format
+        # of its row.
         words = F.embedding(captions.tokens, self.token_embedding.weight.float())
         x = words + F.embedding(captions.positions, self.position_embedding.float())
         for index, block in enumerate(self.blocks):
@@ -134,7 +151,9 @@ class TextEncoder(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """w3(silu(w1 x) * (w2 x)), hidden size two thirds of four times the width, rounded up to a multiple of 64."""
+    """w3(silu(w1 x) * (w2 x)), hidden size two thirds of four times the width, rounded up to a
+    multiple of 64.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -165,9 +184,15 @@ class VisionBlock(nn.Module):
         return self._add(x, self.mlp_norm, self.mlp, self.mlp_scale)
 
     def _add(
-        self, x: Float[Tensor, "b t d"], norm: nn.Module, branch: nn.Module, scale: Float[Tensor, " d"]
+        self,
+        x: Float[Tensor, "b t d"],
+        norm: nn.Module,
+        branch: nn.Module,
+        scale: Float[Tensor, " d"],
     ) -> Float[Tensor, "b t d"]:
-        """x plus its branch; in training the branch is computed for a random share of the images, and scaled up."""
+        """x plus its branch; in training the branch is computed for a random share of the images,
+        and scaled up.
+        """
         if not self.training or not self.drop_path:
             return x + branch(norm(x)) * scale.float()
 
@@ -177,12 +202,16 @@ class VisionBlock(nn.Module):
 
 
 def num_heads(dim: int) -> int:
-    """Heads of a vision block: one per 64 channels, or the next number that divides the channels."""
+    """Heads of a vision block: one per 64 channels, or the next number that divides the
+    channels.
+    """
     return next(heads for heads in range(math.ceil(dim / HEAD_DIM), dim + 1) if dim % heads == 0)
 
 
 class VisionHead(nn.Module):
-    """Blocks and a LayerNorm on the frozen backbone's tokens; without blocks, the LayerNorm alone."""
+    """Blocks and a LayerNorm on the frozen backbone's tokens; without blocks, the LayerNorm
+    alone.
+    """
 
     def __init__(self, config: VisionConfig, dim: int) -> None:
         super().__init__()
@@ -195,18 +224,26 @@ class VisionHead(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(
-        self, cls: Float[Tensor, "b d"], registers: Float[Tensor, "b r d"], patches: Float[Tensor, "b p d"]
+        self,
+        cls: Float[Tensor, "b d"],
+        registers: Float[Tensor, "b r d"],
+        patches: Float[Tensor, "b p d"],
     ) -> tuple[Float32[Tensor, "b d"], Float32[Tensor, "b p d"]]:
         """CLS and patches, aligned with text; the registers take part and are dropped."""
-        tokens = torch.cat([cls[:, None].float(), registers, patches], dim=1)  # b 1+r+p d, float32 as its first part
+        tokens = torch.cat(
+            [cls[:, None].float(), registers, patches], dim=1
+        )  # b 1+r+p d, float32 as its first part
         for block in self.blocks:
             tokens = block(tokens)
+
         tokens = self.norm.float32(tokens)
         return tokens[:, 0], tokens[:, 1 + registers.shape[1] :]
 
 
 class LogitScale(nn.Module):
-    """The learned temperature; a module of its own, so that it stays float32 when the rest is sharded in bfloat16."""
+    """The learned temperature; a module of its own, so that it stays float32 when the rest is
+    sharded in bfloat16.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,13 +278,17 @@ class DinoTxt(nn.Module):
         self.logit_scale = LogitScale()
 
     def encode_tokens(self, captions: Packed | Sequence[Sequence[int]]) -> Float32[Tensor, "b f"]:
-        """Text features before normalization; with pooling=concat, CLS is aligned with the first half, patches with
-        the last."""
+        """Text features before normalization; with pooling=concat, CLS is aligned with the first
+        half, patches with the last.
+        """
         packed = captions if isinstance(captions, Packed) else pack(captions)
         return self.text(packed.to(self.text.position_embedding.device))
 
     def encode_image_features(
-        self, cls: Float[Tensor, "b d"], registers: Float[Tensor, "b r d"], patches: Float[Tensor, "b p d"]
+        self,
+        cls: Float[Tensor, "b d"],
+        registers: Float[Tensor, "b r d"],
+        patches: Float[Tensor, "b p d"],
     ) -> Float32[Tensor, "b f"]:
         """Image features of backbone tokens, before normalization."""
         aligned_cls, aligned_patches = self.vision(cls, registers, patches)
@@ -269,4 +310,6 @@ class DinoTxt(nn.Module):
         """Unit-norm features of a batch of pairs."""
         images = self.encode_image_features(cls, registers, patches)
         texts = self.encode_tokens(captions)
-        return PairFeatures(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), self.logit_scale())
+        return PairFeatures(
+            F.normalize(images, dim=-1), F.normalize(texts, dim=-1), self.logit_scale()
+        )

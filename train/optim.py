@@ -1,7 +1,7 @@
 """AdamW over a model's parameters, and the learning rate of each step.
 
-Weight decay applies to matrices, not to gains, biases and the logit scale. Moments exist from the start, so that a
-checkpoint can be read into them before the first step.
+Weight decay applies to matrices, not to gains, biases and the logit scale. Moments exist from the
+start, so that a checkpoint can be read into them before the first step.
 """
 
 import math
@@ -20,13 +20,17 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
 
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    optimizer = torch.optim.AdamW(
+        groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+    )
+
     for parameter in parameters:
         optimizer.state[parameter] = {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
+
     return optimizer
 
 

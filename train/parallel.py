@@ -1,8 +1,8 @@
 """Compilation, activation checkpointing, sharding: in this order, and nowhere else.
 
-Blocks are sharded one by one with FSDP2; on one rank the model is one piece. The logit scale is sharded by itself in
-float32, because bfloat16 would round it. FSDP averages gradients over ranks, so a loss whose gradients are to be summed
-is multiplied by the number of ranks.
+Blocks are sharded one by one with FSDP2; on one rank the model is one piece. The logit scale is
+sharded by itself in float32, because bfloat16 would round it. FSDP averages gradients over ranks,
+so a loss whose gradients are to be summed is multiplied by the number of ranks.
 """
 
 import torch
@@ -33,12 +33,17 @@ def parallelize(model: DinoTxt, config: ParallelConfig, device: torch.device) ->
 
     mesh = _mesh(config.replicas, device)
     dtype = getattr(torch, settled_precision(config.dtype))
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
 
     # One rank shares with nobody, and a hook on every block would only cost time.
     blocks = (*model.text.blocks, *model.vision.blocks) if mesh.size() > 1 else ()
+
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+        fully_shard(
+            block, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward
+        )
 
     fully_shard(model.logit_scale, mesh=mesh, mp_policy=MixedPrecisionPolicy())
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
@@ -49,7 +54,9 @@ def _mesh(replicas: int, device: torch.device) -> DeviceMesh:
     world = dist.get_world_size()
     if replicas == 1:
         return init_device_mesh(device.type, (world,))
-    return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
+    return init_device_mesh(
+        device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard")
+    )
 
 
 def plain_name(name: str) -> str:

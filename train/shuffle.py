@@ -1,8 +1,9 @@
 """The order of the rows in an epoch, as arithmetic over (key, index): computed, never stored.
 
-`rows` is a keyed permutation of all rows, for pools that fit in memory. `blocks` is for disks: blocks of neighboring
-rows are permuted, and the rows of a window of blocks are shuffled together, so that only a window is read at a time.
-A keyed offset is added to the rows, so that the cuts between blocks move from epoch to epoch.
+`rows` is a keyed permutation of all rows, for pools that fit in memory. `blocks` is for disks:
+blocks of neighboring rows are permuted, and the rows of a window of blocks are shuffled together,
+so that only a window is read at a time. A keyed offset is added to the rows, so that the cuts
+between blocks move from epoch to epoch.
 """
 
 import hashlib
@@ -18,7 +19,9 @@ ROUNDS = 4
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def shuffled(index: Int64[np.ndarray, " n"], size: int, key: int, config: ShuffleConfig) -> Int64[np.ndarray, " n"]:
+def shuffled(
+    index: Int64[np.ndarray, " n"], size: int, key: int, config: ShuffleConfig
+) -> Int64[np.ndarray, " n"]:
     """The rows of range(size) at some places of the shuffled order; a permutation for every key."""
     if config.order == "rows":
         return permute(index, size, key)
@@ -28,11 +31,12 @@ def shuffled(index: Int64[np.ndarray, " n"], size: int, key: int, config: Shuffl
 def _block_shuffled(
     index: Int64[np.ndarray, " n"], size: int, key: int, config: ShuffleConfig
 ) -> Int64[np.ndarray, " n"]:
-    """Two permutations: of the slots inside each window, and of the whole blocks that slots belong to.
+    """Two permutations: of the slots inside each window, and of the whole blocks that slots belong
+    to.
 
-    With blocks of 2 rows and windows of 2 blocks, the places 0 1 2 3 of the first window become, say, the slots
-    2 0 3 1; these belong to the blocks 1 0 1 0, which become, say, the blocks 4 2 4 2, and so the rows 8 4 9 5. A last
-    block that is not whole stays last.
+    With blocks of 2 rows and windows of 2 blocks, the places 0 1 2 3 of the first window become,
+    say, the slots 2 0 3 1; these belong to the blocks 1 0 1 0, which become, say, the blocks 4 2 4
+    2, and so the rows 8 4 9 5. A last block that is not whole stays last.
     """
     window_rows = config.block_rows * config.window_blocks
     slots = np.empty_like(index)
@@ -51,16 +55,19 @@ def _block_shuffled(
 
 
 def permute(index: Int64[np.ndarray, " n"], size: int, key: int) -> Int64[np.ndarray, " n"]:
-    """Where a keyed pseudorandom permutation of range(size) sends each index: a Feistel network with cycle walking."""
+    """Where a keyed pseudorandom permutation of range(size) sends each index: a Feistel network
+    with cycle walking.
+    """
     # The network permutes the numbers of 2 * half bits, of which `size` needs at least half.
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
     turns = [np.uint64(mix(key, turn)) for turn in range(ROUNDS)]
 
-    # Numbers that land outside are sent through again; as the network is a permutation, each ends inside, at a place
-    # of its own.
+    # Numbers that land outside are sent through again; as the network is a permutation, each ends
+    # inside, at a place of its own.
     value = index.astype(np.uint64)
     outside = np.ones(len(value), bool)
+
     while outside.any():
         left = value[outside] >> half
         right = value[outside] & mask
@@ -68,6 +75,7 @@ def permute(index: Int64[np.ndarray, " n"], size: int, key: int) -> Int64[np.nda
             left, right = right, left ^ (mix_array(right ^ turn) & mask)
         value[outside] = (left << half) | right
         outside = value >= np.uint64(size)
+
     return value.astype(np.int64)
 
 

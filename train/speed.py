@@ -1,7 +1,8 @@
 """How fast training has been since the last line of metrics, summed over all ranks.
 
-Tokens, FLOP and cut captions are counted from the captions that were packed, not from a mean. MFU is the model's FLOP,
-without recomputation, over the dense bfloat16 peak of the GPUs; it is left out where no peak is known.
+Tokens, FLOP and cut captions are counted from the captions that were packed, not from a mean. MFU
+is the model's FLOP, without recomputation, over the dense bfloat16 peak of the GPUs; it is left out
+where no peak is known.
 """
 
 import time
@@ -41,9 +42,18 @@ class Speed:
         self.flop += flop
 
     def rates(self, device: torch.device) -> dict[str, float]:
-        """Rates over all ranks, mean share of time spent waiting for data, largest memory; all ranks call it."""
+        """Rates over all ranks, mean share of time spent waiting for data, largest memory; all
+        ranks call it.
+        """
         elapsed_s = max(1e-9, time.perf_counter() - self.started_s)
-        counts = [self.num_pairs, self.num_tokens, self.num_truncated, self.flop, self.waited_s / elapsed_s, elapsed_s]
+        counts = [
+            self.num_pairs,
+            self.num_tokens,
+            self.num_truncated,
+            self.flop,
+            self.waited_s / elapsed_s,
+            elapsed_s,
+        ]
         sums = torch.tensor(counts, dtype=torch.float64, device=device)
         most = torch.tensor(memory_bytes(device), dtype=torch.float64, device=device)
         dist.all_reduce(sums)
@@ -54,6 +64,7 @@ class Speed:
         mean_s = elapsed / world
         tflops = flop / mean_s / 1e12
         peak = peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
         return {
             "pairs_per_s": num_pairs / mean_s,
             "tokens_per_s": num_tokens / mean_s,

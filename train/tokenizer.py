@@ -1,8 +1,9 @@
-"""Captions to token ids: a sentencepiece model trained on the selected captions, or CLIP's published byte pairs.
+"""Captions to token ids: a sentencepiece model trained on the selected captions, or CLIP's
+published byte pairs.
 
-Both end every caption with end-of-text, also when it is cut to the context, because the text encoder takes its feature
-there. The sentencepiece model has byte fallback, so that any string can be encoded, and no begin-of-text, which a
-causal encoder that pools at the end does not need.
+Both end every caption with end-of-text, also when it is cut to the context, because the text
+encoder takes its feature there. The sentencepiece model has byte fallback, so that any string can
+be encoded, and no begin-of-text, which a causal encoder that pools at the end does not need.
 """
 
 import gzip
@@ -49,11 +50,16 @@ class Tokenizer(Protocol):
         """Write the files that `load_tokenizer` reads."""
 
 
-def run(config: TokenizerConfig, *, out: Path, embeddings: Path, selection: Path) -> dict[str, float]:
+def run(
+    config: TokenizerConfig, *, out: Path, embeddings: Path, selection: Path
+) -> dict[str, float]:
     """Step: make the vocabulary for the selected captions."""
     if config.kind == "clip":
         if not config.weights:
-            raise ValueError("kind=clip without a vocabulary: name the folder of vocab.json and merges.txt as weights")
+            raise ValueError(
+                "kind=clip without a vocabulary: name the folder of vocab.json and merges.txt "
+                "as weights"
+            )
         tokenizer: Tokenizer = ClipTokenizer(Path(config.weights))
         tokenizer.save(out)
         return {"vocab_size": float(tokenizer.vocab_size)}
@@ -66,13 +72,17 @@ def run(config: TokenizerConfig, *, out: Path, embeddings: Path, selection: Path
     sample = list(selected_captions(shards, selected, 10_000))
     lengths = [len(tokens) for tokens in trained.encode(sample, context=10_000)]
     logger.info(
-        "vocabulary pieces=%d tokens_per_caption=%.2f longest=%d", trained.vocab_size, np.mean(lengths), max(lengths)
+        "vocabulary pieces=%d tokens_per_caption=%.2f longest=%d",
+        trained.vocab_size,
+        np.mean(lengths),
+        max(lengths),
     )
     sizes: dict[str, int | np.floating] = {
         "vocab_size": trained.vocab_size,
         "tokens_per_caption": np.mean(lengths),
         "longest_caption": max(lengths),
     }
+
     return {name: float(size) for name, size in sizes.items()}
 
 
@@ -81,20 +91,27 @@ def selected_captions(shards: EmbeddingShards, selection: Selection, limit: int)
     own = pc.list_value_length(shards.strings(CAPTIONS)).to_numpy()[selection.rows]
     ends = np.cumsum(own + selection.num_more_captions())
     total = int(ends[-1]) if len(ends) else 0
-    wanted = np.linspace(0, total - 1, limit).astype(np.int64) if total > limit else np.arange(total)
+    wanted = (
+        np.linspace(0, total - 1, limit).astype(np.int64) if total > limit else np.arange(total)
+    )
 
-    # Caption number 7 of rows with 3, 2 and 4 captions (ends 3, 5, 9) is of row 2, and there at place 7 - 5.
+    # Caption number 7 of rows with 3, 2 and 4 captions (ends 3, 5, 9) is of row 2, and there at
+    # place 7 - 5.
     owners = np.searchsorted(ends, wanted, side="right")
     places = wanted - np.concatenate([[0], ends])[owners]
 
     for start in range(0, len(wanted), ROWS_PER_READ):
         part = slice(start, start + ROWS_PER_READ)
-        for captions, place in zip(selection.captions(shards, owners[part]), places[part].tolist(), strict=True):
+        for captions, place in zip(
+            selection.captions(shards, owners[part]), places[part].tolist(), strict=True
+        ):
             yield captions[place]
 
 
 def train_tokenizer(config: TokenizerConfig, captions: Iterator[str]) -> "SentencePieceTokenizer":
-    """A sentencepiece model of at most the wanted size; deterministic in the captions and their order."""
+    """A sentencepiece model of at most the wanted size; deterministic in the captions and their
+    order.
+    """
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -116,15 +133,19 @@ def train_tokenizer(config: TokenizerConfig, captions: Iterator[str]) -> "Senten
         )
     except RuntimeError as error:
         raise ValueError(
-            f"no vocabulary of {config.vocab_size} pieces can be made of these captions ({error}): there must be "
-            "some, with fewer different characters than that; change tokenizer.vocab_size or the selection"
+            f"no vocabulary of {config.vocab_size} pieces can be made of these captions "
+            f"({error}): there must be some, with fewer different characters than that; change "
+            "tokenizer.vocab_size or the selection"
         ) from error
 
     tokenizer = SentencePieceTokenizer(model.getvalue())
     if tokenizer.vocab_size < config.vocab_size:
         logger.info(
-            "vocabulary shrunk asked=%d pieces=%d reason=too_few_captions", config.vocab_size, tokenizer.vocab_size
+            "vocabulary shrunk asked=%d pieces=%d reason=too_few_captions",
+            config.vocab_size,
+            tokenizer.vocab_size,
         )
+
     return tokenizer
 
 
@@ -142,7 +163,10 @@ class SentencePieceTokenizer:
 
     def encode(self, texts: Sequence[str], context: int) -> list[list[int]]:
         """Token ids of each text, at most `context`, the last one end-of-text."""
-        return [[*ids[: context - 1], self.end_of_text] for ids in self.processor.encode(list(texts), num_threads=1)]
+        return [
+            [*ids[: context - 1], self.end_of_text]
+            for ids in self.processor.encode(list(texts), num_threads=1)
+        ]
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.model."""
@@ -157,19 +181,25 @@ class ClipTokenizer:
 
         missing = [name for name in CLIP_FILES if not (folder / name).is_file()]
         self._is_one_file = bool(missing) and (folder / BYTE_PAIRS_FILE).is_file()
+
         if missing and not self._is_one_file:
             raise ValueError(
-                f"{folder} has no {' and no '.join(missing)}: CLIP's byte pairs need both, or {BYTE_PAIRS_FILE}; name "
-                "their folder"
+                f"{folder} has no {' and no '.join(missing)}: CLIP's byte pairs need both, or "
+                f"{BYTE_PAIRS_FILE}; name their folder"
             )
 
         self.folder = folder
         if self._is_one_file:
             pieces, merges = read_byte_pairs(folder / BYTE_PAIRS_FILE)
-            pairs: Any = [tuple(merge.split()) for merge in merges]  # as CLIPTokenizer takes them, its annotation aside
+            pairs: Any = [
+                tuple(merge.split()) for merge in merges
+            ]  # as CLIPTokenizer takes them, its annotation aside
             self.tokenizer = CLIPTokenizer(vocab=pieces, merges=pairs)
         else:
-            self.tokenizer = CLIPTokenizer(vocab=str(folder / CLIP_FILES[0]), merges=str(folder / CLIP_FILES[1]))
+            self.tokenizer = CLIPTokenizer(
+                vocab=str(folder / CLIP_FILES[0]), merges=str(folder / CLIP_FILES[1])
+            )
+
         self.vocab_size: int = len(self.tokenizer)
         self.end_of_text: int = self.tokenizer.eos_token_id
 
@@ -179,7 +209,10 @@ class ClipTokenizer:
     def encode(self, texts: Sequence[str], context: int) -> list[list[int]]:
         """Token ids of each text, at most `context`, the last one end-of-text."""
         ids = self.tokenizer(list(texts), add_special_tokens=True, verbose=False)["input_ids"]
-        return [[*tokens[: context - 1], self.end_of_text] if len(tokens) > context else tokens for tokens in ids]
+        return [
+            [*tokens[: context - 1], self.end_of_text] if len(tokens) > context else tokens
+            for tokens in ids
+        ]
 
     def save(self, folder: Path) -> None:
         """Write vocab.json and merges.txt."""
@@ -203,22 +236,31 @@ def read_byte_pairs(file: Path) -> tuple[dict[str, int], list[str]]:
     try:
         lines = gzip.decompress(file.read_bytes()).decode().splitlines()
     except (OSError, EOFError, ValueError) as error:
-        raise ValueError(f"{file} is no gzipped list of byte pairs ({error}): download it again") from error
+        raise ValueError(
+            f"{file} is no gzipped list of byte pairs ({error}): download it again"
+        ) from error
 
     merges = lines[1 : 1 + NUM_MERGES]
     letters = list(bytes_to_unicode().values())
-    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge.split()) for merge in merges)]
+    pieces = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        *("".join(merge.split()) for merge in merges),
+    ]
     pieces += ["<|startoftext|>", "<|endoftext|>"]
+
     return {piece: index for index, piece in enumerate(pieces)}, merges
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that a folder holds: tokenizer.model (sentencepiece), or CLIP's byte pairs in either form."""
+    """The tokenizer that a folder holds: tokenizer.model (sentencepiece), or CLIP's byte pairs in
+    either form.
+    """
     if (folder / MODEL_FILE).is_file():
         return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes())
     if (folder / CLIP_FILES[0]).is_file() or (folder / BYTE_PAIRS_FILE).is_file():
         return ClipTokenizer(folder)
     raise ValueError(
-        f"no tokenizer in {folder}: {MODEL_FILE}, {' and '.join(CLIP_FILES)}, or {BYTE_PAIRS_FILE} is required; copy "
-        "the model's own there"
+        f"no tokenizer in {folder}: {MODEL_FILE}, {' and '.join(CLIP_FILES)}, or "
+        f"{BYTE_PAIRS_FILE} is required; copy the model's own there"
     )

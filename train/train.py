@@ -11,8 +11,8 @@ Driver and workers talk through files in `out`; whatever Ray remembers is not us
 | `grow` | rank 0 | driver | all ranks have saved and ended, since more workers fit now: start the workers again |
 | `failed.txt` | any rank | ranks that start, driver | an error that another try would repeat: do not try again |
 
-A worker that starts continues from the last complete checkpoint. With `resources.min_workers`, training goes on with
-fewer workers when a node is lost; when a node comes, no step is done twice.
+A worker that starts continues from the last complete checkpoint. With `resources.min_workers`,
+training goes on with fewer workers when a node is lost; when a node comes, no step is done twice.
 """
 
 import logging
@@ -57,10 +57,13 @@ logger = logging.getLogger(__name__)
 STOP = "stop"
 GROW = "grow"
 RAY_FOLDER = "ray"
-GROWTH_S = 60.0  # between two looks for new nodes: nodes that come together restart the workers once
+GROWTH_S = (
+    60.0  # between two looks for new nodes: nodes that come together restart the workers once
+)
 MAX_FAILURES = 8
-# Threads that wait for each other by spinning keep cores from other processes: with two threads on two busy cores, a
-# step took fifteen times as long. The variable must be set before a worker starts.
+# Threads that wait for each other by spinning keep cores from other processes: with two threads on
+# two busy cores, a step took fifteen times as long. The variable must be set before a worker
+# starts.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 NOISY = ("ray.train", "ray.train.v2", "ray.data")
 
@@ -79,9 +82,11 @@ def run(
     source: Path | None = None,
     **views: Path,
 ) -> dict[str, float]:
-    """Step: train on the selected embeddings, continuing from what `out` holds; returns the last value of each metric.
+    """Step: train on the selected embeddings, continuing from what `out` holds; returns the last
+    value of each metric.
 
-    `source` is the raw pairs, for a live backbone; `views` are embeddings of further views of the same images.
+    `source` is the raw pairs, for a live backbone; `views` are embeddings of further views of the
+    same images.
     """
     job = Job(
         out.resolve(),
@@ -93,6 +98,7 @@ def run(
     )
     for name in (STOP, GROW):
         (job.out / name).unlink(missing_ok=True)
+
     reserve_reason(job.out)
 
     with session():
@@ -111,51 +117,62 @@ def run(
 
     if reason := failure(job.out):
         raise TrainingFailed(reason)
+
     rows = read_jsonl(job.out / METRICS)
     if (job.out / STOP).exists() and (not rows or rows[-1]["step"] < config.num_steps):
         raise StoppedError(
-            f"asked to stop by a signal or a file named {STOP}; step {_saved_step(job)} of {config.num_steps} is saved"
+            f"asked to stop by a signal or a file named {STOP}; step {_saved_step(job)} of "
+            f"{config.num_steps} is saved"
         )
 
     for folder in (CHECKPOINTS, RAY_FOLDER):
         shutil.rmtree(job.out / folder, ignore_errors=True)
+
     for name in (STEP, REASON):
         (job.out / name).unlink(missing_ok=True)
 
     metrics = summary(rows, config.batch_size)
     if config.best:
-        best = max((row for row in rows if config.best in row), key=lambda row: score(row, config.best))
+        best = max(
+            (row for row in rows if config.best in row), key=lambda row: score(row, config.best)
+        )
         metrics |= {"best_step": float(best["step"]), f"best_{config.best}": best[config.best]}
     if metrics["captions_cut"]:
         logger.warning(
-            "captions cut to %d tokens: %d (%.1f %% of those used); raise train.model.text.context to keep them whole",
+            "captions cut to %d tokens: %d (%.1f %% of those used); raise "
+            "train.model.text.context to keep them whole",
             config.model.text.context,
             metrics["captions_cut"],
             100 * metrics["captions_cut_share"],
         )
+
     return metrics
 
 
 def placement(config: TrainConfig) -> Resources:
     """Workers for a run in this Ray session.
 
-    Unless the config names a number: one worker per GPU, as many as divide the batch; on CPUs one worker with all cores
-    of a node, because threads share a model that several processes would each have to gather.
+    Unless the config names a number: one worker per GPU, as many as divide the batch; on CPUs one
+    worker with all cores of a node, because threads share a model that several processes would each
+    have to gather.
     """
     resources = resolve(config.resources, max_workers=config.batch_size)
     if config.resources.workers:
         return resources
     if not resources.gpus:
-        cpus = max(float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"])
+        cpus = max(
+            float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]
+        )
         return replace(resources, workers=1, cpus=max(resources.cpus or 0.0, cpus))
+
     return replace(resources, workers=largest_group(config, resources.workers) or resources.workers)
 
 
 def fit_to_the_end(config: TrainConfig, job: Job) -> None:
     """Run the loop until it ends.
 
-    It is run again with more workers when it asks for them, and again when Ray gives up after MAX_FAILURES failures, as
-    long as there were new checkpoints in between.
+    It is run again with more workers when it asks for them, and again when Ray gives up after
+    MAX_FAILURES failures, as long as there were new checkpoints in between.
     """
     while True:
         before = _saved_step(job)
@@ -164,7 +181,12 @@ def fit_to_the_end(config: TrainConfig, job: Job) -> None:
         except ray.train.WorkerGroupError as error:
             if _saved_step(job) == before:
                 raise
-            logger.warning("training failures=%d continues_at_step=%d last=%r", MAX_FAILURES, _saved_step(job), error)
+            logger.warning(
+                "training failures=%d continues_at_step=%d last=%r",
+                MAX_FAILURES,
+                _saved_step(job),
+                error,
+            )
             continue
 
         if not (job.out / GROW).exists():
@@ -201,7 +223,9 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
         _worker,
         train_loop_config={"config": config, "job": job, "resources": resources, "most": most},
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees those of Train v1
-            num_workers=(resources.min_workers, most) if resources.min_workers else resources.workers,  # type: ignore[arg-type]
+            num_workers=(resources.min_workers, most)
+            if resources.min_workers
+            else resources.workers,  # type: ignore[arg-type]
             use_gpu=bool(resources.gpus),
             resources_per_worker=per_worker,
             elastic_resize_monitor_interval_s=math.inf,  # Ray would stop workers to have more, and lose their steps
@@ -217,7 +241,9 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
 
 
 class _Trainer(TorchTrainer):
-    """A trainer that leaves Ctrl-C to this process: Ray's own handler ends it with code 1 and without a word."""
+    """A trainer that leaves Ctrl-C to this process: Ray's own handler ends it with code 1 and
+    without a word.
+    """
 
     def _register_sigint_handler(self, controller: object) -> None:
         """Nothing: KeyboardInterrupt ends the session, and with it the workers."""
@@ -251,9 +277,11 @@ def _train_and_grow(config: TrainConfig, job: Job, resources: Resources, most: i
 
 
 class Interruptions:
-    """Asks to save, or to save and end: for the driver, a node that is about to be preempted, or room for more workers.
+    """Asks to save, or to save and end: for the driver, a node that is about to be preempted, or
+    room for more workers.
 
-    Only the first rank uses it. Ray's own `get_preemption_info` is a barrier of all workers, idle ones too, per step.
+    Only the first rank uses it. Ray's own `get_preemption_info` is a barrier of all workers, idle
+    ones too, per step.
     """
 
     def __init__(self, config: TrainConfig, out: Path, resources: Resources, most: int) -> None:
@@ -268,7 +296,10 @@ class Interruptions:
     def __call__(self) -> Interruption:
         if (self.out / STOP).exists() or self._has_grown():
             return "stop"
-        if not self.is_preempted and get_train_context().preemption_context.preemption_info is not None:
+        if (
+            not self.is_preempted
+            and get_train_context().preemption_context.preemption_info is not None
+        ):
             self.is_preempted = True
             return "save"
         return ""
@@ -288,13 +319,23 @@ class Interruptions:
 
 
 def largest_group(config: TrainConfig, most: int) -> int:
-    """The largest number of workers up to `most` among which a batch can be split; 0 when there is none."""
+    """The largest number of workers up to `most` among which a batch can be split; 0 when there is
+    none.
+    """
     sizes = range(most, 0, -1)
-    return next((size for size in sizes if not config.batch_size % size and not size % config.parallel.replicas), 0)
+    return next(
+        (
+            size
+            for size in sizes
+            if not config.batch_size % size and not size % config.parallel.replicas
+        ),
+        0,
+    )
 
 
 def shrink_group_to(size: int) -> bool:
-    """Make the default process group one of the first `size` ranks; False on a rank that is left out.
+    """Make the default process group one of the first `size` ranks; False on a rank that is left
+    out.
 
     The group stays as it is when it has that size, and when 0 says that no size divides the batch.
     """
@@ -303,25 +344,32 @@ def shrink_group_to(size: int) -> bool:
     if size in (0, dist.get_world_size()):
         return True
 
-    address: list[str | None] = [f"tcp://{ray.util.get_node_ip_address()}:{free_port()}" if rank == 0 else None]
+    address: list[str | None] = [
+        f"tcp://{ray.util.get_node_ip_address()}:{free_port()}" if rank == 0 else None
+    ]
     dist.broadcast_object_list(address)
     dist.destroy_process_group()
     if rank >= size:
         return False
+
     dist.init_process_group(backend, init_method=address[0], rank=rank, world_size=size)
     return True
 
 
 @contextmanager
 def _stop_on_signal(out: Path) -> Iterator[None]:
-    """SIGTERM and SIGUSR2 ask the workers to save and stop; only the main thread can handle signals."""
+    """SIGTERM and SIGUSR2 ask the workers to save and stop; only the main thread can handle
+    signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     before = {
-        number: signal.signal(number, lambda *_: request_stop(out)) for number in (signal.SIGTERM, signal.SIGUSR2)
+        number: signal.signal(number, lambda *_: request_stop(out))
+        for number in (signal.SIGTERM, signal.SIGUSR2)
     }
+
     try:
         yield
     finally:

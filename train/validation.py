@@ -1,4 +1,6 @@
-"""Loss and retrieval on held-out pairs, computed by all ranks together: the same number for any count of them."""
+"""Loss and retrieval on held-out pairs, computed by all ranks together: the same number for any
+count of them.
+"""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +21,9 @@ ACCURACY_ROWS = 512
 
 
 def score(numbers: Mapping[str, float], metric: HeldOutMetric) -> float:
-    """How good a validation is, the higher the better; minus infinity when there is no such number."""
+    """How good a validation is, the higher the better; minus infinity when there is no such
+    number.
+    """
     if metric not in numbers:
         return -math.inf
     return -numbers[metric] if metric == "val_loss" else numbers[metric]
@@ -27,9 +31,15 @@ def score(numbers: Mapping[str, float], metric: HeldOutMetric) -> float:
 
 @torch.no_grad()
 def validate(
-    model: DinoTxt, pairs: Pairs, config: TrainConfig, device: torch.device, encode_images: EncodeImages = identity
+    model: DinoTxt,
+    pairs: Pairs,
+    config: TrainConfig,
+    device: torch.device,
+    encode_images: EncodeImages = identity,
 ) -> dict[str, float]:
-    """Validation loss, and recall at 1 in both directions among the held-out pairs; empty when there are too few."""
+    """Validation loss, and recall at 1 in both directions among the held-out pairs; empty when
+    there are too few.
+    """
     num_rows = min(config.val_rows, len(pairs.val_places))
     if num_rows < 2:
         return {}
@@ -45,6 +55,7 @@ def validate(
     images = _gather(torch.cat([part.images for part in encoded]))[:num_rows]
     texts = _gather(torch.cat([part.texts for part in encoded]))[:num_rows]
     loss = global_loss(images, texts, encoded[0].scale, config.loss)
+
     return {"val_loss": float(loss), **recall_at_1(images, texts), "val_rows": float(num_rows)}
 
 
@@ -66,5 +77,6 @@ def recall_at_1(images: Float32[Tensor, "n d"], texts: Float32[Tensor, "n d"]) -
 
 def batch_accuracy(features: PairFeatures) -> float:
     """Share of this rank's first images whose own text is nearest among as many texts."""
-    images, texts = features.images[:ACCURACY_ROWS], features.texts[:ACCURACY_ROWS]
+    images = features.images[:ACCURACY_ROWS]
+    texts = features.texts[:ACCURACY_ROWS]
     return recall_at_1(images, texts)["val_image_to_text_r1"]

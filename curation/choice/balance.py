@@ -1,9 +1,10 @@
-"""Which rows a balanced sample keeps: water filling down the image clusters, probabilities over clusters or entries of
-captions.
+"""Which rows a balanced sample keeps: water filling down the image clusters, probabilities over
+clusters or entries of captions.
 
-Both selections are nested: a larger budget keeps all that a smaller one kept. So the budgets that give an intersection
-or a union of exactly the asked size are found by bisection. Pure NumPy over arrays, no loop over clusters. Balanced
-sampling: Vo et al. 2024 (arXiv:2405.15613); text: MetaCLIP (arXiv:2309.16671).
+Both selections are nested: a larger budget keeps all that a smaller one kept. So the budgets that
+give an intersection or a union of exactly the asked size are found by bisection. Pure NumPy over
+arrays, no loop over clusters. Balanced sampling: Vo et al. 2024 (arXiv:2405.15613); text: MetaCLIP
+(arXiv:2309.16671).
 """
 
 from collections.abc import Callable
@@ -34,22 +35,29 @@ def water_fill(
     budgets: Int64[np.ndarray, " parents"],
     order: Float64[np.ndarray, " children"],
 ) -> Int64[np.ndarray, " children"]:
-    """Each parent's budget shared among its children as min(level, size); what is left goes one each, in `order`.
+    """Each parent's budget shared among its children as min(level, size); what is left goes one
+    each, in `order`.
 
-    Quotas sum to the budget exactly and never fall when it grows. ValueError when a budget exceeds its children's sum.
+    Quotas sum to the budget exactly and never fall when it grows. ValueError when a budget exceeds
+    its children's sum.
     """
     available = np.bincount(parents, sizes, len(budgets)).astype(np.int64)
     if (budgets > available).any():
         worst = int(np.argmax(budgets - available))
         raise ValueError(
-            f"a budget of {budgets[worst]} rows for {available[worst]}: at most what is there can be kept; lower it"
+            f"a budget of {budgets[worst]} rows for {available[worst]}: at most what is there can "
+            "be kept; lower it"
         )
+
     by_size = np.lexsort((sizes, parents))
-    size, parent = sizes[by_size], parents[by_size]
+    size = sizes[by_size]
+    parent = parents[by_size]
     num_children = np.bincount(parents, minlength=len(budgets))
     first = np.cumsum(num_children) - num_children
     filled_before = np.cumsum(size) - size
-    filled_before -= np.repeat(filled_before[first[num_children > 0]], num_children[num_children > 0])
+    filled_before -= np.repeat(
+        filled_before[first[num_children > 0]], num_children[num_children > 0]
+    )
     larger = num_children[parent] - (np.arange(len(size)) - first[parent])
     is_full = filled_before + size * larger <= budgets[parent]
     rest = budgets - np.bincount(parent, size * is_full, len(budgets)).astype(np.int64)
@@ -60,6 +68,7 @@ def water_fill(
     open_children = by_size[~is_full]
     rank = rank_in_groups(parents[open_children], order[open_children])
     quotas[open_children] += rank < remainder[parents[open_children]]
+
     return quotas
 
 
@@ -75,20 +84,31 @@ class ImageBalance:
         seed: int,
         repeats: int = 1,
     ) -> None:
-        """`parents` gives each cluster's parent, level by level from the leaves; rows of low `priority` go first.
+        """`parents` gives each cluster's parent, level by level from the leaves; rows of low
+        `priority` go first.
 
-        A row is taken up to `repeats` times, again only when the whole leaf has been taken as often.
+        A row is taken up to `repeats` times, again only when the whole leaf has been taken as
+        often.
         """
         self.leaves = leaves
         self.leaf_sizes = np.bincount(leaves, minlength=num_leaves)
         sizes = [repeats * self.leaf_sizes]
-        self.parents: list[Int64[np.ndarray, " _"]] = [labels.astype(np.int64) for labels in parents]
-        num_parents = [*(len(labels) for labels in self.parents[1:]), 0]  # the last ones may have no child
+        self.parents: list[Int64[np.ndarray, " _"]] = [
+            labels.astype(np.int64) for labels in parents
+        ]
+        num_parents = [
+            *(len(labels) for labels in self.parents[1:]),
+            0,
+        ]  # the last ones may have no child
         for labels, least in zip(self.parents, num_parents, strict=False):
             sizes.append(np.bincount(labels, sizes[-1], least).astype(np.int64))
+
         self.sizes = sizes
         self.parents.append(np.zeros(len(sizes[-1]), np.int64))
-        self.order = [np.random.default_rng([seed, level]).random(len(size)) for level, size in enumerate(sizes)]
+        self.order = [
+            np.random.default_rng([seed, level]).random(len(size))
+            for level, size in enumerate(sizes)
+        ]
         self.rank = rank_in_groups(leaves, priority)
         self.most = repeats * len(leaves)
 
@@ -102,18 +122,24 @@ class ImageBalance:
         return quotas
 
     def copies(self, budget: int) -> Int64[np.ndarray, " rows"]:
-        """How often each row is taken: `budget` in all, in a leaf once more or once less than its neighbour at most."""
+        """How often each row is taken: `budget` in all, in a leaf once more or once less than its
+        neighbour at most.
+        """
         rest = self.quotas(budget)[self.leaves] - self.rank
         return np.maximum(0, -(-rest // self.leaf_sizes[self.leaves]))
 
     def expected_copies(self, budget: int) -> Float64[np.ndarray, " rows"]:
-        """The share of its leaf that is taken, a row: its keep probability, above 1 where rows repeat."""
+        """The share of its leaf that is taken, a row: its keep probability, above 1 where rows
+        repeat.
+        """
         return (self.quotas(budget) / np.maximum(self.leaf_sizes, 1))[self.leaves]
 
 
 class TextBalance:
-    """Keep a pair with probability 1 - prod over its entries of (1 - t / max(c, t)), c an entry's rows: when its coin
-    is below, that is when t is above the row's critical value. Rows without entries come first and are always kept."""
+    """Keep a pair with probability 1 - prod over its entries of (1 - t / max(c, t)), c an entry's
+    rows: when its coin is below, that is when t is above the row's critical value. Rows without
+    entries come first and are always kept.
+    """
 
     def __init__(self, entries: Entries, coins: Float64[np.ndarray, " rows"]) -> None:
         self.entries = entries
@@ -125,20 +151,27 @@ class TextBalance:
         self.rank[self.order] = np.arange(len(coins))
 
     def _critical(self, coins: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
-        """The largest t that does not keep a row: coin times c; for several entries by bisection below the rarest."""
+        """The largest t that does not keep a row: coin times c; for several entries by bisection
+        below the rarest.
+        """
         numbers = self.entries.counts()
         critical = np.zeros(len(coins))
         single = np.flatnonzero(numbers == 1)
-        critical[single] = coins[single] * self.counts[self.entries.values[self.entries.offsets[single]]]
+        critical[single] = (
+            coins[single] * self.counts[self.entries.values[self.entries.offsets[single]]]
+        )
         several = np.flatnonzero(numbers > 1)
         own = self.entries.take(several)
         low = np.zeros(len(several))
         high = np.full(len(several), np.inf)
         np.minimum.at(high, own.rows(), self.counts[own.values].astype(np.float64))
+
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             is_kept = coins[several] < keep_probability(own, self.counts, middle)
-            low, high = np.where(is_kept, low, middle), np.where(is_kept, middle, high)
+            low = np.where(is_kept, low, middle)
+            high = np.where(is_kept, middle, high)
+
         critical[several] = low
         return critical
 
@@ -162,18 +195,25 @@ class TextBalance:
 
 
 def keep_probability(
-    entries: Entries, counts: Int64[np.ndarray, " entries"], thresholds: Float64[np.ndarray, " rows"]
+    entries: Entries,
+    counts: Int64[np.ndarray, " entries"],
+    thresholds: Float64[np.ndarray, " rows"],
 ) -> Float64[np.ndarray, " rows"]:
-    """1 - prod over a row's entries of (1 - t / max(c, t)), each row with a t of its own; 1 without entries."""
+    """1 - prod over a row's entries of (1 - t / max(c, t)), each row with a t of its own; 1 without
+    entries.
+    """
     rows = entries.rows()
     with np.errstate(divide="ignore"):
         lost = np.log1p(-np.minimum(1.0, thresholds[rows] / counts[entries.values]))
+
     kept = -np.expm1(np.bincount(rows, lost, len(thresholds)))
     return np.where(entries.counts() > 0, kept, 1.0)
 
 
 def tail_threshold(counts: Int64[np.ndarray, " entries"], share: float) -> float:
-    """The t below which entries hold `share` of all counts: MetaCLIP's rule for choosing t at another scale."""
+    """The t below which entries hold `share` of all counts: MetaCLIP's rule for choosing t at
+    another scale.
+    """
     ordered = np.sort(counts[counts > 0])
     held = np.cumsum(ordered) - ordered  # by entries strictly before
     strictly_below = held[np.searchsorted(ordered, ordered, side="left")]
@@ -181,47 +221,66 @@ def tail_threshold(counts: Int64[np.ndarray, " entries"], share: float) -> float
 
 
 def combine(
-    image: ImageBalance, text: TextBalance, target: int, how: Combine, text_budget: int | None = None
+    image: ImageBalance,
+    text: TextBalance,
+    target: int,
+    how: Combine,
+    text_budget: int | None = None,
 ) -> Balance:
-    """Both selections with budgets such that exactly `target` rows are kept, each counted as often as it is taken.
+    """Both selections with budgets such that exactly `target` rows are kept, each counted as often
+    as it is taken.
 
-    Equal budgets for both are sought first, then the text budget takes up the slack; with `text_budget` given, or where
-    it would leave out rows without entries, only the image budget moves. ValueError when no budget reaches the target.
+    Equal budgets for both are sought first, then the text budget takes up the slack; with
+    `text_budget` given, or where it would leave out rows without entries, only the image budget
+    moves. ValueError when no budget reaches the target.
     """
     joined = np.multiply if how == "intersection" else np.maximum
 
     def taken(budget: int) -> Int64[np.ndarray, " rows"]:
-        return joined(image.copies(budget), text.keep(budget if text_budget is None else text_budget).astype(np.int64))
+        return joined(
+            image.copies(budget),
+            text.keep(budget if text_budget is None else text_budget).astype(np.int64),
+        )
 
     if taken(image.most).sum() < target:
         raise ValueError(
-            f"a text threshold that keeps {text_budget} of {len(text.rank)} rows cannot give {target}: raise "
-            "text.threshold, text.tail_share or repeats, or lower target_rows"
+            f"a text threshold that keeps {text_budget} of {len(text.rank)} rows cannot give "
+            f"{target}: raise text.threshold, text.tail_share or repeats, or lower target_rows"
         )
     if how == "union" and (text_budget or 0) > target:
         raise ValueError(
-            f"a text threshold that keeps {text_budget} rows gives a union above {target}: lower text.threshold or "
-            "text.tail_share, or raise target_rows"
+            f"a text threshold that keeps {text_budget} rows gives a union above {target}: lower "
+            "text.threshold or text.tail_share, or raise target_rows"
         )
+
     budget = _smallest(image.most, lambda value: int(taken(value).sum()) >= target)
     by_image = image.copies(budget)
     if text_budget is None:
         text_budget = _text_budget(by_image, text, target, how)
         if text_budget < text.num_unmatched:
             return combine(image, text, target, how, text.num_unmatched)
+
     by_text = text.keep(text_budget)
     copies = joined(by_image, by_text.astype(np.int64))
     if text_budget:
         copies[text.order[text_budget - 1]] -= copies.sum() - target
+
     return Balance(by_image > 0, by_text, copies, budget, text_budget)
 
 
-def _text_budget(by_image: Int64[np.ndarray, " rows"], text: TextBalance, target: int, how: Combine) -> int:
-    """The least that reaches the target; where the last row is repeated, it may pass it by some copies."""
+def _text_budget(
+    by_image: Int64[np.ndarray, " rows"], text: TextBalance, target: int, how: Combine
+) -> int:
+    """The least that reaches the target; where the last row is repeated, it may pass it by some
+    copies.
+    """
     ordered = by_image[text.order]
-    reached = np.cumsum(ordered) if how == "intersection" else by_image.sum() + np.cumsum(ordered == 0)
+    reached = (
+        np.cumsum(ordered) if how == "intersection" else by_image.sum() + np.cumsum(ordered == 0)
+    )
     if how == "union" and by_image.sum() >= target:
         return 0
+
     return int(np.searchsorted(reached, target)) + 1
 
 
@@ -243,7 +302,9 @@ def entropy(counts: Int64[np.ndarray, " n"]) -> float:
 
 
 def gini(counts: Int64[np.ndarray, " n"]) -> float:
-    """Gini coefficient of cluster sizes: 0 when all are equal, towards 1 when one holds everything."""
+    """Gini coefficient of cluster sizes: 0 when all are equal, towards 1 when one holds
+    everything.
+    """
     ordered = np.sort(counts)
     if not ordered.sum():
         return 0.0

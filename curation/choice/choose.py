@@ -1,11 +1,20 @@
-"""The balance stage: which of the surviving rows are kept, with what probability, and why the others are not."""
+"""The balance stage: which of the surviving rows are kept, with what probability, and why the
+others are not.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
-from curation.choice.balance import ImageBalance, TextBalance, combine, entropy, gini, tail_threshold
+from curation.choice.balance import (
+    ImageBalance,
+    TextBalance,
+    combine,
+    entropy,
+    gini,
+    tail_threshold,
+)
 from curation.choice.config import Combine, Method
 from curation.choice.decisions import Decisions
 from curation.choice.entries import check_matched
@@ -32,7 +41,9 @@ class Coins(NamedTuple):
     random: Float64[np.ndarray, " rows"]
 
 
-def choose(decisions: Decisions, goal: Goal, image_levels: list[Level], coins: Coins, seed: int) -> dict[str, float]:
+def choose(
+    decisions: Decisions, goal: Goal, image_levels: list[Level], coins: Coins, seed: int
+) -> dict[str, float]:
     """Drop what the method does not keep; returns the budgets and the threshold that were found.
 
     Raises ValueError when fewer rows survive than are asked for, or none.
@@ -43,31 +54,50 @@ def choose(decisions: Decisions, goal: Goal, image_levels: list[Level], coins: C
     if not len(rows):
         found = {reason: count for reason, count in decisions.counts().items() if count}
         raise ValueError(
-            f"no pair is left to choose from, by reason {found}: one at least is needed; loosen the largest"
+            f"no pair is left to choose from, by reason {found}: one at least is needed; loosen "
+            "the largest"
         )
     if goal.num_rows > goal.repeats * len(rows):
         raise ValueError(
-            f"{goal.num_rows} pairs asked of {len(rows)} left after leakage and duplicates: at most those can be kept, "
-            f"{goal.repeats} times each; lower target_rows, loosen duplicates, or raise repeats"
+            f"{goal.num_rows} pairs asked of {len(rows)} left after leakage and duplicates: at "
+            f"most those can be kept, {goal.repeats} times each; lower target_rows, loosen "
+            "duplicates, or raise repeats"
         )
     if goal.method == "random":
         order = rows[np.argsort(coins.random[rows], kind="stable")]
         decisions.drop(order[goal.num_rows :], "random: not drawn")
         return {}
     if goal.method == "image":
-        return _by_image(decisions, rows, goal, _image_balance(decisions, rows, image_levels, coins, seed, goal))
+        return _by_image(
+            decisions, rows, goal, _image_balance(decisions, rows, image_levels, coins, seed, goal)
+        )
+
     text = _text_balance(decisions, rows, coins)
     if goal.method == "text":
         return _by_text(decisions, rows, goal, text)
-    return _by_both(decisions, rows, goal, _image_balance(decisions, rows, image_levels, coins, seed, goal), text)
+
+    return _by_both(
+        decisions,
+        rows,
+        goal,
+        _image_balance(decisions, rows, image_levels, coins, seed, goal),
+        text,
+    )
 
 
 def _image_balance(
-    decisions: Decisions, rows: Int64[np.ndarray, " n"], levels: list[Level], coins: Coins, seed: int, goal: Goal
+    decisions: Decisions,
+    rows: Int64[np.ndarray, " n"],
+    levels: list[Level],
+    coins: Coins,
+    seed: int,
+    goal: Goal,
 ) -> ImageBalance:
     parents = [level.labels for level in levels[1:]]
     num_leaves = len(levels[0].centroids)
-    return ImageBalance(decisions.image_cluster[rows], parents, num_leaves, coins.leaf[rows], seed, goal.repeats)
+    return ImageBalance(
+        decisions.image_cluster[rows], parents, num_leaves, coins.leaf[rows], seed, goal.repeats
+    )
 
 
 def _text_balance(decisions: Decisions, rows: Int64[np.ndarray, " n"], coins: Coins) -> TextBalance:
@@ -77,7 +107,9 @@ def _text_balance(decisions: Decisions, rows: Int64[np.ndarray, " n"], coins: Co
     return TextBalance(entries, coins.text[rows])
 
 
-def _by_image(decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, image: ImageBalance) -> dict[str, float]:
+def _by_image(
+    decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, image: ImageBalance
+) -> dict[str, float]:
     copies = image.copies(goal.num_rows)
     decisions.image_keep[rows] = image.expected_copies(goal.num_rows)
     decisions.copies[rows] = copies
@@ -85,7 +117,9 @@ def _by_image(decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, i
     return {"image_budget": float(goal.num_rows)}
 
 
-def _by_text(decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, text: TextBalance) -> dict[str, float]:
+def _by_text(
+    decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, text: TextBalance
+) -> dict[str, float]:
     given = _given_threshold(goal, text)
     if given is None:
         _check_unmatched(goal, text)
@@ -97,12 +131,19 @@ def _by_text(decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, te
 
 
 def _by_both(
-    decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, image: ImageBalance, text: TextBalance
+    decisions: Decisions,
+    rows: Int64[np.ndarray, " n"],
+    goal: Goal,
+    image: ImageBalance,
+    text: TextBalance,
 ) -> dict[str, float]:
     given = _given_threshold(goal, text)
     if given is None and goal.combine == "union":
         _check_unmatched(goal, text)
-    solved = combine(image, text, goal.num_rows, goal.combine, None if given is None else text.budget(given))
+
+    solved = combine(
+        image, text, goal.num_rows, goal.combine, None if given is None else text.budget(given)
+    )
     threshold = text.threshold(solved.text_budget) if given is None else given
     decisions.image_keep[rows] = image.expected_copies(solved.image_budget)
     decisions.text_keep[rows] = text.keep_probability(threshold)
@@ -111,6 +152,7 @@ def _by_both(
     decisions.drop(rows[out & ~solved.image & ~solved.text], "balance: image and text")
     decisions.drop(rows[out & ~solved.image], "balance: image")
     decisions.drop(rows[out], "balance: text")
+
     return {
         "image_budget": float(solved.image_budget),
         "text_budget": float(solved.text_budget),
@@ -125,22 +167,29 @@ def _by_both(
 def _check_unmatched(goal: Goal, text: TextBalance) -> None:
     if goal.num_rows < text.num_unmatched:
         raise ValueError(
-            f"{goal.num_rows} pairs asked, {text.num_unmatched} hold no metadata entry, and text.unmatched=keep keeps "
-            "them all: at least those must be asked for; raise target_rows or share, or set text.unmatched=drop"
+            f"{goal.num_rows} pairs asked, {text.num_unmatched} hold no metadata entry, and "
+            "text.unmatched=keep keeps them all: at least those must be asked for; raise "
+            "target_rows or share, or set text.unmatched=drop"
         )
 
 
 def _given_threshold(goal: Goal, text: TextBalance) -> float | None:
-    """The t that the config names, itself or by the tail share; none when it is to be found for the size."""
+    """The t that the config names, itself or by the tail share; none when it is to be found for the
+    size.
+    """
     if goal.threshold is not None:
         return goal.threshold
     return None if goal.tail_share is None else tail_threshold(text.counts, goal.tail_share)
 
 
-def evenness(decisions: Decisions, image_levels: list[Level], text_levels: list[Level]) -> dict[str, float]:
-    """Entropy (bits) and Gini coefficient of every level and of the metadata entries, over all rows and over the kept
-    ones, each as often as it is taken."""
-    figures, copies = dict[str, float](), decisions.taken()
+def evenness(
+    decisions: Decisions, image_levels: list[Level], text_levels: list[Level]
+) -> dict[str, float]:
+    """Entropy (bits) and Gini coefficient of every level and of the metadata entries, over all rows
+    and over the kept ones, each as often as it is taken.
+    """
+    figures = dict[str, float]()
+    copies = decisions.taken()
     for side, levels, bottom in (
         ("image", image_levels, decisions.image_cluster),
         ("text", text_levels, decisions.text_cluster),
@@ -149,9 +198,13 @@ def evenness(decisions: Decisions, image_levels: list[Level], text_levels: list[
         for number, labels in enumerate(cluster_of_rows(levels) if levels else [], start=1):
             num_clusters = len(levels[number - 1].centroids)
             figures |= _evenness(f"{side}_level{number}", labels, taken, num_clusters)
+
     if decisions.entries is not None:
         values = decisions.entries.values
-        figures |= _evenness("text_entries", values, copies[decisions.entries.rows()], len(decisions.entry_names))
+        figures |= _evenness(
+            "text_entries", values, copies[decisions.entries.rows()], len(decisions.entry_names)
+        )
+
     return figures
 
 

@@ -18,14 +18,21 @@ class LikenessConfig:
     exact: bool = True
     """Equal bytes, or equal pixels."""
     hash_bits: Annotated[int | None, Interval(ge=0, le=128)] = 30
-    """Perceptual hashes that differ in at most this many of 256 bits, upright, mirrored or turned; None: not used."""
+    """Perceptual hashes that differ in at most this many of 256 bits, upright, mirrored or turned;
+    None: not used.
+    """
     form_bits: Annotated[int | None, Interval(ge=0, le=128)] = 54
-    """The hash of one differs in at most this many bits from a crop or bordered form of the other, and their vectors
-    are nearer than 99 % of nearest unrelated images are; None: not used."""
+    """The hash of one differs in at most this many bits from a crop or bordered form of the other,
+    and their vectors are nearer than 99 % of nearest unrelated images are; None: not used.
+    """
     cosine: Annotated[float | Literal["auto"] | None, Interval(ge=-1, le=1)] = "auto"
-    """Vectors with at least this cosine; auto: what `false_rate` allows for this pool and backbone; None: not used."""
+    """Vectors with at least this cosine; auto: what `false_rate` allows for this pool and backbone;
+    None: not used.
+    """
     false_rate: Annotated[float, Interval(gt=0, le=0.1)] = 1e-6
-    """With `cosine` auto: share of images without a copy that may be taken for one, from the pool's own cosines."""
+    """With `cosine` auto: share of images without a copy that may be taken for one, from the pool's
+    own cosines.
+    """
 
     def __post_init__(self) -> None:
         check_ranges(self, "alike")
@@ -43,11 +50,17 @@ class DuplicatesConfig:
     alike: LikenessConfig = LikenessConfig(false_rate=1e-7)
     """When an image is a copy of another one of the pool."""
     neighbors: Annotated[int, Ge(0)] = 4
-    """Neighboring clusters whose vectors are compared with those of each cluster; 0: the own cluster only."""
+    """Neighboring clusters whose vectors are compared with those of each cluster; 0: the own
+    cluster only.
+    """
     keep: Literal["central", "caption"] = "central"
-    """Which of several duplicates stays: the one nearest its centroid, or the one with the longest captions."""
+    """Which of several duplicates stays: the one nearest its centroid, or the one with the longest
+    captions.
+    """
     captions: Literal["merge", "drop"] = "merge"
-    """Captions of dropped images that equal a kept one in bytes or pixels: given to the kept one, or dropped too."""
+    """Captions of dropped images that equal a kept one in bytes or pixels: given to the kept one,
+    or dropped too.
+    """
 
     def __post_init__(self) -> None:
         check_ranges(self, "duplicates")
@@ -58,4 +71,6 @@ class LeakageConfig:
     alike: LikenessConfig = LikenessConfig()
     """When an image of the pool is a copy of an evaluation image."""
     captions: Literal["list", "remove"] = "list"
-    """Pool pairs one of whose captions equals an evaluation caption: listed in the decisions, or removed too."""
+    """Pool pairs one of whose captions equals an evaluation caption: listed in the decisions, or
+    removed too.
+    """

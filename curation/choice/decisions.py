@@ -1,7 +1,8 @@
-"""What became of every row: its clusters, its keep probabilities, and the one reason why it was kept or dropped.
+"""What became of every row: its clusters, its keep probabilities, and the one reason why it was
+kept or dropped.
 
-Reasons are given in the order of the stages; the first one stands. The table is what `show curate KEY` and the report
-read.
+Reasons are given in the order of the stages; the first one stands. The table is what `show curate
+KEY` and the report read.
 """
 
 from collections.abc import Mapping
@@ -70,7 +71,9 @@ LEAKAGE: dict[Sign, Reason] = {
 
 
 class Margin(NamedTuple):
-    """Pairs that one threshold decided on, either way: those nearest to it show whether it is right."""
+    """Pairs that one threshold decided on, either way: those nearest to it show whether it is
+    right.
+    """
 
     sign: Sign
     threshold: float
@@ -99,7 +102,8 @@ class Decisions:
     def __init__(self, shards: EmbeddingShards, evaluation: Mapping[str, EmbeddingShards]) -> None:
         """`evaluation` holds the evaluation sets by name."""
         self.shards = shards
-        self.names, self.evaluation = list(evaluation), list(evaluation.values())
+        self.names = list(evaluation)
+        self.evaluation = list(evaluation.values())
         num_rows = shards.num_rows
         self.reason = np.zeros(num_rows, np.int8)
         self.other_row: Int64[np.ndarray, " rows"] = np.full(num_rows, -1, np.int64)
@@ -134,7 +138,9 @@ class Decisions:
         self.reason[still] = REASONS.index(reason)
 
     def drop_for(self, found: Pairs, reason: Reason, evaluation: str | None = None) -> None:
-        """Drop the right row of each pair because of the left: another row of the pool, or of an evaluation set."""
+        """Drop the right row of each pair because of the left: another row of the pool, or of an
+        evaluation set.
+        """
         still = self.reason[found.right] == 0
         rows = found.right[still]
         self.reason[rows] = REASONS.index(reason)
@@ -145,15 +151,20 @@ class Decisions:
             self.other_set[rows] = self.names.index(evaluation)
 
     def note_margin(self, margin: Margin, evaluation: str | None = None) -> None:
-        """Keep the pairs nearest to a threshold, for the report; of the pool itself, or of an evaluation set."""
+        """Keep the pairs nearest to a threshold, for the report; of the pool itself, or of an
+        evaluation set.
+        """
         self.margins.append((evaluation or "", margin.nearest()))
 
     def merged_captions(self) -> dict[int, list[str]]:
-        """Captions of dropped rows by the selected row with the same image, without those that it has itself."""
+        """Captions of dropped rows by the selected row with the same image, without those that it
+        has itself.
+        """
         is_equal = np.isin(self.reason, [REASONS.index(reason) for reason in EQUAL_IMAGES])
         dropped = np.flatnonzero(is_equal & (self.other_set < 0))
 
-        # an image that a row equals in bytes may itself have been dropped for one with the same pixels
+        # an image that a row equals in bytes may itself have been dropped for one with the same
+        # pixels
         kept = self.other_row[dropped]
         while len(again := np.flatnonzero(is_equal[kept])):
             kept[again] = self.other_row[kept[again]]
@@ -163,15 +174,20 @@ class Decisions:
         kept = kept[is_selected]
         merged = dict(zip(kept.tolist(), self.shards.captions(kept), strict=True))
         num_own = {row: len(captions) for row, captions in merged.items()}
+
         for row, captions in zip(kept.tolist(), self.shards.captions(dropped), strict=True):
-            merged[row] += [caption for caption in dict.fromkeys(captions) if caption not in merged[row]]
+            merged[row] += [
+                caption for caption in dict.fromkeys(captions) if caption not in merged[row]
+            ]
 
         more = {row: captions[num_own[row] :] for row, captions in merged.items()}
         return {row: captions for row, captions in more.items() if captions}
 
     def counts(self) -> dict[Reason, int]:
         """Rows per reason, in the order of the stages."""
-        return dict(zip(REASONS, np.bincount(self.reason, minlength=len(REASONS)).tolist(), strict=True))
+        return dict(
+            zip(REASONS, np.bincount(self.reason, minlength=len(REASONS)).tolist(), strict=True)
+        )
 
     def write(self, folder: Path) -> None:
         """Write the decisions and some examples of each kind of removal, atomically."""
@@ -198,14 +214,19 @@ class Decisions:
         }
         if self.entries is not None:
             columns["entries"] = self._entry_lists(self.entries)
+
         return pa.table(columns)
 
     def _entry_lists(self, entries: Entries) -> pa.LargeListArray:
-        names = pa.DictionaryArray.from_arrays(pa.array(entries.values), pa.array(self.entry_names, pa.string()))
+        names = pa.DictionaryArray.from_arrays(
+            pa.array(entries.values), pa.array(self.entry_names, pa.string())
+        )
         return pa.LargeListArray.from_arrays(pa.array(entries.offsets), names)
 
     def _other_keys(self) -> pa.Array:
-        """The key of the row or evaluation image because of which a row was dropped; null where there is none."""
+        """The key of the row or evaluation image because of which a row was dropped; null where
+        there is none.
+        """
         keys = np.full(len(self.reason), None, object)
         for index, shards in [(-1, self.shards), *enumerate(self.evaluation)]:
             rows = np.flatnonzero((self.other_row >= 0) & (self.other_set == index))
@@ -218,11 +239,20 @@ class Decisions:
         return pa.array(self.names, pa.string()).take(pa.array(sets, mask=sets < 0))
 
     def _examples(self) -> pa.Table:
-        """Both thumbnails of evenly spaced removals of each kind: evaluation images cannot be looked up later."""
+        """Both thumbnails of evenly spaced removals of each kind: evaluation images cannot be
+        looked up later.
+        """
         rows = [np.empty(0, np.int64)]
         for code in np.unique(self.reason[self.other_row >= 0]):
             dropped = np.flatnonzero((self.reason == code) & (self.other_row >= 0))
-            rows.append(dropped[np.linspace(0, len(dropped) - 1, min(EXAMPLES_PER_REASON, len(dropped))).astype(int)])
+            rows.append(
+                dropped[
+                    np.linspace(0, len(dropped) - 1, min(EXAMPLES_PER_REASON, len(dropped))).astype(
+                        int
+                    )
+                ]
+            )
+
         chosen = np.concatenate(rows)
         names = ["key", "reason", "other", "other_set", "cosine", "bits"]
         table = self._table().select(names).take(pa.array(chosen))
@@ -231,6 +261,7 @@ class Decisions:
             for index, row in zip(self.other_set[chosen], self.other_row[chosen], strict=True)
         ]
         thumbnails = pa.array(self.shards.thumbnails(chosen), pa.binary())
+
         return table.append_column("thumbnail", thumbnails).append_column(
             "other_thumbnail", pa.array(others, pa.binary())
         )
@@ -254,4 +285,5 @@ class Decisions:
                 "other_thumbnail": pa.array(others.thumbnails(pairs.left), pa.binary()),
             }
             tables.append(pa.table(columns, schema=MARGIN_SCHEMA))
+
         return pa.concat_tables(tables) if tables else MARGIN_SCHEMA.empty_table()

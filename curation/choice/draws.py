@@ -1,4 +1,6 @@
-"""One number in [0, 1) for each key: a hash of (seed, purpose, key), the same in any order, shard or process."""
+"""One number in [0, 1) for each key: a hash of (seed, purpose, key), the same in any order, shard
+or process.
+"""
 
 import zlib
 
@@ -29,10 +31,12 @@ def _fnv(keys: pa.LargeStringArray) -> UInt64[np.ndarray, " n"]:
     hashed = np.full(len(keys), FNV_OFFSET)
     order = np.argsort(-lengths, kind="stable")
     alive = np.searchsorted(-lengths[order], -np.arange(lengths.max(initial=0)), side="left")
+
     with np.errstate(over="ignore"):
         for position, count in enumerate(alive.tolist()):
             rows = order[:count]
             hashed[rows] = (hashed[rows] ^ data[starts[rows] + position]) * FNV_PRIME
+
     return hashed
 
 

@@ -1,9 +1,11 @@
-"""Duplicates in a pool: equal bytes or pixels, near perceptual hashes, near vectors in the same or next clusters.
+"""Duplicates in a pool: equal bytes or pixels, near perceptual hashes, near vectors in the same or
+next clusters.
 
-One rule for all: rows in order of preference, each dropped if a kept row before it is its duplicate. No more than one
-pair per row is held, so that thousands of pictures that are all alike cost no more memory than others. Semantic
-duplicates as in SemDeDup (arXiv:2303.09540), with neighboring clusters added, and with the word of a hash for pairs
-whose cosine alone does not decide.
+One rule for all: rows in order of preference, each dropped if a kept row before it is its
+duplicate. No more than one pair per row is held, so that thousands of pictures that are all alike
+cost no more memory than others. Semantic duplicates as in SemDeDup (arXiv:2303.09540), with
+neighboring clusters added, and with the word of a hash for pairs whose cosine alone does not
+decide.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +21,8 @@ from curation.clusters.scan import Points
 from curation.clusters.spans import Span
 from curation.clusters.vectors import ShardVectors
 
-PARTS, PART_ROWS = 16, 1 << 20  # what workers share: at least so many parts, of about so many rows at most
+PARTS = 16
+PART_ROWS = 1 << 20  # what workers share: at least so many parts, of about so many rows at most
 TILE_ROWS = 2048
 ADJOINING_SCORES = 1 << 26
 SCREEN_ROUNDING = 1e-5  # products of float32 screen, cosines decide
@@ -28,7 +31,9 @@ NO_BITS = -1
 
 
 class Pairs(NamedTuple):
-    """Pairs of rows that are alike, their cosine (1 for equal bytes or pixels) and the bits between their hashes."""
+    """Pairs of rows that are alike, their cosine (1 for equal bytes or pixels) and the bits between
+    their hashes.
+    """
 
     left: Int64[np.ndarray, " pairs"]
     right: Int64[np.ndarray, " pairs"]
@@ -72,8 +77,11 @@ def equal_pairs(hashes: UInt64[np.ndarray, " rows"], among: Int64[np.ndarray, " 
     return pairs_of(leader, ordered, 1.0).where(~is_first)
 
 
-def hash_pairs(hashes: UInt8[np.ndarray, "n bytes"], among: Int64[np.ndarray, " n"], most_bits: int) -> Pairs:
-    """The rows to drop (right) whose perceptual hash is near that of a kept row (left), in any orientation.
+def hash_pairs(
+    hashes: UInt8[np.ndarray, "n bytes"], among: Int64[np.ndarray, " n"], most_bits: int
+) -> Pairs:
+    """The rows to drop (right) whose perceptual hash is near that of a kept row (left), in any
+    orientation.
 
     `hashes` are those of the rows `among`, in the same order.
     """
@@ -96,11 +104,15 @@ def neighborhoods(
     return Neighborhoods(clusters, _adjoining(centroids, neighbors))
 
 
-def semantic_pairs(points: Points, among: Int64[np.ndarray, " n"], near: Neighborhoods, rule: Rule) -> Pairs:
-    """The rows to drop (right), each with the first kept row of its neighborhood that is alike (left).
+def semantic_pairs(
+    points: Points, among: Int64[np.ndarray, " n"], near: Neighborhoods, rule: Rule
+) -> Pairs:
+    """The rows to drop (right), each with the first kept row of its neighborhood that is alike
+    (left).
 
-    Same result as a scan in order of preference that drops a row if an earlier kept row matches it. Each round settles
-    every row whose first surviving match is already kept; only chains of matches need more rounds.
+    Same result as a scan in order of preference that drops a row if an earlier kept row matches it.
+    Each round settles every row whose first surviving match is already kept; only chains of matches
+    need more rounds.
     """
     points = points.subset(among)
     is_kept = np.zeros(len(among), bool)
@@ -121,13 +133,20 @@ def semantic_pairs(points: Points, among: Int64[np.ndarray, " n"], near: Neighbo
 
 
 def nearest_others(points: Points, among: Int64[np.ndarray, " n"], near: Neighborhoods) -> Pairs:
-    """Some evenly spaced rows (right), each with the nearest other row of its neighborhood (left)."""
+    """Some evenly spaced rows (right), each with the nearest other row of its neighborhood
+    (left).
+    """
     points = points.subset(among)
     asked = np.arange(0, len(among), max(1, len(among) // SAMPLED_ROWS))
-    search = _Search(*_by_cluster(near, asked), *_by_cluster(near, np.arange(len(among))), near.adjoining)
+    search = _Search(
+        *_by_cluster(near, asked), *_by_cluster(near, np.arange(len(among))), near.adjoining
+    )
 
     parts = even_parts(search.offsets, PARTS)
-    pairs = joined(Pairs(*found) for _, found in points.scan_items("apply", parts, nearest_in_clusters, search))
+    pairs = joined(
+        Pairs(*found) for _, found in points.scan_items("apply", parts, nearest_in_clusters, search)
+    )
+
     return pairs._replace(left=among[pairs.left], right=among[pairs.right])
 
 
@@ -152,7 +171,9 @@ def _adjoining(centroids: Float32[np.ndarray, "k d"], neighbors: int) -> Entries
 
 
 class _Search(NamedTuple):
-    """What the workers share: rows that ask and rows that may answer, both by cluster and ascending in each."""
+    """What the workers share: rows that ask and rows that may answer, both by cluster and ascending
+    in each.
+    """
 
     asked: Int64[np.ndarray, " asked"]
     offsets: Int64[np.ndarray, " k_plus_1"]
@@ -160,12 +181,20 @@ class _Search(NamedTuple):
     other_offsets: Int64[np.ndarray, " k_plus_1"]
     adjoining: Entries
 
-    def neighborhoods(self, clusters: Span) -> Iterator[tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]]:
-        """For each cluster of a range with rows that ask: these, and the rows of its neighborhood, ascending."""
+    def neighborhoods(
+        self, clusters: Span
+    ) -> Iterator[tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]]:
+        """For each cluster of a range with rows that ask: these, and the rows of its neighborhood,
+        ascending.
+        """
         filled = np.flatnonzero(np.diff(self.offsets[clusters[0] : clusters[1] + 1]))
         for cluster in (clusters[0] + filled).tolist():
-            adjoining = self.adjoining.values[self.adjoining.offsets[cluster] : self.adjoining.offsets[cluster + 1]]
-            bounds = [self.other_offsets[each : each + 2] for each in (cluster, *adjoining.tolist())]
+            adjoining = self.adjoining.values[
+                self.adjoining.offsets[cluster] : self.adjoining.offsets[cluster + 1]
+            ]
+            bounds = [
+                self.other_offsets[each : each + 2] for each in (cluster, *adjoining.tolist())
+            ]
             others = np.concatenate([self.others[start:stop] for start, stop in bounds])
             yield self.asked[self.offsets[cluster] : self.offsets[cluster + 1]], np.sort(others)
 
@@ -184,7 +213,9 @@ def _first_alike(
     possible: Int64[np.ndarray, " possible"],
     rule: Rule,
 ) -> Pairs:
-    """Those of the rows asked (right) that are like a possible row before them, with the first of these (left)."""
+    """Those of the rows asked (right) that are like a possible row before them, with the first of
+    these (left).
+    """
     search = _Search(*_by_cluster(near, asked), *_by_cluster(near, possible), near.adjoining)
     parts = even_parts(search.offsets, max(PARTS, len(asked) // PART_ROWS))
     found = points.scan_items("apply", parts, first_alike_in_clusters, search, rule)
@@ -192,7 +223,9 @@ def _first_alike(
 
 
 def first_alike_in_clusters(clusters: Span, points: Points, search: _Search, rule: Rule) -> Pairs:
-    """The rows asked of a range of clusters, each with the first row like it: what one worker does."""
+    """The rows asked of a range of clusters, each with the first row like it: what one worker
+    does.
+    """
     found = list[Pairs]()
     for rows, others in search.neighborhoods(clusters):
         found += _first_in_order(points, rows, others, rule)
@@ -200,7 +233,9 @@ def first_alike_in_clusters(clusters: Span, points: Points, search: _Search, rul
 
 
 def nearest_in_clusters(clusters: Span, points: Points, search: _Search) -> Pairs:
-    """The rows asked of a range of clusters, each with the nearest other row: what one worker does."""
+    """The rows asked of a range of clusters, each with the nearest other row: what one worker
+    does.
+    """
     found = list[Pairs]()
     for rows, others in search.neighborhoods(clusters):
         x = points.gather(rows)
@@ -216,13 +251,16 @@ def nearest_in_clusters(clusters: Span, points: Points, search: _Search) -> Pair
             best = np.maximum(best, value)
 
         found.append(pairs_of(nearest, rows, best).where(nearest >= 0))
+
     return joined(found)
 
 
 def _first_in_order(
     points: Points, rows: Int64[np.ndarray, " n"], others: Int64[np.ndarray, " m"], rule: Rule
 ) -> Iterator[Pairs]:
-    """Products screen in tiles, the pairs that pass decide: independent of how the tiles were cut."""
+    """Products screen in tiles, the pairs that pass decide: independent of how the tiles were
+    cut.
+    """
     for start in range(0, len(rows), TILE_ROWS):
         waiting = rows[start : start + TILE_ROWS]
         x = points.gather(waiting)
@@ -268,4 +306,6 @@ def pair_distances(
     if not len(left):
         return np.full(0, FAR, np.int32)
     rows = (left, right) if points.rows is None else (points.rows[left], points.rows[right])
-    return form_distances(*(shards.perceptual_hashes(each, shards.spec.num_hashes) for each in rows))
+    return form_distances(
+        *(shards.perceptual_hashes(each, shards.spec.num_hashes) for each in rows)
+    )

@@ -1,8 +1,9 @@
-"""Search among perceptual hashes: for each hash the nearest of many known ones, by number of bits that differ.
+"""Search among perceptual hashes: for each hash the nearest of many known ones, by number of bits
+that differ.
 
-Up to 30,000 known hashes are all compared, in blocks; more are kept in inverted lists around some of them, of which a
-search reads the 64 nearest. Both are FAISS's binary indexes. An all-zero hash belongs to a flat image and has no
-neighbor.
+Up to 30,000 known hashes are all compared, in blocks; more are kept in inverted lists around some
+of them, of which a search reads the 64 nearest. Both are FAISS's binary indexes. An all-zero hash
+belongs to a flat image and has no neighbor.
 """
 
 from typing import NamedTuple
@@ -21,14 +22,18 @@ BLOCK_ROWS = 512
 
 
 class Nearest(NamedTuple):
-    """Per hash, the bits in which the nearest known hash differs, and its number; FAR and -1 where there is none."""
+    """Per hash, the bits in which the nearest known hash differs, and its number; FAR and -1 where
+    there is none.
+    """
 
     bits: Int32[np.ndarray, " n"]
     number: Int64[np.ndarray, " n"]
 
 
 class HashIndex:
-    """Known hashes, numbered in the order they were added; all-zero ones take a number and are never returned."""
+    """Known hashes, numbered in the order they were added; all-zero ones take a number and are
+    never returned.
+    """
 
     def __init__(self, sample: UInt8[np.ndarray, "n bytes"], expected: int) -> None:
         """For about `expected` hashes, of which `sample` has some."""
@@ -42,6 +47,7 @@ class HashIndex:
             lists = faiss.IndexBinaryIVF(self.quantizer, HASH_BITS, num_lists)
             lists.nprobe = PROBES
             self.index = lists
+
         self.numbers = np.empty(0, np.int64)
         self.num_added = 0
 
@@ -66,7 +72,9 @@ class HashIndex:
 
 
 def nearest_turned(index: HashIndex, hashes: UInt8[np.ndarray, "n bytes"]) -> Nearest:
-    """The nearest known hash to each image, upright, mirrored or turned by quarters; the first of equally near ones."""
+    """The nearest known hash to each image, upright, mirrored or turned by quarters; the first of
+    equally near ones.
+    """
     orientations = turned(hashes)
     orientations[~hashes.any(axis=1)] = 0
     each = index.nearest(orientations.reshape(-1, HASH_BYTES))
@@ -78,7 +86,9 @@ def nearest_turned(index: HashIndex, hashes: UInt8[np.ndarray, "n bytes"]) -> Ne
 
 
 class Repeats(NamedTuple):
-    """Images (right) that repeat an image before them which is no repeat itself (left), and the bits between them."""
+    """Images (right) that repeat an image before them which is no repeat itself (left), and the
+    bits between them.
+    """
 
     left: Int64[np.ndarray, " n"]
     right: Int64[np.ndarray, " n"]
@@ -86,7 +96,8 @@ class Repeats(NamedTuple):
 
 
 def repeats_in_order(hashes: UInt8[np.ndarray, "n bytes"], most_bits: int) -> Repeats:
-    """Go through images in order: one within `most_bits`, in any orientation, of an earlier one that stays is a repeat.
+    """Go through images in order: one within `most_bits`, in any orientation, of an earlier one
+    that stays is a repeat.
 
     Memory is that of the index: no pair is held but one per repeat.
     """
@@ -99,7 +110,9 @@ def repeats_in_order(hashes: UInt8[np.ndarray, "n bytes"], most_bits: int) -> Re
         before = nearest_turned(index, block)
         is_repeat = before.bits <= most_bits
         positions = np.flatnonzero(is_repeat)
-        found.append(Repeats(first[before.number[positions]], start + positions, before.bits[positions]))
+        found.append(
+            Repeats(first[before.number[positions]], start + positions, before.bits[positions])
+        )
 
         # the others may repeat one another
         rest = np.flatnonzero(~is_repeat)
@@ -118,7 +131,10 @@ def _repeats_within(hashes: UInt8[np.ndarray, "n bytes"], most_bits: int) -> Rep
     bits = distances(hashes)
     is_close = np.tril(bits <= most_bits, -1)
 
-    left, right, is_repeat = [], [], np.zeros(len(hashes), bool)
+    left = []
+    right = []
+    is_repeat = np.zeros(len(hashes), bool)
+
     for row in np.flatnonzero(is_close.any(axis=1)).tolist():
         earlier = np.flatnonzero(is_close[row] & ~is_repeat)
         if len(earlier):
@@ -135,6 +151,7 @@ def distances(hashes: UInt8[np.ndarray, "n bytes"]) -> Int32[np.ndarray, "n n"]:
     signs = _signs(hashes)
     orientations = turned(hashes)
     nearest = np.full((len(hashes), len(hashes)), FAR, np.int32)
+
     for number in range(ORIENTATIONS):
         # of signs +1 and -1, the product is 256 less twice the number of bits that differ, exactly
         products = _signs(orientations[:, number]) @ signs.T
@@ -153,7 +170,8 @@ def _signs(hashes: UInt8[np.ndarray, "n bytes"]) -> Float32[np.ndarray, "n bits"
 def form_distances(
     ours: UInt8[np.ndarray, "pairs hashes bytes"], theirs: UInt8[np.ndarray, "pairs forms bytes"]
 ) -> Int32[np.ndarray, " pairs"]:
-    """Per pair of images, the fewest bits between one in any orientation and the other or one of its forms.
+    """Per pair of images, the fewest bits between one in any orientation and the other or one of
+    its forms.
 
     The first hash of an image is its own, further ones are those of its forms.
     """
@@ -169,6 +187,8 @@ def _to_forms(
     orientations = np.ascontiguousarray(turned(images)).view(np.uint64)
     words = np.ascontiguousarray(forms).view(np.uint64)
     for number in range(ORIENTATIONS):
-        differing = np.bitwise_count(orientations[:, number, None] ^ words).sum(axis=2, dtype=np.int32)
+        differing = np.bitwise_count(orientations[:, number, None] ^ words).sum(
+            axis=2, dtype=np.int32
+        )
         nearest = np.minimum(nearest, differing.min(axis=1))
     return nearest

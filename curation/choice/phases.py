@@ -15,7 +15,9 @@ from curation.clusters.scan import Workers
 
 
 class Phase(NamedTuple):
-    """What a phase took: wall time, and the peak memory of the driver and of all workers together, in MB."""
+    """What a phase took: wall time, and the peak memory of the driver and of all workers together,
+    in MB.
+    """
 
     seconds: float
     driver_mb: float
@@ -42,10 +44,16 @@ class Phases:
         """A phase whose passes hand out at most about so many items."""
         self._peaks_mb.clear()
         start = time.monotonic()
-        with progress(num_items, name.replace("_", " "), "spans") as self._advance, PeakMemory() as memory:
+        with (
+            progress(num_items, name.replace("_", " "), "spans") as self._advance,
+            PeakMemory() as memory,
+        ):
             yield
+
         self._advance = _nothing
-        self.taken[name] = Phase(time.monotonic() - start, memory.peak_mb, sum(self._peaks_mb.values()))
+        self.taken[name] = Phase(
+            time.monotonic() - start, memory.peak_mb, sum(self._peaks_mb.values())
+        )
 
 
 def _nothing() -> None:

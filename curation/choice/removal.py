@@ -1,4 +1,6 @@
-"""The stages that remove rows before anything is balanced: unusable vectors, leakage, duplicates."""
+"""The stages that remove rows before anything is balanced: unusable vectors, leakage,
+duplicates.
+"""
 
 import numpy as np
 import pyarrow.compute as pc
@@ -7,7 +9,13 @@ from jaxtyping import Float64, Int64
 from curation.choice.config import DuplicatesConfig, LeakageConfig
 from curation.choice.decisions import EQUAL_IMAGES, LEAKAGE, Decisions, Margin
 from curation.choice.draws import coins
-from curation.choice.duplicates import equal_pairs, hash_pairs, nearest_others, neighborhoods, semantic_pairs
+from curation.choice.duplicates import (
+    equal_pairs,
+    hash_pairs,
+    nearest_others,
+    neighborhoods,
+    semantic_pairs,
+)
 from curation.choice.leakage import captions_in, check_hashed, find_leakage
 from curation.choice.likeness import calibrate, rule_of
 from curation.clusters.levels import Level
@@ -16,31 +24,42 @@ from curation.shards.schema import BYTES_HASH, CAPTIONS, PIXEL_HASH
 
 
 def drop_invalid(decisions: Decisions, points: Points, error_budget: float) -> None:
-    """Count rows whose vector is not finite or zero; ValueError when there are more than the budget allows."""
+    """Count rows whose vector is not finite or zero; ValueError when there are more than the budget
+    allows.
+    """
     not_finite, zero = (
-        np.concatenate(parts) for parts in zip(*(found for _, found in points.scan("faults")), strict=True)
+        np.concatenate(parts)
+        for parts in zip(*(found for _, found in points.scan("faults")), strict=True)
     )
     decisions.drop(not_finite, "invalid: value not finite")
     decisions.drop(zero, "invalid: zero vector")
     bad = np.union1d(not_finite, zero)
+
     if len(bad) > error_budget * points.num_rows:
         keys = decisions.shards.keys().combine_chunks().take(bad[:5]).to_pylist()
         raise ValueError(
             f"{len(not_finite)} vectors with NaN or infinite values and {len(zero)} zero vectors "
-            f"among {points.num_rows} (keys {keys}): at most a share of {error_budget} may be; look "
-            "at them, or raise error_budget"
+            f"among {points.num_rows} (keys {keys}): at most a share of {error_budget} may be; "
+            "look at them, or raise error_budget"
         )
 
 
 def drop_leakage(
-    decisions: Decisions, points: Points, valid: Int64[np.ndarray, " n"], name: str, config: LeakageConfig
+    decisions: Decisions,
+    points: Points,
+    valid: Int64[np.ndarray, " n"],
+    name: str,
+    config: LeakageConfig,
 ) -> dict[str, float]:
-    """Drop the copies of images of one evaluation set, and note whose captions occur there; returns the thresholds."""
+    """Drop the copies of images of one evaluation set, and note whose captions occur there; returns
+    the thresholds.
+    """
     number = decisions.names.index(name)
     other = decisions.evaluation[number]
     leaks = find_leakage(decisions.shards, points, valid, other, config)
     for finding in leaks.findings:
         decisions.drop_for(finding.pairs, LEAKAGE[finding.sign], name)
+
     for margin in leaks.margins:
         decisions.note_margin(margin, name)
 
@@ -48,7 +67,11 @@ def drop_leakage(
     decisions.caption_set[shared.right] = number
     if config.captions == "remove":
         decisions.drop_for(shared, "leakage: caption", name)
-    return {_threshold_name(f"leakage_{name}", margin): float(margin.threshold) for margin in leaks.margins}
+
+    return {
+        _threshold_name(f"leakage_{name}", margin): float(margin.threshold)
+        for margin in leaks.margins
+    }
 
 
 def drop_duplicates(
@@ -58,7 +81,8 @@ def drop_duplicates(
     config: DuplicatesConfig,
     seed: int,
 ) -> dict[str, float]:
-    """Drop all but one of each group of duplicates among the surviving rows; returns the thresholds.
+    """Drop all but one of each group of duplicates among the surviving rows; returns the
+    thresholds.
 
     The surest sign comes first.
     """
@@ -90,6 +114,7 @@ def drop_duplicates(
         decisions.drop_for(semantic_pairs(points, rows, near, rule), "duplicate: vector")
         decisions.note_margin(Margin("cosine", rule.least, nearest))
         thresholds["duplicates_cosine"] = rule.least
+
     return thresholds
 
 
@@ -109,6 +134,7 @@ def _preference(
         first = -np.bincount(row, lengths, len(captions))
     else:
         first = centroid_distances(decisions, levels)
+
     rank = np.empty(len(tie))
     rank[np.lexsort((tie, first))] = np.arange(len(tie))
     return rank

@@ -1,7 +1,8 @@
-"""Scores of pairs that were computed elsewhere, by key: what a quality or safety filter of one's own gives to curation.
+"""Scores of pairs that were computed elsewhere, by key: what a quality or safety filter of one's
+own gives to curation.
 
-A score file is a table with the columns `key` and `score`, or with two columns in that order: .csv, .tsv, .jsonl or
-.parquet.
+A score file is a table with the columns `key` and `score`, or with two columns in that order: .csv,
+.tsv, .jsonl or .parquet.
 """
 
 import csv
@@ -34,10 +35,13 @@ class Scores(NamedTuple):
     """NaN where there is no number."""
 
 
-def drop_low_scores(decisions: Decisions, path: Path, min_score: float, error_budget: float) -> None:
+def drop_low_scores(
+    decisions: Decisions, path: Path, min_score: float, error_budget: float
+) -> None:
     """Drop pairs whose score is lower than `min_score`, and pairs without a score.
 
-    ValueError when more pairs have no score than the budget allows, and when no pair reaches the score.
+    ValueError when more pairs have no score than the budget allows, and when no pair reaches the
+    score.
     """
     scores = read_scores(path)
     keys = decisions.shards.keys()
@@ -48,17 +52,21 @@ def drop_low_scores(decisions: Decisions, path: Path, min_score: float, error_bu
     values = np.full(len(keys), np.nan)
     values[rows] = scores.values[positions.drop_null().to_numpy()]
     missing = np.flatnonzero(np.isnan(values))
+
     if len(missing) > error_budget * len(keys):
         raise ValueError(
             f"{path} has no score for {len(missing):,} of {len(keys):,} pairs, such as "
             f"{decisions.shards.keys_of(missing[:KEYS_SHOWN])} (keys of the file: "
-            f"{scores.keys[:KEYS_SHOWN].to_pylist()}): every pair of the pool needs one, but for a share of "
-            f"{error_budget}; add them to the file, or raise curate.error_budget to drop these pairs"
+            f"{scores.keys[:KEYS_SHOWN].to_pylist()}): every pair of the pool needs one, but for "
+            f"a share of {error_budget}; add them to the file, or raise curate.error_budget to "
+            "drop these pairs"
         )
+
     if not (values >= min_score).any():
         raise ValueError(
-            f"no pair of {len(keys):,} has a score of at least {min_score:g} (scores of {path} are "
-            f"{np.nanmin(values):g} to {np.nanmax(values):g}): some must be left; lower curate.min_score"
+            f"no pair of {len(keys):,} has a score of at least {min_score:g} (scores of {path} "
+            f"are {np.nanmin(values):g} to {np.nanmax(values):g}): some must be left; lower "
+            "curate.min_score"
         )
 
     decisions.drop(missing, "score: missing")
@@ -93,16 +101,19 @@ def read_scores(path: Path) -> Scores:
         counts = pc.value_counts(keys)
         repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
         raise ValueError(
-            f"{path} has {len(repeated):,} keys more than once, such as {repeated[:KEYS_SHOWN].to_pylist()}: a pair "
-            "has one score; remove the others"
+            f"{path} has {len(repeated):,} keys more than once, such as "
+            f"{repeated[:KEYS_SHOWN].to_pylist()}: a pair has one score; remove the others"
         )
+
     return Scores(keys, values)
 
 
 def _read_text(path: Path, delimiter: str) -> pa.Table:
     """A delimited table; its first line is a header unless its second field is a number."""
     with open_file(path) as file:
-        first = next(csv.reader([file.readline().decode("utf-8-sig", "replace")], delimiter=delimiter), [])
+        first = next(
+            csv.reader([file.readline().decode("utf-8-sig", "replace")], delimiter=delimiter), []
+        )
         file.seek(0)
         names = [name.strip() for name in first] if not _is_number(first[1:2]) else [KEY, SCORE]
         has_header = names == [name.strip() for name in first]
@@ -135,6 +146,7 @@ def _columns(path: Path, names: Sequence[str]) -> tuple[str, str]:
 
 def _no_scores(path: Path, what: str) -> ValueError:
     return ValueError(
-        f"{path} cannot be read as scores ({what}): a .csv, .tsv, .jsonl or .parquet with the columns "
-        f"{KEY} and {SCORE} is required, a number per pair; write one, or take curate.scores out"
+        f"{path} cannot be read as scores ({what}): a .csv, .tsv, .jsonl or .parquet with the "
+        f"columns {KEY} and {SCORE} is required, a number per pair; write one, or take "
+        "curate.scores out"
     )

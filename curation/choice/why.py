@@ -15,16 +15,22 @@ def read_decisions(folder: Path) -> pa.Table:
 
 
 def why(folder: Path, key: str) -> dict[str, object]:
-    """What became of one pair: its clusters, keep probabilities, reason, and the pair or image it was dropped for.
+    """What became of one pair: its clusters, keep probabilities, reason, and the pair or image it
+    was dropped for.
 
     Raises KeyError when no row of the pool has that key.
     """
     table = read_decisions(folder)
     row = pc.index(table["key"], pa.scalar(key, table["key"].type)).as_py()
     if row < 0:
-        raise KeyError(f"no pair {key!r} in {folder / DECISIONS}: keys are those of the embeddings; see its key column")
+        raise KeyError(
+            f"no pair {key!r} in {folder / DECISIONS}: keys are those of the embeddings; see its "
+            "key column"
+        )
+
     answer: dict[str, object] = {"row": row}
     for name in table.column_names:
         value = table[name][row].as_py()
         answer[name] = None if isinstance(value, float) and math.isnan(value) else value
+
     return answer

@@ -12,8 +12,9 @@ PARTS = 100
 LARGEST_STAGE = 50_000
 
 Engine = Literal["auto", "onnxruntime", "onednn", "faiss", "torch"]
-"""What multiplies rows by centroids: 8-bit integers by onnxruntime or oneDNN, float32 by FAISS's exact
-search, or bfloat16 by torch (on a GPU)."""
+"""What multiplies rows by centroids: 8-bit integers by onnxruntime or oneDNN, float32 by FAISS's
+exact search, or bfloat16 by torch (on a GPU).
+"""
 
 Seeding = Literal["k-means++", "k-means||", "random"]
 
@@ -32,7 +33,9 @@ class KMeansConfig:
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
-            raise ValueError(f"kmeans.iterations is {self.iterations}: at least 1 is needed; 10 to 50 are usual")
+            raise ValueError(
+                f"kmeans.iterations is {self.iterations}: at least 1 is needed; 10 to 50 are usual"
+            )
 
 
 @dataclass(frozen=True)
@@ -45,30 +48,36 @@ class LevelsConfig:
     nearest: tuple[int, ...] = ()
     """Points per cluster that a resampling round clusters again. Empty: 4 on each level."""
     split: tuple[int, ...] = ()
-    """Two-stage clustering: sub-clusters per first-stage cluster, one number per level (10 M clusters
-    as 100 k x 100). 0: a single stage. Empty: chosen with the number of clusters."""
+    """Two-stage clustering: sub-clusters per first-stage cluster, one number per level (10 M
+    clusters as 100 k x 100). 0: a single stage. Empty: chosen with the number of clusters.
+    """
 
     def __post_init__(self) -> None:
         for name in ("resampling", "nearest", "split"):
             values = getattr(self, name)
             if values and len(values) != len(self.clusters):
                 raise ValueError(
-                    f"levels.{name} has {len(values)} values for {len(self.clusters)} levels: one per level of "
-                    "levels.clusters is needed; leave it empty for the default"
+                    f"levels.{name} has {len(values)} values for {len(self.clusters)} levels: one "
+                    "per level of levels.clusters is needed; leave it empty for the default"
                 )
 
         rounds_of_level = self.resampling or (0,) * len(self.clusters)
-        for clusters, split, rounds in zip(self.clusters, self.split, rounds_of_level, strict=False):
+        for clusters, split, rounds in zip(
+            self.clusters, self.split, rounds_of_level, strict=False
+        ):
             if split > 1 and (clusters % split or rounds):
                 raise ValueError(
-                    f"levels.split is {split} on a level of {clusters} clusters with {rounds} resampling rounds: split "
-                    "must divide the clusters, and a level that is split is not resampled; choose other numbers"
+                    f"levels.split is {split} on a level of {clusters} clusters with {rounds} "
+                    "resampling rounds: split must divide the clusters, and a level that is "
+                    "split is not resampled; choose other numbers"
                 )
 
-        if any(upper >= lower for lower, upper in zip(self.clusters, self.clusters[1:], strict=False)):
+        if any(
+            upper >= lower for lower, upper in zip(self.clusters, self.clusters[1:], strict=False)
+        ):
             raise ValueError(
-                f"levels.clusters is {self.clusters}: every level must have fewer clusters than the one before; "
-                "order them from finest to coarsest"
+                f"levels.clusters is {self.clusters}: every level must have fewer clusters than "
+                "the one before; order them from finest to coarsest"
             )
 
     def resolve(self, num_rows: int) -> list["LevelPlan"]:

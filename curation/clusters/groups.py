@@ -1,5 +1,5 @@
-"""Rows by cluster: the rows of each cluster, even ranges of clusters, ranks within clusters; rows with
-several entries each.
+"""Rows by cluster: the rows of each cluster, even ranges of clusters, ranks within clusters; rows
+with several entries each.
 
 Lists of different lengths are stored one after another, with offsets: list i is
 values[offsets[i] : offsets[i + 1]].
@@ -35,11 +35,15 @@ class Entries(NamedTuple):
 
 
 def offsets_of(counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n_plus_1"]:
-    """Where each of some lists of these lengths starts, and the end of the last: [2, 3] to [0, 2, 5]."""
+    """Where each of some lists of these lengths starts, and the end of the last: [2, 3] to [0, 2,
+    5].
+    """
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
 
-def ranges(starts: Int64[np.ndarray, " n"], counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " total"]:
+def ranges(
+    starts: Int64[np.ndarray, " n"], counts: Int64[np.ndarray, " n"]
+) -> Int64[np.ndarray, " total"]:
     """The numbers from each start on, `count` of them, one range after another.
 
     Starts [10, 40] and counts [3, 2] give [10, 11, 12, 40, 41].
@@ -57,7 +61,9 @@ def one_entry_each(labels: Int32[np.ndarray, " rows"]) -> Entries:
 def rows_by_cluster(
     labels: Int32[np.ndarray, " n"], num_clusters: int
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " k_plus_1"]]:
-    """Row numbers ordered by cluster, then row; those of cluster i are in [offsets[i], offsets[i + 1])."""
+    """Row numbers ordered by cluster, then row; those of cluster i are in [offsets[i], offsets[i +
+    1]).
+    """
     members = np.argsort(labels, kind="stable")
     return members, offsets_of(np.bincount(labels, minlength=num_clusters))
 
@@ -88,4 +94,5 @@ def rank_in_groups(
 
     rank = np.empty(len(groups), np.int64)
     rank[permutation] = ranges(np.zeros(len(starts), np.int64), counts)
+
     return rank

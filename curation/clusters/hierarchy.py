@@ -22,7 +22,9 @@ from curation.clusters.two_stage import VALUES_IN_MEMORY, cluster_in_two_stages
 logger = logging.getLogger(__name__)
 
 
-def cluster_levels(points: Points, plan: list[LevelPlan], config: KMeansConfig, seed: int, folder: Path) -> list[Level]:
+def cluster_levels(
+    points: Points, plan: list[LevelPlan], config: KMeansConfig, seed: int, folder: Path
+) -> list[Level]:
     """All levels, finest first.
 
     They are written to the folder as level-N.npz and level-N.centroids.npy; levels that are there
@@ -41,6 +43,7 @@ def cluster_levels(points: Points, plan: list[LevelPlan], config: KMeansConfig, 
 
         points = _points_above(path, points)
         planned_points = level_plan.num_clusters
+
     return levels
 
 
@@ -53,7 +56,9 @@ def _scaled(plan: LevelPlan, num_points: int, planned_points: int) -> LevelPlan:
     return plan._replace(num_clusters=num_clusters, split=split)
 
 
-def _cluster_level(points: Points, plan: LevelPlan, config: KMeansConfig, seed: int, path: Path) -> None:
+def _cluster_level(
+    points: Points, plan: LevelPlan, config: KMeansConfig, seed: int, path: Path
+) -> None:
     if plan.split > 1:
         num_first = plan.num_clusters // plan.split
         cluster_in_two_stages(points, num_first, plan.split, config, seed, path)
@@ -63,7 +68,10 @@ def _cluster_level(points: Points, plan: LevelPlan, config: KMeansConfig, seed: 
     for step in range(1, plan.rounds + 1):
         labels, distances = assign(points, centroids)
         resampled = points.subset(nearest_rows(labels, distances, plan.nearest))
-        centroids = kmeans(resampled, plan.num_clusters, config, seed + 1000 * step, _state_path(path, step))
+        centroids = kmeans(
+            resampled, plan.num_clusters, config, seed + 1000 * step, _state_path(path, step)
+        )
+
     write_level(path, [centroids], *assign(points, centroids))
 
 
@@ -84,7 +92,9 @@ def nearest_rows(
 
 
 def cluster_of_rows(levels: list[Level]) -> list[Int32[np.ndarray, " n"]]:
-    """Per level, the cluster of every row: the label of its cluster on the level below, and so on."""
+    """Per level, the cluster of every row: the label of its cluster on the level below, and so
+    on.
+    """
     labels = [levels[0].labels]
     for level in levels[1:]:
         labels.append(level.labels[labels[-1]])

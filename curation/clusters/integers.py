@@ -1,6 +1,8 @@
-"""Products of 8-bit integers by maintained libraries: onnxruntime on every processor, oneDNN where it is fast.
+"""Products of 8-bit integers by maintained libraries: onnxruntime on every processor, oneDNN where
+it is fast.
 
-Both give exact 32-bit sums. They need a quarter of float32's memory traffic and half or less of its instructions.
+Both give exact 32-bit sums. They need a quarter of float32's memory traffic and half or less of its
+instructions.
 """
 
 from typing import ClassVar
@@ -17,8 +19,9 @@ SIGN_BIT = np.uint8(128)
 class OnnxRuntimeProduct:
     """onnxruntime's MatMulInteger, which has kernels for AVX2, VNNI, AMX and ARM.
 
-    Its fast kernels multiply unsigned rows by signed weights. On AVX2 alone they add two products in 16 bits:
-    2 x 255 x 64 fits, 2 x 255 x 127 does not, and a sum that does not fit is wrong without a word.
+    Its fast kernels multiply unsigned rows by signed weights. On AVX2 alone they add two products
+    in 16 bits: 2 x 255 x 64 fits, 2 x 255 x 127 does not, and a sum that does not fit is wrong
+    without a word.
     """
 
     largest_weight: ClassVar[int] = 64
@@ -35,7 +38,9 @@ class OnnxRuntimeProduct:
         options.enable_cpu_mem_arena = False
         options.add_external_initializers(["weights"], [self.weights])
         graph = _graph(*weights.shape)
-        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"]
+        )
 
     def __call__(self, rows: Int8[np.ndarray, "n d"], out: Int32[np.ndarray, "n k"]) -> None:
         """Write the inner product of every row with every weight vector to `out`."""
@@ -48,9 +53,14 @@ class OnnxRuntimeProduct:
 
 
 def _graph(num_weights: int, dim: int) -> bytes:
-    """A model of one node whose weights are handed over in memory: inside the model they could have 2 GB at most."""
+    """A model of one node whose weights are handed over in memory: inside the model they could have
+    2 GB at most.
+    """
     weights = TensorProto(
-        name="weights", data_type=TensorProto.INT8, dims=[dim, num_weights], data_location=TensorProto.EXTERNAL
+        name="weights",
+        data_type=TensorProto.INT8,
+        dims=[dim, num_weights],
+        data_location=TensorProto.EXTERNAL,
     )
     weights.external_data.add(key="location", value="memory")
     zero_point = numpy_helper.from_array(np.array(SIGN_BIT), "zero_point")
@@ -60,11 +70,14 @@ def _graph(num_weights: int, dim: int) -> bytes:
     node = helper.make_node("MatMulInteger", ["rows", "weights", "zero_point"], ["products"])
     graph = helper.make_graph([node], "product", [rows], [products], [weights, zero_point])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
     return model.SerializeToString()
 
 
 class OneDnnProduct:
-    """oneDNN's product through torch, for processors with VNNI or AMX; on others torch runs a plain loop."""
+    """oneDNN's product through torch, for processors with VNNI or AMX; on others torch runs a plain
+    loop.
+    """
 
     largest_weight: ClassVar[int] = 127
     """Weights must lie between minus this and this."""

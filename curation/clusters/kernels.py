@@ -1,7 +1,9 @@
-"""Loops over rows of vectors that NumPy would make in several passes over memory, compiled by Numba.
+"""Loops over rows of vectors that NumPy would make in several passes over memory, compiled by
+Numba.
 
-Each result depends on its own row alone, or adds rows in order. Sums of products are made in the order of the
-processor's vector unit, and are the same on processors of one kind. Compiled code cannot call the tests' type checks.
+Each result depends on its own row alone, or adds rows in order. Sums of products are made in the
+order of the processor's vector unit, and are the same on processors of one kind. Compiled code
+cannot call the tests' type checks.
 """
 
 from collections.abc import Callable
@@ -19,14 +21,17 @@ SMALLEST = np.float32(1e-30)
 LOWEST = np.float32(-np.inf)
 
 compiled = numba.njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-compiled_for_sums = numba.njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc", "contract"})
+compiled_for_sums = numba.njit(
+    cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc", "contract"}
+)
 
 
 @intrinsic
 def larger(_: Any, a: Any, b: Any) -> tuple[Any, Callable[..., Any]]:
     """The larger of two float32 numbers, as LLVM's own instruction.
 
-    LLVM turns a comparison in a loop into masked stores or scalar code, 10 times slower on AVX2 than `vmaxps`.
+    LLVM turns a comparison in a loop into masked stores or scalar code, 10 times slower on AVX2
+    than `vmaxps`.
     """
 
     def generate(_: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -89,16 +94,18 @@ def shortlist(
     ends: Int64[np.ndarray, " n_plus_1"],
     columns: Int32[np.ndarray, " n_times_k"],
 ) -> None:
-    """The columns of each row whose score, product * scale + bias, is within the margin of the row's best.
+    """The columns of each row whose score, product * scale + bias, is within the margin of the
+    row's best.
 
-    Those of row i are columns[ends[i] : ends[i + 1]]. The largest score of each chunk of columns is kept, so that the
-    second look is at few chunks.
+    Those of row i are columns[ends[i] : ends[i + 1]]. The largest score of each chunk of columns is
+    kept, so that the second look is at few chunks.
     """
     num_columns = products.shape[1]
     num_chunks = (num_columns + CHUNK - 1) // CHUNK
     tops = np.empty(num_chunks, np.float32)
     count = 0
     ends[0] = 0
+
     for row in range(len(products)):
         values = products[row]
         unit = scale[row]
@@ -132,7 +139,9 @@ def decide(
     columns: Int32[np.ndarray, " pairs"],
     labels: Int32[np.ndarray, " n"],
 ) -> None:
-    """The candidate of each row with the largest x.c + bias, in float64; the lowest when several are equal."""
+    """The candidate of each row with the largest x.c + bias, in float64; the lowest when several
+    are equal.
+    """
     for row in range(len(x)):
         best = columns[ends[row]]
         if ends[row + 1] - ends[row] > 1:
@@ -167,22 +176,27 @@ def add_by_label(
     """Add every row to the sum of its label, in row order; the sum of all squared lengths."""
     squares = 0.0
     for row in range(len(x)):
-        total, values = sums[labels[row]], x[row]
+        total = sums[labels[row]]
+        values = x[row]
         counts[labels[row]] += 1
         squares += dot(values, values)
         for i in range(len(values)):
             total[i] += values[i]
+
     return squares
 
 
 @compiled
 @no_type_check
 def add_rows(
-    rows: Float64[np.ndarray, "n d"], labels: Int64[np.ndarray, " n"], sums: Float64[np.ndarray, "k d"]
+    rows: Float64[np.ndarray, "n d"],
+    labels: Int64[np.ndarray, " n"],
+    sums: Float64[np.ndarray, "k d"],
 ) -> None:
     """Add every row to the sum of its label; NumPy makes two copies of the rows for that."""
     for row in range(len(rows)):
-        total, values = sums[labels[row]], rows[row]
+        total = sums[labels[row]]
+        values = rows[row]
         for i in range(len(values)):
             total[i] += values[i]
 
@@ -197,7 +211,8 @@ def squared_distances(
 ) -> None:
     """|x - c|^2 to the centroid of each row's label."""
     for row in range(len(x)):
-        values, center = x[row], centroids[labels[row]]
+        values = x[row]
+        center = centroids[labels[row]]
         total = np.float32(0)
         for i in range(len(values)):
             apart = values[i] - center[i]

@@ -42,7 +42,8 @@ def kmeans(
     checkpoint: Path | None = None,
     first: Float32[np.ndarray, "k d"] | None = None,
 ) -> Float32[np.ndarray, "k d"]:
-    """Centroids of the points; with a `checkpoint` path, continues from what a killed run left there.
+    """Centroids of the points; with a `checkpoint` path, continues from what a killed run left
+    there.
 
     Starts from the `first` centroids, or from seeds that are chosen by `config.seeding`. Raises
     ValueError when there are fewer distinct points than clusters.
@@ -56,7 +57,9 @@ def kmeans(
     state = _read(checkpoint)
     if state is None:
         if first is None:
-            first = choose_seeds(points, num_clusters, config.seeding, config.sample_per_centroid, seed)
+            first = choose_seeds(
+                points, num_clusters, config.seeding, config.sample_per_centroid, seed
+            )
         state = Clustering(first, ())
 
     while not _is_finished(state.objectives, config):
@@ -66,6 +69,7 @@ def kmeans(
         iteration = len(state.objectives)
         objective = state.objectives[-1]
         logger.debug("kmeans k=%d iteration=%d objective=%g", num_clusters, iteration, objective)
+
     return state.centroids
 
 
@@ -115,6 +119,7 @@ def _iterate(points: Points, state: Clustering) -> Clustering:
     if len(empty):
         updated[empty] = centroids[empty]
         _refill(points, centroids, updated, empty, far)
+
     return Clustering(updated, (*state.objectives, objective))
 
 
@@ -152,6 +157,7 @@ def _refill(
             f"({len(centroids) - len(empty)} among {points.num_rows}): each cluster needs a point "
             f"of its own; {FEWER_CLUSTERS}"
         )
+
     chosen = chosen[: len(empty)]
     updated[empty[: len(chosen)]] = chosen
 

@@ -41,7 +41,9 @@ class StoredCentroids:
     def gather(
         self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
-        """Copies of some centroids, in the order of `rows`; written into `out` if it is not None."""
+        """Copies of some centroids, in the order of `rows`; written into `out` if it is not
+        None.
+        """
         out = np.empty((len(rows), self.dim), np.float32) if out is None else out
         np.take(self.array, rows, axis=0, out=out, mode="clip")
         if self.unit:
@@ -70,6 +72,7 @@ def write_level(
     """Write a level, its centroids block by block, and delete the checkpoints of the way to it."""
     with replacing(centroids_path(path)) as temporary:
         _write_blocks(temporary, centroids)
+
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, labels=labels, distances=distances)
 

@@ -1,7 +1,9 @@
-"""The nearest centroid of each row, exactly: rounded products screen, close calls are decided in float64.
+"""The nearest centroid of each row, exactly: rounded products screen, close calls are decided in
+float64.
 
-Every centroid that the screen cannot rule out (screens.py) is evaluated in float64, and ties go to the lowest index.
-Labels are therefore those of a float64 brute force, up to its own rounding, whatever the engine or the tile.
+Every centroid that the screen cannot rule out (screens.py) is evaluated in float64, and ties go to
+the lowest index. Labels are therefore those of a float64 brute force, up to its own rounding,
+whatever the engine or the tile.
 """
 
 import logging
@@ -32,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 
 def choose_engine(engine: Engine) -> Engine:
-    """The engine for this machine where `auto` is asked for; the labels are the same whatever is chosen.
+    """The engine for this machine where `auto` is asked for; the labels are the same whatever is
+    chosen.
 
     torch on a GPU; oneDNN on a processor with VNNI; onnxruntime elsewhere. With AVX2 alone, whole
     runs take faiss.Kmeans 1.2 to 1.3 times the CPU time of onnxruntime (benchmarks.kmeans, 4,096
@@ -46,22 +49,31 @@ def choose_engine(engine: Engine) -> Engine:
             return "torch"
         return "onednn" if has_vnni else "onnxruntime"
     if engine == "onednn" and not has_vnni:
-        logger.warning("engine=onednn: about 200 times slower than onnxruntime on this processor, which has no VNNI")
+        logger.warning(
+            "engine=onednn: about 200 times slower than onnxruntime on this processor, which "
+            "has no VNNI"
+        )
     if engine == "torch" and not has_gpu:
         logger.warning("engine=torch: at least 2 times slower than onnxruntime without a GPU")
+
     return engine
 
 
 class Assigner:
-    """Centroids made ready for search: by inner product when vectors are `unit`, otherwise by Euclidean distance."""
+    """Centroids made ready for search: by inner product when vectors are `unit`, otherwise by
+    Euclidean distance.
+    """
 
-    def __init__(self, centroids: Float32[np.ndarray, "k d"], unit: bool, engine: Engine = "auto") -> None:
+    def __init__(
+        self, centroids: Float32[np.ndarray, "k d"], unit: bool, engine: Engine = "auto"
+    ) -> None:
         self.centroids = np.ascontiguousarray(centroids)
         self.unit = unit
         self.engine = engine
         chosen = choose_engine(engine) if engine == "auto" else engine
         if len(centroids) < FEW_CENTROIDS and chosen in ("onnxruntime", "onednn"):
             chosen = "faiss"
+
         self.screen = SCREENS[chosen](Centered(self.centroids, unit))
 
         self.bias: Float64[np.ndarray, " k"] = np.zeros(len(centroids))
@@ -70,10 +82,20 @@ class Assigner:
                 self.bias[rows] = -np.einsum("kd,kd->k", exact, exact) / 2
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Int32[np.ndarray, " n"]:
-        """The index of the nearest centroid of each row; the lowest one when several are equally near."""
+        """The index of the nearest centroid of each row; the lowest one when several are equally
+        near.
+        """
         labels = np.empty(len(x), np.int32)
         for start in range(0, len(x), self.screen.tile_rows):
             tile = slice(start, min(start + self.screen.tile_rows, len(x)))
             candidates = self.screen(x[tile])
-            decide(x[tile], self.centroids, self.bias, candidates.ends, candidates.columns, labels[tile])
+            decide(
+                x[tile],
+                self.centroids,
+                self.bias,
+                candidates.ends,
+                candidates.columns,
+                labels[tile],
+            )
+
         return labels

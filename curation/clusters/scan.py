@@ -23,7 +23,9 @@ FAR_STRIDE = 16
 FAR_ROWS = 64
 
 Pass = Literal["sums", "labels", "farthest", "faults", "apply"]
-"""What a worker does with each span: the name of a `Scanner` method, which workers are called by."""
+"""What a worker does with each span: the name of a `Scanner` method, which workers are called
+by.
+"""
 
 
 class Far(NamedTuple):
@@ -56,7 +58,9 @@ class Sums(NamedTuple):
 class Workers(Protocol):
     """A pool of `Scanner`s: `cluster.fanout.Pool`, or `InProcess`."""
 
-    def map(self, method: str, items: Sequence[Span], *shared: object) -> Iterator[tuple[Span, Any]]:
+    def map(
+        self, method: str, items: Sequence[Span], *shared: object
+    ) -> Iterator[tuple[Span, Any]]:
         """(item, scanner.method(item, *shared)) for each item, in any order."""
         ...
 
@@ -94,7 +98,9 @@ class Points:
         """Results of a Scanner method for every span, in row order."""
         return self.scan_items(method, cut_spans(self.num_rows), *shared)
 
-    def scan_items(self, method: Pass, items: Sequence[Span], *shared: object) -> Iterator[tuple[Span, Any]]:
+    def scan_items(
+        self, method: Pass, items: Sequence[Span], *shared: object
+    ) -> Iterator[tuple[Span, Any]]:
         """Results of a Scanner method for every item (a range of anything), in item order."""
         early: dict[Span, Any] = {}
         expected = iter(items)
@@ -129,6 +135,7 @@ class Scanner:
         far = []
 
         start = span[0]
+
         for x in _blocks(span, points):
             labels = assigner(x)
             squares += add_by_label(x, labels, sums, counts)
@@ -154,24 +161,32 @@ class Scanner:
             distances.append(_distances(x, centroids, labels[-1]))
         return np.concatenate(labels), np.concatenate(distances)
 
-    def farthest(self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"], most: int) -> Far:
+    def farthest(
+        self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"], most: int
+    ) -> Far:
         """The `most` rows of the span that are farthest from their nearest centroid."""
         distances = self.labels(span, points, centroids)[1]
         return Far(np.arange(*span), distances).farthest(most)
 
-    def faults(self, span: Span, points: Points) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
+    def faults(
+        self, span: Span, points: Points
+    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
         """Rows that cannot be clustered: those with a value that is not finite, and zero rows."""
         not_finite = [np.empty(0, np.int64)]
         zero = [np.empty(0, np.int64)]
         start = span[0]
+
         for x in _blocks(span, points):
             is_finite = np.isfinite(x).all(axis=1)
             not_finite.append(start + np.flatnonzero(~is_finite))
             zero.append(start + np.flatnonzero(~x.any(axis=1)))
             start += len(x)
+
         return np.concatenate(not_finite), np.concatenate(zero)
 
-    def apply(self, item: Span, points: Points, function: Callable[..., Any], *shared: object) -> Any:
+    def apply(
+        self, item: Span, points: Points, function: Callable[..., Any], *shared: object
+    ) -> Any:
         """function(item, points, *shared): for passes that are defined where they are used."""
         return function(item, points, *shared)
 
@@ -218,6 +233,8 @@ class InProcess:
             yield item, getattr(scanner, method)(item, *shared)
 
 
-def points_in_memory(array: Float32[np.ndarray, "n dim"], unit: bool, engine: Engine = "auto") -> Points:
+def points_in_memory(
+    array: Float32[np.ndarray, "n dim"], unit: bool, engine: Engine = "auto"
+) -> Points:
     """Points that fit in memory, scanned by this process: the centroids of a level below."""
     return Points(ArrayVectors(to_unit(array) if unit else array, unit), InProcess(), engine=engine)

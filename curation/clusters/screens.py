@@ -1,7 +1,8 @@
-"""Screens: cheap, rounded scores of rows and centroids, and the few centroids that may be the nearest by them.
+"""Screens: cheap, rounded scores of rows and centroids, and the few centroids that may be the
+nearest by them.
 
-A screen lists every centroid whose score lies within twice the error bound of the row's best score (bounds.py), so the
-nearest centroid is always among those listed, whatever the rounding.
+A screen lists every centroid whose score lies within twice the error bound of the row's best score
+(bounds.py), so the nearest centroid is always among those listed, whatever the rounding.
 """
 
 from typing import NamedTuple, Protocol
@@ -72,13 +73,16 @@ class IntegerScreen:
         margin = 2 * self.centered.bound(length, lost, self.residual)
         scale *= np.float32(self.centroid_scale)
         shortlist(self.products[rows], scale, self.centered.bias, margin, self.ends, self.columns)
+
         return Shortlist(self.ends, self.columns)
 
 
 class FaissScreen:
-    """FAISS's exact search in float32: the best two scores decide most rows, all scores are looked at for the others.
+    """FAISS's exact search in float32: the best two scores decide most rows, all scores are looked
+    at for the others.
 
-    The bias is one more coordinate, which is 1 in every row, so that inner products serve both metrics.
+    The bias is one more coordinate, which is 1 in every row, so that inner products serve both
+    metrics.
     """
 
     def __init__(self, centered: Centered) -> None:
@@ -87,6 +91,7 @@ class FaissScreen:
         self.extended = np.empty((num_clusters, dim + 1), np.float32)
         self.extended[:, -1] = centered.bias
         self.residual = 0.0
+
         for rows, exact in float64_blocks(centered.centroids):
             offsets = exact - centered.mean
             self.extended[rows, :-1] = offsets
@@ -101,7 +106,9 @@ class FaissScreen:
         shifted = np.ones((len(x), x.shape[1] + 1), np.float32)
         np.subtract(x, self.centered.mean, out=shifted[:, :-1])
         num_best = min(2, len(self.extended))
-        scores, nearest = faiss.knn(shifted, self.extended, num_best, metric=faiss.METRIC_INNER_PRODUCT)
+        scores, nearest = faiss.knn(
+            shifted, self.extended, num_best, metric=faiss.METRIC_INNER_PRODUCT
+        )
 
         length = np.linalg.norm(shifted[:, :-1], axis=1)
         bound = self.centered.bound(length, np.float32(FLOAT32_ROUNDING) * length, self.residual)
@@ -114,11 +121,13 @@ class FaissScreen:
         for row in close:
             listed.append(np.flatnonzero(self.extended @ shifted[row] >= least[row]))
             counts[row] = len(listed[-1])
+
         ends = offsets_of(counts)
         columns = np.empty(ends[-1], np.int32)
         columns[ends[:-1]] = nearest[:, 0]
         for row, candidates in zip(close, listed, strict=True):
             columns[ends[row] : ends[row + 1]] = candidates
+
         return Shortlist(ends, columns)
 
 
@@ -143,13 +152,17 @@ class TorchScreen:
 
         lost = torch.linalg.vector_norm(rounded - shifted, dim=1)
         length = torch.linalg.vector_norm(shifted, dim=1)
-        bound = torch.from_numpy(self.centered.bound(length.cpu().numpy(), lost.cpu().numpy(), self.residual))
+        bound = torch.from_numpy(
+            self.centered.bound(length.cpu().numpy(), lost.cpu().numpy(), self.residual)
+        )
 
-        # The products are rounded to bfloat16, too. Near the top they are at most this large: the score less its bias.
+        # The products are rounded to bfloat16, too. Near the top they are at most this large: the
+        # score less its bias.
         largest = torch.maximum(top - self.bias.min(), self.bias.max() - top)
         least = top - 2 * (bound.to(self.device) + SLACK * BFLOAT16_ROUNDING * largest)
 
         rows, columns = (scores >= least[:, None]).nonzero().T.cpu().numpy()
+
         return Shortlist(np.searchsorted(rows, np.arange(len(x) + 1)), columns.astype(np.int32))
 
 

@@ -37,6 +37,7 @@ def choose_seeds(
     rows = np.sort(rng.choice(points.num_rows, size, replace=False))
     if seeding == "random":
         return points.gather(np.sort(rng.choice(rows, num_clusters, replace=False)))
+
     return spread_out(points.gather(rows), np.ones(size, np.int64), num_clusters, rng)
 
 
@@ -48,6 +49,7 @@ def _oversample(
     candidates = points.gather(rng.integers(points.num_rows, size=1))
     nearest = np.full(points.num_rows, np.inf, np.float32)
     new = candidates
+
     for _ in range(ROUNDS):
         # Only the new candidates can lower a row's distance to the nearest of all.
         for (start, stop), (_, distances) in points.scan("labels", new):
@@ -64,6 +66,7 @@ def _oversample(
     weights = np.zeros(len(candidates), np.int64)
     for _, (labels, _) in points.scan("labels", candidates):
         weights += np.bincount(labels, minlength=len(candidates))
+
     return candidates, weights
 
 
@@ -95,6 +98,7 @@ def spread_out(
             count = min(max(1, len(seeds) // SEEDS_PER_DRAW), num_clusters - len(seeds))
             new = np.unique(_draw(mass, rng.random(count)))
         seeds = np.concatenate([seeds, new])
+
     return sample[seeds]
 
 
@@ -107,6 +111,7 @@ def count_distinct(points: Points, most: int) -> int:
     rows = np.sort(rng.choice(points.num_rows, min(points.num_rows, 2 * most), replace=False))
     distinct = np.empty((0, points.vectors.dim), np.float32)
     new = points.gather(rows)
+
     while len(new):
         count = min(most - len(distinct), len(new))
         spread = spread_out(new, np.ones(len(new), np.int64), count, rng)
@@ -119,6 +124,7 @@ def count_distinct(points: Points, most: int) -> int:
         far = Far(*map(np.concatenate, zip(*parts, strict=True))).farthest(most)
         new = points.gather(far.rows)
         new = new[far.distances > SAME_POINT * np.einsum("nd,nd->n", new, new)]
+
     return len(distinct)
 
 
@@ -127,6 +133,7 @@ def _without_repeats(x: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "_ d"
     exact = x.astype(np.float64)
     is_repeat = np.zeros(len(x), bool)
     squared_lengths = np.einsum("nd,nd->n", exact, exact)
+
     for start in range(0, len(x), BLOCK_ROWS):
         rows = np.arange(start, min(start + BLOCK_ROWS, len(x)))
         # |x - y|^2 = |x|^2 + |y|^2 - 2 x.y
@@ -134,6 +141,7 @@ def _without_repeats(x: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "_ d"
         is_same = squared <= SAME_POINT * squared_lengths
         is_earlier = np.arange(len(x)) < rows[:, None]
         is_repeat[rows] = (is_same & is_earlier).any(axis=1)
+
     return x[~is_repeat]
 
 
@@ -145,7 +153,9 @@ def _distances_to_nearest(
     return distances
 
 
-def _draw(cumulated: Float64[np.ndarray, " n"], draws: Float64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
+def _draw(
+    cumulated: Float64[np.ndarray, " n"], draws: Float64[np.ndarray, " m"]
+) -> Int64[np.ndarray, " m"]:
     """The indices whose share of the mass contains each draw, never an index without mass."""
     # A draw near 1 must not round up to the total, which lies behind the last index with mass.
     positions = np.minimum(draws * cumulated[-1], np.nextafter(cumulated[-1], 0))

@@ -63,12 +63,14 @@ def cluster_in_two_stages(
     labels = np.empty(points.num_rows, np.int32)
     distances = np.empty(points.num_rows, np.float32)
     num_before = 0
+
     for clusters in ranges:
         done = _read_range(path, clusters)
         rows = members[offsets[clusters[0]] : offsets[clusters[1]]]
         labels[rows] = done.labels + np.int32(num_before)
         distances[rows] = done.distances
         num_before += len(done.centroids)
+
     write_level(path, _centroids(path, ranges), labels, distances)
 
 
@@ -96,6 +98,7 @@ def split_clusters(
     if not done:
         no_centroids = np.empty((0, points.vectors.dim), np.float32)
         return SplitClusters(no_centroids, np.empty(0, np.int32), np.empty(0, np.float32))
+
     return SplitClusters(*(np.concatenate(columns) for columns in zip(*done, strict=True)))
 
 

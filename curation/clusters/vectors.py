@@ -1,5 +1,5 @@
-"""Row vectors that k-means, duplicates and leakage read: a memory-mapped column of embedding shards,
-or an array.
+"""Row vectors that k-means, duplicates and leakage read: a memory-mapped column of embedding
+shards, or an array.
 
 A reader gathers float32 rows by number and never holds the whole matrix. With `unit` every row is
 scaled to length one. A row's result depends on that row alone, so that nothing downstream can
@@ -82,6 +82,7 @@ class ShardVectors:
 
         if self.unit:
             scale_to_unit(out)
+
         return out
 
     def _stored_rows(self, count: int) -> Shaped[np.ndarray, "n 1 d"]:

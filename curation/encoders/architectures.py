@@ -66,16 +66,30 @@ DINOV2 = {
     "dinov2-vitb14": VisionTransformer(768, 12, 12, 0, hub_name="facebook/dinov2-base"),
     "dinov2-vitl14": VisionTransformer(1024, 24, 16, 0, hub_name="facebook/dinov2-large"),
     "dinov2-vitg14": VisionTransformer(1536, 40, 24, 0, True, hub_name="facebook/dinov2-giant"),
-    "dinov2-vits14-reg": VisionTransformer(384, 12, 6, 4, hub_name="facebook/dinov2-with-registers-small"),
-    "dinov2-vitb14-reg": VisionTransformer(768, 12, 12, 4, hub_name="facebook/dinov2-with-registers-base"),
-    "dinov2-vitl14-reg": VisionTransformer(1024, 24, 16, 4, hub_name="facebook/dinov2-with-registers-large"),
-    "dinov2-vitg14-reg": VisionTransformer(1536, 40, 24, 4, True, hub_name="facebook/dinov2-with-registers-giant"),
+    "dinov2-vits14-reg": VisionTransformer(
+        384, 12, 6, 4, hub_name="facebook/dinov2-with-registers-small"
+    ),
+    "dinov2-vitb14-reg": VisionTransformer(
+        768, 12, 12, 4, hub_name="facebook/dinov2-with-registers-base"
+    ),
+    "dinov2-vitl14-reg": VisionTransformer(
+        1024, 24, 16, 4, hub_name="facebook/dinov2-with-registers-large"
+    ),
+    "dinov2-vitg14-reg": VisionTransformer(
+        1536, 40, 24, 4, True, hub_name="facebook/dinov2-with-registers-giant"
+    ),
 }
 
 DINOV3 = {
-    "dinov3-vits16": VisionTransformer(384, 12, 6, 4, hub_name="facebook/dinov3-vits16-pretrain-lvd1689m"),
-    "dinov3-vitb16": VisionTransformer(768, 12, 12, 4, hub_name="facebook/dinov3-vitb16-pretrain-lvd1689m"),
-    "dinov3-vitl16": VisionTransformer(1024, 24, 16, 4, hub_name="facebook/dinov3-vitl16-pretrain-lvd1689m"),
+    "dinov3-vits16": VisionTransformer(
+        384, 12, 6, 4, hub_name="facebook/dinov3-vits16-pretrain-lvd1689m"
+    ),
+    "dinov3-vitb16": VisionTransformer(
+        768, 12, 12, 4, hub_name="facebook/dinov3-vitb16-pretrain-lvd1689m"
+    ),
+    "dinov3-vitl16": VisionTransformer(
+        1024, 24, 16, 4, hub_name="facebook/dinov3-vitl16-pretrain-lvd1689m"
+    ),
 }
 
 # Franca's MLP is a SwiGLU at every size, where DINOv2's is only at the largest

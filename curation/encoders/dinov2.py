@@ -81,6 +81,7 @@ def interpolate_positions(
     else:
         scale = ((height + 0.1) / side, (width + 0.1) / side)
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
+
     assert grid.shape[-2:] == (height, width)
 
     return torch.cat((positions[:, :1], grid.flatten(2).transpose(1, 2).to(positions.dtype)), dim=1)
@@ -92,6 +93,7 @@ def matches(architecture: VisionTransformer, state: StateDict) -> bool:
         state = hub_names(state)
     except ValueError:
         return False
+
     if POSITIONS not in state:
         return False
 
@@ -101,6 +103,7 @@ def matches(architecture: VisionTransformer, state: StateDict) -> bool:
     has_swiglu = any("mlp.weights_in." in name for name in state)
 
     expected = (architecture.dim, architecture.num_registers, architecture.has_swiglu)
+
     return (dim, num_registers, has_swiglu) == expected
 
 
@@ -119,12 +122,18 @@ def build(architecture: VisionTransformer, state: StateDict) -> TokenEncoder:
 
     family: Any = transformers.Dinov2Model
     config: Any = transformers.Dinov2Config(**settings)
+
     if architecture.num_registers:
         family = transformers.Dinov2WithRegistersModel
-        config = transformers.Dinov2WithRegistersConfig(num_register_tokens=architecture.num_registers, **settings)
+        config = transformers.Dinov2WithRegistersConfig(
+            num_register_tokens=architecture.num_registers, **settings
+        )
 
     model = load_library_model(family, config, state)
-    model.embeddings.interpolate_pos_encoding = Positions(model.embeddings, architecture.num_registers > 0)
+    model.embeddings.interpolate_pos_encoding = Positions(
+        model.embeddings, architecture.num_registers > 0
+    )
+
     return TokenEncoder(model, architecture.num_registers)
 
 
@@ -140,9 +149,13 @@ def hub_names(state: StateDict) -> StateDict:
         if key in STEM_NAMES:
             renamed[STEM_NAMES[key]] = value
         elif block is None:
-            raise ValueError(f"backbone weights hold {key!r}: Meta's published DINOv2 files do not; give one of those")
+            raise ValueError(
+                f"backbone weights hold {key!r}: Meta's published DINOv2 files do not; give one "
+                "of those"
+            )
         else:
             renamed |= _block_tensors(f"encoder.layer.{block[1]}.", block[2], value)
+
     return renamed
 
 
@@ -170,25 +183,38 @@ def random_state(architecture: VisionTransformer, seed: int = 0) -> StateDict:
         return mean + std * torch.randn(shape, generator=generator)
 
     def linear(name: str, num_out: int, num_in: int) -> StateDict:
-        return {f"{name}.weight": normal(num_out, num_in, std=num_in**-0.5), f"{name}.bias": normal(num_out)}
+        return {
+            f"{name}.weight": normal(num_out, num_in, std=num_in**-0.5),
+            f"{name}.bias": normal(num_out),
+        }
 
     def norm(name: str) -> StateDict:
         return {f"{name}.weight": normal(dim, mean=1.0), f"{name}.bias": normal(dim)}
 
     # The order of the draws is part of what random-vit's digest stands for
-    state = {"cls_token": normal(1, 1, dim), "pos_embed": normal(1, 257, dim, std=0.5), "mask_token": normal(1, dim)}
+    state = {
+        "cls_token": normal(1, 1, dim),
+        "pos_embed": normal(1, 257, dim, std=0.5),
+        "mask_token": normal(1, dim),
+    }
     if architecture.num_registers:
         state["register_tokens"] = normal(1, architecture.num_registers, dim, std=1.0)
-    state["patch_embed.proj.weight"] = normal(dim, 3, PATCH_SIZE, PATCH_SIZE, std=1 / (3**0.5 * PATCH_SIZE))
+
+    state["patch_embed.proj.weight"] = normal(
+        dim, 3, PATCH_SIZE, PATCH_SIZE, std=1 / (3**0.5 * PATCH_SIZE)
+    )
     state["patch_embed.proj.bias"] = normal(dim)
 
     for index in range(architecture.depth):
         block = f"blocks.{index}"
         state |= norm(f"{block}.norm1") | linear(f"{block}.attn.qkv", 3 * dim, dim)
-        state |= linear(f"{block}.attn.proj", dim, dim) | {f"{block}.ls1.gamma": normal(dim, mean=1.0, std=0.1)}
+        state |= linear(f"{block}.attn.proj", dim, dim) | {
+            f"{block}.ls1.gamma": normal(dim, mean=1.0, std=0.1)
+        }
         state |= norm(f"{block}.norm2") | {f"{block}.ls2.gamma": normal(dim, mean=1.0, std=0.1)}
 
         first, last = ("w12", "w3") if architecture.has_swiglu else ("fc1", "fc2")
         state |= linear(f"{block}.mlp.{first}", hidden * (2 if architecture.has_swiglu else 1), dim)
         state |= linear(f"{block}.mlp.{last}", dim, hidden)
+
     return state | norm("norm")

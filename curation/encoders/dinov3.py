@@ -12,7 +12,12 @@ import transformers
 from torch import Tensor
 
 from curation.encoders.architectures import VisionTransformer
-from curation.encoders.library import StateDict, TokenEncoder, load_library_model, random_library_state
+from curation.encoders.library import (
+    StateDict,
+    TokenEncoder,
+    load_library_model,
+    random_library_state,
+)
 
 PATCH_SIZE = 16
 REGISTERS = "embeddings.register_tokens"
@@ -44,13 +49,19 @@ def matches(architecture: VisionTransformer, state: StateDict) -> bool:
 
     num_layers = sum(name.endswith("attention.o_proj.weight") for name in state)
     _, num_registers, dim = state[REGISTERS].shape
-    return (dim, num_layers, num_registers) == (architecture.dim, architecture.depth, architecture.num_registers)
+    return (dim, num_layers, num_registers) == (
+        architecture.dim,
+        architecture.depth,
+        architecture.num_registers,
+    )
 
 
 def build(architecture: VisionTransformer, state: StateDict) -> TokenEncoder:
     """The encoder with these weights, in either naming. ValueError when some are missing or do not
     fit."""
-    model = load_library_model(transformers.DINOv3ViTModel, library_config(architecture), hub_names(state))
+    model = load_library_model(
+        transformers.DINOv3ViTModel, library_config(architecture), hub_names(state)
+    )
     return TokenEncoder(model, architecture.num_registers)
 
 

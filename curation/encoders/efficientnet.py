@@ -43,7 +43,9 @@ def block_strides(architecture: EfficientNet) -> list[int]:
     last = len(STAGES) - 1
     strides: list[int] = []
     for stage, (blocks, stride) in enumerate(STAGES):
-        repeats = blocks if stage in (0, last) else math.ceil(blocks * architecture.depth_multiplier)
+        repeats = (
+            blocks if stage in (0, last) else math.ceil(blocks * architecture.depth_multiplier)
+        )
         strides += [stride] + [1] * (repeats - 1)
     return strides
 
@@ -53,7 +55,13 @@ class Convolution(nn.Module):
     far side more."""
 
     def __init__(
-        self, state: StateDict, conv: str, norm: str, stride: int = 1, relu: bool = True, affine: bool = True
+        self,
+        state: StateDict,
+        conv: str,
+        norm: str,
+        stride: int = 1,
+        relu: bool = True,
+        affine: bool = True,
     ) -> None:
         super().__init__()
         weight = state[f"{conv}.weight"]
@@ -71,9 +79,12 @@ class Convolution(nn.Module):
         # Folding: gain * (conv(x) - mean) / std + shift is a convolution with scaled weights and
         # its own bias
         scale = scale * gain
-        self.weight = nn.Parameter((weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last))
+        self.weight = nn.Parameter(
+            (weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
+        )
         self.bias = nn.Parameter(shift - state[f"{norm}.running_mean"] * scale)
-        self.stride, self.relu = stride, relu
+        self.stride = stride
+        self.relu = relu
         self.groups = weight.shape[0] if weight.shape[1] == 1 else 1
         self.padding = weight.shape[-1] // 2
 
@@ -94,8 +105,13 @@ class Block(nn.Module):
         layers = []
         if f"{prefix}._expand_conv.weight" in state:
             layers.append(Convolution(state, f"{prefix}._expand_conv", f"{prefix}._bn0"))
+
         layers.append(Convolution(state, f"{prefix}._depthwise_conv", f"{prefix}._bn1", stride))
-        layers.append(Convolution(state, f"{prefix}._project_conv", f"{prefix}._bn2", relu=False, affine=affine))
+        layers.append(
+            Convolution(
+                state, f"{prefix}._project_conv", f"{prefix}._bn2", relu=False, affine=affine
+            )
+        )
         self.layers = nn.Sequential(*layers)
 
         # The first layer is depthwise where nothing is expanded: its input channels then are its
@@ -136,9 +152,16 @@ class EfficientNetLite(nn.Module):
         strides = block_strides(architecture)
         last = len(strides) - 1
         self.blocks = nn.Sequential(
-            *(Block(state, f"_blocks.{i}", stride, affine=i < last) for i, stride in enumerate(strides))
+            *(
+                Block(state, f"_blocks.{i}", stride, affine=i < last)
+                for i, stride in enumerate(strides)
+            )
         )
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
         maps = self.blocks(self.stem(images.contiguous(memory_format=torch.channels_last)))
-        return maps.amax(dim=(2, 3)), maps.new_zeros(len(maps), 0, self.dim), maps.flatten(2).transpose(1, 2)
+        return (
+            maps.amax(dim=(2, 3)),
+            maps.new_zeros(len(maps), 0, self.dim),
+            maps.flatten(2).transpose(1, 2),
+        )

@@ -34,8 +34,12 @@ def load_library_model(family: Any, config: Any, state: StateDict) -> Any:
     )
 
     problems = {kind: sorted(map(str, keys)) for kind, keys in loaded.items() if keys}
+
     if problems:
-        raise ValueError(f"backbone weights do not fit {family.__name__} ({problems}): give a published file")
+        raise ValueError(
+            f"backbone weights do not fit {family.__name__} ({problems}): give a published file"
+        )
+
     return model
 
 

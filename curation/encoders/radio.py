@@ -12,7 +12,12 @@ import transformers
 from torch import Tensor
 
 from curation.encoders.architectures import VisionTransformer
-from curation.encoders.library import StateDict, TokenEncoder, load_library_model, random_library_state
+from curation.encoders.library import (
+    StateDict,
+    TokenEncoder,
+    load_library_model,
+    random_library_state,
+)
 
 PATCH_SIZE = 16
 NUM_CLASS_TOKENS = 3
@@ -27,7 +32,10 @@ def matches(architecture: VisionTransformer, state: StateDict) -> bool:
     """Whether the weights are those of this architecture, in the published naming or the
     library's."""
     tokens = _either(state, TOKENS)
-    return tokens is not None and tuple(tokens.shape) == (1 + architecture.num_registers, architecture.dim)
+    return tokens is not None and tuple(tokens.shape) == (
+        1 + architecture.num_registers,
+        architecture.dim,
+    )
 
 
 def _either(state: StateDict, names: tuple[str, str]) -> Tensor | None:
@@ -39,9 +47,14 @@ def build(architecture: VisionTransformer, state: StateDict) -> TokenEncoder:
     """The encoder with these weights. ValueError when some are missing or do not fit."""
     positions = _either(state, POSITIONS)
     if positions is None:
-        raise ValueError("backbone weights hold no position embeddings: those of C-RADIO do; give a published file")
+        raise ValueError(
+            "backbone weights hold no position embeddings: those of C-RADIO do; give a "
+            "published file"
+        )
     config = library_config(architecture, math.isqrt(positions.shape[1]) * PATCH_SIZE)
-    return TokenEncoder(load_library_model(transformers.RadioModel, config, state), architecture.num_registers)
+    return TokenEncoder(
+        load_library_model(transformers.RadioModel, config, state), architecture.num_registers
+    )
 
 
 def library_config(architecture: VisionTransformer, max_image_size: int = MAX_IMAGE_SIZE) -> Any:

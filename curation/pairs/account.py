@@ -1,4 +1,6 @@
-"""What became of every file below a source: read as pairs, part of a pair, a list, or not read and why."""
+"""What became of every file below a source: read as pairs, part of a pair, a list, or not read and
+why.
+"""
 
 import posixpath
 from collections import Counter
@@ -13,7 +15,9 @@ Use = Literal["read as pairs", "part of a pair", "list", "not read"]
 ACCOUNT = "account.json"
 """File of a step's output with `Account.as_json`."""
 REJECTS = "rejects.jsonl"
-"""File of a step's output with one rejected row ("key") or file that was not read ("file") per line."""
+"""File of a step's output with one rejected row ("key") or file that was not read ("file") per
+line.
+"""
 FILES_NAMED = 3
 REASONS_NAMED = 4
 
@@ -25,27 +29,36 @@ class FileUse(NamedTuple):
     reason: str = ""
     """Why it is not read; empty otherwise."""
     is_expected: bool = True
-    """Whether a setting, or what the file is, asks for it not to be read; what is not expected counts against
-    source.unread_budget."""
+    """Whether a setting, or what the file is, asks for it not to be read; what is not expected
+    counts against source.unread_budget.
+    """
 
 
 @dataclass
 class Account:
-    """Every visible file of a source with its use, and what else must be said of how it was read."""
+    """Every visible file of a source with its use, and what else must be said of how it was
+    read.
+    """
 
     files: dict[str, FileUse] = field(default_factory=dict)
     remedies: dict[str, str] = field(default_factory=dict)
     """By reason: the setting that changes it."""
     notes: list[str] = field(default_factory=list)
-    """One sentence per decision that is not plain: joined lists, images outside the source, doubtful names."""
+    """One sentence per decision that is not plain: joined lists, images outside the source,
+    doubtful names.
+    """
 
     def read(self, use: Use, names: Iterable[str]) -> None:
-        """These files were read; what a file was said to be before stays only if it was read, too."""
+        """These files were read; what a file was said to be before stays only if it was read,
+        too.
+        """
         for name in names:
             if name not in self.files or self.files[name].use == "not read":
                 self.files[name] = FileUse(use)
 
-    def leave_out(self, names: Iterable[str], reason: str, remedy: str = "", *, is_expected: bool = False) -> None:
+    def leave_out(
+        self, names: Iterable[str], reason: str, remedy: str = "", *, is_expected: bool = False
+    ) -> None:
         """These files were not read, unless something else has read them."""
         if remedy:
             self.remedies[reason] = remedy
@@ -78,7 +91,11 @@ class Account:
             "counts": self.summary(),
             "notes": self.notes,
             "not_read": {
-                reason: {"files": len(names), "first": names[:FILES_NAMED], "remedy": self.remedies.get(reason, "")}
+                reason: {
+                    "files": len(names),
+                    "first": names[:FILES_NAMED],
+                    "remedy": self.remedies.get(reason, ""),
+                }
                 for reason, names in unread.items()
             },
         }
@@ -92,11 +109,14 @@ class Account:
         if share <= budget:
             return
 
-        reasons = "; ".join(self.describe(reason, names) for reason, names in list(unread.items())[:REASONS_NAMED])
+        reasons = "; ".join(
+            self.describe(reason, names) for reason, names in list(unread.items())[:REASONS_NAMED]
+        )
         raise ValueError(
-            f"{num_unread} of {num_unread + num_read} files that look like images or captions are not read "
-            f"({share:.1%}, source.unread_budget allows {budget:.1%}): {reasons}. Mend what is named, or accept it "
-            "with --embed.source.unread-budget 1; `python -m pipeline inspect PATH` shows every decision"
+            f"{num_unread} of {num_unread + num_read} files that look like images or captions are "
+            f"not read ({share:.1%}, source.unread_budget allows {budget:.1%}): {reasons}. Mend "
+            "what is named, or accept it with --embed.source.unread-budget 1; `python -m "
+            "pipeline inspect PATH` shows every decision"
         )
 
     def describe(self, reason: str, names: list[str]) -> str:

@@ -1,7 +1,9 @@
-"""Karpathy's and COCO's caption files to one record per image, for the pool and for evaluation sets alike.
+"""Karpathy's and COCO's caption files to one record per image, for the pool and for evaluation sets
+alike.
 
-Nothing is judged here: captions stand as in the file, and a record that does not name its image says what it lacks.
-Whether that is a rejected row (the pool) or an error (a set whose every image counts) is the caller's decision.
+Nothing is judged here: captions stand as in the file, and a record that does not name its image
+says what it lacks. Whether that is a rejected row (the pool) or an error (a set whose every image
+counts) is the caller's decision.
 """
 
 from collections.abc import Iterator
@@ -21,7 +23,9 @@ class AnnotatedImage(NamedTuple):
     folder: str
     """Karpathy's filepath; empty where there is none."""
     split: str
-    """Karpathy's split of the image; empty where there is none, as in COCO, whose files are named after splits."""
+    """Karpathy's split of the image; empty where there is none, as in COCO, whose files are named
+    after splits.
+    """
     captions: tuple[object, ...]
     """As in the file, in its order, neither cleaned nor checked: text, if all is well."""
     problem: str = ""
@@ -31,10 +35,13 @@ class AnnotatedImage(NamedTuple):
 def annotation_kind(content: Any) -> AnnotationKind | None:
     """What a parsed JSON file is, by its first records: Karpathy's format, COCO's, or neither.
 
-    Karpathy's: {"images": [{"filename": ..., "sentences": [...]}]}. COCO's: {"images": [{"id": ..., "file_name": ...}],
-    "annotations": [{"image_id": ..., "caption": ...}]}; its other files (boxes, key points) have no captions.
+    Karpathy's: {"images": [{"filename": ..., "sentences": [...]}]}. COCO's: {"images": [{"id": ...,
+    "file_name": ...}], "annotations": [{"image_id": ..., "caption": ...}]}; its other files (boxes,
+    key points) have no captions.
     """
-    if _has(content, "images", "filename") and (_has(content, "images", "sentences") or "annotations" not in content):
+    if _has(content, "images", "filename") and (
+        _has(content, "images", "sentences") or "annotations" not in content
+    ):
         return "karpathy"
     if _has(content, "images", "file_name") and isinstance(content.get("annotations"), list):
         return "coco" if _has(content, "annotations", "caption") else "coco without captions"
@@ -49,7 +56,8 @@ def _has(content: Any, table: str, field: str) -> bool:
 
 
 def annotated_images(content: dict[str, Any]) -> list[AnnotatedImage]:
-    """The records of a file of kind "karpathy" or "coco", one per image, in the order of its table of images.
+    """The records of a file of kind "karpathy" or "coco", one per image, in the order of its table
+    of images.
 
     COCO's annotations that lead to no image come first, each as a record with a problem.
     """
@@ -61,13 +69,24 @@ def _karpathy(content: dict[str, Any]) -> Iterator[AnnotatedImage]:
     for number, image in _numbered(content["images"]):
         file_name = _text(image, "filename")
         sentences = image.get("sentences")
-        captions = tuple(_sentence(item) for item in sentences) if isinstance(sentences, list) else ()
+        captions = (
+            tuple(_sentence(item) for item in sentences) if isinstance(sentences, list) else ()
+        )
         problem = "" if file_name else 'it has no "filename"'
-        yield AnnotatedImage(str(number), file_name, _text(image, "filepath"), _text(image, "split"), captions, problem)
+        yield AnnotatedImage(
+            str(number),
+            file_name,
+            _text(image, "filepath"),
+            _text(image, "split"),
+            captions,
+            problem,
+        )
 
 
 def _sentence(sentence: object) -> object:
-    """The text of Karpathy's sentence: as such, as {"raw": ...}, or only cut into {"tokens": [...]}."""
+    """The text of Karpathy's sentence: as such, as {"raw": ...}, or only cut into {"tokens":
+    [...]}.
+    """
     if not isinstance(sentence, dict):
         return sentence
     tokens = sentence.get("tokens")
@@ -82,34 +101,54 @@ def _coco(content: dict[str, Any]) -> Iterator[AnnotatedImage]:
         place = f"annotations:{number}"
         image_id = _identifier(annotation.get("image_id"))
         if not image_id:
-            yield AnnotatedImage(place, "", "", "", (), 'it has no "image_id" that is a number or text')
+            yield AnnotatedImage(
+                place, "", "", "", (), 'it has no "image_id" that is a number or text'
+            )
             continue
         caption = annotation.get("caption")
-        captions.setdefault(image_id, []).extend(caption if isinstance(caption, list) else [caption])
+        captions.setdefault(image_id, []).extend(
+            caption if isinstance(caption, list) else [caption]
+        )
         places.setdefault(image_id, place)
 
-    images = [(number, _identifier(image.get("id")), image) for number, image in _numbered(content["images"])]
+    images = [
+        (number, _identifier(image.get("id")), image)
+        for number, image in _numbered(content["images"])
+    ]
     known = {image_id for _, image_id, _ in images}
+
     for image_id, place in places.items():
         if image_id not in known:
-            yield AnnotatedImage(place, "", "", "", (), f'no record of "images" has the id {image_id}')
+            yield AnnotatedImage(
+                place, "", "", "", (), f'no record of "images" has the id {image_id}'
+            )
 
     for number, image_id, image in images:
         file_name = _text(image, "file_name")
-        problem = "" if image_id and file_name else 'it has no "id" that is a number or text, or no "file_name"'
+        problem = (
+            ""
+            if image_id and file_name
+            else 'it has no "id" that is a number or text, or no "file_name"'
+        )
         texts = tuple(captions.get(image_id, ()))
-        yield AnnotatedImage(f"images:{number}", "" if problem else file_name, "", "", texts, problem)
+        yield AnnotatedImage(
+            f"images:{number}", "" if problem else file_name, "", "", texts, problem
+        )
 
 
 def _identifier(value: object) -> str:
     """An id as text, equal for 7, 7.0 and "7"; empty for what is none."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else ""
+    return (
+        str(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else ""
+    )
 
 
 def _numbered(records: object) -> Iterator[tuple[int, dict]]:
-    """(number from 1, record) of what should be a list of objects; what is no object is an empty one."""
+    """(number from 1, record) of what should be a list of objects; what is no object is an empty
+    one.
+    """
     for number, record in enumerate(records if isinstance(records, list) else [], start=1):
         yield number, record if isinstance(record, dict) else {}
 

@@ -1,4 +1,6 @@
-"""Which files may be lists of pairs, by their names and first bytes alone: others are never parsed."""
+"""Which files may be lists of pairs, by their names and first bytes alone: others are never
+parsed.
+"""
 
 import posixpath
 import re
@@ -11,8 +13,25 @@ from curation.pairs.text import decode_text
 
 HEAD_BYTES = 65_536
 SMALL_JSON_BYTES = 4_000_000
-CAPTION_WORDS = (b'"caption', b'"sentences"', b'"conversations"', b'"text"', b'"prompt"', b'"title"')
-DOCUMENTS = ("readme", "license", "licence", "copying", "notice", "changelog", "citation", "classes", "requirements")
+CAPTION_WORDS = (
+    b'"caption',
+    b'"sentences"',
+    b'"conversations"',
+    b'"text"',
+    b'"prompt"',
+    b'"title"',
+)
+DOCUMENTS = (
+    "readme",
+    "license",
+    "licence",
+    "copying",
+    "notice",
+    "changelog",
+    "citation",
+    "classes",
+    "requirements",
+)
 NAMES_NO_IMAGE = "a text file that names no images"
 IMAGE_WORDS = ("image", "img", "file", "filename", "filepath", "path", "picture", "photo")
 CAPTION_FIELD = re.compile("captions?|texts?|titles?|sentences?|comment|prompt|description")
@@ -27,6 +46,7 @@ def cannot_be_list(name: str, size: int, head: bytes, config: SourceConfig) -> s
     suffix = posixpath.splitext(name)[1].lower()
     if is_document(name):
         return "a document"
+
     is_named_so = is_named_as_list(name)
     if suffix in JSON_SUFFIXES:
         is_cheap = size <= SMALL_JSON_BYTES and _is_shallow(head)
@@ -38,8 +58,11 @@ def cannot_be_list(name: str, size: int, head: bytes, config: SourceConfig) -> s
     lines = [line for line in text.splitlines() if line.strip()][:FIRST_LINES]
     if not (is_named_so or any(map(_is_header, lines[:1])) or any(map(_names_image, lines))):
         return NAMES_NO_IMAGE
-    if lines and all(is_image_name(line) and not any(mark in line for mark in ",;|\t") for line in lines):
+    if lines and all(
+        is_image_name(line) and not any(mark in line for mark in ",;|\t") for line in lines
+    ):
         return "a list of names without captions"
+
     return ""
 
 
@@ -53,7 +76,9 @@ def _is_shallow(head: bytes) -> bool:
 
 
 def _is_header(line: str) -> bool:
-    """Whether a line names an image column and a caption column, whose images may have no suffix."""
+    """Whether a line names an image column and a caption column, whose images may have no
+    suffix.
+    """
     words = re.findall("[a-z]+", line.lower())
     return any(word in words for word in IMAGE_WORDS) and any(map(CAPTION_FIELD.fullmatch, words))
 

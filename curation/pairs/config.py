@@ -1,4 +1,6 @@
-"""How the user's pairs are stored: the one place where layout, fields, delimiter and encoding are set."""
+"""How the user's pairs are stored: the one place where layout, fields, delimiter and encoding are
+set.
+"""
 
 import codecs
 from dataclasses import dataclass, field
@@ -6,7 +8,9 @@ from typing import Literal
 
 from cluster.identity import MACHINE_FACT
 
-SourceFormat = Literal["auto", "folder", "list", "text", "karpathy", "coco", "webdataset", "parquet"]
+SourceFormat = Literal[
+    "auto", "folder", "list", "text", "karpathy", "coco", "webdataset", "parquet"
+]
 TextLines = Literal["captions", "one caption"]
 
 DELIMITERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
@@ -15,47 +19,68 @@ AT_LEAST_ONE = ("part_rows", "part_mb")
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """How the pairs are stored. `python -m pipeline inspect PATH` shows what is made of a source."""
+    """How the pairs are stored. `python -m pipeline inspect PATH` shows what is made of a
+    source.
+    """
 
     format: SourceFormat = "auto"
-    """Layouts to read: auto is all; list is lists that name images (Karpathy's and COCO's too), text is a caption file
-    beside each image, folder is both."""
+    """Layouts to read: auto is all; list is lists that name images (Karpathy's and COCO's too),
+    text is a caption file beside each image, folder is both.
+    """
     split: str = "train"
-    """Split to read where rows, or names of files and folders, have splits (train includes restval); empty: all."""
+    """Split to read where rows, or names of files and folders, have splits (train includes
+    restval); empty: all.
+    """
     part_rows: int = 1024
     """Rows in one part, and so in one shard, where the layout allows a choice."""
     part_mb: int = 256
     """Tars longer than this are read in parts of about this size, MB."""
     image_column: str | None = None
-    """Field with the image's name or bytes, by name or path (`media.0.file`); unset: the first known name. Columns of a
-    table without a header are called 0, 1, 2, ..."""
+    """Field with the image's name or bytes, by name or path (`media.0.file`); unset: the first
+    known name. Columns of a table without a header are called 0, 1, 2, ...
+    """
     caption_column: str | None = None
-    """Field or fields with captions, by name, path (`conversations.1.value`) or pattern (`caption_*`); unset: the first
-    known name."""
+    """Field or fields with captions, by name, path (`conversations.1.value`) or pattern
+    (`caption_*`); unset: the first known name.
+    """
     key_column: str | None = None
-    """Field with unique keys; unset: keys are image names, or file name and row number in Parquet."""
+    """Field with unique keys; unset: keys are image names, or file name and row number in
+    Parquet.
+    """
     split_column: str | None = None
     """Field with each row's split; unset: `split`, where there is one."""
     delimiter: str | None = None
-    """Delimiter of tables, one character, or tab, comma, semicolon, pipe; unset: recognized from the first line."""
+    """Delimiter of tables, one character, or tab, comma, semicolon, pipe; unset: recognized from
+    the first line.
+    """
     encoding: str | None = None
     """Encoding of text without a byte-order mark, such as cp1252 or gbk; unset: UTF-8."""
     text_lines: TextLines = "captions"
-    """What several lines of a caption file beside an image are: a caption each, or one caption together."""
+    """What several lines of a caption file beside an image are: a caption each, or one caption
+    together.
+    """
     unread_budget: float = field(default=0.01, metadata=MACHINE_FACT)
-    """Share of what looks like images or captions that may be left unread before the run stops; 1 never stops."""
+    """Share of what looks like images or captions that may be left unread before the run stops; 1
+    never stops.
+    """
 
     def __post_init__(self) -> None:
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1; leave it out for the default")
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: must be at least 1; leave it out for "
+                    "the default"
+                )
+
         if not 0 <= self.unread_budget <= 1:
             raise ValueError(
-                f"unread_budget={self.unread_budget}: must be a share from 0 to 1; 0.01 is one in a hundred"
+                f"unread_budget={self.unread_budget}: must be a share from 0 to 1; 0.01 is one in "
+                "a hundred"
             )
         if self.delimiter is not None and len(self.delimiter_character or "") != 1:
             raise ValueError(
-                f"delimiter={self.delimiter!r}: must be one character, or one of {', '.join(DELIMITERS)}; correct it"
+                f"delimiter={self.delimiter!r}: must be one character, or one of "
+                f"{', '.join(DELIMITERS)}; correct it"
             )
         if self.encoding is not None:
             self._check_encoding()
@@ -65,7 +90,8 @@ class SourceConfig:
             codecs.lookup(self.encoding or "")
         except LookupError:
             raise ValueError(
-                f"encoding={self.encoding!r}: must be an encoding that Python knows, such as cp1252 or gbk; correct it"
+                f"encoding={self.encoding!r}: must be an encoding that Python knows, such as "
+                "cp1252 or gbk; correct it"
             ) from None
 
     @property

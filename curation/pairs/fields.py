@@ -1,7 +1,9 @@
-"""Which fields of a record are the image, the captions, the key and the split: one mapping for every layout.
+"""Which fields of a record are the image, the captions, the key and the split: one mapping for
+every layout.
 
-A setting decides first and is never ignored. Without one, the first known name decides; then the only field that can be
-meant, by its values for images and by its name for captions. Several candidates are an error that names them.
+A setting decides first and is never ignored. Without one, the first known name decides; then the
+only field that can be meant, by its values for images and by its name for captions. Several
+candidates are an error that names them.
 """
 
 import fnmatch
@@ -15,18 +17,53 @@ from curation.pairs.images import IMAGE_SUFFIXES
 Record = Mapping[str, object]
 
 IMAGE_FIELDS = (
-    *("image", "file_name", "filename", "filepath", "file", "path", "image_path", "image_name", "image_file", "img"),
-    *("img_path", "image_filename", "img_name", "images", "jpg", "png", "webp", "jpeg", "image_bytes", "bytes"),
+    *(
+        "image",
+        "file_name",
+        "filename",
+        "filepath",
+        "file",
+        "path",
+        "image_path",
+        "image_name",
+        "image_file",
+        "img",
+    ),
+    *(
+        "img_path",
+        "image_filename",
+        "img_name",
+        "images",
+        "jpg",
+        "png",
+        "webp",
+        "jpeg",
+        "image_bytes",
+        "bytes",
+    ),
     *("image_id", "key"),
 )
 CAPTION_FIELDS = (
-    *("captions", "caption", "text", "texts", "title", "sentence", "sentences", "txt", "prompt", "description"),
+    *(
+        "captions",
+        "caption",
+        "text",
+        "texts",
+        "title",
+        "sentence",
+        "sentences",
+        "txt",
+        "prompt",
+        "description",
+    ),
     *("comment", "caption_str", "alt_text", "alt", "conversations", "messages", "raw_caption"),
 )
 CAPTION_WORDS = re.compile("caption|text|prompt|descri|sentence|comment|alt_|title")
 URL_FIELDS = ("url", "image_url", "img_url", "image_link")
 NUMBERED = re.compile(r"(.*?)_?\d+")
-IMAGE_NAME = re.compile(rf"[^\n]*({'|'.join(map(re.escape, IMAGE_SUFFIXES))})(#\d+)?", re.IGNORECASE)
+IMAGE_NAME = re.compile(
+    rf"[^\n]*({'|'.join(map(re.escape, IMAGE_SUFFIXES))})(#\d+)?", re.IGNORECASE
+)
 URL = re.compile(r"(https?|ftp)://", re.IGNORECASE)
 MOST_NAME_CHARS = 4096  # of a path
 ANSWERING = ("gpt", "assistant", "model", "chatgpt", "bot")
@@ -48,85 +85,146 @@ class Fields(NamedTuple):
     split: str
 
 
-def resolve_fields(where: str, names: Sequence[str], first: Sequence[Record], config: SourceConfig) -> Fields:
-    """The fields of the records of file `where`, which has fields of these names; `first` are its first records.
+def resolve_fields(
+    where: str, names: Sequence[str], first: Sequence[Record], config: SourceConfig
+) -> Fields:
+    """The fields of the records of file `where`, which has fields of these names; `first` are its
+    first records.
 
     FieldsError names all fields and the setting that chooses among them.
     """
     image = _image_field(where, names, first, config)
-    captions = _caption_fields(where, [name for name in names if name != image], names, first, config)
+    captions = _caption_fields(
+        where, [name for name in names if name != image], names, first, config
+    )
     for setting, name in (("key_column", config.key_column), ("split_column", config.split_column)):
         if name is not None and not _matches(name, names):
             raise FieldsError(_missing(where, names, f"no field {name!r}", setting))
+
     return Fields(image, captions, config.key_column, config.split_column or "split")
 
 
-def _image_field(where: str, names: Sequence[str], first: Sequence[Record], config: SourceConfig) -> str:
+def _image_field(
+    where: str, names: Sequence[str], first: Sequence[Record], config: SourceConfig
+) -> str:
     if config.image_column is not None:
         if not _matches(config.image_column, names):
-            raise FieldsError(_missing(where, names, f"no image column {config.image_column!r}", "image_column"))
+            raise FieldsError(
+                _missing(where, names, f"no image column {config.image_column!r}", "image_column")
+            )
         return config.image_column
 
-    # Beside addresses, a key is img2dataset's: its rows describe images that lie in tars or folders of their own.
+    # Beside addresses, a key is img2dataset's: its rows describe images that lie in tars or folders
+    # of their own.
     urls = _known(URL_FIELDS, names)
     known_fields = [name for name in IMAGE_FIELDS if not urls or name != "key"]
     if known := _known(known_fields, names):
         return known[0]
-    by_value = [name for name in names if any(_looks_like_image(record.get(name)) for record in first)]
+
+    by_value = [
+        name for name in names if any(_looks_like_image(record.get(name)) for record in first)
+    ]
     if len(by_value) == 1:
         return by_value[0]
     if by_value:
-        raise FieldsError(_missing(where, names, f"several image columns ({', '.join(by_value)})", "image_column"))
+        raise FieldsError(
+            _missing(where, names, f"several image columns ({', '.join(by_value)})", "image_column")
+        )
 
     what = f"no image column of a known name ({', '.join(IMAGE_FIELDS)})"
-    hint = f"; {urls[0]} holds addresses: download its images with img2dataset and give its output" if urls else ""
+    hint = (
+        f"; {urls[0]} holds addresses: download its images with img2dataset and give its output"
+        if urls
+        else ""
+    )
     raise FieldsError(_missing(where, names, what, "image_column") + hint)
 
 
 def _caption_fields(
-    where: str, names: Sequence[str], all_names: Sequence[str], first: Sequence[Record], config: SourceConfig
+    where: str,
+    names: Sequence[str],
+    all_names: Sequence[str],
+    first: Sequence[Record],
+    config: SourceConfig,
 ) -> tuple[str, ...]:
     if config.caption_column is not None:
         if chosen := _matches(config.caption_column, all_names):
             return chosen
-        raise FieldsError(_missing(where, all_names, f"no caption column {config.caption_column!r}", "caption_column"))
+        raise FieldsError(
+            _missing(
+                where, all_names, f"no caption column {config.caption_column!r}", "caption_column"
+            )
+        )
 
     if known := _known(CAPTION_FIELDS, names):
         return known[:1]
+
     # caption_0, caption_1, ... belong together; blip_caption is the only one that can be meant.
     by_word = [name for name in names if CAPTION_WORDS.search(_plain(name))]
-    families = {match[1] if (match := NUMBERED.fullmatch(_plain(name))) else _plain(name) for name in by_word}
+    families = {
+        match[1] if (match := NUMBERED.fullmatch(_plain(name))) else _plain(name)
+        for name in by_word
+    }
     if len(families) == 1:
         return tuple(by_word)
     if by_word:
         raise FieldsError(
-            _missing(where, all_names, f"several caption columns ({', '.join(by_word)})", "caption_column")
+            _missing(
+                where,
+                all_names,
+                f"several caption columns ({', '.join(by_word)})",
+                "caption_column",
+            )
         )
+
     others = [name for name in names if name.isdigit()]
     if others:  # a table without a header: what is no image is text
         return (others[-1],)
+
     sentences = [name for name in names if _holds_sentences([record.get(name) for record in first])]
     if len(sentences) == 1:
         return (sentences[0],)
     if sentences:
         raise FieldsError(
-            _missing(where, all_names, f"several columns of sentences ({', '.join(sentences)})", "caption_column")
+            _missing(
+                where,
+                all_names,
+                f"several columns of sentences ({', '.join(sentences)})",
+                "caption_column",
+            )
         )
+
     raise FieldsError(
-        _missing(where, all_names, f"no caption column of a known name ({', '.join(CAPTION_FIELDS)})", "caption_column")
+        _missing(
+            where,
+            all_names,
+            f"no caption column of a known name ({', '.join(CAPTION_FIELDS)})",
+            "caption_column",
+        )
     )
 
 
 def _holds_sentences(values: Sequence[object]) -> bool:
-    """Whether most values are texts of several words: captions in a field of a name that nobody knows."""
-    words = [value for value in values if isinstance(value, str) and " " in value.strip() and not is_image_name(value)]
+    """Whether most values are texts of several words: captions in a field of a name that nobody
+    knows.
+    """
+    words = [
+        value
+        for value in values
+        if isinstance(value, str) and " " in value.strip() and not is_image_name(value)
+    ]
     return bool(values) and len(words) > SENTENCE_SHARE * len(values)
 
 
 def _missing(where: str, names: Sequence[str], what: str, setting: str) -> str:
-    shown = ", ".join(name[:NAME_CHARS] for name in names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+    shown = ", ".join(name[:NAME_CHARS] for name in names[:NAMES_SHOWN]) + (
+        ", ..." if len(names) > NAMES_SHOWN else ""
+    )
     flag = f"--embed.source.{setting.replace('_', '-')}"
-    return f"{where} has {what} (its columns: {shown or 'none'}): set source.{setting} to one of them with {flag}"
+    return (
+        f"{where} has {what} (its columns: {shown or 'none'}): set source.{setting} to one of "
+        f"them with {flag}"
+    )
 
 
 def _plain(name: str) -> str:
@@ -143,7 +241,9 @@ def _known(known: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _matches(setting: str, names: Sequence[str]) -> tuple[str, ...]:
-    """What a setting means among fields: one of that name, all of a pattern, or the path into one; else empty."""
+    """What a setting means among fields: one of that name, all of a pattern, or the path into one;
+    else empty.
+    """
     if setting in names:
         return (setting,)
     same = tuple(name for name in names if _plain(name) == _plain(setting))
@@ -159,7 +259,9 @@ def _looks_like_image(value: object) -> bool:
         return len(value) == 1 and _looks_like_image(value[0])
     if isinstance(value, dict):
         return "bytes" in value
-    return isinstance(value, bytes) or (isinstance(value, str) and is_image_name(value) and not URL.match(value))
+    return isinstance(value, bytes) or (
+        isinstance(value, str) and is_image_name(value) and not URL.match(value)
+    )
 
 
 def is_image_name(text: str) -> bool:
@@ -168,46 +270,60 @@ def is_image_name(text: str) -> bool:
 
 
 def values_at(record: object, path: str) -> list[object]:
-    """What a record holds under a name or path; a path goes through objects by name and lists by index.
+    """What a record holds under a name or path; a path goes through objects by name and lists by
+    index.
 
     >>> values_at({"talk": [{"value": "hello"}]}, "talk.0.value")
     ["hello"]
     """
     if isinstance(record, Mapping) and path in record:
         return [record[path]]
+
     name, dot, rest = path.partition(".")
     inner: object = None
     if isinstance(record, Mapping):
         inner = record.get(name)
     elif isinstance(record, list) and name.isdigit() and int(name) < len(record):
         inner = record[int(name)]
+
     if inner is None:
         return []
+
     return values_at(inner, rest) if dot else [inner]
 
 
 def captions_in(record: Record, fields: Sequence[str]) -> list[str]:
-    """All texts of the caption fields, neither cleaned nor checked; lists, objects and conversations are searched."""
-    return [text for field in fields for value in values_at(record, field) for text in _texts(value)]
+    """All texts of the caption fields, neither cleaned nor checked; lists, objects and
+    conversations are searched.
+    """
+    return [
+        text for field in fields for value in values_at(record, field) for text in _texts(value)
+    ]
 
 
 def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for field in _known((*CAPTION_FIELDS, "raw", "value", "content", "assistant"), list(value))[:1]:
+        for field in _known((*CAPTION_FIELDS, "raw", "value", "content", "assistant"), list(value))[
+            :1
+        ]:
             yield from _texts(value[field])
     elif isinstance(value, list) and _is_conversation(value):
         yield from _first_answer(value)
     elif isinstance(value, list):
         for item in value:
             # MetaCLIP's texts are pairs of a kind and a text: ["alt", "a cat"].
-            is_kind_and_text = isinstance(item, list) and len(item) == 2 and all(isinstance(x, str) for x in item)
+            is_kind_and_text = (
+                isinstance(item, list) and len(item) == 2 and all(isinstance(x, str) for x in item)
+            )
             yield from _texts(item[1] if is_kind_and_text else item)
 
 
 def _is_conversation(value: list) -> bool:
-    return bool(value) and all(isinstance(turn, Mapping) and ("from" in turn or "role" in turn) for turn in value)
+    return bool(value) and all(
+        isinstance(turn, Mapping) and ("from" in turn or "role" in turn) for turn in value
+    )
 
 
 def _first_answer(turns: list) -> Iterator[str]:
@@ -216,13 +332,19 @@ def _first_answer(turns: list) -> Iterator[str]:
         if str(turn.get("from", turn.get("role"))).lower() in ANSWERING:
             said = turn.get("value", turn.get("content"))
             if isinstance(said, list):
-                said = [item.get("text") for item in said if isinstance(item, Mapping) and item.get("type") == "text"]
+                said = [
+                    item.get("text")
+                    for item in said
+                    if isinstance(item, Mapping) and item.get("type") == "text"
+                ]
             yield from _texts(said)
             return
 
 
 def caption_fields_of(record: Record, config: SourceConfig) -> tuple[str, ...]:
-    """The caption fields of a record that stands alone, as a JSON file beside its image; empty when there are none."""
+    """The caption fields of a record that stands alone, as a JSON file beside its image; empty when
+    there are none.
+    """
     names = list(record)
     if config.caption_column is not None:
         return _matches(config.caption_column, names)
@@ -243,8 +365,13 @@ def image_name(value: object) -> ImageName:
     if isinstance(value, list) and len(value) == 1:
         return image_name(value[0])
     if isinstance(value, Mapping):
-        inner = [value[name] for name in ("path", "file_name", "filename", "url") if isinstance(value.get(name), str)]
+        inner = [
+            value[name]
+            for name in ("path", "file_name", "filename", "url")
+            if isinstance(value.get(name), str)
+        ]
         return image_name(inner[0]) if inner else ImageName("", "none")
+
     if isinstance(value, int) and not isinstance(value, bool):
         return ImageName(str(value), "name")
     if not isinstance(value, str) or not value.strip():
@@ -255,7 +382,9 @@ def image_name(value: object) -> ImageName:
         return ImageName(name, "address")
     if name.startswith("data:") or len(name) > MOST_NAME_CHARS:
         return ImageName(name, "inline")
+
     numbered = IMAGE_NAME.fullmatch(name)
     if numbered and numbered[2]:  # Flickr's token files number the captions of an image: a.jpg#0
         name = name.removesuffix(numbered[2])
+
     return ImageName(name.removeprefix("file://"), "name")

@@ -1,4 +1,6 @@
-"""Identity of a source for the fingerprints of steps: equal wherever the same data lie, without reading them all."""
+"""Identity of a source for the fingerprints of steps: equal wherever the same data lie, without
+reading them all.
+"""
 
 import hashlib
 import os
@@ -15,14 +17,17 @@ HASHED_WHOLE_BYTES = 64_000_000
 ANNOTATION_SUFFIXES = tuple(suffix for suffix in LIST_SUFFIXES if suffix != ".txt")
 SUFFIX_PATTERN = "|".join(map(re.escape, IMAGE_SUFFIXES))
 IMAGE_NAME = re.compile(SUFFIX_PATTERN.encode(), re.IGNORECASE)
-LEADS_OUT = re.compile(rb"""(?:\.\./|/)[^"'\t\r\n,;|]*?(?:%s)""" % SUFFIX_PATTERN.encode(), re.IGNORECASE)
+LEADS_OUT = re.compile(
+    rb"""(?:\.\./|/)[^"'\t\r\n,;|]*?(?:%s)""" % SUFFIX_PATTERN.encode(), re.IGNORECASE
+)
 
 
 def source_digest(path: Path) -> str:
     """Identity of user data without reading it all.
 
-    One file below 64 MB: its bytes. Else names and sizes, with the bytes of annotation files below 64 MB. A file that
-    lists images stands for those below its folder, too, and for those outside that it names.
+    One file below 64 MB: its bytes. Else names and sizes, with the bytes of annotation files below
+    64 MB. A file that lists images stands for those below its folder, too, and for those outside
+    that it names.
     """
     digest = hashlib.sha256()
     is_file = kind_of(path) == "file"
@@ -44,6 +49,7 @@ def source_digest(path: Path) -> str:
             folder = Path(os.path.normpath(tree.root / name)).parent
             for outside, size in _outside(content, tree.root, folder):
                 digest.update(b"%s\0%d\n" % (outside, size))
+
     return digest.hexdigest()
 
 
@@ -52,6 +58,8 @@ def _outside(content: bytes, root: Path, folder: Path) -> Iterator[tuple[bytes, 
     if is_remote(root):
         return
     for name in sorted(set(LEADS_OUT.findall(content))):
-        path = os.path.normpath(os.fsencode(folder) + b"/" + name if not name.startswith(b"/") else name)
+        path = os.path.normpath(
+            os.fsencode(folder) + b"/" + name if not name.startswith(b"/") else name
+        )
         if not path.startswith(os.fsencode(root) + b"/") and os.path.isfile(path):
             yield name, os.path.getsize(path)

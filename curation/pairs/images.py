@@ -1,7 +1,9 @@
-"""Encoded image files to RGB pixels, or a named reason why not; hashes and thumbnails of the pixels.
+"""Encoded image files to RGB pixels, or a named reason why not; hashes and thumbnails of the
+pixels.
 
-Whatever a web crawl holds goes through `decode`: alpha is composited on white, 16 bits become 8, palettes and CMYK
-become RGB, an animation is its first frame, and EXIF orientation is applied. What cannot be used raises ImageError.
+Whatever a web crawl holds goes through `decode`: alpha is composited on white, 16 bits become 8,
+palettes and CMYK become RGB, an animation is its first frame, and EXIF orientation is applied. What
+cannot be used raises ImageError.
 """
 
 import contextlib
@@ -36,11 +38,37 @@ IMAGE_SUFFIXES = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif"),
 )
 UNREAD_IMAGE_SUFFIXES = (
-    *(".svg", ".eps", ".psd", ".ico", ".tga", ".exr", ".hdr", ".jxl", ".jp2", ".j2k", ".dng", ".cr2", ".nef", ".arw"),
+    *(
+        ".svg",
+        ".eps",
+        ".psd",
+        ".ico",
+        ".tga",
+        ".exr",
+        ".hdr",
+        ".jxl",
+        ".jp2",
+        ".j2k",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".arw",
+    ),
 )
 """Images of formats that are not read."""
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
-MARKS = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"P6", b"P5", b"\0\0\0")
+MARKS = (
+    b"\xff\xd8",
+    b"\x89PNG",
+    b"GIF8",
+    b"RIFF",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"P6",
+    b"P5",
+    b"\0\0\0",
+)
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 MAX_PIXELS = 64_000_000
 MIN_SIDE_PX = 2
@@ -73,13 +101,17 @@ class ImageError(ValueError):
         return f"{self.reason}: {self.detail}"
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS, draft_px: int = 0, max_aspect: float = MAX_ASPECT) -> Image.Image:
+def decode(
+    data: bytes, max_pixels: int = MAX_PIXELS, draft_px: int = 0, max_aspect: float = MAX_ASPECT
+) -> Image.Image:
     """The first frame as RGB, upright; ImageError otherwise.
 
-    With `draft_px`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, never smaller than that many pixels a side.
+    With `draft_px`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, never smaller than that
+    many pixels a side.
     """
     if not data:
         raise ImageError("empty file", "0 bytes")
+
     try:
         image = _opened(data)
         _check_size(image, max_pixels, max_aspect)
@@ -90,15 +122,19 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, draft_px: int = 0, max_asp
     except (ImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
-        raise ImageError("not an image", f"{len(data)} bytes that start with {data[:8]!r}") from error
+        raise ImageError(
+            "not an image", f"{len(data)} bytes that start with {data[:8]!r}"
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("too many pixels", str(error)) from error
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         if (without_text := _without_png_text(data)) != data:
             return decode(without_text, max_pixels, draft_px, max_aspect)
         raise ImageError("corrupt image", f"{type(error).__name__}: {error}") from error
+
     if is_deep and not image.mode.startswith("I"):
         _check_depth(image)
+
     return _upright(_to_rgb(image), image)
 
 
@@ -119,9 +155,12 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def _without_png_text(data: bytes) -> bytes:
-    """A PNG without its text, which Pillow limits to a megabyte; the same bytes when there is none, or no PNG."""
+    """A PNG without its text, which Pillow limits to a megabyte; the same bytes when there is none,
+    or no PNG.
+    """
     if not data.startswith(PNG_MARK):
         return data
+
     pieces = [PNG_MARK]
     begin = len(PNG_MARK)
     while begin < len(data):
@@ -130,6 +169,7 @@ def _without_png_text(data: bytes) -> bytes:
         if data[begin + 4 : begin + 8] not in PNG_TEXT:
             pieces.append(data[begin:end])
         begin = end
+
     return b"".join(pieces)
 
 
@@ -152,12 +192,15 @@ def _check_size(image: Image.Image, max_pixels: int, max_aspect: float) -> None:
 
 
 def _check_depth(image: Image.Image) -> None:
-    """Of 16-bit colour only the high bytes can be had: these must not be the empty bits of 12-bit values."""
+    """Of 16-bit colour only the high bytes can be had: these must not be the empty bits of 12-bit
+    values.
+    """
     brightest = int(np.asarray(image.convert("RGB")).max())
     if brightest < DARKEST_HIGH_BYTE:
         raise ImageError(
             "unsupported mode",
-            f"16-bit color whose values use 12 bits at most (highest byte {brightest}): save it with 8 bits",
+            f"16-bit color whose values use 12 bits at most (highest byte {brightest}): save it "
+            "with 8 bits",
         )
 
 
@@ -173,11 +216,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         flat = Image.new("RGB", image.size, (255, 255, 255))
         flat.paste(with_alpha, mask=with_alpha.getchannel("A"))
         return flat
+
     return image.convert("RGB")
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """The 8 highest bits that any value uses: 12-bit values of cameras and scanners in 16-bit files are not black."""
+    """The 8 highest bits that any value uses: 12-bit values of cameras and scanners in 16-bit files
+    are not black.
+    """
     values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
     num_bits = max(8, int(values.max()).bit_length())
     # 10, 12, 14 and 16 bits are what devices have: 13 bits used are 14.
@@ -191,7 +237,9 @@ def bytes_hash(data: bytes) -> int:
 
 
 def pixel_hash(image: Image.Image) -> int:
-    """64-bit BLAKE2b of the size and the RGB pixels, as decoded (so, for JPEG, at the draft scale)."""
+    """64-bit BLAKE2b of the size and the RGB pixels, as decoded (so, for JPEG, at the draft
+    scale).
+    """
     return bytes_hash(np.array(image.size, "<u4").tobytes() + image.tobytes())
 
 

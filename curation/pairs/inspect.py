@@ -34,10 +34,12 @@ def inspect_source(path: Path, config: SourceConfig) -> tuple[str, bool]:
     lines += _labeled("ambiguous", [str(problem) for problem in source.problems])
     lines += _labeled("pairs", [_estimate(source, config)])
     lines += _labeled("first", list(_first_pairs(source, config)))
+
     try:
         check(config, source)
     except ValueError as error:
         return "\n".join([*lines, f"run        would stop: {error}"]), False
+
     return "\n".join([*lines, "run        would read it"]), True
 
 
@@ -49,23 +51,29 @@ def _labeled(label: str, lines: list[str]) -> list[str]:
 def _layout(source: Source) -> str:
     """How many of each kind of pairs there are."""
     kinds = Counter(one.kind.partition(",")[0] for one in source.lists)
-    words = [f"{number} {'list' if number == 1 else 'lists'} ({kind})" for kind, number in kinds.items()]
+    words = [
+        f"{number} {'list' if number == 1 else 'lists'} ({kind})" for kind, number in kinds.items()
+    ]
     if source.tars:
         words.append(f"{len(source.tars)} WebDataset tars")
     if source.tables:
         words.append(f"{len(source.tables)} Parquet files")
     if source.num_beside:
         words.append(f"{source.num_beside} images with captions beside them")
+
     return ", ".join(words) or "none that is known"
 
 
 def _fields(source: Source) -> list[str]:
     """The fields of each list and table, and which of them became image and caption."""
     lines = [
-        f"{one.name}: {one.kind}; {_chosen(one.fields, one.names) if one.fields else 'fields of that format'}"
+        f"{one.name}: {one.kind}; "
+        f"{_chosen(one.fields, one.names) if one.fields else 'fields of that format'}"
         for one in source.lists
     ]
-    lines += [f"{table.name}: Parquet; {_chosen(table.fields, table.names)}" for table in source.tables]
+    lines += [
+        f"{table.name}: Parquet; {_chosen(table.fields, table.names)}" for table in source.tables
+    ]
     more = len(lines) - LISTS_SHOWN
     return [*lines[:LISTS_SHOWN], f"and {more} more"] if more > 0 else lines
 
@@ -75,7 +83,9 @@ def _chosen(fields: Fields, names: tuple[str, ...]) -> str:
     chosen += f", key {fields.key!r}" if fields.key is not None else ""
     others = [name for name in names if name != fields.image and name not in fields.captions]
     return f"{chosen} of the fields {', '.join(names)}" + (
-        "; --embed.source.image-column and --embed.source.caption-column choose others" if others else ""
+        "; --embed.source.image-column and --embed.source.caption-column choose others"
+        if others
+        else ""
     )
 
 
@@ -97,7 +107,9 @@ def _files(source: Source) -> list[str]:
 
 
 def _estimate(source: Source, config: SourceConfig) -> str:
-    """The number of pairs: exact where lists and footers tell, else by the first samples of a tar."""
+    """The number of pairs: exact where lists and footers tell, else by the first samples of a
+    tar.
+    """
     is_exact = all(part.num_rows is not None for part in source.parts)
     return f"{'' if is_exact else 'about '}{estimated_rows(config, source.parts):,}"
 
@@ -108,7 +120,9 @@ def _first_pairs(source: Source, config: SourceConfig) -> Iterator[str]:
         if isinstance(row, Reject):
             yield f"{row.key}: rejected, {row.reason}: {row.detail}"
             continue
-        caption = row.captions[0][:CAPTION_SHOWN] + ("..." if len(row.captions[0]) > CAPTION_SHOWN else "")
+        caption = row.captions[0][:CAPTION_SHOWN] + (
+            "..." if len(row.captions[0]) > CAPTION_SHOWN else ""
+        )
         more = f" (and {len(row.captions) - 1} more)" if len(row.captions) > 1 else ""
         yield f"{row.key}: {len(row.image):,} bytes, {caption!r}{more}"
 

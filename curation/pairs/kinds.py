@@ -1,4 +1,6 @@
-"""What kind of file a source is: a tar, Parquet, a list, or one that is not read and is said to be so."""
+"""What kind of file a source is: a tar, Parquet, a list, or one that is not read and is said to be
+so.
+"""
 
 from pathlib import Path
 
@@ -33,14 +35,16 @@ UNREAD_KINDS = {
 }
 MAGIC = ((b"PAR1", 0, "parquet"), (b"ustar", 257, "tar"))
 READ_KINDS = (
-    "a folder, an uncompressed .tar, .parquet, or a list of images and captions as .json, .jsonl, .ndjson, .csv, "
-    ".tsv or .txt"
+    "a folder, an uncompressed .tar, .parquet, or a list of images and captions as .json, "
+    ".jsonl, .ndjson, .csv, .tsv or .txt"
 )
 HEAD_BYTES = 512
 
 
 def file_kind(path: Path) -> str:
-    """ "tar", "parquet" or "list" for a file, by its suffix or else its first bytes; ValueError for all others."""
+    """ "tar", "parquet" or "list" for a file, by its suffix or else its first bytes; ValueError for
+    all others.
+    """
     suffix = path.suffix.lower()
     if suffix in COMPRESSED_SUFFIXES:
         raise ValueError(f"source {path} is compressed: files are read in place; unpack it first")
@@ -53,9 +57,17 @@ def file_kind(path: Path) -> str:
     for mark, offset, kind in MAGIC:
         if head[offset:].startswith(mark):
             return kind
-    if suffix in UNREAD_KINDS or suffix in IMAGE_SUFFIXES or b"\0" in head.replace(b"\0\0", b"\0")[:256]:
-        what = UNREAD_KINDS.get(suffix, "an image" if suffix in IMAGE_SUFFIXES else "a binary file of an unknown kind")
+
+    if (
+        suffix in UNREAD_KINDS
+        or suffix in IMAGE_SUFFIXES
+        or b"\0" in head.replace(b"\0\0", b"\0")[:256]
+    ):
+        what = UNREAD_KINDS.get(
+            suffix, "an image" if suffix in IMAGE_SUFFIXES else "a binary file of an unknown kind"
+        )
         raise ValueError(f"source {path} is {what}, which is not read: give {READ_KINDS}")
+
     return "list"
 
 

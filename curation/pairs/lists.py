@@ -1,4 +1,5 @@
-"""Lists of captions to pairs: names are looked up in the tree, captions of one image are joined, bad records are kept.
+"""Lists of captions to pairs: names are looked up in the tree, captions of one image are joined,
+bad records are kept.
 
 Several lists are read together. An image that two lists name is one pair with the captions of both.
 """
@@ -39,8 +40,9 @@ class ListedPairs:
     outside: list[str] = field(default_factory=list)
     """Names of images that lie outside the source."""
     num_of_other: int = 0
-    """Records without a split whose image another list has in another split, as where COCO's lists lie beside
-    Karpathy's, which cut them anew: they are not read."""
+    """Records without a split whose image another list has in another split, as where COCO's lists
+    lie beside Karpathy's, which cut them anew: they are not read.
+    """
     num_joined: int = 0
     """Records of a list whose image is one of an earlier list."""
 
@@ -76,7 +78,8 @@ class _Lookup:
             if outside is not None:
                 return _Match([], outside)
 
-        # captions_train2017.json means the images of a folder train2017/ where others have images of the same names.
+        # captions_train2017.json means the images of a folder train2017/ where others have images
+        # of the same names.
         files = self.tree.find(inside, self.near)
         hinted = [file for file in files if self.words.intersection(file.lower().split("/")[:-1])]
         files = hinted if len(files) > 1 and len(hinted) == 1 else files
@@ -85,14 +88,25 @@ class _Lookup:
         below = [file for file in files if file.startswith(f"{self.near}/")] if self.near else []
         files = below if len(files) > 1 and below else files
         is_exact = bool(files) and files[0] in (normal, posixpath.normpath(inside))
-        is_longer = bool(files) and not is_exact and normal.strip("/").count("/") > files[0].count("/")
+        is_longer = (
+            bool(files) and not is_exact and normal.strip("/").count("/") > files[0].count("/")
+        )
+
         return _Match(files, None, is_exact, is_longer)
 
     def _outside(self, name: str) -> ByteRange | None:
-        """A file that the user's own list names by an absolute path, or by one that leads out of the source."""
+        """A file that the user's own list names by an absolute path, or by one that leads out of
+        the source.
+        """
         if self.tree.is_file and not name.startswith("/"):
             return None
-        path = Path(name) if is_remote(name) else Path(os.path.normpath(self.tree.root / self.near / name))
+
+        path = (
+            Path(name)
+            if is_remote(name)
+            else Path(os.path.normpath(self.tree.root / self.near / name))
+        )
+
         try:
             return ByteRange(str(path), 0, size_of(path)) if kind_of(path) == "file" else None
         except (OSError, ValueError):  # a name that no file can have
@@ -102,8 +116,8 @@ class _Lookup:
 def listed_pairs(tree: Tree, lists: Sequence[CaptionList], config: SourceConfig) -> ListedPairs:
     """The pairs of all lists, of the wanted split.
 
-    Keys are names as listed, below the list's folder where there are lists in several folders. Lists whose records
-    have splits are read first: they know of which split an image is.
+    Keys are names as listed, below the list's folder where there are lists in several folders.
+    Lists whose records have splits are read first: they know of which split an image is.
     """
     folders = {posixpath.dirname(one.name) for one in lists}
     joining = _Joining(tree, config, len(folders) > 1)
@@ -114,7 +128,9 @@ def listed_pairs(tree: Tree, lists: Sequence[CaptionList], config: SourceConfig)
 
 
 class _Joining:
-    """Lists that are read one after the other: a later one may add captions to pairs of those before it."""
+    """Lists that are read one after the other: a later one may add captions to pairs of those
+    before it.
+    """
 
     def __init__(self, tree: Tree, config: SourceConfig, has_folders: bool) -> None:
         self.tree = tree
@@ -137,12 +153,17 @@ class _Joining:
         rejected: list[Pair] = []
         by_key: dict[str, int] = {}
         self.found.pairs[one.name] = pairs
+
         for entry in one.entries:
             is_wanted = self.config.wants_split(entry.split)
             if entry.split:
                 self.found.splits.add(str(entry.split))
             if not entry.image:
-                rejected += [Pair(f"{one.name}:{entry.place}", None, problem=entry.problem)] if is_wanted else []
+                rejected += (
+                    [Pair(f"{one.name}:{entry.place}", None, problem=entry.problem)]
+                    if is_wanted
+                    else []
+                )
                 continue
 
             name = as_text(entry.image)
@@ -158,7 +179,9 @@ class _Joining:
                 continue
 
             self.found.used.update(match.files)
-            spelled = name if name in self.tree.files else posixpath.normpath(name.replace("\\", "/"))
+            spelled = (
+                name if name in self.tree.files else posixpath.normpath(name.replace("\\", "/"))
+            )
             key = prefix + (spelled if entry.key is None else as_text(entry.key))
             captions = clean_captions(entry.captions)
             if key in by_key:
@@ -174,9 +197,12 @@ class _Joining:
             by_key[key] = len(pairs)
             self._note(one.name, len(pairs), spelled, match)
             pairs.append(self._pair(one.name, key, entry, match, captions))
+
         pairs += rejected
 
-    def _repeated(self, one: CaptionList, entry: Entry, pair: Pair, captions: tuple[str, ...]) -> Pair:
+    def _repeated(
+        self, one: CaptionList, entry: Entry, pair: Pair, captions: tuple[str, ...]
+    ) -> Pair:
         """A second record of a key: more captions of its pair, or a rejected row."""
         if one.is_annotation:
             return Pair(pair.key, None, problem=_DUPLICATE)
@@ -185,7 +211,9 @@ class _Joining:
             return Pair(f"{one.name}:{entry.place}", None, problem=problem)
         return _joined(pair, captions, entry.problem)
 
-    def _is_joined(self, list_name: str, entry: Entry, match: _Match, captions: tuple[str, ...]) -> bool:
+    def _is_joined(
+        self, list_name: str, entry: Entry, match: _Match, captions: tuple[str, ...]
+    ) -> bool:
         """Whether the image is one of an earlier list, whose pair has the captions now."""
         owner = self.pair_of.get(match.files[0]) if len(match.files) == 1 else None
         if owner is None or owner[0] == list_name:
@@ -208,7 +236,9 @@ class _Joining:
         elif match.is_exact:
             self.exact.add(file)
 
-    def _pair(self, list_name: str, key: str, entry: Entry, match: _Match, captions: tuple[str, ...]) -> Pair:
+    def _pair(
+        self, list_name: str, key: str, entry: Entry, match: _Match, captions: tuple[str, ...]
+    ) -> Pair:
         problem = entry.problem
         image = match.outside
         if len(match.files) == 1:
@@ -216,15 +246,22 @@ class _Joining:
         elif match.files:
             shown = ", ".join(match.files[:FILES_SHOWN])
             detail = (
-                f"{entry.image[:NAME_SHOWN]} fits {len(match.files)} files ({shown}): write the folder into {list_name}"
+                f"{entry.image[:NAME_SHOWN]} fits {len(match.files)} files ({shown}): write "
+                f"the folder into {list_name}"
             )
             problem = problem or Problem("ambiguous name", detail)
+
         if image is None and problem is None:
-            problem = Problem("missing file", f"{entry.image[:NAME_SHOWN]}, record {entry.place} of {list_name}")
+            problem = Problem(
+                "missing file", f"{entry.image[:NAME_SHOWN]}, record {entry.place} of {list_name}"
+            )
+
         return Pair(key, image, captions, problem=problem)
 
     def reject_stand_ins(self) -> None:
-        """No file stands in for images of several folders: cats/1.jpg and dogs/1.jpg are not both 1.jpg."""
+        """No file stands in for images of several folders: cats/1.jpg and dogs/1.jpg are not both
+        1.jpg.
+        """
         for file, names in self.longer.items():
             if len(names) == 1 and file not in self.exact:
                 continue

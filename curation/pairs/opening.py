@@ -1,4 +1,5 @@
-"""The decision what is read of a source: each file is read as pairs, part of a pair, a list, or left out for a reason.
+"""The decision what is read of a source: each file is read as pairs, part of a pair, a list, or
+left out for a reason.
 
 Layouts may lie side by side. Only names, lists and the first members of tars are read for it.
 """
@@ -78,16 +79,22 @@ class Opening:
         return self.config.format in READS[kind]
 
     def one_file(self, name: str, kind: str) -> Source:
-        """A list or Parquet file that was given itself: nothing else below its folder is asked for."""
+        """A list or Parquet file that was given itself: nothing else below its folder is asked
+        for.
+        """
         if kind == "parquet":
             self._add_parquet(name, self.tree.root, posixpath.splitext(name)[0])
             self._raise_problem()
             return self.source
+
         one = self._try_list(name, is_given=True)
         self._raise_problem()
         if one is None:
             reason = next(iter(self.account.unread()), "it lists no pairs")
-            raise ValueError(f"source {self.tree.root / name} is no list of images and captions: {reason}")
+            raise ValueError(
+                f"source {self.tree.root / name} is no list of images and captions: {reason}"
+            )
+
         self._add_lists([one])
         return self.source
 
@@ -99,12 +106,19 @@ class Opening:
             self._open_parquet_of_tree(name)
 
         images = self._remaining(IMAGE_SUFFIXES)
-        beside = caption_files(images, self._remaining(CAPTION_SUFFIXES)) if self.reads("text") else {}
+        beside = (
+            caption_files(images, self._remaining(CAPTION_SUFFIXES)) if self.reads("text") else {}
+        )
         texts = {text for files in beside.values() for text in files}
-        lists = [one for name in self._list_candidates(texts) if (one := self._try_list(name)) is not None]
+        lists = [
+            one
+            for name in self._list_candidates(texts)
+            if (one := self._try_list(name)) is not None
+        ]
         listed = self._add_lists(lists)
         self._add_beside(beside, listed)
         self._explain_the_rest(splits)
+
         return self.source
 
     def _remaining(self, suffixes: Sequence[str]) -> list[str]:
@@ -112,28 +126,41 @@ class Opening:
         return [name for name in self.tree.with_suffix(*suffixes) if name not in self.account.files]
 
     def _without_other_splits(self) -> Splits:
-        """Leave out what is of another split by its name: lists, tars and Parquet files, and images by their folder."""
+        """Leave out what is of another split by its name: lists, tars and Parquet files, and images
+        by their folder.
+        """
         containers = (".tar", ".parquet", *LIST_SUFFIXES)
         folders = {f"{posixpath.dirname(name)}/" for name in self.names}
         holding = [name for name in self.names if name.lower().endswith(containers)]
         splits = Splits([*holding, *folders], self.config.split)
-        remedy = f"--embed.source.split '' reads all, and another name than {self.config.split!r} that split"
+        remedy = (
+            f"--embed.source.split '' reads all, and another name than {self.config.split!r} "
+            "that split"
+        )
+
         for name in self.names:
             is_container = name.lower().endswith(containers) and not name.lower().endswith(".txt")
             if splits.is_other(name) if is_container else splits.is_in_folder_of_other(name):
                 reason = f"its name says another split than {self.config.split!r}"
                 self.account.leave_out([name], reason, remedy, is_expected=True)
+
         for path, word in splits.doubtful.items():
             self.account.notes.append(
-                f"{path}: {word!r} is read as a word, not as a split, as no name beside it says {self.config.split!r}"
+                f"{path}: {word!r} is read as a word, not as a split, as no name beside it says "
+                f"{self.config.split!r}"
             )
+
         return splits
 
     def _add_tars(self) -> None:
-        """Tars with captions beside images are WebDataset's; others are opened as folders of their name."""
+        """Tars with captions beside images are WebDataset's; others are opened as folders of their
+        name.
+        """
         if self.tree.is_file:
             names = self.names
-            if self.config.format == "webdataset" or (self.config.format == "auto" and is_webdataset(names)):
+            if self.config.format == "webdataset" or (
+                self.config.format == "auto" and is_webdataset(names)
+            ):
                 root = ByteRange(str(self.tree.root), 0, size_of(self.tree.root))
                 self._add_tar(self.tree.name, root, "", peek(self.tree.root, PEEKED_MEMBERS))
                 self.account.read("read as pairs", names)
@@ -144,23 +171,30 @@ class Opening:
             paths = [Path(self.tree.files[name].path) for name in tars]
             list(executor.map(check_tar_end, paths))
             heads = list(executor.map(lambda path: peek(path, PEEKED_MEMBERS), paths))
+
         for name, path, head in zip(tars, paths, heads, strict=True):
             if self.config.format == "parquet":
                 self._leave_out_by_format(name)
-            elif self.config.format == "webdataset" or (self.reads("webdataset") and self._holds_samples(path, head)):
+            elif self.config.format == "webdataset" or (
+                self.reads("webdataset") and self._holds_samples(path, head)
+            ):
                 self._add_tar(name, self.tree.files[name], f"{name[:-4]}/", head)
                 self.account.read("read as pairs", [name])
             else:
                 self._mount(name, path)
 
     def _holds_samples(self, path: Path, head: Sequence[str]) -> bool:
-        """Whether a tar is WebDataset's: by its first members, or by all where they have images or texts alone."""
+        """Whether a tar is WebDataset's: by its first members, or by all where they have images or
+        texts alone.
+        """
         if is_webdataset(head) or len(head) < PEEKED_MEMBERS:
             return is_webdataset(head)
         return is_webdataset([member.name for member in tar_members(path)])
 
     def _add_tar(self, name: str, file: ByteRange, key_prefix: str, head: Sequence[str]) -> None:
-        """Parts of a WebDataset tar: ranges where its samples lie together, pairs joined by their names where not."""
+        """Parts of a WebDataset tar: ranges where its samples lie together, pairs joined by their
+        names where not.
+        """
         self.source.tars.append(name)
         if is_webdataset(head) and not lies_apart(head):
             self.source.parts += tar_parts(name, file, key_prefix, self.config)
@@ -168,7 +202,8 @@ class Opening:
         pairs = unsorted_pairs(tar_members(Path(file.path)), key_prefix)
         self.source.parts += parts_of_pairs(name, pairs, self.config.part_rows)
         self.account.notes.append(
-            f"{name}: files of a sample do not lie together; they are joined by name, which reads all its headers first"
+            f"{name}: files of a sample do not lie together; they are joined by name, which reads "
+            "all its headers first"
         )
 
     def _mount(self, name: str, path: Path) -> None:
@@ -182,7 +217,9 @@ class Opening:
         if not self.reads("parquet"):
             self._leave_out_by_format(name)
         elif self.tree.is_file or self.tree.files[name].offset:
-            self.account.leave_out([name], "Parquet inside a tar cannot be read in place", "unpack the tar")
+            self.account.leave_out(
+                [name], "Parquet inside a tar cannot be read in place", "unpack the tar"
+            )
         else:
             self._add_parquet(name, Path(self.tree.files[name].path), name[:-8])
 
@@ -191,22 +228,34 @@ class Opening:
             table = open_parquet(name, path, key_prefix, self.config)
         except FieldsError as error:
             self.source.problems.append(error)
-            self.account.leave_out([name], "Parquet without an image or caption column", str(error), is_expected=True)
+            self.account.leave_out(
+                [name], "Parquet without an image or caption column", str(error), is_expected=True
+            )
             return
+
         self.source.tables.append(table)
         self.source.parts += parquet_parts(table, self.config)
         self.account.read("read as pairs", [name])
         folder = "" if self.tree.is_file else posixpath.dirname(name)
+
         if not self.tree.is_file:
-            images = (posixpath.normpath(posixpath.join(folder, image)) for image in image_paths(table))
-            self.account.read("part of a pair", (image for image in images if image in self.tree.files))
+            images = (
+                posixpath.normpath(posixpath.join(folder, image)) for image in image_paths(table)
+            )
+            self.account.read(
+                "part of a pair", (image for image in images if image in self.tree.files)
+            )
 
     def _leave_out_by_format(self, name: str) -> None:
         reason = f"source.format is {self.config.format}"
-        self.account.leave_out([name], reason, "--embed.source.format auto reads all layouts", is_expected=True)
+        self.account.leave_out(
+            [name], reason, "--embed.source.format auto reads all layouts", is_expected=True
+        )
 
     def _list_candidates(self, texts: set[str]) -> list[str]:
-        """Files that may list pairs: those named so, and small ones, first; not those beside images."""
+        """Files that may list pairs: those named so, and small ones, first; not those beside
+        images.
+        """
         names = [name for name in self._remaining(LIST_SUFFIXES) if name not in texts]
         if not self.reads("list"):
             for name in names:
@@ -222,17 +271,21 @@ class Opening:
             f"there are more than {MOST_LISTS} files that may be lists",
             "give the list itself as --data.pairs",
         )
+
         return sorted(ranked[:MOST_LISTS])
 
     def _try_list(self, name: str, *, is_given: bool = False) -> CaptionList | None:
         """A file as a list of pairs; None, and a reason in the account, when it is none."""
         file = self.tree.files[name]
-        reason = "" if is_given else cannot_be_list(name, file.size, file.head(HEAD_BYTES), self.config)
+        reason = (
+            "" if is_given else cannot_be_list(name, file.size, file.head(HEAD_BYTES), self.config)
+        )
         if reason == NAMES_NO_IMAGE and name.lower().endswith(TEXT_SUFFIXES):
             return None  # it may be the caption of an image that is not there
         if reason:
             self.account.leave_out([name], reason, is_expected=True)
             return None
+
         try:
             one = read_list(name, file.read(), self.config)
         except NoList as error:
@@ -244,6 +297,7 @@ class Opening:
             if one.entries:
                 return one
             self.account.leave_out([name], "a list without records", is_expected=True)
+
         return None
 
     def _add_lists(self, lists: list[CaptionList]) -> ListedPairs:
@@ -256,7 +310,12 @@ class Opening:
         reason = f"its list says another split than {self.config.split!r}"
         self.account.leave_out(sorted(listed.other_split), reason, is_expected=True)
 
-        present = {name for name, pairs in listed.pairs.items() if any(pair.image is not None for pair in pairs)}
+        present = {
+            name
+            for name, pairs in listed.pairs.items()
+            if any(pair.image is not None for pair in pairs)
+        }
+
         for name, pairs in listed.pairs.items():
             if pairs and name not in present and (present or self.source.parts):
                 self.account.notes.append(
@@ -264,20 +323,25 @@ class Opening:
                 )
                 listed.pairs[name] = []
             self.source.parts += parts_of_pairs(name, listed.pairs[name], self.config.part_rows)
+
         self._say_joined_and_outside(listed)
         return listed
 
     def _say_joined_and_outside(self, listed: ListedPairs) -> None:
         if listed.num_joined:
             lists = ", ".join(listed.pairs)
-            self.account.notes.append(f"{listed.num_joined} images are in several lists ({lists}): captions are joined")
+            self.account.notes.append(
+                f"{listed.num_joined} images are in several lists ({lists}): captions are joined"
+            )
         if listed.num_of_other:
             self.account.notes.append(
-                f"{listed.num_of_other} records name images that another list has in another split: they are not read"
+                f"{listed.num_of_other} records name images that another list has in another "
+                "split: they are not read"
             )
         if listed.outside:
             self.account.notes.append(
-                f"{len(listed.outside)} images of lists lie outside the source, {listed.outside[0]} first"
+                f"{len(listed.outside)} images of lists lie outside the source, "
+                f"{listed.outside[0]} first"
             )
 
     def _add_beside(self, beside: dict[str, list[str]], listed: ListedPairs) -> None:
@@ -290,22 +354,30 @@ class Opening:
                     "a caption file beside an image that a list names, too",
                     "--embed.source.format list reads the lists alone, text these files alone",
                 )
-                self.account.leave_out(texts, "data beside an image that a list names", is_expected=True)
+                self.account.leave_out(
+                    texts, "data beside an image that a list names", is_expected=True
+                )
                 continue
             by_kind: dict[str, ByteRange] = {}
             for text in texts:
-                by_kind.setdefault(caption_kind(posixpath.splitext(text)[1].lower()), self.tree.files[text])
+                by_kind.setdefault(
+                    caption_kind(posixpath.splitext(text)[1].lower()), self.tree.files[text]
+                )
             files = tuple(sorted(by_kind.items()))
             pairs.append(Pair(image, self.tree.files[image], (), files))
             self.account.read("part of a pair", [image, *texts])
+
         self.source.num_beside = len(pairs)
         self.source.parts += parts_of_pairs(self.tree.name, pairs, self.config.part_rows)
 
     def _explain_the_rest(self, splits: Splits) -> None:
         """A reason for each file that nothing has decided on."""
         has_texts = {
-            posixpath.dirname(name) for name, use in self.account.files.items() if _is_read_text(name, use.use)
+            posixpath.dirname(name)
+            for name, use in self.account.files.items()
+            if _is_read_text(name, use.use)
         }
+
         for name in self.tree.files:
             if name in self.account.files:
                 continue
@@ -315,13 +387,23 @@ class Opening:
                 self.account.leave_out([name], reason, "add it to the list, or a .txt of its name")
             elif suffix in UNREAD_IMAGE_SUFFIXES:
                 self.account.leave_out(
-                    [name], f"an image of a format that is not read ({suffix})", "convert it to JPEG"
+                    [name],
+                    f"an image of a format that is not read ({suffix})",
+                    "convert it to JPEG",
                 )
             elif suffix in COMPRESSED_SUFFIXES:
-                self.account.leave_out([name], "a compressed file, which is not read in place", "unpack it")
+                self.account.leave_out(
+                    [name], "a compressed file, which is not read in place", "unpack it"
+                )
             elif suffix in (".arrow", ".feather", ".xlsx", ".tfrecord", ".mds"):
-                self.account.leave_out([name], f"{UNREAD_KINDS[suffix]}, which is not read", "convert it to Parquet")
-            elif looks_like_data(name) and posixpath.dirname(name) in has_texts and not is_document(name):
+                self.account.leave_out(
+                    [name], f"{UNREAD_KINDS[suffix]}, which is not read", "convert it to Parquet"
+                )
+            elif (
+                looks_like_data(name)
+                and posixpath.dirname(name) in has_texts
+                and not is_document(name)
+            ):
                 self.account.leave_out([name], "a caption file without an image of its name")
             else:
                 self.account.leave_out([name], "neither image nor caption", is_expected=True)

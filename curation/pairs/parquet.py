@@ -1,7 +1,9 @@
-"""Parquet files with images as bytes, as Hugging Face structs, as base64 or as paths: consecutive rows are a part.
+"""Parquet files with images as bytes, as Hugging Face structs, as base64 or as paths: consecutive
+rows are a part.
 
-Keys are file name and row number, or the user's key column, of which a part reads the rows before it, too, so that a
-repeated key is seen. Row groups can only be read from their first row, so parts are cut between them where they can be.
+Keys are file name and row number, or the user's key column, of which a part reads the rows before
+it, too, so that a repeated key is seen. Row groups can only be read from their first row, so parts
+are cut between them where they can be.
 """
 
 import base64
@@ -19,7 +21,14 @@ import pyarrow.parquet as pq
 
 from cluster.storage import BLOCK_BYTES, is_remote, kind_of, open_arrow, read_range, size_of
 from curation.pairs.config import SourceConfig
-from curation.pairs.fields import Fields, FieldsError, captions_in, image_name, resolve_fields, values_at
+from curation.pairs.fields import (
+    Fields,
+    FieldsError,
+    captions_in,
+    image_name,
+    resolve_fields,
+    values_at,
+)
 from curation.pairs.images import has_image_mark
 from curation.pairs.sample import Part, Problem, Reject, Sample
 from curation.pairs.text import clean_captions, undecodable
@@ -48,7 +57,9 @@ class ParquetFile(NamedTuple):
 
 
 def open_parquet(name: str, path: Path, key_prefix: str, config: SourceConfig) -> ParquetFile:
-    """The columns of a Parquet file; FieldsError names a missing one, ValueError a file that is none."""
+    """The columns of a Parquet file; FieldsError names a missing one, ValueError a file that is
+    none.
+    """
     try:
         with open_arrow(path) as opened, pq.ParquetFile(opened, pre_buffer=False) as file:
             names = tuple(file.schema_arrow.names)
@@ -57,7 +68,10 @@ def open_parquet(name: str, path: Path, key_prefix: str, config: SourceConfig) -
             image = fields.image.partition(".")[0]
             kind = file.schema_arrow.field(image if image in names else fields.image).type
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a readable Parquet file ({error}): download it again, or remove it") from error
+        raise ValueError(
+            f"{path} is not a readable Parquet file ({error}): download it again, or remove it"
+        ) from error
+
     group_rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
     has_paths = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     return ParquetFile(name, path, key_prefix, names, fields, group_rows, has_paths)
@@ -85,19 +99,33 @@ def parquet_parts(file: ParquetFile, config: SourceConfig) -> Iterator[Part]:
     for start, stop in _cuts(file.group_rows, config.part_rows):
         label = f"{file.name}:{start}-{stop}"
         num_bytes = round(row_bytes * (stop - start))
-        yield Part(label, "parquet", (), str(file.path), start, stop, file.key_prefix, stop - start, num_bytes)
+        yield Part(
+            label,
+            "parquet",
+            (),
+            str(file.path),
+            start,
+            stop,
+            file.key_prefix,
+            stop - start,
+            num_bytes,
+        )
 
 
 def _cuts(group_rows: Sequence[int], part_rows: int) -> Iterator[tuple[int, int]]:
     """Ranges of at most `part_rows` rows, cut between row groups but for those that are longer."""
     start = 0
     stop = 0
-    pieces = (min(part_rows, rows - first) for rows in group_rows for first in range(0, rows, part_rows))
+    pieces = (
+        min(part_rows, rows - first) for rows in group_rows for first in range(0, rows, part_rows)
+    )
+
     for rows in pieces:
         if stop + rows - start > part_rows:
             yield start, stop
             start = stop
         stop += rows
+
     if stop > start:
         yield start, stop
 
@@ -121,7 +149,9 @@ def read_parquet_part(config: SourceConfig, part: Part) -> Iterator[Sample | Rej
 
 
 def _fields_of(file: pq.ParquetFile, part: Part, config: SourceConfig) -> Fields:
-    """The fields by the names of the columns, and by values only where names do not tell: those must be read."""
+    """The fields by the names of the columns, and by values only where names do not tell: those
+    must be read.
+    """
     names = file.schema_arrow.names
     try:
         return resolve_fields(part.name, names, (), config)
@@ -129,12 +159,18 @@ def _fields_of(file: pq.ParquetFile, part: Part, config: SourceConfig) -> Fields
         return resolve_fields(part.name, names, _first_records(file), config)
 
 
-def _keys_before(file: pq.ParquetFile, fields: Fields, config: SourceConfig, part: Part) -> set[str]:
-    """Keys that the file has before the part, read without the images; row numbers do not repeat."""
+def _keys_before(
+    file: pq.ParquetFile, fields: Fields, config: SourceConfig, part: Part
+) -> set[str]:
+    """Keys that the file has before the part, read without the images; row numbers do not
+    repeat.
+    """
     if not fields.key or not part.start:
         return set()
     before = replace(part, start=0, stop=part.start)
-    return {_key(fields, part, *row) for row in _records(file, (fields.key,), fields, config, before)}
+    return {
+        _key(fields, part, *row) for row in _records(file, (fields.key,), fields, config, before)
+    }
 
 
 def _key(fields: Fields, part: Part, number: int, record: dict) -> str:
@@ -145,15 +181,23 @@ def _key(fields: Fields, part: Part, number: int, record: dict) -> str:
 def _records(
     file: pq.ParquetFile, paths: Iterable[str], fields: Fields, config: SourceConfig, part: Part
 ) -> Iterator[tuple[int, dict]]:
-    """(row number in the file, record) of the part's rows of the split; a row group is read from its first row."""
+    """(row number in the file, record) of the part's rows of the split; a row group is read from
+    its first row.
+    """
     metadata = file.metadata
-    ends = list(accumulate(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)))
+    ends = list(
+        accumulate(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+    )
     first = bisect_right(ends, part.start)
     last = bisect_left(ends, part.stop)
     number = ends[first - 1] if first else 0
 
     names = set(file.schema_arrow.names)
-    wanted = sorted({path if path in names else path.partition(".")[0] for path in (*paths, fields.split)} & names)
+    wanted = sorted(
+        {path if path in names else path.partition(".")[0] for path in (*paths, fields.split)}
+        & names
+    )
+
     for batch in file.iter_batches(READ_ROWS, row_groups=range(first, last + 1), columns=wanted):
         begin = max(0, part.start - number)
         end = min(len(batch), part.stop - number)
@@ -180,18 +224,23 @@ def _sample(key: str, part: Part, record: dict, fields: Fields) -> Sample | Reje
 
 
 def _image_bytes(value: object, folder: Path) -> bytes | Problem:
-    """The encoded image: bytes, those of a struct, base64 text, or those of the file that a name leads to."""
+    """The encoded image: bytes, those of a struct, base64 text, or those of the file that a name
+    leads to.
+    """
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return value["bytes"]
     if isinstance(value, bytes):
         return value
     if isinstance(value, list) and len(value) == 1:
         return _image_bytes(value[0], folder)
+
     name, kind = image_name(value)
     if kind == "none":
         return Problem("missing file", f"image is {value!r:.60}")
     if kind == "address":
-        return Problem("image is an address", f"{name[:100]}: download it first, as with img2dataset")
+        return Problem(
+            "image is an address", f"{name[:100]}: download it first, as with img2dataset"
+        )
     if (decoded := _from_base64(name)) is not None:
         return decoded
 
@@ -201,17 +250,24 @@ def _image_bytes(value: object, folder: Path) -> bytes | Problem:
             return read_range(str(path), 0, size_of(path))
     except (OSError, ValueError):  # a name that no file can have
         pass
+
     return Problem("missing file", f"{name[:100]}")
 
 
 def _from_base64(text: str) -> bytes | None:
     """The bytes of a data: URI or of base64 text; None for what is a name."""
     marked = DATA_URI.match(text)
-    if marked is None and (len(text) < SHORTEST_BASE64 or "." in text[-6:] or not BASE64.fullmatch(text)):
+    if marked is None and (
+        len(text) < SHORTEST_BASE64 or "." in text[-6:] or not BASE64.fullmatch(text)
+    ):
         return None
+
     encoded = text[marked.end() :] if marked else text
     try:
-        data = base64.b64decode(encoded, altchars=b"-_" if "-" in encoded or "_" in encoded else None)
+        data = base64.b64decode(
+            encoded, altchars=b"-_" if "-" in encoded or "_" in encoded else None
+        )
     except (binascii.Error, ValueError):
         return None
+
     return data if marked or has_image_mark(data) else None

@@ -1,4 +1,6 @@
-"""Where the bytes of a file are, so that any process can read them in place: a whole file, or a member of a tar."""
+"""Where the bytes of a file are, so that any process can read them in place: a whole file, or a
+member of a tar.
+"""
 
 from typing import NamedTuple
 
@@ -13,7 +15,9 @@ class ByteRange(NamedTuple):
     size: int
     """Bytes of the file, holes of a sparse one included."""
     pieces: tuple[tuple[int, int], ...] | None = None
-    """(position in the file, bytes) of what a sparse member stores, one after the other; None: all of it is stored."""
+    """(position in the file, bytes) of what a sparse member stores, one after the other; None: all
+    of it is stored.
+    """
 
     def read(self) -> bytes:
         """All bytes; shorter than `size` when the file has been cut."""

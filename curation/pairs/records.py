@@ -1,4 +1,6 @@
-"""One list file to records: JSON in its several forms, JSON lines, delimited tables. Nothing but the list is read."""
+"""One list file to records: JSON in its several forms, JSON lines, delimited tables. Nothing but
+the list is read.
+"""
 
 import json
 import posixpath
@@ -44,7 +46,9 @@ class Entry(NamedTuple):
     split: object = None
     problem: Problem | None = None
     bare: str = ""
-    """A second name of the image, where no file has the first: without Karpathy's folder, or its id."""
+    """A second name of the image, where no file has the first: without Karpathy's folder, or its
+    id.
+    """
 
 
 class CaptionList(NamedTuple):
@@ -69,17 +73,22 @@ class NoList(ValueError):
 def read_list(name: str, data: bytes, config: SourceConfig) -> CaptionList:
     """The entries of a list file, of all splits.
 
-    NoList for a file of another purpose, FieldsError for records whose fields cannot be told, ValueError for a file
-    that cannot be parsed.
+    NoList for a file of another purpose, FieldsError for records whose fields cannot be told,
+    ValueError for a file that cannot be parsed.
     """
     text = decode_text(data, config.encoding)
     encoding = encoding_of(data, config.encoding)[0]
     suffix = posixpath.splitext(name)[1].lower()
-    is_json = suffix in JSON_SUFFIXES or (suffix not in LIST_SUFFIXES and text.lstrip()[:1] in ("{", "["))
+    is_json = suffix in JSON_SUFFIXES or (
+        suffix not in LIST_SUFFIXES and text.lstrip()[:1] in ("{", "[")
+    )
+
     if not is_json:
         table = parse_table(name, text, config)
         numbered = [(str(number), record) for number, record in enumerate(table.records, start=1)]
-        return _of_records(name, f"table, {table.dialect}, {encoding}", table.names, numbered, config)
+        return _of_records(
+            name, f"table, {table.dialect}, {encoding}", table.names, numbered, config
+        )
 
     content = _content(name, text, suffix)
     kind = annotation_kind(content)
@@ -89,24 +98,36 @@ def read_list(name: str, data: bytes, config: SourceConfig) -> CaptionList:
         return _of_annotations(name, kind, content)
     if config.format in ("karpathy", "coco"):
         raise NoList(f"source.format is {config.format}")
+
     numbered = _numbered_records(name, content, config)
     names = list(dict.fromkeys(field for _, record in numbered[:FIRST_RECORDS] for field in record))
-    return _of_records(name, f"{'JSON' if suffix == '.json' else 'JSON lines'}, {encoding}", names, numbered, config)
+    return _of_records(
+        name,
+        f"{'JSON' if suffix == '.json' else 'JSON lines'}, {encoding}",
+        names,
+        numbered,
+        config,
+    )
 
 
 def _content(name: str, text: str, suffix: str) -> Any:
-    """The content of a JSON file; of JSON lines, the list of its lines, None where a line is no JSON."""
+    """The content of a JSON file; of JSON lines, the list of its lines, None where a line is no
+    JSON.
+    """
     text = text.strip()
     lines = [line for line in text.split("\n") if line.strip()]
     if suffix in (".jsonl", ".ndjson") and not text.startswith("["):
         return _json_lines(name, text)
+
     try:
         return json.loads(text, strict=False)
     except (ValueError, RecursionError) as error:
         # Some write JSON lines under .json.
         if len(lines) > 1 and _parsed(lines[0]) is not None:
             return _json_lines(name, text)
-        raise ValueError(f"{name} cannot be parsed ({error}): repair it there, then run again") from error
+        raise ValueError(
+            f"{name} cannot be parsed ({error}): repair it there, then run again"
+        ) from error
 
 
 def _json_lines(name: str, text: str) -> list[Any]:
@@ -117,8 +138,8 @@ def _json_lines(name: str, text: str) -> list[Any]:
             json.loads(first, strict=False)
         except ValueError as error:
             raise ValueError(
-                f"{name} has no line that is JSON: line 1 is {first[:60]!r} ({error}); write one object per line, "
-                "without commas between them"
+                f"{name} has no line that is JSON: line 1 is {first[:60]!r} ({error}); write one "
+                "object per line, without commas between them"
             ) from error
     return records
 
@@ -131,11 +152,16 @@ def _parsed(line: str) -> Any:
 
 
 def _numbered_records(name: str, content: Any, config: SourceConfig) -> list[tuple[str, dict]]:
-    """(number from 1, record) of a JSON list, a mapping from images, or an object that holds a list of records."""
+    """(number from 1, record) of a JSON list, a mapping from images, or an object that holds a list
+    of records.
+    """
     if content in ({}, []):
         return []
     if not isinstance(content, dict | list):
-        raise FieldsError(f"{name} names no image: it has to be a list or an object of records, not {content!r:.40}")
+        raise FieldsError(
+            f"{name} names no image: it has to be a list or an object of records, not "
+            f"{content!r:.40}"
+        )
     if isinstance(content, dict) and (columns := _columns(content)):
         return columns
     if isinstance(content, dict):
@@ -152,25 +178,33 @@ def _numbered_records(name: str, content: Any, config: SourceConfig) -> list[tup
         if len(fitting) != 1:
             found = ", ".join(fitting or tables)
             raise FieldsError(
-                f"{name} holds {'several lists' if fitting else 'no list'} of records with an image and a caption "
-                f"({found}): one is required; write it into a file of its own, or set source.image_column and "
-                "source.caption_column"
+                f"{name} holds {'several lists' if fitting else 'no list'} of records with an "
+                f"image and a caption ({found}): one is required; write it into a file of its "
+                "own, or set source.image_column and source.caption_column"
             )
         content = tables[fitting[0]]
+
     return [(str(number), record) for number, record in _numbered(content)]
 
 
 def _columns(content: dict[str, Any]) -> list[tuple[str, dict]]:
-    """Records of an object of columns, as pandas writes it: lists of one length, or objects with the same keys."""
+    """Records of an object of columns, as pandas writes it: lists of one length, or objects with
+    the same keys.
+    """
     if not _known_fields(content):
         return []
+
     values = list(content.values())
     if all(isinstance(value, dict) and value.keys() == values[0].keys() for value in values):
         values = [list(value.values()) for value in values]
     if not all(isinstance(value, list) and len(value) == len(values[0]) for value in values):
         return []
+
     rows = zip(*values, strict=True)
-    return [(str(number), dict(zip(content, row, strict=True))) for number, row in enumerate(rows, start=1)]
+    return [
+        (str(number), dict(zip(content, row, strict=True)))
+        for number, row in enumerate(rows, start=1)
+    ]
 
 
 def _known_fields(content: dict[str, Any]) -> bool:
@@ -179,17 +213,26 @@ def _known_fields(content: dict[str, Any]) -> bool:
     return not keys.isdisjoint(IMAGE_FIELDS) and not keys.isdisjoint(CAPTION_FIELDS)
 
 
-def _mapped_records(name: str, content: dict[str, Any], config: SourceConfig) -> list[tuple[str, dict]]:
+def _mapped_records(
+    name: str, content: dict[str, Any], config: SourceConfig
+) -> list[tuple[str, dict]]:
     """Records of a mapping from images to captions, or to objects with captions (kohya's)."""
     first = dict(list(content.items())[:FIRST_RECORDS])
     num_names = sum(map(is_image_name, first))
-    num_records = sum(isinstance(value, dict) and bool(caption_fields_of(value, config)) for value in first.values())
+    num_records = sum(
+        isinstance(value, dict) and bool(caption_fields_of(value, config))
+        for value in first.values()
+    )
     if 2 * max(num_names, num_records) < len(first) and not is_named_as_list(name):
         raise NoList("a JSON object that does not map images to captions")
+
     records = (
-        {"image": image, **value} if isinstance(value, dict) else {"image": image, "captions": value}
+        {"image": image, **value}
+        if isinstance(value, dict)
+        else {"image": image, "captions": value}
         for image, value in content.items()
     )
+
     return [(str(number), record) for number, record in enumerate(records, start=1)]
 
 
@@ -200,13 +243,19 @@ def is_named_as_list(name: str) -> bool:
 
 
 def _is_table(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(record, dict) for record in value[:FIRST_RECORDS])
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(record, dict) for record in value[:FIRST_RECORDS])
+    )
 
 
 def _has_fields(name: str, table: list[dict], config: SourceConfig) -> bool:
     first = table[:FIRST_RECORDS]
     try:
-        resolve_fields(name, list(dict.fromkeys(field for record in first for field in record)), first, config)
+        resolve_fields(
+            name, list(dict.fromkeys(field for record in first for field in record)), first, config
+        )
     except FieldsError:
         return False
     return True
@@ -226,7 +275,11 @@ def _of_records(
     if not names and not is_named_as_list(name):
         raise NoList("a JSON list whose items have no fields")
     if not names:
-        raise FieldsError(f"{name} names no image: it has no records with fields; each needs an image and a caption")
+        raise FieldsError(
+            f"{name} names no image: it has no records with fields; each needs an image and "
+            "a caption"
+        )
+
     fields = resolve_fields(name, names, [record for _, record in numbered[:FIRST_RECORDS]], config)
     entries = [_entry(place, record, fields) for place, record in numbered]
     return CaptionList(name, kind, tuple(names), fields, entries)
@@ -236,19 +289,28 @@ def _entry(place: str, record: dict, fields: Fields) -> Entry:
     split = next(iter(values_at(record, fields.split)), None)
     image, kind = image_name(next(iter(values_at(record, fields.image)), None))
     problem: Problem | None = None
+
     if not record:
-        problem = _problem("unreadable record", "it is no JSON object, or has not as many fields as the header")
+        problem = _problem(
+            "unreadable record", "it is no JSON object, or has not as many fields as the header"
+        )
     elif kind == "none":
         problem = _problem("unreadable record", f"it names no image in {fields.image!r}")
     elif kind == "inline":
-        detail = f"its image is text of {len(image):,} characters: base64 is read from Parquet alone; write it there"
+        detail = (
+            f"its image is text of {len(image):,} characters: base64 is read from Parquet "
+            "alone; write it there"
+        )
         problem = _problem("unreadable record", detail)
     elif kind == "address":
-        problem = _problem("image is an address", f"{image[:100]}: download it first, as with img2dataset")
+        problem = _problem(
+            "image is an address", f"{image[:100]}: download it first, as with img2dataset"
+        )
 
     captions = captions_in(record, fields.captions)
     if bad := next(filter(None, map(undecodable, captions)), ""):
         problem = problem or _problem("undecodable text", bad)
+
     keys = values_at(record, fields.key) if fields.key is not None else []
     return Entry(
         place,
@@ -275,10 +337,16 @@ def _of_annotations(name: str, kind: str, content: dict) -> CaptionList:
     entries = []
     for image in annotated_images(content):
         problem = _problem("unreadable record", image.problem) if image.problem else None
-        bad = next(filter(None, (undecodable(text) for text in image.captions if isinstance(text, str))), "")
+        bad = next(
+            filter(None, (undecodable(text) for text in image.captions if isinstance(text, str))),
+            "",
+        )
         if bad:
             problem = problem or _problem("undecodable text", bad)
         path = posixpath.join(image.folder, image.file_name) if image.folder else image.file_name
-        entries.append(Entry(image.place, path, image.captions, None, image.split, problem, image.file_name))
+        entries.append(
+            Entry(image.place, path, image.captions, None, image.split, problem, image.file_name)
+        )
+
     words = {"karpathy": "Karpathy's JSON", "coco": "COCO's JSON"}[kind]
     return CaptionList(name, words, (), None, entries, is_annotation=True)

@@ -1,4 +1,6 @@
-"""What a source is made of: parts, the pairs of a part while they are on disk, and the samples they become."""
+"""What a source is made of: parts, the pairs of a part while they are on disk, and the samples they
+become.
+"""
 
 import hashlib
 import json
@@ -38,20 +40,26 @@ class Problem(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """One pair that is still on disk: an image and captions from a list, or from files beside the image."""
+    """One pair that is still on disk: an image and captions from a list, or from files beside the
+    image.
+    """
 
     key: str
     image: ByteRange | None
     captions: tuple[str, ...] | None = ()
     """None: an image without captions, of an evaluation set."""
     beside: tuple[tuple[str, ByteRange], ...] = ()
-    """(kind, file) of caption files beside the image, where no list has captions; kinds are "txt" and "json"."""
+    """(kind, file) of caption files beside the image, where no list has captions; kinds are "txt"
+    and "json".
+    """
     problem: Problem | None = None
 
 
 @dataclass(frozen=True)
 class Part:
-    """A share of a source that one process turns into one shard: listed pairs, or a range of a tar or Parquet file."""
+    """A share of a source that one process turns into one shard: listed pairs, or a range of a tar
+    or Parquet file.
+    """
 
     name: str
     kind: Literal["pairs", "tar", "parquet"]
@@ -63,14 +71,26 @@ class Part:
     num_rows: int | None = None
     """Rows inside, when that is known without reading."""
     num_bytes: int = 0
-    """About how many bytes are read for it: how much work it is beside others, not part of its identity."""
+    """About how many bytes are read for it: how much work it is beside others, not part of its
+    identity.
+    """
 
     def digest(self) -> str:
         """Identity of the part's data, wherever it lies."""
         pairs = [
-            (pair.key, pair.image and pair.image.size, pair.captions, _sizes(pair), pair.problem) for pair in self.pairs
+            (pair.key, pair.image and pair.image.size, pair.captions, _sizes(pair), pair.problem)
+            for pair in self.pairs
         ]
-        fields = [self.name, self.kind, pairs, self.start, self.stop, self.key_prefix, self.num_rows]
+        fields = [
+            self.name,
+            self.kind,
+            pairs,
+            self.start,
+            self.stop,
+            self.key_prefix,
+            self.num_rows,
+        ]
+
         return hashlib.sha256(json.dumps(fields).encode("utf-8", "replace")).hexdigest()
 
 

@@ -1,8 +1,9 @@
-"""Raw image-caption pairs in any common layout, as parts that processes can share and the samples of each part.
+"""Raw image-caption pairs in any common layout, as parts that processes can share and the samples
+of each part.
 
-A source is opened by one decision: every file below it is read as pairs, belongs to a pair, is a list, or is not read
-for a reason that the account names. Layouts may lie side by side. Opening reads annotations and file names only; keys
-are unique by construction.
+A source is opened by one decision: every file below it is read as pairs, belongs to a pair, is a
+list, or is not read for a reason that the account names. Layouts may lie side by side. Opening
+reads annotations and file names only; keys are unique by construction.
 """
 
 import logging
@@ -24,14 +25,17 @@ from curation.pairs.webdataset import TarWalk, tar_pairs
 
 REASONS_NAMED = 4
 FIRST_ROWS = 16
-TAR_BYTES = 2304  # of a tar per row, beside the image: headers, a caption and what fills both up to 512
+TAR_BYTES = (
+    2304  # of a tar per row, beside the image: headers, a caption and what fills both up to 512
+)
 
 logger = logging.getLogger(__name__)
 
 
 def list_parts(config: SourceConfig, path: Path) -> list[Part]:
-    """Every part of the source, in a fixed order; ValueError says what is there when there is none, or too much is
-    left unread."""
+    """Every part of the source, in a fixed order; ValueError says what is there when there is none,
+    or too much is left unread.
+    """
     return checked(config, open_source(config, path)).parts
 
 
@@ -40,7 +44,12 @@ def checked(config: SourceConfig, source: Source) -> Source:
     for note in source.account.notes:
         logger.warning("source=%s %s", source.path.name, note)
     check(config, source)
-    logger.info("source=%s parts=%d files=%d", source.path.name, len(source.parts), len(source.account.files))
+    logger.info(
+        "source=%s parts=%d files=%d",
+        source.path.name,
+        len(source.parts),
+        len(source.account.files),
+    )
     return source
 
 
@@ -53,7 +62,9 @@ def check(config: SourceConfig, source: Source) -> None:
 
 
 def open_source(config: SourceConfig, path: Path) -> Source:
-    """The decision what is read of a source, and how; ValueError when it does not exist or is damaged."""
+    """The decision what is read of a source, and how; ValueError when it does not exist or is
+    damaged.
+    """
     kind = kind_of(path)
     if not kind:
         raise ValueError(f"source {path} does not exist: give {READ_KINDS}")
@@ -63,57 +74,80 @@ def open_source(config: SourceConfig, path: Path) -> Source:
     what = file_kind(path)
     if what == "tar":
         return Opening(config, open_tree(path)).all_of_it()
+
     tree, only = tree_of(path)
     return Opening(config, tree).one_file(only, what)
 
 
 def _nothing_to_read(config: SourceConfig, source: Source) -> ValueError:
-    """Why a source has no pair: its splits, a list that could not be read, or what was looked for."""
+    """Why a source has no pair: its splits, a list that could not be read, or what was looked
+    for.
+    """
     unread = source.account.unread()
     of_split = [(reason, names) for reason, names in unread.items() if "another split" in reason]
     if source.splits and not config.wants_split(next(iter(source.splits))):
         return ValueError(
-            f"split {config.split!r} is empty: the rows of {source.path} have the splits {sorted(source.splits)}; set "
-            "source.split to one with --embed.source.split, or to '' for all"
+            f"split {config.split!r} is empty: the rows of {source.path} have the splits "
+            f"{sorted(source.splits)}; set source.split to one with --embed.source.split, or to "
+            "'' for all"
         )
+
     for _, names in of_split:
         named = [name for name in names if not name.lower().endswith(IMAGE_SUFFIXES)] or names
         return ValueError(
-            f"split {config.split!r} is empty: all {len(named)} files are named after another, {named[0]} first; set "
-            "source.split to one that is there with --embed.source.split, or to '' for all"
+            f"split {config.split!r} is empty: all {len(named)} files are named after another, "
+            f"{named[0]} first; set source.split to one that is there with --embed.source.split, "
+            "or to '' for all"
         )
+
     if source.problems:
         return source.problems[0]
+
     first = list(unread.items())[:REASONS_NAMED]
     reasons = "; ".join(source.account.describe(reason, names) for reason, names in first)
     return ValueError(
-        f"source {source.path} ({len(source.account.files)} files) has no pairs in a known layout: WebDataset .tar "
-        "with images and .txt or .json beside them; .parquet; a Karpathy or COCO .json; a list of images and captions "
-        "(captions.json, captions.jsonl, metadata.csv, ...); or a .txt beside each image. "
-        f"What is there: {reasons or 'nothing'}. Set source.format, or convert to one of these"
+        f"source {source.path} ({len(source.account.files)} files) has no pairs in a known "
+        "layout: WebDataset .tar with images and .txt or .json beside them; .parquet; a Karpathy "
+        "or COCO .json; a list of images and captions (captions.json, captions.jsonl, "
+        f"metadata.csv, ...); or a .txt beside each image. What is there: {reasons or 'nothing'}. "
+        "Set source.format, or convert to one of these"
     )
 
 
 def _check_usable(source: Source) -> None:
-    """ValueError when every listed pair is known to be unusable: nothing need be read to see that."""
-    if any(part.kind != "pairs" or any(pair.problem is None for pair in part.pairs) for part in source.parts):
+    """ValueError when every listed pair is known to be unusable: nothing need be read to see
+    that.
+    """
+    if any(
+        part.kind != "pairs" or any(pair.problem is None for pair in part.pairs)
+        for part in source.parts
+    ):
         return
-    problems = [pair.problem for part in source.parts for pair in part.pairs if pair.problem is not None]
+
+    problems = [
+        pair.problem for part in source.parts for pair in part.pairs if pair.problem is not None
+    ]
     reasons = list(dict.fromkeys(problem.reason for problem in problems))
     advice = ""
+
     if "missing file" in reasons:
         advice = (
-            "; images are looked for beside their list and below the source: give a folder that holds both the list "
-            f"and its images, such as {source.path.parent}"
+            "; images are looked for beside their list and below the source: give a folder that "
+            f"holds both the list and its images, such as {source.path.parent}"
         )
+
     raise ValueError(
-        f"none of the {len(problems)} pairs of {source.path} can be used ({', '.join(reasons)}): {problems[0].detail}"
-        f"{advice}"
+        f"none of the {len(problems)} pairs of {source.path} can be used ({', '.join(reasons)}): "
+        f"{problems[0].detail}{advice}"
     )
 
 
-def read_part(config: SourceConfig, part: Part, walks: dict[str, TarWalk] | None = None) -> Iterator[Sample | Reject]:
-    """Every row of a part in order, as a sample or as a reject with its reason; `walks` is passed from part to part."""
+def read_part(
+    config: SourceConfig, part: Part, walks: dict[str, TarWalk] | None = None
+) -> Iterator[Sample | Reject]:
+    """Every row of a part in order, as a sample or as a reject with its reason; `walks` is passed
+    from part to part.
+    """
     if part.kind == "parquet":
         return read_parquet_part(config, part)
     pairs = tar_pairs(part, walks) if part.kind == "tar" else part.pairs
@@ -127,25 +161,33 @@ def estimated_rows(config: SourceConfig, parts: Sequence[Part]) -> int:
     if not tars:
         return known
 
-    first = [row for row in islice(read_part(config, tars[0]), FIRST_ROWS) if isinstance(row, Sample)]
+    first = [
+        row for row in islice(read_part(config, tars[0]), FIRST_ROWS) if isinstance(row, Sample)
+    ]
     row_bytes = [len(row.image) + TAR_BYTES for row in first] or [tars[0].num_bytes]
     mean_bytes = sum(row_bytes) / len(row_bytes)
+
     return known + max(1, round(sum(part.num_bytes for part in tars) / mean_bytes))
 
 
-def image_ranges(part: Part, walks: dict[str, TarWalk] | None = None) -> Iterator[tuple[str, ByteRange]]:
-    """(key, where the image is) of the rows of a part that have an image; `walks` is passed from part to part."""
+def image_ranges(
+    part: Part, walks: dict[str, TarWalk] | None = None
+) -> Iterator[tuple[str, ByteRange]]:
+    """(key, where the image is) of the rows of a part that have an image; `walks` is passed from
+    part to part.
+    """
     if part.kind == "parquet":
         raise ValueError(
-            f"{part.name} is Parquet, whose single images cannot be read in any order: train on stored embeddings, or "
-            "convert it to WebDataset tars"
+            f"{part.name} is Parquet, whose single images cannot be read in any order: train on "
+            "stored embeddings, or convert it to WebDataset tars"
         )
+
     for pair in tar_pairs(part, walks) if part.kind == "tar" else part.pairs:
         if pair.image is None or pair.problem is not None:
             continue
         if pair.image.pieces is not None:
             raise ValueError(
-                f"{pair.key} is stored sparse in {pair.image.path}, whose images cannot be read in any order: pack it "
-                "again without --sparse"
+                f"{pair.key} is stored sparse in {pair.image.path}, whose images cannot be read "
+                "in any order: pack it again without --sparse"
             )
         yield pair.key, pair.image

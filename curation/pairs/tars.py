@@ -1,4 +1,6 @@
-"""Members of an uncompressed tar as byte ranges; what it stores as links or sparse files is read as what it means."""
+"""Members of an uncompressed tar as byte ranges; what it stores as links or sparse files is read as
+what it means.
+"""
 
 import io
 import posixpath
@@ -83,7 +85,9 @@ class _Links:
             elif member.islnk():
                 self.targets[name] = posixpath.normpath(member.linkname).lstrip("/")
             elif member.issym():
-                self.targets[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+                self.targets[name] = posixpath.normpath(
+                    posixpath.join(posixpath.dirname(name), member.linkname)
+                )
 
     def resolve(self, name: str) -> ByteRange | None:
         """The file at the end of a chain of links; None where it leads nowhere, or in a circle."""
@@ -114,7 +118,9 @@ def peek(path: Path, num_members: int) -> list[str]:
 
 
 def check_tar_end(path: Path) -> None:
-    """ValueError when a tar has been cut: a whole one ends in zeros. One small read, without its headers."""
+    """ValueError when a tar has been cut: a whole one ends in zeros. One small read, without its
+    headers.
+    """
     with open_arrow(path) if is_remote(path) else path.open("rb") as file:
         try:
             _check_end(file, max(0, file.seek(0, io.SEEK_END) - tarfile.BLOCKSIZE))
@@ -123,7 +129,9 @@ def check_tar_end(path: Path) -> None:
 
 
 def _check_end(file: io.BufferedReader | pa.NativeFile, offset: int) -> None:
-    """What follows the last member is zeros alone, a block at least; tarfile itself is silent about anything else."""
+    """What follows the last member is zeros alone, a block at least; tarfile itself is silent about
+    anything else.
+    """
     file.seek(offset)
     tail = file.read(tarfile.BLOCKSIZE)
     if tail.strip(b"\0") or len(tail) < tarfile.BLOCKSIZE:
@@ -132,13 +140,13 @@ def _check_end(file: io.BufferedReader | pa.NativeFile, offset: int) -> None:
     while padding := file.read(PADDING_BYTES):
         if padding.strip(b"\0"):
             raise tarfile.ReadError(
-                f"more follows its end mark at byte {offset}, as where tars were joined by cat: unpack it with "
-                "tar --ignore-zeros and pack it again"
+                f"more follows its end mark at byte {offset}, as where tars were joined by cat: "
+                "unpack it with tar --ignore-zeros and pack it again"
             )
 
 
 def _damaged(path: Path, error: tarfile.TarError) -> ValueError:
     return ValueError(
-        f"{path} cannot be read as a tar ({error}): it must be whole and uncompressed, since files are read in place; "
-        "unpack compressed archives, download cut ones again"
+        f"{path} cannot be read as a tar ({error}): it must be whole and uncompressed, since "
+        "files are read in place; unpack compressed archives, download cut ones again"
     )

@@ -1,7 +1,8 @@
 """Bytes of caption files to text, and captions as any consumer can store and print them.
 
-A byte-order mark decides the encoding. Without one it is UTF-8, or what the user has set. Bytes that do not fit are
-never replaced: they stay in the text as escapes (U+DC80 to U+DCFF), and a caption that holds one is a rejected row.
+A byte-order mark decides the encoding. Without one it is UTF-8, or what the user has set. Bytes
+that do not fit are never replaced: they stay in the text as escapes (U+DC80 to U+DCFF), and a
+caption that holds one is a rejected row.
 """
 
 import codecs
@@ -49,13 +50,15 @@ def undecodable(text: str) -> str:
     around = text[max(0, escaped.start() - 20) : escaped.start() + 20]
     shown = around.encode("utf-8", "surrogateescape")
     return (
-        f"byte 0x{ord(escaped[0]) - 0xDC00:02x} does not fit the encoding (near {shown!r}): name the right one with "
-        "--embed.source.encoding, such as cp1252 or gbk"
+        f"byte 0x{ord(escaped[0]) - 0xDC00:02x} does not fit the encoding (near {shown!r}): name "
+        "the right one with --embed.source.encoding, such as cp1252 or gbk"
     )
 
 
 def clean_captions(raw: Iterable[object]) -> tuple[str, ...]:
-    """Captions without control characters and lone surrogates, in one line, not empty, at most 10,000 characters."""
+    """Captions without control characters and lone surrogates, in one line, not empty, at most
+    10,000 characters.
+    """
     return tuple(_clean(raw))
 
 
@@ -69,5 +72,7 @@ def _clean(raw: Iterable[object]) -> Iterator[str]:
 
 
 def as_text(name: str) -> str:
-    """A file's name as UTF-8 can hold it: bytes of another encoding are spelled out, as in caf\\udce9.jpg."""
+    """A file's name as UTF-8 can hold it: bytes of another encoding are spelled out, as in
+    caf\\udce9.jpg.
+    """
     return name.encode("utf-8", "backslashreplace").decode()

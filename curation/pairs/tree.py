@@ -1,6 +1,8 @@
-"""Files by relative name, in a folder or inside uncompressed tars, each as a byte range that any process can read.
+"""Files by relative name, in a folder or inside uncompressed tars, each as a byte range that any
+process can read.
 
-Every annotated layout is read through a tree, so that a folder and a tar of it are the same thing: nothing is unpacked.
+Every annotated layout is read through a tree, so that a folder and a tar of it are the same thing:
+nothing is unpacked.
 """
 
 import posixpath
@@ -40,7 +42,9 @@ class Tree:
 
     @cached_property
     def _by_form(self) -> dict[str, list[str]]:
-        """Full names by the last part of the name, images also by its stem, whatever their case and Unicode form."""
+        """Full names by the last part of the name, images also by its stem, whatever their case and
+        Unicode form.
+        """
         by_form: dict[str, list[str]] = {}
         for name in self.files:
             base = _form(posixpath.basename(name))
@@ -51,11 +55,13 @@ class Tree:
         return by_form
 
     def find(self, name: str, *folders: str) -> list[str]:
-        """The files that a name in a list can mean: one when it is clear, none when missing, several when ambiguous.
+        """The files that a name in a list can mean: one when it is clear, none when missing,
+        several when ambiguous.
 
-        The first of these ways in which any file fits decides: the name in one of `folders`, in their order; the name
-        from the root; the same without regard to case and Unicode form; every file whose path ends in the whole name,
-        or whose whole path ends the name. A name without an image's suffix may mean an image of that stem.
+        The first of these ways in which any file fits decides: the name in one of `folders`, in
+        their order; the name from the root; the same without regard to case and Unicode form; every
+        file whose path ends in the whole name, or whose whole path ends the name. A name without an
+        image's suffix may mean an image of that stem.
 
         >>> tree.find("cats/1.jpg", "lists")    # files: data/cats/1.jpg, data/dogs/1.jpg
         ["data/cats/1.jpg"]
@@ -64,7 +70,9 @@ class Tree:
         """
         spellings = (name, name.replace("\\", "/")) if "\\" in name else (name,)
         wanted = [
-            posixpath.normpath(posixpath.join(folder, spelled)) for spelled in spellings for folder in (*folders, "")
+            posixpath.normpath(posixpath.join(folder, spelled))
+            for spelled in spellings
+            for folder in (*folders, "")
         ]
         for candidate in wanted:
             if candidate in self.files:
@@ -77,10 +85,16 @@ class Tree:
             if same := [file for file in alike if _is_named(file, candidate)]:
                 return same
 
-        # A path of another machine may be longer than ours: /home/me/data/cats/1.jpg for cats/1.jpg.
+        # A path of another machine may be longer than ours: /home/me/data/cats/1.jpg for
+        # cats/1.jpg.
         parts = _parts(wanted[-1].removeprefix("/"))
-        fitting = [file for file in alike if _is_tail(_parts(file), parts) or _is_tail(_parts(_stem(file)), parts)]
+        fitting = [
+            file
+            for file in alike
+            if _is_tail(_parts(file), parts) or _is_tail(_parts(_stem(file)), parts)
+        ]
         unquoted = unquote(name)  # as in addresses: my%20cat.jpg
+
         return fitting if fitting or unquoted == name else self.find(unquoted, *folders)
 
     def outermost(self, *basenames: str) -> str | None:
@@ -94,7 +108,9 @@ class Tree:
 
 
 def _form(name: str) -> str:
-    """Equal for names that differ in case, or in how their accents are composed (macOS writes NFD)."""
+    """Equal for names that differ in case, or in how their accents are composed (macOS writes
+    NFD).
+    """
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -120,8 +136,15 @@ def open_tree(path: Path) -> Tree:
     """The tree of a folder or of an uncompressed tar; ValueError when there is neither."""
     kind = kind_of(path)
     if not kind:
-        raise ValueError(f"{path} does not exist: a folder or an uncompressed .tar is required; correct the path")
+        raise ValueError(
+            f"{path} does not exist: a folder or an uncompressed .tar is required; correct the path"
+        )
     if kind == "file":
-        return Tree(path, True, dict(sorted((member.name, member.file) for member in tar_members(path))))
-    files = {as_text(name): ByteRange(where, 0, size) for name, where, size in sorted(files_below(path))}
+        return Tree(
+            path, True, dict(sorted((member.name, member.file) for member in tar_members(path)))
+        )
+
+    files = {
+        as_text(name): ByteRange(where, 0, size) for name, where, size in sorted(files_below(path))
+    }
     return Tree(path, False, files)

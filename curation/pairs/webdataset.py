@@ -1,7 +1,8 @@
-"""WebDataset tars, img2dataset's included: consecutive members with one basename, up to its first dot, are a sample.
+"""WebDataset tars, img2dataset's included: consecutive members with one basename, up to its first
+dot, are a sample.
 
-A tar is one part; a very long one is read in several, each of the samples whose first byte lies in its range. A damaged
-tar ends the run: how many rows it has lost nobody can say.
+A tar is one part; a very long one is read in several, each of the samples whose first byte lies in
+its range. A damaged tar ends the run: how many rows it has lost nobody can say.
 """
 
 import posixpath
@@ -29,7 +30,9 @@ def is_webdataset(names: Sequence[str]) -> bool:
 
 
 def lies_apart(names: Sequence[str]) -> bool:
-    """Whether, of these members in their order, any image and caption of one key are not next to each other."""
+    """Whether, of these members in their order, any image and caption of one key are not next to
+    each other.
+    """
     before: dict[str, set[str]] = {}
     for key, run in groupby(map(split_name, names), key=lambda split: split[0]):
         kinds = {_kind(extension) for _, extension in run}.intersection(KINDS)
@@ -58,9 +61,11 @@ def tar_parts(name: str, file: ByteRange, key_prefix: str, config: SourceConfig)
 
 
 class TarWalk:
-    """Through the samples of one tar, in order; what reads its next part can go on where the last part ended.
+    """Through the samples of one tar, in order; what reads its next part can go on where the last
+    part ended.
 
-    Headers can only be found one after the other: without a walk, each part reads those of all parts before it again.
+    Headers can only be found one after the other: without a walk, each part reads those of all
+    parts before it again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,7 +76,9 @@ class TarWalk:
         self.ahead = next(self.samples, None)
 
     def until(self, stop: int) -> Iterator[tuple[int, str, dict[str, ByteRange], set[str]]]:
-        """(first byte, name, file by extension, kinds that came before) of samples that begin before `stop`."""
+        """(first byte, name, file by extension, kinds that came before) of samples that begin
+        before `stop`.
+        """
         while self.ahead and self.ahead[0] < stop:
             first, name, files = self.ahead
             self.passed = first
@@ -86,6 +93,7 @@ def _samples(path: Path) -> Iterator[tuple[int, str, dict[str, ByteRange]]]:
     first = 0
     name = ""
     files = dict[str, ByteRange]()
+
     for member in tar_members(path):
         member_name, extension = split_name(member.name)
         if member_name != name or extension in files:
@@ -95,12 +103,14 @@ def _samples(path: Path) -> Iterator[tuple[int, str, dict[str, ByteRange]]]:
             name = member_name
             files = {}
         files[extension] = member.file
+
     if files:
         yield first, name, files
 
 
 def tar_pairs(part: Part, walks: dict[str, TarWalk] | None = None) -> Iterator[Pair]:
-    """The pairs of the samples that begin in the part; the first sample of a key is read, others have a problem.
+    """The pairs of the samples that begin in the part; the first sample of a key is read, others
+    have a problem.
 
     `walks` has, by path, where the part read last has ended. ValueError when the tar is damaged.
     """
@@ -108,9 +118,11 @@ def tar_pairs(part: Part, walks: dict[str, TarWalk] | None = None) -> Iterator[P
     walk = walks.pop(part.path, None)
     if walk is None or walk.passed >= part.start:
         walk = TarWalk(Path(part.path))
+
     for first, name, files, before in walk.until(part.stop):
         if first >= part.start:
             yield from _pairs(part.key_prefix + name, files, before)
+
     walks.clear()
     walks[part.path] = walk
 
@@ -127,8 +139,16 @@ def unsorted_pairs(members: Iterable[Member], key_prefix: str) -> list[Pair]:
         else:
             sample[extension] = member.file
 
-    pairs = [pair for name, sample in samples.items() for pair in _pairs(key_prefix + name, sample, set())]
-    again = [_pairs(key_prefix + name, {extension: file}, set(KINDS)) for name, extension, file in repeated]
+    pairs = [
+        pair
+        for name, sample in samples.items()
+        for pair in _pairs(key_prefix + name, sample, set())
+    ]
+    again = [
+        _pairs(key_prefix + name, {extension: file}, set(KINDS))
+        for name, extension, file in repeated
+    ]
+
     return [*pairs, *(pair for some in again for pair in some)]
 
 
@@ -137,16 +157,16 @@ def _pairs(key: str, files: dict[str, ByteRange], before: set[str]) -> list[Pair
     num_samples = _num_samples(files)
     if num_samples > 1:
         detail = (
-            f"{num_samples} images, .txt or .json have this key, the file name up to its first dot: one of each is "
-            "required; pack them again under names without other dots"
+            f"{num_samples} images, .txt or .json have this key, the file name up to its first "
+            "dot: one of each is required; pack them again under names without other dots"
         )
         return [Pair(key, None, problem=Problem("unreadable record", detail))] * num_samples
 
     problem: Problem | None = None
     if before and before.isdisjoint(kinds):
         detail = (
-            f"its files ({', '.join(sorted(before))} and {', '.join(sorted(kinds))}) do not lie next to each other: "
-            "pack the tar again with tar --sort=name"
+            f"its files ({', '.join(sorted(before))} and {', '.join(sorted(kinds))}) do not lie "
+            "next to each other: pack the tar again with tar --sort=name"
         )
         problem = Problem("unreadable record", detail)
     elif before:
@@ -155,12 +175,15 @@ def _pairs(key: str, files: dict[str, ByteRange], before: set[str]) -> list[Pair
         problem = Problem("missing file", f"no image among {sorted(files)}")
     elif not {"txt", "json"} & kinds.keys():
         problem = Problem("empty caption", f"no caption among {sorted(files)}")
+
     beside = tuple((kind, kinds[kind]) for kind in ("json", "txt") if kind in kinds)
     return [Pair(key, kinds.get("image"), (), beside, problem)]
 
 
 def split_name(member: str) -> tuple[str, str]:
-    """A member's sample and, in lower case, its extension: the basename is cut at its first dot, as WebDataset does."""
+    """A member's sample and, in lower case, its extension: the basename is cut at its first dot, as
+    WebDataset does.
+    """
     folder, slash, base = member.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()

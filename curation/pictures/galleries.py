@@ -45,7 +45,9 @@ class Clustering:
         return filled[np.argsort(before[filled], kind="stable")][:count]
 
 
-def before_and_after(shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]) -> str:
+def before_and_after(
+    shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]
+) -> str:
     """Per cluster, some of its members side by side with some of those that were kept."""
     cells = []
     for cluster in clusters.tolist():
@@ -57,18 +59,25 @@ def before_and_after(shards: EmbeddingShards, clustering: Clustering, clusters: 
             f'<div style="flex:1 1 300px;min-width:0">{_note(name)}{strip(shards, _spaced(chosen, MEMBERS))}</div>'
             for name, chosen in (("before", rows), ("kept", kept))
         )
-        cells.append(f'{_note(title)}<div style="display:flex;flex-wrap:wrap;gap:0 28px">{sides}</div>')
+        cells.append(
+            f'{_note(title)}<div style="display:flex;flex-wrap:wrap;gap:0 28px">{sides}</div>'
+        )
+
     return "".join(cells)
 
 
-def cluster_strips(shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]) -> str:
+def cluster_strips(
+    shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]
+) -> str:
     """One strip of members per cluster; those dropped are faint."""
     strips = []
     for cluster in clusters.tolist():
         rows = np.flatnonzero(clustering.labels == cluster)
         title = f"cluster {cluster}: {clustering.kept[rows].sum():,} of {len(rows):,} kept"
         shown = rows[:MEMBERS]
-        strips.append(f'<div style="flex:0 1 auto">{_note(title)}{strip(shards, shown, clustering.kept[shown])}</div>')
+        strips.append(
+            f'<div style="flex:0 1 auto">{_note(title)}{strip(shards, shown, clustering.kept[shown])}</div>'
+        )
     return f'<div style="display:flex;flex-wrap:wrap;gap:0 28px">{"".join(strips)}</div>'
 
 
@@ -77,19 +86,29 @@ def _spaced(rows: Int64[np.ndarray, " n"], most: int) -> Int64[np.ndarray, " m"]
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))]
 
 
-def strip(shards: EmbeddingShards, rows: Int64[np.ndarray, " n"], kept: Bool[np.ndarray, " n"] | None = None) -> str:
+def strip(
+    shards: EmbeddingShards,
+    rows: Int64[np.ndarray, " n"],
+    kept: Bool[np.ndarray, " n"] | None = None,
+) -> str:
     """Thumbnails side by side, with the first caption as a tool tip; faint where not kept."""
     is_clear = np.ones(len(rows), bool) if kept is None else kept
     pictures = zip(shards.thumbnails(rows), shards.captions(rows), is_clear.tolist(), strict=True)
-    images = [image(data, captions[0] if captions else "", shown) for data, captions, shown in pictures]
+    images = [
+        image(data, captions[0] if captions else "", shown) for data, captions, shown in pictures
+    ]
     return f'<div style="display:flex;flex-wrap:wrap;gap:4px;margin:2px 0 10px">{"".join(images)}</div>'
 
 
 def image(data: bytes, title: str, shown: bool = True) -> str:
     """One thumbnail; where none was stored, its caption."""
-    style = "height:48px;width:48px;object-fit:contain;border-radius:4px" + ("" if shown else ";opacity:.28")
+    style = "height:48px;width:48px;object-fit:contain;border-radius:4px" + (
+        "" if shown else ";opacity:.28"
+    )
     if not data:
-        return f'<span style="{style};overflow:hidden;font-size:9px">{html.escape(title[:40])}</span>'
+        return (
+            f'<span style="{style};overflow:hidden;font-size:9px">{html.escape(title[:40])}</span>'
+        )
     source = "data:image/jpeg;base64," + base64.b64encode(data).decode()
     return f'<img src="{source}" alt="" title="{html.escape(title, quote=True)}" style="{style}">'
 
@@ -121,16 +140,22 @@ def _cells(cells: Sequence[str]) -> str:
     return f'<div style="display:flex;flex-wrap:wrap;gap:12px;margin:2px 0 10px">{"".join(cells)}</div>'
 
 
-def typical_words(shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]) -> list[str]:
-    """Per cluster, the words whose share of captions exceeds most what the whole pool would give."""
+def typical_words(
+    shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]
+) -> list[str]:
+    """Per cluster, the words whose share of captions exceeds most what the whole pool would
+    give.
+    """
     everywhere = _shares_of_pool(shards)
     found = []
     for cluster in clusters.tolist():
         shares = _word_shares(shards, np.flatnonzero(clustering.labels == cluster))
         score = {
-            word: share * np.log(share / everywhere.get(word, 0.5 / shards.num_rows)) for word, share in shares.items()
+            word: share * np.log(share / everywhere.get(word, 0.5 / shards.num_rows))
+            for word, share in shares.items()
         }
         found.append(", ".join(sorted(score, key=lambda word: (-score[word], word))[:WORDS]))
+
     return found
 
 
@@ -140,7 +165,9 @@ def _shares_of_pool(shards: EmbeddingShards) -> dict[str, float]:
 
 
 def _word_shares(shards: EmbeddingShards, rows: Int64[np.ndarray, " n"]) -> dict[str, float]:
-    """Share of pairs with each word, from at most some hundred evenly spaced pairs a cluster, more for the pool."""
+    """Share of pairs with each word, from at most some hundred evenly spaced pairs a cluster, more
+    for the pool.
+    """
     most = CAPTIONS_PER_CLUSTER * (20 if len(rows) == shards.num_rows else 1)
     rows = _spaced(rows, most)
     counts: Counter[str] = Counter()

@@ -11,8 +11,11 @@ from jaxtyping import Float32, Float64, Int64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-BEFORE, AFTER = "#8a94a3", "#2456c9"
-INK, MUTED, RULE = "#1d2430", "#667080", "#e3e7ed"
+BEFORE = "#8a94a3"
+AFTER = "#2456c9"
+INK = "#1d2430"
+MUTED = "#667080"
+RULE = "#e3e7ed"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dinotxt",
@@ -42,49 +45,76 @@ def funnel(stages: Sequence[tuple[str, int]]) -> str:
         return _data_uri(figure)
 
 
-def size_curves(levels: Mapping[str, tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]]) -> str:
+def size_curves(
+    levels: Mapping[str, tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]],
+) -> str:
     """Cluster sizes by rank before and after curation, log-log, one panel a level."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.5 * len(levels), 2.8), layout="constrained")
-        for axes, (name, (before, after)) in zip(_row(figure, len(levels)), levels.items(), strict=True):
+        for axes, (name, (before, after)) in zip(
+            _row(figure, len(levels)), levels.items(), strict=True
+        ):
             for sizes, color, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
                 ordered = np.sort(sizes[sizes > 0])[::-1]
                 shown = np.unique(np.geomspace(1, max(1, len(ordered)), MOST_POINTS).astype(int))
-                axes.plot(shown[: len(ordered)], ordered[shown[: len(ordered)] - 1], color=color, label=label, lw=1.8)
-            axes.set(xscale="log", yscale="log", title=name, xlabel="cluster, by size", ylabel="pairs")
+                axes.plot(
+                    shown[: len(ordered)],
+                    ordered[shown[: len(ordered)] - 1],
+                    color=color,
+                    label=label,
+                    lw=1.8,
+                )
+            axes.set(
+                xscale="log", yscale="log", title=name, xlabel="cluster, by size", ylabel="pairs"
+            )
             axes.legend(frameon=False)
             _dress(axes)
         return _data_uri(figure)
 
 
-def threshold_curve(thresholds: Float64[np.ndarray, " n"], expected: Float64[np.ndarray, " n"], chosen: float) -> str:
+def threshold_curve(
+    thresholds: Float64[np.ndarray, " n"], expected: Float64[np.ndarray, " n"], chosen: float
+) -> str:
     """Pairs that caption balancing keeps, against its threshold t."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 2.8), layout="constrained")
         axes = figure.add_subplot()
         axes.plot(thresholds, expected, color=AFTER, lw=1.8)
         axes.axvline(chosen, color=INK, lw=1, ls="--")
-        axes.annotate(f" t = {chosen:.4g}", (chosen, 0.05), xycoords=("data", "axes fraction"), color=INK)
-        axes.set(xscale="log", xlabel="threshold t, pairs per cluster or entry", ylabel="pairs kept, expected")
+        axes.annotate(
+            f" t = {chosen:.4g}", (chosen, 0.05), xycoords=("data", "axes fraction"), color=INK
+        )
+        axes.set(
+            xscale="log",
+            xlabel="threshold t, pairs per cluster or entry",
+            ylabel="pairs kept, expected",
+        )
         axes.yaxis.set_major_formatter("{x:,.0f}")
         _dress(axes)
         return _data_uri(figure)
 
 
 def cluster_map(
-    centroids: Float32[np.ndarray, "k d"], before: Int64[np.ndarray, " k"], after: Int64[np.ndarray, " k"]
+    centroids: Float32[np.ndarray, "k d"],
+    before: Int64[np.ndarray, " k"],
+    after: Int64[np.ndarray, " k"],
 ) -> str:
-    """Clusters on their first two principal axes: area by size before, colour by the share that was kept."""
+    """Clusters on their first two principal axes: area by size before, colour by the share that was
+    kept.
+    """
     largest = np.argsort(-before, kind="stable")[:MOST_POINTS]
     shown = centroids[largest]
     centered = shown - shown.mean(axis=0)
     x, y = np.linalg.svd(centered, full_matrices=False)[2][:2] @ centered.T
+
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 4.0), layout="constrained")
         axes = figure.add_subplot()
         area = 8 + 380 * before[largest] / max(1, before.max())
         share = after[largest] / np.maximum(before[largest], 1)
-        points = axes.scatter(x, y, s=area, c=share, cmap="viridis_r", vmin=0, vmax=1, alpha=0.75, linewidths=0)
+        points = axes.scatter(
+            x, y, s=area, c=share, cmap="viridis_r", vmin=0, vmax=1, alpha=0.75, linewidths=0
+        )
         figure.colorbar(points, ax=axes, label="share kept", shrink=0.8)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)

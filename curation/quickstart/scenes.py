@@ -1,7 +1,8 @@
-"""Scenes for segmentation: cut-out drawings on procedurally painted backgrounds, with masks exact by construction.
+"""Scenes for segmentation: cut-out drawings on procedurally painted backgrounds, with masks exact
+by construction.
 
-The backgrounds imitate photographs (sky over ground, bokeh, rough surfaces; vignette and grain), so that no drawing is
-told by a white page around it. A scene is a function of (seed, its number).
+The backgrounds imitate photographs (sky over ground, bokeh, rough surfaces; vignette and grain), so
+that no drawing is told by a white page around it. A scene is a function of (seed, its number).
 """
 
 import io
@@ -38,12 +39,18 @@ def draw_scenes(cutouts: Sequence[Cutout], count: int, size: int, seed: int) -> 
     by_label: dict[int, list[Cutout]] = {}
     for cutout in cutouts:
         by_label.setdefault(cutout.label, []).append(cutout)
+
     for i in range(count):
         rng = np.random.default_rng((seed, i))
-        labels = rng.choice(sorted(by_label), size=rng.integers(OBJECTS[0], OBJECTS[1] + 1), replace=False)
+        labels = rng.choice(
+            sorted(by_label), size=rng.integers(OBJECTS[0], OBJECTS[1] + 1), replace=False
+        )
         chosen = [by_label[label][rng.integers(len(by_label[label]))] for label in labels]
         image, mask = compose(rng, chosen, size)
-        yield Scene(_encode(Image.fromarray(image), "JPEG", quality=90), _encode(Image.fromarray(mask), "PNG"))
+        yield Scene(
+            _encode(Image.fromarray(image), "JPEG", quality=90),
+            _encode(Image.fromarray(mask), "PNG"),
+        )
 
 
 def _encode(image: Image.Image, kind: str, **options: int) -> bytes:
@@ -55,29 +62,42 @@ def _encode(image: Image.Image, kind: str, **options: int) -> bytes:
 def compose(
     rng: np.random.Generator, cutouts: Sequence[Cutout], size: int
 ) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s s"]]:
-    """Image and mask; a pixel belongs to the last cut-out that covers at least half of it, else to label 0."""
+    """Image and mask; a pixel belongs to the last cut-out that covers at least half of it, else to
+    label 0.
+    """
     image = Image.fromarray(background(rng, size))
     mask = np.zeros((size, size), np.uint8)
     centres: list[tuple[float, float, float]] = []
+
     for cutout in cutouts:
         side = int(size * rng.uniform(*OBJECT_SHARE))
-        drawing = Image.open(io.BytesIO(cutout.png)).convert("RGBA").resize((side, side), Image.Resampling.BICUBIC)
+        drawing = (
+            Image.open(io.BytesIO(cutout.png))
+            .convert("RGBA")
+            .resize((side, side), Image.Resampling.BICUBIC)
+        )
         left, top = _place(rng, centres, side, size)
         image.paste(drawing, (left, top), drawing)
         covered = np.asarray(drawing)[:, :, 3] >= 128
         mask[top : top + side, left : left + side][covered] = cutout.label
+
     return np.array(image), mask
 
 
-def _place(rng: np.random.Generator, taken: list[tuple[float, float, float]], side: int, size: int) -> tuple[int, int]:
+def _place(
+    rng: np.random.Generator, taken: list[tuple[float, float, float]], side: int, size: int
+) -> tuple[int, int]:
     """Where a square keeps most clear of those placed before, out of a few random tries."""
     tries = rng.integers(0, size - side + 1, size=(TRIES, 2))
     clearance = [
-        min((max(abs(x - u), abs(y - v)) - (side + other) / 2 for u, v, other in taken), default=0.0)
+        min(
+            (max(abs(x - u), abs(y - v)) - (side + other) / 2 for u, v, other in taken), default=0.0
+        )
         for x, y in tries + side / 2
     ]
     left, top = tries[int(np.argmax(np.minimum(clearance, 0.0)))]
     taken.append((float(left + side / 2), float(top + side / 2), float(side)))
+
     return int(left), int(top)
 
 
@@ -91,7 +111,9 @@ def background(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "s s 3"
     return (np.clip(pixels * vignette[:, :, None] + grain, 0, 1) * 255).astype(np.uint8)
 
 
-def _noise(rng: np.random.Generator, size: int, stretch: int = 1, octaves: int = 6) -> Float32[np.ndarray, "s s"]:
+def _noise(
+    rng: np.random.Generator, size: int, stretch: int = 1, octaves: int = 6
+) -> Float32[np.ndarray, "s s"]:
     """Fractal noise in [0, 1]; stretch > 1 draws it out horizontally."""
     total = np.zeros((size, size), np.float32)
     for octave in range(octaves):
@@ -103,7 +125,9 @@ def _noise(rng: np.random.Generator, size: int, stretch: int = 1, octaves: int =
 
 
 def _blend(
-    share: Float32[np.ndarray, "..."], low: Float32[np.ndarray, " 3"], high: Float32[np.ndarray, " 3"]
+    share: Float32[np.ndarray, "..."],
+    low: Float32[np.ndarray, " 3"],
+    high: Float32[np.ndarray, " 3"],
 ) -> Float32[np.ndarray, "..."]:
     return low + share[..., None] * (high - low)
 
@@ -119,7 +143,9 @@ def _landscape(rng: np.random.Generator, size: int) -> Float32[np.ndarray, "s s 
     greens = GRASS if rng.random() < 0.6 else _colour(rng, 0.3, 0.5)
     ground = _blend(_noise(rng, size, stretch=3, octaves=7), greens, _colour(rng, 0.4, 0.7))
     horizon = size * (rng.uniform(0.3, 0.7) + 0.12 * (_noise(rng, size, octaves=3)[0] - 0.5))
-    above = np.clip((horizon[None, :] - np.arange(size)[:, None]) / 3 + 0.5, 0, 1).astype(np.float32)
+    above = np.clip((horizon[None, :] - np.arange(size)[:, None]) / 3 + 0.5, 0, 1).astype(
+        np.float32
+    )
     return above[:, :, None] * sky + (1 - above[:, :, None]) * ground
 
 

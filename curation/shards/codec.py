@@ -19,19 +19,24 @@ STORED_TYPES: dict[str, np.dtype] = {
 def encode_tokens(
     x: Float32[np.ndarray, "n t d"], dtype: Dtype
 ) -> tuple[Shaped[np.ndarray, "n t d"], Float32[np.ndarray, "n t"] | None]:
-    """Vectors in their stored format and, for int8, one scale a token; ValueError on values that it cannot hold."""
+    """Vectors in their stored format and, for int8, one scale a token; ValueError on values that it
+    cannot hold.
+    """
     if dtype == "float16":
         with np.errstate(over="ignore"):
-            stored, scale = x.astype(np.float16), None
+            stored = x.astype(np.float16)
+            scale = None
         finite = bool(np.isfinite(stored).all())
     else:
         finite = bool(np.isfinite(x).all())
         stored, scale = _encode_bfloat16(x) if dtype == "bfloat16" else _encode_int8(x)
+
     if not finite:
         raise ValueError(
-            f"embedding values up to {np.abs(x).max()} do not fit {dtype}: values must be finite, and within 65504 for "
-            "float16; check the backbone's weights, or store bfloat16"
+            f"embedding values up to {np.abs(x).max()} do not fit {dtype}: values must be finite, "
+            "and within 65504 for float16; check the backbone's weights, or store bfloat16"
         )
+
     return stored, scale
 
 
@@ -41,7 +46,9 @@ def _encode_bfloat16(x: Float32[np.ndarray, "n t d"]) -> tuple[Shaped[np.ndarray
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16), None
 
 
-def _encode_int8(x: Float32[np.ndarray, "n t d"]) -> tuple[Shaped[np.ndarray, "n t d"], Float32[np.ndarray, "n t"]]:
+def _encode_int8(
+    x: Float32[np.ndarray, "n t d"],
+) -> tuple[Shaped[np.ndarray, "n t d"], Float32[np.ndarray, "n t"]]:
     scale = np.abs(x).max(axis=2, initial=0.0).astype(np.float32) / np.float32(127)
     divisor = np.where(scale > 0, scale, np.float32(1))
     with np.errstate(invalid="ignore"):
@@ -58,6 +65,7 @@ def decode_tokens(
         bits = stored.astype(np.uint32)
         bits <<= 16
         return bits.view(np.float32)
+
     assert scale is not None
     decoded = stored.astype(np.float32)
     decoded *= scale[:, :, None]

@@ -51,33 +51,42 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ShardError(
-            f"no {MANIFEST} in {folder}: it is written when the embed step ends; run the embed step (again)"
+            f"no {MANIFEST} in {folder}: it is written when the embed step ends; run the embed "
+            "step (again)"
         )
+
     try:
         fields = json.loads(path.read_text())
         shards = tuple(ShardEntry(**entry) for entry in fields["shards"])
         return Manifest(spec_from_dict(fields["spec"]), shards)
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{path} is not a manifest ({error}): delete it and run the embed step again") from error
+        raise ShardError(
+            f"{path} is not a manifest ({error}): delete it and run the embed step again"
+        ) from error
 
 
 def verify(folder: Path) -> list[str]:
-    """Read every byte of every shard and compare with the manifest: one line a problem, empty when all is well."""
+    """Read every byte of every shard and compare with the manifest: one line a problem, empty when
+    all is well.
+    """
     try:
         manifest = read_manifest(folder)
     except ShardError as error:
         return [str(error)]
+
     problems = []
     for entry in manifest.shards:
         try:
             check_size(folder, entry)
             if sha256_file(folder / entry.file) != entry.sha256:
                 raise ShardError(
-                    f"{folder / entry.file} has another sha256 than the manifest: it was changed; {REMEDY}"
+                    f"{folder / entry.file} has another sha256 than the manifest: it was changed; "
+                    f"{REMEDY}"
                 )
             MappedShard(folder / entry.file, manifest.spec, entry.rows)
         except ShardError as error:
             problems.append(str(error))
+
     return problems
 
 
@@ -85,6 +94,10 @@ def check_size(folder: Path, entry: ShardEntry) -> None:
     """ShardError when the file is missing or not as long as the manifest says."""
     path = folder / entry.file
     if not path.is_file():
-        raise ShardError(f"{path} is missing: the manifest lists it with {entry.rows} rows; {REMEDY}")
+        raise ShardError(
+            f"{path} is missing: the manifest lists it with {entry.rows} rows; {REMEDY}"
+        )
     if path.stat().st_size != entry.bytes:
-        raise ShardError(f"{path} has {path.stat().st_size} bytes: the manifest says {entry.bytes}; {REMEDY}")
+        raise ShardError(
+            f"{path} has {path.stat().st_size} bytes: the manifest says {entry.bytes}; {REMEDY}"
+        )

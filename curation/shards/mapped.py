@@ -1,6 +1,7 @@
 """One shard file, memory-mapped: its record batches as NumPy views without a copy.
 
-Opening reads the footer and the schema only; vectors stay on disk until a view is touched. The views are read-only.
+Opening reads the footer and the schema only; vectors stay on disk until a view is touched. The
+views are read-only.
 """
 
 import errno
@@ -14,18 +15,24 @@ from jaxtyping import Float32, Int64, Shaped
 
 from curation.shards.schema import EmbeddingSpec, arrow_schema, scale_column, spec_of
 
-REMEDY = "delete that file and run the embed step again (only that shard is made anew), or restore it"
+REMEDY = (
+    "delete that file and run the embed step again (only that shard is made anew), or restore it"
+)
 MAPS_REMEDY = "embed again with larger source.part_rows, or raise that limit"
 MOST_MAPS = Path("/proc/sys/vm/max_map_count")
 MAPS = Path("/proc/self/maps")
 
 
 class ShardError(ValueError):
-    """A shard or manifest that cannot be used; the message names the file, the rule and the remedy."""
+    """A shard or manifest that cannot be used; the message names the file, the rule and the
+    remedy.
+    """
 
 
 class MappedShard:
-    """The record batches of one shard; raises ShardError when the file is not the shard that the manifest describes."""
+    """The record batches of one shard; raises ShardError when the file is not the shard that the
+    manifest describes.
+    """
 
     def __init__(self, path: Path, spec: EmbeddingSpec, rows: int) -> None:
         self.spec = spec
@@ -33,13 +40,16 @@ class MappedShard:
         sizes = [batch.num_rows for batch in self.batches]
         self.offsets: Int64[np.ndarray, " batches_plus_1"] = np.cumsum([0, *sizes], dtype=np.int64)
         if self.offsets[-1] != rows:
-            raise ShardError(f"{path} has {self.offsets[-1]} rows: the manifest says {rows}; {REMEDY}")
+            raise ShardError(
+                f"{path} has {self.offsets[-1]} rows: the manifest says {rows}; {REMEDY}"
+            )
         self._views: dict[str, list[np.ndarray]] = {}
 
     def column(self, name: str, start: int, stop: int) -> Iterator[pa.Array]:
         """Slices of a column that make up a range of rows, as far as this shard has them."""
         for before, batch in zip(self.offsets[:-1].tolist(), self.batches, strict=True):
-            first, last = max(start - before, 0), min(stop - before, batch.num_rows)
+            first = max(start - before, 0)
+            last = min(stop - before, batch.num_rows)
             if first < last:
                 yield batch.column(name).slice(first, last - first)
 
@@ -59,12 +69,15 @@ class MappedShard:
 
 
 def check_maps(folder: Path, num_shards: int, maps_to_come: int) -> None:
-    """ShardError when the kernel would not let this process map so many shards beside what it maps and will map."""
+    """ShardError when the kernel would not let this process map so many shards beside what it maps
+    and will map.
+    """
     used, most = _num_maps()
     if used + maps_to_come + num_shards > most:
         raise ShardError(
-            f"{folder} has {num_shards} shards, each a memory map; this process has {used} maps and {maps_to_come} "
-            f"shards of other folders to map: the kernel allows {most} maps (vm.max_map_count); {MAPS_REMEDY}"
+            f"{folder} has {num_shards} shards, each a memory map; this process has {used} maps "
+            f"and {maps_to_come} shards of other folders to map: the kernel allows {most} maps "
+            f"(vm.max_map_count); {MAPS_REMEDY}"
         )
 
 
@@ -81,16 +94,23 @@ def _open_batches(path: Path, spec: EmbeddingSpec) -> list[pa.RecordBatch]:
         if os.strerror(errno.ENOMEM) in str(error):  # Arrow leaves errno empty
             used, most = _num_maps()
             raise ShardError(
-                f"{path} cannot be mapped ({error}) beside the {used} maps of this process: the kernel allows {most} "
-                f"(vm.max_map_count), and an address space as large as all shards (ulimit -v); {MAPS_REMEDY}"
+                f"{path} cannot be mapped ({error}) beside the {used} maps of this process: the "
+                f"kernel allows {most} (vm.max_map_count), and an address space as large as all "
+                f"shards (ulimit -v); {MAPS_REMEDY}"
             ) from error
         raise ShardError(f"{path} is not a readable Arrow file ({error}): {REMEDY}") from error
+
     expected = arrow_schema(spec)
     missing = [name for name in expected.names if name not in reader.schema.names]
     if missing:
-        raise ShardError(f"{path} has no column {missing} (columns {reader.schema.names}): {REMEDY}")
+        raise ShardError(
+            f"{path} has no column {missing} (columns {reader.schema.names}): {REMEDY}"
+        )
     if not reader.schema.equals(expected) or spec_of(reader.schema) != spec:
-        raise ShardError(f"{path} holds {reader.schema.metadata}: the manifest describes {spec}; {REMEDY}")
+        raise ShardError(
+            f"{path} holds {reader.schema.metadata}: the manifest describes {spec}; {REMEDY}"
+        )
+
     return batches
 
 

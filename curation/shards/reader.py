@@ -1,7 +1,8 @@
 """Read a folder of shards: memory-map, gather rows, list keys and captions.
 
-Rows are numbered in manifest order. Vectors are read without a copy, one record batch at a time; a gather copies rows
-grouped by record batch, because `Table.take` on chunked fixed-size lists is more than a thousand times slower.
+Rows are numbered in manifest order. Vectors are read without a copy, one record batch at a time; a
+gather copies rows grouped by record batch, because `Table.take` on chunked fixed-size lists is more
+than a thousand times slower.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,14 +19,23 @@ from jaxtyping import Float32, Int64, Shaped, UInt8, UInt64
 from curation.shards.codec import STORED_TYPES, decode_tokens
 from curation.shards.manifest import MANIFEST, check_size, read_manifest
 from curation.shards.mapped import MappedShard, check_maps
-from curation.shards.schema import CAPTIONS, KEY, PERCEPTUAL_BYTES, PERCEPTUAL_HASH, THUMBNAIL, arrow_schema
+from curation.shards.schema import (
+    CAPTIONS,
+    KEY,
+    PERCEPTUAL_BYTES,
+    PERCEPTUAL_HASH,
+    THUMBNAIL,
+    arrow_schema,
+)
 
 _opened: "WeakValueDictionary[tuple[object, ...], EmbeddingShards]" = WeakValueDictionary()
 LARGE = {pa.string(): pa.large_string(), pa.list_(pa.string()): pa.large_list(pa.large_string())}
 
 
 def open_shards(folder: Path) -> "EmbeddingShards":
-    """The reader of a finished folder, the same one for all of a process as long as the manifest stays the same."""
+    """The reader of a finished folder, the same one for all of a process as long as the manifest
+    stays the same.
+    """
     manifest = folder.resolve() / MANIFEST
     state = manifest.stat() if manifest.is_file() else None
     key = manifest, *((state.st_ino, state.st_mtime_ns, state.st_size) if state else ())
@@ -37,10 +47,14 @@ def open_shards(folder: Path) -> "EmbeddingShards":
 
 
 class EmbeddingShards:
-    """A finished folder of shards, memory-mapped, opened shard by shard on first use; pickles as its folder."""
+    """A finished folder of shards, memory-mapped, opened shard by shard on first use; pickles as
+    its folder.
+    """
 
     def __init__(self, folder: Path, maps_to_come: int = 0) -> None:
-        """Refuses more shards than this process can map, beside the maps that its other readers have still to make."""
+        """Refuses more shards than this process can map, beside the maps that its other readers
+        have still to make.
+        """
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.spec = self.manifest.spec
@@ -52,6 +66,7 @@ class EmbeddingShards:
         check_maps(self.folder, self.num_shards, maps_to_come)
         for entry in self.manifest.shards:
             check_size(self.folder, entry)
+
         self._mapped: dict[int, MappedShard] = {}
 
     def __reduce__(self) -> tuple[Callable[[Path], "EmbeddingShards"], tuple[Path]]:
@@ -76,12 +91,18 @@ class EmbeddingShards:
         return self.strings(KEY)
 
     def strings(self, column: str, span: tuple[int, int] | None = None) -> pa.ChunkedArray:
-        """A column, or a range of its rows, in row order, a chunk a record batch; more than 2 GiB can be combined."""
+        """A column, or a range of its rows, in row order, a chunk a record batch; more than 2 GiB
+        can be combined.
+        """
         kind = arrow_schema(self.spec).field(column).type
         start, stop = span or (0, self.num_rows)
-        first, last = np.searchsorted(self.offsets, start, side="right") - 1, np.searchsorted(self.offsets, stop)
+        first = np.searchsorted(self.offsets, start, side="right") - 1
+        last = np.searchsorted(self.offsets, stop)
         places = ((index, int(self.offsets[index])) for index in range(first, last))
-        parts = (self.shard(index).column(column, start - before, stop - before) for index, before in places)
+        parts = (
+            self.shard(index).column(column, start - before, stop - before)
+            for index, before in places
+        )
         return pa.chunked_array(list(chain.from_iterable(parts)), kind).cast(LARGE.get(kind, kind))
 
     def keys_of(self, rows: Int64[np.ndarray, " n"]) -> list[str]:
@@ -92,14 +113,20 @@ class EmbeddingShards:
         """A whole hash column in row order."""
         return self.strings(column).to_numpy()
 
-    def perceptual_hashes(self, rows: Int64[np.ndarray, " n"], num_hashes: int) -> UInt8[np.ndarray, "n hashes bytes"]:
-        """The first perceptual hashes of some rows, in the order asked: of the image, then of its altered forms."""
+    def perceptual_hashes(
+        self, rows: Int64[np.ndarray, " n"], num_hashes: int
+    ) -> UInt8[np.ndarray, "n hashes bytes"]:
+        """The first perceptual hashes of some rows, in the order asked: of the image, then of its
+        altered forms.
+        """
         width = self.spec.num_hashes * PERCEPTUAL_BYTES
         out = np.empty((len(rows), num_hashes, PERCEPTUAL_BYTES), np.uint8)
 
         for shard, batch, local, positions in self._groups(rows):
             column = self.shard(shard).batches[batch].column(PERCEPTUAL_HASH)
-            data = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
+            data = np.frombuffer(
+                column.buffers()[1], np.uint8, len(column) * width, column.offset * width
+            )
             stored = data.reshape(len(column), -1, PERCEPTUAL_BYTES)
             out[positions] = stored[local, :num_hashes]
 
@@ -110,7 +137,9 @@ class EmbeddingShards:
         return self._take_objects(rows, CAPTIONS)
 
     def thumbnails(self, rows: Int64[np.ndarray, " n"]) -> list[bytes]:
-        """The JPEG thumbnails of some rows, in the order asked; empty bytes where none was stored."""
+        """The JPEG thumbnails of some rows, in the order asked; empty bytes where none was
+        stored.
+        """
         return self._take_objects(rows, THUMBNAIL)
 
     def _take_objects(self, rows: Int64[np.ndarray, " n"], column: str) -> list:
@@ -127,32 +156,48 @@ class EmbeddingShards:
         return decode_tokens(stored, scale, self.spec.dtype_of(column))
 
     def gather_stored(
-        self, rows: Int64[np.ndarray, " n"], column: str, out: Shaped[np.ndarray, "n t d"] | None = None
+        self,
+        rows: Int64[np.ndarray, " n"],
+        column: str,
+        out: Shaped[np.ndarray, "n t d"] | None = None,
     ) -> tuple[Shaped[np.ndarray, "n t d"], Float32[np.ndarray, "n t"] | None]:
-        """Some rows in stored format, with the int8 scales, in the order asked; copied into `out` when one is given."""
+        """Some rows in stored format, with the int8 scales, in the order asked; copied into `out`
+        when one is given.
+        """
         spec = self.spec
-        num_tokens, dtype = spec.num_tokens(column), spec.dtype_of(column)
+        num_tokens = spec.num_tokens(column)
+        dtype = spec.dtype_of(column)
         if out is None:
             out = np.empty((len(rows), num_tokens, spec.width(column)), STORED_TYPES[dtype])
+
         scale = np.empty((len(rows), num_tokens), np.float32) if dtype == "int8" else None
         for shard, batch, local, positions in self._groups(rows):
             _copy_rows(self.shard(shard).views(column)[batch], local, out, positions)
             if scale is not None:
                 scale[positions] = self.shard(shard).scales(column)[batch][local]
+
         return out, scale
 
-    def _groups(self, rows: Int64[np.ndarray, " n"]) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-        """(shard, record batch, rows inside it, positions in the request), each record batch once, in file order."""
+    def _groups(
+        self, rows: Int64[np.ndarray, " n"]
+    ) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        """(shard, record batch, rows inside it, positions in the request), each record batch once,
+        in file order.
+        """
         if len(rows) and (rows.min() < 0 or rows.max() >= self.num_rows):
             raise IndexError(
-                f"rows {rows.min()} to {rows.max()} asked: {self.folder} holds rows 0 to {self.num_rows - 1}"
+                f"rows {rows.min()} to {rows.max()} asked: {self.folder} holds rows 0 to "
+                f"{self.num_rows - 1}"
             )
+
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
         cuts = np.searchsorted(ordered, self.offsets)
+
         for shard in np.flatnonzero(np.diff(cuts)).tolist():
             inside = slice(cuts[shard], cuts[shard + 1])
-            local, positions = ordered[inside] - self.offsets[shard], order[inside]
+            local = ordered[inside] - self.offsets[shard]
+            positions = order[inside]
             offsets = self.shard(shard).offsets
             ends = np.searchsorted(local, offsets)
             for batch in np.flatnonzero(np.diff(ends)).tolist():
@@ -168,7 +213,10 @@ def _copy_rows(view: np.ndarray, local: np.ndarray, out: np.ndarray, positions: 
         out[positions[0] : positions[-1] + 1] = view[local[0] : local[-1] + 1]
     elif out.size:
         _copy_bytes(
-            view.reshape(len(view), -1).view(np.uint8), local, out.reshape(len(out), -1).view(np.uint8), positions
+            view.reshape(len(view), -1).view(np.uint8),
+            local,
+            out.reshape(len(out), -1).view(np.uint8),
+            positions,
         )
 
 
@@ -180,8 +228,11 @@ def _copy_bytes(
     target: UInt8[np.ndarray, "t bytes"],
     places: Int64[np.ndarray, " m"],
 ) -> None:
-    """Copy some rows to places of another array, each byte once: NumPy needs a temporary, or a call for every row."""
+    """Copy some rows to places of another array, each byte once: NumPy needs a temporary, or a call
+    for every row.
+    """
     for index in range(len(rows)):
-        row, place = source[rows[index]], target[places[index]]
+        row = source[rows[index]]
+        place = target[places[index]]
         for i in range(len(row)):
             place[i] = row[i]

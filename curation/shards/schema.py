@@ -1,8 +1,9 @@
-"""What an embedding shard holds: column names, the Arrow schema, and the number formats of its vectors.
+"""What an embedding shard holds: column names, the Arrow schema, and the number formats of its
+vectors.
 
-The spec travels twice, in the Arrow schema metadata of every shard and in the manifest: a shard read alone still says
-which backbone made it. bfloat16 is stored as its 16 bits in uint16 (Arrow has no such type); int8 has one float32
-scale a token.
+The spec travels twice, in the Arrow schema metadata of every shard and in the manifest: a shard
+read alone still says which backbone made it. bfloat16 is stored as its 16 bits in uint16 (Arrow has
+no such type); int8 has one float32 scale a token.
 """
 
 import json
@@ -54,7 +55,9 @@ class EmbeddingSpec:
     grid: tuple[int, int]
     """Rows and columns of patches, as stored: (1, 1) when pooled."""
     content: Content
-    """pooled: CLS and patch mean; grid: CLS, registers and a small patch grid; tokens: all that the backbone gives."""
+    """pooled: CLS and patch mean; grid: CLS, registers and a small patch grid; tokens: all that the
+    backbone gives.
+    """
     dtype: Dtype
     """Number format of CLS, registers and patches."""
     caption_encoder: str
@@ -67,8 +70,9 @@ class EmbeddingSpec:
     def __post_init__(self) -> None:
         if self.content == "pooled" and (self.num_registers, self.grid) != (0, (1, 1)):
             raise ValueError(
-                f"pooled embeddings with {self.num_registers} registers and grid {self.grid}: pooled means no "
-                "registers and a (1, 1) grid; use content=grid or content=tokens to keep more"
+                f"pooled embeddings with {self.num_registers} registers and grid {self.grid}: "
+                "pooled means no registers and a (1, 1) grid; use content=grid or content=tokens "
+                "to keep more"
             )
 
     @classmethod
@@ -86,16 +90,22 @@ class EmbeddingSpec:
         caption_dim: int = 0,
         num_hashes: int = 0,
     ) -> "EmbeddingSpec":
-        """What a content keeps of a backbone's tokens. `grid`: side of the patch grid, for content=grid alone.
+        """What a content keeps of a backbone's tokens. `grid`: side of the patch grid, for
+        content=grid alone.
 
         ValueError for a grid that is finer than the backbone's.
         """
         if content == "grid" and grid > min(geometry.grid):
             raise ValueError(
-                f"grid={grid} is finer than the backbone's {geometry.grid}: lower it, use content=tokens, or raise "
-                "backbone.image_size"
+                f"grid={grid} is finer than the backbone's {geometry.grid}: lower it, use "
+                "content=tokens, or raise backbone.image_size"
             )
-        grids: dict[Content, tuple[int, int]] = {"pooled": (1, 1), "grid": (grid, grid), "tokens": geometry.grid}
+
+        grids: dict[Content, tuple[int, int]] = {
+            "pooled": (1, 1),
+            "grid": (grid, grid),
+            "tokens": geometry.grid,
+        }
 
         return cls(
             backbone=backbone,
@@ -119,9 +129,12 @@ class EmbeddingSpec:
 
     def num_tokens(self, column: str) -> int:
         """Tokens a row in one vector column; a caption embedding counts as one."""
-        return {CLS: 1, REGISTERS: self.num_registers, PATCHES: self.grid[0] * self.grid[1], CAPTION_EMBEDDING: 1}[
-            column
-        ]
+        return {
+            CLS: 1,
+            REGISTERS: self.num_registers,
+            PATCHES: self.grid[0] * self.grid[1],
+            CAPTION_EMBEDDING: 1,
+        }[column]
 
     def width(self, column: str) -> int:
         """Width of one token of a vector column."""
@@ -160,16 +173,22 @@ def arrow_schema(spec: EmbeddingSpec) -> pa.Schema:
     ]
     for column in spec.vector_columns():
         fields += _vector_fields(spec, column)
+
     fields += [pa.field(name, pa.uint64(), nullable=False) for name in HASHES]
     if spec.num_hashes:
-        fields.append(pa.field(PERCEPTUAL_HASH, pa.binary(PERCEPTUAL_BYTES * spec.num_hashes), nullable=False))
+        fields.append(
+            pa.field(PERCEPTUAL_HASH, pa.binary(PERCEPTUAL_BYTES * spec.num_hashes), nullable=False)
+        )
+
     fields.append(pa.field(THUMBNAIL, pa.binary(), nullable=False))
     return pa.schema(fields, metadata={SPEC_METADATA: json.dumps(asdict(spec), sort_keys=True)})
 
 
 def _vector_fields(spec: EmbeddingSpec, column: str) -> list[pa.Field]:
     num_tokens = spec.num_tokens(column)
-    item = pa.field("item", pa.from_numpy_dtype(STORED_TYPES[spec.dtype_of(column)]), nullable=False)
+    item = pa.field(
+        "item", pa.from_numpy_dtype(STORED_TYPES[spec.dtype_of(column)]), nullable=False
+    )
     fields = [pa.field(column, pa.list_(item, num_tokens * spec.width(column)), nullable=False)]
     if spec.dtype_of(column) == "int8":
         scale = pa.list_(pa.field("item", pa.float32(), nullable=False), num_tokens)
@@ -187,15 +206,18 @@ def spec_of(schema: pa.Schema) -> EmbeddingSpec:
     metadata = schema.metadata or {}
     if SPEC_METADATA not in metadata:
         raise ValueError(
-            f"Arrow schema without metadata {SPEC_METADATA.decode()!r} (columns {schema.names}): embedding shards "
-            "carry it; point to a folder that the embed step wrote"
+            f"Arrow schema without metadata {SPEC_METADATA.decode()!r} (columns {schema.names}): "
+            "embedding shards carry it; point to a folder that the embed step wrote"
         )
     return spec_from_dict(json.loads(metadata[SPEC_METADATA]))
 
 
 def record_batch(spec: EmbeddingSpec, columns: Mapping[str, Any]) -> pa.RecordBatch:
-    """Rows as Arrow: vectors come as float32 "n t d" (caption embeddings "n d") and are encoded here."""
-    schema, values = arrow_schema(spec), dict(columns)
+    """Rows as Arrow: vectors come as float32 "n t d" (caption embeddings "n d") and are encoded
+    here.
+    """
+    schema = arrow_schema(spec)
+    values = dict(columns)
     for name in spec.vector_columns():
         vectors = np.asarray(values[name], np.float32)
         tokens = vectors.reshape(len(vectors), spec.num_tokens(name), spec.width(name))
@@ -209,7 +231,9 @@ def record_batch(spec: EmbeddingSpec, columns: Mapping[str, Any]) -> pa.RecordBa
 def _arrow_array(values: Any, kind: pa.DataType) -> pa.Array:
     if pa.types.is_fixed_size_binary(kind):
         data = np.ascontiguousarray(values).reshape(-1)
-        return pa.FixedSizeBinaryArray.from_buffers(kind, data.nbytes // kind.byte_width, [None, pa.py_buffer(data)])
+        return pa.FixedSizeBinaryArray.from_buffers(
+            kind, data.nbytes // kind.byte_width, [None, pa.py_buffer(data)]
+        )
     if pa.types.is_fixed_size_list(kind):
         flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind.value_type)
         return pa.FixedSizeListArray.from_arrays(flat, type=kind)

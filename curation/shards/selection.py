@@ -1,7 +1,7 @@
 """The selection file: which rows of a folder of embeddings are trained on, as keys and row numbers.
 
-Nothing is copied: a selection points into the shards. It is refused for embeddings of other pairs, row by row and key
-by key; another backbone may have made them.
+Nothing is copied: a selection points into the shards. It is refused for embeddings of other pairs,
+row by row and key by key; another backbone may have made them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,16 @@ class SelectionError(ValueError):
 
 
 class Selection(NamedTuple):
-    """The selected rows of a folder of embeddings, ascending, and their keys; a row may stand there repeatedly."""
+    """The selected rows of a folder of embeddings, ascending, and their keys; a row may stand there
+    repeatedly.
+    """
 
     keys: pa.ChunkedArray
     rows: Int64[np.ndarray, " rows"]
     more_captions: pa.Array
-    """Per selected row, captions besides its own: those of dropped rows with the same image; null for none."""
+    """Per selected row, captions besides its own: those of dropped rows with the same image; null
+    for none.
+    """
 
     def captions(self, shards: EmbeddingShards, places: Int64[np.ndarray, " n"]) -> list[list[str]]:
         """All captions of the rows at some places of the selection."""
@@ -42,7 +46,12 @@ class Selection(NamedTuple):
 
     def num_more_captions(self) -> Int64[np.ndarray, " rows"]:
         """How many captions each selected row has besides its own."""
-        return pc.list_value_length(self.more_captions).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        return (
+            pc.list_value_length(self.more_captions)
+            .fill_null(0)
+            .to_numpy(zero_copy_only=False)
+            .astype(np.int64)
+        )
 
 
 def write_selection(
@@ -51,15 +60,24 @@ def write_selection(
     rows: Int64[np.ndarray, " rows"],
     more_captions: Mapping[int, Sequence[str]] | None = None,
 ) -> None:
-    """Write the selection of some rows, ascending, atomically; `more_captions` of a row are kept with it."""
+    """Write the selection of some rows, ascending, atomically; `more_captions` of a row are kept
+    with it.
+    """
     assert (np.diff(rows) >= 0).all()
     metadata = {"rows": str(len(rows)), "embedding_rows": str(shards.num_rows)}
     keys = shards.keys().combine_chunks().take(pa.array(rows))
 
     more = more_captions or {}
     has_more = np.isin(rows, np.fromiter(more, np.int64, len(more)))
-    lists = [list(more[row]) if found else None for row, found in zip(rows.tolist(), has_more.tolist(), strict=True)]
-    column = pa.array(lists, pa.list_(pa.string())) if more else pa.nulls(len(rows), pa.list_(pa.string()))
+    lists = [
+        list(more[row]) if found else None
+        for row, found in zip(rows.tolist(), has_more.tolist(), strict=True)
+    ]
+    column = (
+        pa.array(lists, pa.list_(pa.string()))
+        if more
+        else pa.nulls(len(rows), pa.list_(pa.string()))
+    )
 
     table = pa.table({"key": keys, "row": pa.array(rows), "more_captions": column})
     write_table(folder / SELECTION, table.replace_schema_metadata(metadata))
@@ -72,32 +90,45 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_selection(folder: Path, shards: EmbeddingShards | None = None) -> Selection:
-    """The selection in a curate folder; with `shards`, SelectionError when it was made for other embeddings."""
+    """The selection in a curate folder; with `shards`, SelectionError when it was made for other
+    embeddings.
+    """
     path = folder / SELECTION
     if not path.is_file():
-        raise SelectionError(f"no {SELECTION} in {folder}: the curate step writes it; run the curate step")
+        raise SelectionError(
+            f"no {SELECTION} in {folder}: the curate step writes it; run the curate step"
+        )
+
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    rows = table["row"].chunk(0) if table["row"].num_chunks == 1 else table["row"].combine_chunks()  # one is not copied
+    rows = (
+        table["row"].chunk(0) if table["row"].num_chunks == 1 else table["row"].combine_chunks()
+    )  # one is not copied
     more = table["more_captions"].combine_chunks()
     selection = Selection(table["key"].cast(pa.large_string()), rows.to_numpy(), more)
     if shards is not None:
         _check(path, selection, int(table.schema.metadata[b"embedding_rows"]), shards)
+
     return selection
 
 
 def _check(path: Path, selection: Selection, expected: int, shards: EmbeddingShards) -> None:
     if expected != shards.num_rows:
         raise SelectionError(
-            f"{path} was made for {expected} embeddings, {shards.folder} has {shards.num_rows}: they must be the same; "
-            f"{REMEDY}"
+            f"{path} was made for {expected} embeddings, {shards.folder} has {shards.num_rows}: "
+            f"they must be the same; {REMEDY}"
         )
+
     for start in range(0, len(selection.rows), CHECKED_AT_ONCE):
         rows = selection.rows[start : start + CHECKED_AT_ONCE]
-        here = shards.strings(KEY, (int(rows[0]), int(rows[-1]) + 1)).combine_chunks().take(pa.array(rows - rows[0]))
+        here = (
+            shards.strings(KEY, (int(rows[0]), int(rows[-1]) + 1))
+            .combine_chunks()
+            .take(pa.array(rows - rows[0]))
+        )
         selected = selection.keys.slice(start, len(rows)).combine_chunks()
         if not here.equals(selected):
             wrong = next(index for index in range(len(here)) if here[index] != selected[index])
             raise SelectionError(
-                f"{path} has key {selected[wrong]} at row {rows[wrong]}, {shards.folder} has {here[wrong]}: they must "
-                f"be the same; {REMEDY}"
+                f"{path} has key {selected[wrong]} at row {rows[wrong]}, {shards.folder} has "
+                f"{here[wrong]}: they must be the same; {REMEDY}"
             )

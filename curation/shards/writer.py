@@ -21,7 +21,9 @@ BATCH_BYTES = 12_000_000
 BATCH_ROWS = 8192
 
 
-def write_shard(path: Path, spec: EmbeddingSpec, batches: Iterable[Mapping[str, Any]]) -> ShardEntry:
+def write_shard(
+    path: Path, spec: EmbeddingSpec, batches: Iterable[Mapping[str, Any]]
+) -> ShardEntry:
     """Write all batches as one shard and return its manifest entry."""
     with ShardWriter(path, spec) as writer:
         for batch in batches:
@@ -30,10 +32,12 @@ def write_shard(path: Path, spec: EmbeddingSpec, batches: Iterable[Mapping[str, 
 
 
 class ShardWriter:
-    """Takes the batches of one shard; the file appears under its name with `commit`, and without it leaves no trace.
+    """Takes the batches of one shard; the file appears under its name with `commit`, and without it
+    leaves no trace.
 
-    A batch maps every column to its values: vectors as float32 "n t d" (caption embeddings "n d"), encoded here;
-    strings, captions and thumbnails as lists; hashes as uint64. A full disk raises an OSError that names the remedy.
+    A batch maps every column to its values: vectors as float32 "n t d" (caption embeddings "n d"),
+    encoded here; strings, captions and thumbnails as lists; hashes as uint64. A full disk raises an
+    OSError that names the remedy.
     """
 
     def __init__(self, path: Path, spec: EmbeddingSpec) -> None:
@@ -59,27 +63,35 @@ class ShardWriter:
         if self._num_pending < self._rows_per_batch:
             return
 
-        # Rows are cut into record batches before Arrow sees them: a slice of an Arrow array drags its neighbors along.
+        # Rows are cut into record batches before Arrow sees them: a slice of an Arrow array drags
+        # its neighbors along.
         size = self._rows_per_batch
         joined = _joined(self._pending)
         num_left = self._num_pending % size
         for start in range(0, self._num_pending - num_left, size):
             self._write({name: values[start : start + size] for name, values in joined.items()})
 
-        self._pending = [{name: values[len(values) - num_left :] for name, values in joined.items()}]
+        self._pending = [
+            {name: values[len(values) - num_left :] for name, values in joined.items()}
+        ]
         self._num_pending = num_left
 
     def commit(self) -> ShardEntry:
         """Write what is left, give the file its name, and return its manifest entry."""
         if self._num_pending:
             self._write(_joined(self._pending))
+
         with self._full_disk_named():
             self._arrow.close()
             self._file.close()
             entry = ShardEntry(
-                self._path.name, self._num_rows, self._temporary.stat().st_size, sha256_file(self._temporary)
+                self._path.name,
+                self._num_rows,
+                self._temporary.stat().st_size,
+                sha256_file(self._temporary),
             )
             put_in_place(self._temporary, self._path)
+
         self._is_committed = True
         return entry
 
@@ -105,9 +117,9 @@ class ShardWriter:
             if error.errno != errno.ENOSPC:
                 raise
             message = (
-                f"no space left on the disk of {self._path.parent} while writing {self._path.name}: a row needs about "
-                f"{self._spec.row_bytes()} bytes; free space or choose another workspace, then run again (finished "
-                "shards stay)"
+                f"no space left on the disk of {self._path.parent} while writing "
+                f"{self._path.name}: a row needs about {self._spec.row_bytes()} bytes; free space "
+                "or choose another workspace, then run again (finished shards stay)"
             )
             raise OSError(errno.ENOSPC, message) from error
 
@@ -117,5 +129,9 @@ def _joined(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     joined = {}
     for name, first in batches[0].items():
         parts = [batch[name] for batch in batches]
-        joined[name] = np.concatenate(parts) if isinstance(first, np.ndarray) else list(chain.from_iterable(parts))
+        joined[name] = (
+            np.concatenate(parts)
+            if isinstance(first, np.ndarray)
+            else list(chain.from_iterable(parts))
+        )
     return joined

@@ -1,4 +1,6 @@
-"""Segmentation sets of one's own: images, masks of indices, and a file that names the mask values."""
+"""Segmentation sets of one's own: images, masks of indices, and a file that names the mask
+values.
+"""
 
 import re
 from collections.abc import Sequence
@@ -14,18 +16,30 @@ from evaluate.sets.names import checked_names, read_json, read_lines, readable
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
 MASK_FOLDERS = ("masks", "mask", "labels", "annotations", "SegmentationClass")
 NAME_FILES = ("labels.json", "labels.txt", "classes.txt", "classnames.txt")
-BACKGROUND_WORDS = ("background", "void", "unlabeled", "unlabelled", "unknown", "other", "none", "ignore")
+BACKGROUND_WORDS = (
+    "background",
+    "void",
+    "unlabeled",
+    "unlabelled",
+    "unknown",
+    "other",
+    "none",
+    "ignore",
+)
 
 
 def open_masks(tree: Tree, facts: Facts, variant: str = "") -> SegmentationSet:
     """Own sets: images/ and masks/ of the same stems, and the names of the mask values.
 
-    labels.json is {"labels": [...], "ignore_index": i or [i, ...], "first_value": 0 or 1}, or a list whose first name
-    is the background. A text file has one name per line, or "value: name".
+    labels.json is {"labels": [...], "ignore_index": i or [i, ...], "first_value": 0 or 1}, or a
+    list whose first name is the background. A text file has one name per line, or "value: name".
     """
     listing = tree.outermost(*NAME_FILES)
     if listing is None:
-        raise ValueError(f"no labels.json in {tree.root}: the list of class names by mask value is required")
+        raise ValueError(
+            f"no labels.json in {tree.root}: the list of class names by mask value is required"
+        )
+
     root = PurePosixPath(listing).parent
     images, masks = _same_stems(tree, root)
     named, ignored = _value_names(tree, listing)
@@ -33,11 +47,13 @@ def open_masks(tree: Tree, facts: Facts, variant: str = "") -> SegmentationSet:
     counted = {value: name for value, name in named.items() if value not in ignored}
     names = checked_names(f"{listing} of {tree.root}", list(counted.values())) if counted else ()
     background = next((label for label, each in enumerate(names) if "background" in each), None)
+
     if len(names) <= (background is not None):
         raise ValueError(
-            f"{listing} of {tree.root} names {list(named.values())}: at least one class beside the background and what "
-            "is ignored is required; add it"
+            f"{listing} of {tree.root} names {list(named.values())}: at least one class beside "
+            "the background and what is ignored is required; add it"
         )
+
     values = {value: label for label, value in enumerate(counted)}
     return SegmentationSet(
         facts,
@@ -57,14 +73,20 @@ def _same_stems(tree: Tree, root: PurePosixPath) -> tuple[list[str], list[str]]:
         for options in (IMAGE_FOLDERS, MASK_FOLDERS)
     ]
     images = image_names(tree, f"{root / folders[0]}/")
+
     if not images:
-        raise ValueError(f"no image in {tree.root}: files under images/ and masks/ with the same stems are required")
+        raise ValueError(
+            f"no image in {tree.root}: files under images/ and masks/ with the same stems are "
+            "required"
+        )
 
     masks: dict[str, str] = {}
     for name in image_names(tree, f"{root / folders[1]}/"):
         other = masks.setdefault(_stem(name, root / folders[1]), name)
         if other != name:
-            raise ValueError(f"{tree.root} has {other} and {name}: each image has one mask; remove the other")
+            raise ValueError(
+                f"{tree.root} has {other} and {name}: each image has one mask; remove the other"
+            )
 
     missing = [name for name in images if _stem(name, root / folders[0]) not in masks]
     if missing:
@@ -72,6 +94,7 @@ def _same_stems(tree: Tree, root: PurePosixPath) -> tuple[list[str], list[str]]:
             f"missing mask for {missing[0]} ({len(missing)} in all) in {tree.root}: "
             f"each {folders[0]}/<stem> needs {folders[1]}/<stem>.png; add it or remove the image"
         )
+
     return images, [masks[_stem(name, root / folders[0])] for name in images]
 
 
@@ -90,21 +113,33 @@ def _value_names(tree: Tree, listing: str) -> tuple[dict[int, Any], set[int]]:
     if isinstance(content, list):
         _check_starts_with_background(where, content)
         return dict(enumerate(content)), set()
-    if not isinstance(content, dict) or not isinstance(content.get("labels"), list) or not content["labels"]:
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("labels"), list)
+        or not content["labels"]
+    ):
         raise ValueError(
             f'{where} has no list of labels: [name, ...] or {{"labels": [name, ...], "ignore_index": i}} is required; '
             "correct it"
         )
+
     unknown = sorted(content.keys() - {"labels", "ignore_index", "first_value"})
     if unknown:
         raise ValueError(
-            f"{where} has a field {unknown[0]!r}: labels, ignore_index and first_value are known; correct it"
+            f"{where} has a field {unknown[0]!r}: labels, ignore_index and first_value are known; "
+            "correct it"
         )
 
-    first, given = content.get("first_value", 0), content.get("ignore_index")
+    first = content.get("first_value", 0)
+    given = content.get("ignore_index")
     listed = given if isinstance(given, list) else [] if given is None else [given]
+
     if not all(isinstance(value, int) for value in (first, *listed)):
-        raise ValueError(f"ignore_index is {given!r} in {where}: must be a mask value, or a list of them; correct it")
+        raise ValueError(
+            f"ignore_index is {given!r} in {where}: must be a mask value, or a list of them; "
+            "correct it"
+        )
+
     # Masks that count from 1 leave 0 for pixels without a class.
     ignored = set(listed) | set(range(first))
     return dict(enumerate(content["labels"], start=first)), ignored

@@ -1,6 +1,7 @@
 """The images of an evaluation set by index, decoded on demand.
 
-Unlike a training pool, an evaluation set may not lose an image: one that cannot be decoded is an error.
+Unlike a training pool, an evaluation set may not lose an image: one that cannot be decoded is an
+error.
 """
 
 import math
@@ -42,11 +43,13 @@ class Images:
             image = decode(self.parts[index].read(), MAX_PIXELS, max_aspect=math.inf)
         except ImageError as error:
             raise ValueError(
-                f"cannot decode {self.names[index]} of {self.root} ({error}): replace or remove the file"
+                f"cannot decode {self.names[index]} of {self.root} ({error}): replace or remove "
+                "the file"
             ) from error
 
         if not self.border_px:
             return image
+
         border = self.border_px
         return image.crop((border, border, image.width - border, image.height - border))
 
@@ -72,6 +75,8 @@ def image_names(tree: Tree, folder: str = "") -> list[str]:
 
 
 def find(tree: Tree, name: str, near: str = "") -> ByteRange | None:
-    """The one file that a name in a list means, which lies in folder `near`; None without one, or with several."""
+    """The one file that a name in a list means, which lies in folder `near`; None without one, or
+    with several.
+    """
     names = tree.find(name, near)
     return tree.files[names[0]] if len(names) == 1 else None

@@ -1,4 +1,6 @@
-"""What an evaluation set is, by task: images with a class, with captions, or with a class per pixel."""
+"""What an evaluation set is, by task: images with a class, with captions, or with a class per
+pixel.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -61,8 +63,9 @@ class RetrievalSet:
 class SegmentationSet:
     """Images with masks.
 
-    `values` gives the class of each mask value, `ignored` the mask values that count nowhere. Values in neither are an
-    error, unless `ignores_rest`. `background` is the class "none of these".
+    `values` gives the class of each mask value, `ignored` the mask values that count nowhere.
+    Values in neither are an error, unless `ignores_rest`. `background` is the class "none of
+    these".
     """
 
     facts: Facts
@@ -81,9 +84,13 @@ def first_names(names: ClassNames) -> tuple[str, ...]:
 
 
 def split_name(name: str) -> tuple[Task, str]:
-    """The task that a set's name begins with, and the variant behind its @: both of segmentation_voc@20."""
+    """The task that a set's name begins with, and the variant behind its @: both of
+    segmentation_voc@20.
+    """
     base, _, variant = name.partition("@")
     for task in TASKS:
         if base == task or base.startswith(f"{task}_"):
             return task, variant
-    raise ValueError(f"unknown evaluation set {name!r}: names begin with {', '.join(TASKS)}; rename the input")
+    raise ValueError(
+        f"unknown evaluation set {name!r}: names begin with {', '.join(TASKS)}; rename the input"
+    )

@@ -1,7 +1,9 @@
-"""What a folder or tar is: the table of known evaluation sets. A new one is a row, at most with a function to open it.
+"""What a folder or tar is: the table of known evaluation sets. A new one is a row, at most with a
+function to open it.
 
-A row is recognized by file paths below the root, the root's own name first ("imagenet-a/n01498041/1.jpg"): each of its
-patterns must match one of them. The first row that fits opens the set; the last of each task is for sets of one's own.
+A row is recognized by file paths below the root, the root's own name first
+("imagenet-a/n01498041/1.jpg"): each of its patterns must match one of them. The first row that fits
+opens the set; the last of each task is for sets of one's own.
 """
 
 import logging
@@ -17,7 +19,15 @@ from jaxtyping import Int32
 from cluster.storage import absolute
 from curation.pairs.tree import Tree, open_tree
 from evaluate.sets import captioned, described, labelled, masked, packed
-from evaluate.sets.kinds import IGNORED, TASKS, ClassificationSet, Facts, RetrievalSet, SegmentationSet, Task
+from evaluate.sets.kinds import (
+    IGNORED,
+    TASKS,
+    ClassificationSet,
+    Facts,
+    RetrievalSet,
+    SegmentationSet,
+    Task,
+)
 from evaluate.sets.masks import evenly_spaced
 
 CHECKED_MASKS = 16
@@ -42,11 +52,29 @@ class Known(NamedTuple):
 KNOWN = (
     # Classification: a file of names always wins, then the packed layouts, then sets by their folders.
     Known(
-        "classification", "folders", (r"/classes\.json$", r"/[^/]+/[^/]+\.\w+$"), labelled.open_folders, published=False
+        "classification",
+        "folders",
+        (r"/classes\.json$", r"/[^/]+/[^/]+\.\w+$"),
+        labelled.open_folders,
+        published=False,
     ),
-    Known("classification", "webdataset", (r"/classnames\.txt$", r"\.tar$"), packed.open_webdataset),
-    Known("classification", "cifar10", (r"/test_batch$", r"/batches\.meta$"), packed.open_cifar, templates="cifar10"),
-    Known("classification", "cifar100", (r"/test$", r"/meta$"), packed.open_cifar, templates="cifar100"),
+    Known(
+        "classification", "webdataset", (r"/classnames\.txt$", r"\.tar$"), packed.open_webdataset
+    ),
+    Known(
+        "classification",
+        "cifar10",
+        (r"/test_batch$", r"/batches\.meta$"),
+        packed.open_cifar,
+        templates="cifar10",
+    ),
+    Known(
+        "classification",
+        "cifar100",
+        (r"/test$", r"/meta$"),
+        packed.open_cifar,
+        templates="cifar100",
+    ),
     Known(
         "classification",
         "objectnet",
@@ -54,7 +82,13 @@ KNOWN = (
         labelled.open_objectnet,
         ("113", "313"),
     ),
-    Known("classification", "inaturalist2018", (r"/val2018\.json$",), labelled.open_inaturalist, templates="plain"),
+    Known(
+        "classification",
+        "inaturalist2018",
+        (r"/val2018\.json$",),
+        labelled.open_inaturalist,
+        templates="plain",
+    ),
     Known(
         "classification",
         "inaturalist2021",
@@ -62,8 +96,19 @@ KNOWN = (
         labelled.open_inaturalist_folders,
         templates="plain",
     ),
-    Known("classification", "places365", (r"/places365_val\.txt$",), labelled.open_places, templates="sun397"),
-    Known("classification", "imagenet-v2", (r"(?i)imagenet-?v2", r"/\d{1,3}/[^/]+\.\w+$"), labelled.open_imagenet_v2),
+    Known(
+        "classification",
+        "places365",
+        (r"/places365_val\.txt$",),
+        labelled.open_places,
+        templates="sun397",
+    ),
+    Known(
+        "classification",
+        "imagenet-v2",
+        (r"(?i)imagenet-?v2", r"/\d{1,3}/[^/]+\.\w+$"),
+        labelled.open_imagenet_v2,
+    ),
     Known(
         "classification",
         "imagenet-a",
@@ -78,24 +123,57 @@ KNOWN = (
     ),
     Known("classification", "imagenet-sketch", (r"(?i)sketch", WNID_IMAGE), labelled.open_imagenet),
     Known("classification", "imagenet", (WNID_IMAGE,), labelled.open_imagenet),
-    Known("classification", "imagenet", (r"/ILSVRC2012_val_\d{8}\.JPEG$",), labelled.open_imagenet_flat),
+    Known(
+        "classification",
+        "imagenet",
+        (r"/ILSVRC2012_val_\d{8}\.JPEG$",),
+        labelled.open_imagenet_flat,
+    ),
     Known("classification", "folders", (), labelled.open_folders, published=False),
     # Retrieval
     Known("retrieval", "webdataset", (r"\.tar$",), captioned.open_webdataset_captions),
-    Known("retrieval", "coco", (r"/dataset_coco\.json$|/captions_(val|train)20\d\d\.json$",), captioned.open_captions),
     Known(
-        "retrieval", "flickr30k", (r"/dataset_flickr30k\.json$|/results(_\d+)?\.(token|csv)$",), captioned.open_captions
+        "retrieval",
+        "coco",
+        (r"/dataset_coco\.json$|/captions_(val|train)20\d\d\.json$",),
+        captioned.open_captions,
+    ),
+    Known(
+        "retrieval",
+        "flickr30k",
+        (r"/dataset_flickr30k\.json$|/results(_\d+)?\.(token|csv)$",),
+        captioned.open_captions,
     ),
     Known("retrieval", "captions", (), captioned.open_captions, published=False),
     # Segmentation
     Known("segmentation", "ade20k", (r"/annotations/\w+/ADE_\w+_\d+\.png$",), masked.open_ade20k),
-    Known("segmentation", "ade20k-847", (r"/annotations_detectron2/\w+/ADE_\w+\.tif$",), masked.open_ade20k_converted),
+    Known(
+        "segmentation",
+        "ade20k-847",
+        (r"/annotations_detectron2/\w+/ADE_\w+\.tif$",),
+        masked.open_ade20k_converted,
+    ),
     Known("segmentation", "ade20k-847", (r"/ADE_\w+_\d+_seg\.png$",), masked.open_ade20k_full),
     Known(
-        "segmentation", "cityscapes", (r"_gtFine_label(Train)?Ids\.png$", r"_leftImg8bit\.png$"), masked.open_cityscapes
+        "segmentation",
+        "cityscapes",
+        (r"_gtFine_label(Train)?Ids\.png$", r"_leftImg8bit\.png$"),
+        masked.open_cityscapes,
     ),
-    Known("segmentation", "pascal-context", (r"/SegmentationClassContext/",), masked.open_context, ("60", "59")),
-    Known("segmentation", "pascal-context", (r"/\d{4}_\d{6}\.mat$",), masked.open_context_matlab, ("60", "59")),
+    Known(
+        "segmentation",
+        "pascal-context",
+        (r"/SegmentationClassContext/",),
+        masked.open_context,
+        ("60", "59"),
+    ),
+    Known(
+        "segmentation",
+        "pascal-context",
+        (r"/\d{4}_\d{6}\.mat$",),
+        masked.open_context_matlab,
+        ("60", "59"),
+    ),
     Known(
         "segmentation",
         "pascal-voc",
@@ -145,12 +223,15 @@ def _open(task: Task, path: Path, variant: str, *arguments: object) -> Any:
     row = recognize(task, tree)
     if variant and variant not in row.variants:
         choices = ", ".join(name for name in row.variants if name) or "none"
-        raise ValueError(f"{path}@{variant}: {row.name} has no variant {variant!r}: it has {choices}; correct it")
+        raise ValueError(
+            f"{path}@{variant}: {row.name} has no variant {variant!r}: it has {choices}; correct it"
+        )
 
     chosen = variant or row.variants[0]
     name = f"{row.name}-{chosen}" if chosen else row.name
     facts = Facts(name, row.published, row.templates)
     logger.info("evaluation_set=%s recognized_as=%s", path.name, name)
+
     return row.open(tree, facts, *(arguments or ((chosen,) if len(row.variants) > 1 else ())))
 
 
@@ -159,11 +240,15 @@ def recognize(task: Task, tree: Tree) -> Known:
     root = absolute(tree.root).name
     paths = "\n".join(f"{root}/{name}" for name in tree.files)
     rows = [row for row in KNOWN if row.task == task]
-    return next(row for row in rows if all(re.search(mark, paths, re.MULTILINE) for mark in row.marks))
+    return next(
+        row for row in rows if all(re.search(mark, paths, re.MULTILINE) for mark in row.marks)
+    )
 
 
 def tasks_of(path: Path) -> list[Task]:
-    """The tasks that a known set at this path is for; of a set of one's own, those that its files name."""
+    """The tasks that a known set at this path is for; of a set of one's own, those that its files
+    name.
+    """
     tree = open_tree(path)
     known = [task for task in TASKS if recognize(task, tree).marks]
     if known:
@@ -183,19 +268,22 @@ def check_masks(dataset: SegmentationSet, most: int = CHECKED_MASKS) -> None:
     known = sorted(dataset.values)
     if known[0] == 0 and not dataset.facts.published and 0 not in values and known[-1] in values:
         logger.warning(
-            "evaluation_set=%s mask_value_0=unused: if the masks count from 1, set first_value to 1 in labels.json",
+            "evaluation_set=%s mask_value_0=unused: if the masks count from 1, set first_value "
+            "to 1 in labels.json",
             dataset.images.root.name,
         )
 
 
-def load_mask(dataset: SegmentationSet, index: int, size: tuple[int, int]) -> Int32[np.ndarray, "h w"]:
+def load_mask(
+    dataset: SegmentationSet, index: int, size: tuple[int, int]
+) -> Int32[np.ndarray, "h w"]:
     """The class of every pixel of an image of this (width, height); IGNORED where none counts."""
     raw = dataset.masks.raw(index)
     if raw.shape != (size[1], size[0]):
         where = f"{dataset.masks.names[index]} of {dataset.images.root}"
         raise ValueError(
-            f"size mismatch: {where} is {raw.shape[1]} x {raw.shape[0]}, its image {size[0]} x {size[1]}; "
-            "both must be the same"
+            f"size mismatch: {where} is {raw.shape[1]} x {raw.shape[0]}, its image {size[0]} x "
+            f"{size[1]}; both must be the same"
         )
     return mapped(dataset, index, raw)
 
@@ -222,6 +310,7 @@ def _unknown_value(dataset: SegmentationSet, index: int, value: int) -> str:
         if is_next and not dataset.facts.published
         else ""
     )
+
     return (
         f"unknown class {value} in {where}: {len(dataset.labels)} classes have the values {known[0]} to {known[-1]}; "
         f'extend labels.json, or set its "ignore_index"{hint}'

@@ -18,37 +18,53 @@ NO_COLOR = -1
 
 @dataclass(frozen=True)
 class Pairing:
-    """Patterns of the paths of images and masks, whose groups `stem` must agree, and `split` if they have it."""
+    """Patterns of the paths of images and masks, whose groups `stem` must agree, and `split` if
+    they have it.
+    """
 
     images: str
     masks: str
     listing: str = ""
-    """Name of a text file that lists the stems to take, one per line; empty: all that have a mask."""
+    """Name of a text file that lists the stems to take, one per line; empty: all that have a
+    mask.
+    """
 
 
 def paired(tree: Tree, pairing: Pairing) -> tuple[list[str], list[str]]:
-    """Image and mask of each stem; of several splits, the first of val, validation, test, ... that has masks."""
+    """Image and mask of each stem; of several splits, the first of val, validation, test, ... that
+    has masks.
+    """
     images, masks = (_by_split(tree, pattern) for pattern in (pairing.images, pairing.masks))
     split = next((name for name in (*SPLITS, "") if name in masks), None)
     if split is None:
-        raise ValueError(f"no mask in {tree.root}: files that match {pairing.masks} are required; unpack them there")
-    these, those = images.get(split, images.get("", {})), masks[split]
+        raise ValueError(
+            f"no mask in {tree.root}: files that match {pairing.masks} are required; unpack "
+            "them there"
+        )
 
-    listing = next((name for name in tree.files if pairing.listing and name.endswith(pairing.listing)), None)
+    these = images.get(split, images.get("", {}))
+    those = masks[split]
+
+    listing = next(
+        (name for name in tree.files if pairing.listing and name.endswith(pairing.listing)), None
+    )
     stems = [line.split()[0] for line in read_lines(tree, listing)] if listing else sorted(those)
+
     for kind, files in (("image", these), ("mask", those)):
         missing = [stem for stem in stems if stem not in files]
         if missing:
             raise ValueError(
-                f"missing {kind} of {missing[0]} ({len(missing)} in all) in {tree.root}: every listed stem needs an "
-                "image and a mask; unpack both archives there"
+                f"missing {kind} of {missing[0]} ({len(missing)} in all) in {tree.root}: every "
+                "listed stem needs an image and a mask; unpack both archives there"
             )
+
     return [these[stem] for stem in stems], [those[stem] for stem in stems]
 
 
 def _by_split(tree: Tree, pattern: str) -> dict[str, dict[str, str]]:
     """File names by split and stem."""
-    compiled, found = re.compile(pattern), dict[str, dict[str, str]]()
+    compiled = re.compile(pattern)
+    found = dict[str, dict[str, str]]()
     for name in tree.files:
         if match := compiled.search(name):
             groups = match.groupdict()
@@ -68,7 +84,9 @@ def open_ade20k(tree: Tree, facts: Facts, variant: str = "") -> SegmentationSet:
     rows = _ade_listing(tree) or [(int(value), name) for value, name in table("ade20k_150")]
     names = checked_names(f"the class list of {tree.root}", [name for _, name in rows])
     values = {value: label for label, (value, _) in enumerate(rows)}
-    return SegmentationSet(facts, images_of(tree, images), index_masks(tree, masks), names, values, frozenset({0, 255}))
+    return SegmentationSet(
+        facts, images_of(tree, images), index_masks(tree, masks), names, values, frozenset({0, 255})
+    )
 
 
 def _ade_listing(tree: Tree) -> list[tuple[int, str]]:
@@ -89,10 +107,14 @@ ADE20K_CONVERTED = Pairing(
 
 
 def open_ade20k_full(tree: Tree, facts: Facts, variant: str = "") -> SegmentationSet:
-    """The release of 2021 with the 847 classes that occur in both splits; all other objects are not counted."""
+    """The release of 2021 with the 847 classes that occur in both splits; all other objects are not
+    counted.
+    """
     images, masks = paired(tree, ADE20K_FULL)
     rows = table("ade20k_847")
-    names = checked_names("ADE20K's 847 classes", [words.split(",")[0] for _, words in rows], may_repeat=True)
+    names = checked_names(
+        "ADE20K's 847 classes", [words.split(",")[0] for _, words in rows], may_repeat=True
+    )
     values = {int(index): label for label, (index, _) in enumerate(rows)}
     files = AdeFullMasks(tree.root, tuple(masks), tuple(tree.files[name] for name in masks))
     return SegmentationSet(facts, images_of(tree, images), files, names, values, ignores_rest=True)
@@ -102,10 +124,14 @@ def open_ade20k_converted(tree: Tree, facts: Facts, variant: str = "") -> Segmen
     """The 847 classes as 16-bit masks of class indices; 65535 is void."""
     images, masks = paired(tree, ADE20K_CONVERTED)
     names = checked_names(
-        "ADE20K's 847 classes", [row[1].split(",")[0] for row in table("ade20k_847")], may_repeat=True
+        "ADE20K's 847 classes",
+        [row[1].split(",")[0] for row in table("ade20k_847")],
+        may_repeat=True,
     )
     values = {label: label for label in range(len(names))}
-    return SegmentationSet(facts, images_of(tree, images), index_masks(tree, masks), names, values, frozenset({65535}))
+    return SegmentationSet(
+        facts, images_of(tree, images), index_masks(tree, masks), names, values, frozenset({65535})
+    )
 
 
 def cityscapes(kind: str) -> Pairing:
@@ -116,7 +142,9 @@ def cityscapes(kind: str) -> Pairing:
 
 
 def open_cityscapes(tree: Tree, facts: Facts, variant: str = "") -> SegmentationSet:
-    """19 classes, from labelTrainIds where they have been made, else from labelIds; everything else is void."""
+    """19 classes, from labelTrainIds where they have been made, else from labelIds; everything else
+    is void.
+    """
     has_train_ids = any(name.endswith("_gtFine_labelTrainIds.png") for name in tree.files)
     images, masks = paired(tree, cityscapes("labelTrainIds" if has_train_ids else "labelIds"))
     rows = table("cityscapes_19")
@@ -124,7 +152,9 @@ def open_cityscapes(tree: Tree, facts: Facts, variant: str = "") -> Segmentation
     values = {int(row[1 if has_train_ids else 0]): label for label, row in enumerate(rows)}
     ignored = frozenset({255} if has_train_ids else {*range(34), 255}).difference(values)
     facts = _with_notes(facts, {"masks": "labelTrainIds" if has_train_ids else "labelIds"})
-    return SegmentationSet(facts, images_of(tree, images), index_masks(tree, masks), names, values, ignored)
+    return SegmentationSet(
+        facts, images_of(tree, images), index_masks(tree, masks), names, values, ignored
+    )
 
 
 VOC = Pairing(
@@ -146,11 +176,15 @@ CONTEXT = Pairing(
     r"(^|/)SegmentationClassContext/(?P<stem>[^/]+)\.png$",
     "ImageSets/SegmentationContext/val.txt",
 )
-CONTEXT_MATLAB = Pairing(r"(^|/)JPEGImages/(?P<stem>[^/]+)\.jpg$", r"(^|/)(?P<stem>\d{4}_\d{6})\.mat$", "val.txt")
+CONTEXT_MATLAB = Pairing(
+    r"(^|/)JPEGImages/(?P<stem>[^/]+)\.jpg$", r"(^|/)(?P<stem>\d{4}_\d{6})\.mat$", "val.txt"
+)
 
 
 def open_context(tree: Tree, facts: Facts, variant: str = "60") -> SegmentationSet:
-    """59 classes and the background (variant "59": not counted), from the usual masks of 60 values."""
+    """59 classes and the background (variant "59": not counted), from the usual masks of 60
+    values.
+    """
     images, masks = paired(tree, CONTEXT)
     rows = [(int(value), name) for value, _, name in table("context_60")]
     return _with_background(facts, tree, images, masks, rows, frozenset({255}), variant != "59")
@@ -165,11 +199,18 @@ def open_context_matlab(tree: Tree, facts: Facts, variant: str = "60") -> Segmen
     values = {value: labels.index(name) for value, name in rows if name in labels}
     if has_background:  # the other 400 labels
         values |= {value: 0 for value in range(460) if value not in values}
+
     files = MatlabMasks(tree.root, tuple(masks), tuple(tree.files[name] for name in masks))
     names = checked_names("PASCAL Context", labels)
     background = 0 if has_background else None
     return SegmentationSet(
-        facts, images_of(tree, images), files, names, values, ignores_rest=not has_background, background=background
+        facts,
+        images_of(tree, images),
+        files,
+        names,
+        values,
+        ignores_rest=not has_background,
+        background=background,
     )
 
 
@@ -189,8 +230,15 @@ def _with_background(
     background = 0 if counts_background else None
     void = ignored if counts_background else ignored | {0}
     facts = _with_notes(facts, {} if counts_background else {"background": "not counted"})
+
     return SegmentationSet(
-        facts, images_of(tree, images), index_masks(tree, masks), names, values, void, background=background
+        facts,
+        images_of(tree, images),
+        index_masks(tree, masks),
+        names,
+        values,
+        void,
+        background=background,
     )
 
 
@@ -201,16 +249,24 @@ COCO_STUFF = Pairing(
 
 
 def open_coco_stuff(tree: Tree, facts: Facts, variant: str = "171") -> SegmentationSet:
-    """171 classes whose mask values have gaps; variant "27": the coarse classes. Value 255 is void."""
+    """171 classes whose mask values have gaps; variant "27": the coarse classes. Value 255 is
+    void.
+    """
     images, masks = paired(tree, COCO_STUFF)
     rows = [(int(value), name, coarse) for value, name, coarse in table("coco_stuff_171")]
     if masks[0].endswith("_labelTrainIds.png"):
         rows = [(label, name, coarse) for label, (_, name, coarse) in enumerate(rows)]
+
     labels = [coarse if variant == "27" else name for _, name, coarse in rows]
     distinct = list(dict.fromkeys(labels))
-    values = {value: distinct.index(label) for (value, _, _), label in zip(rows, labels, strict=True)}
+    values = {
+        value: distinct.index(label) for (value, _, _), label in zip(rows, labels, strict=True)
+    }
     names = checked_names("COCO-Stuff", distinct)
-    return SegmentationSet(facts, images_of(tree, images), index_masks(tree, masks), names, values, frozenset({255}))
+
+    return SegmentationSet(
+        facts, images_of(tree, images), index_masks(tree, masks), names, values, frozenset({255})
+    )
 
 
 def open_coco_object(tree: Tree, facts: Facts, variant: str = "") -> SegmentationSet:
@@ -218,11 +274,15 @@ def open_coco_object(tree: Tree, facts: Facts, variant: str = "") -> Segmentatio
     listing = next(name for name in tree.files if re.search(r"instances_val\d{4}\.json$", name))
     content = read_json(tree, listing)
     categories = content.get("categories") or []
-    if not categories or not any(row.get("segmentation") for row in content.get("annotations") or []):
+
+    if not categories or not any(
+        row.get("segmentation") for row in content.get("annotations") or []
+    ):
         raise ValueError(
-            f"{listing} of {tree.root} has no categories or no segmentations: COCO's instances file holds both; take "
-            "that one"
+            f"{listing} of {tree.root} has no categories or no segmentations: COCO's instances "
+            "file holds both; take that one"
         )
+
     labels = {row["id"]: label for label, row in enumerate(categories, start=1)}
     objects: dict[int, list[tuple[int, Any]]] = {image["id"]: [] for image in content["images"]}
     for row in content["annotations"]:
@@ -232,15 +292,25 @@ def open_coco_object(tree: Tree, facts: Facts, variant: str = "") -> Segmentatio
     names = [image["file_name"] for image in content["images"]]
     parts = [find(tree, name, near) for name in names]
     missing = [name for name, part in zip(names, parts, strict=True) if part is None]
+
     if missing:
-        raise ValueError(f"{missing[0]} ({len(missing)} in all) of {listing} is not in {tree.root}: unpack all images")
+        raise ValueError(
+            f"{missing[0]} ({len(missing)} in all) of {listing} is not in {tree.root}: unpack "
+            "all images"
+        )
+
     lookup = {part: name for name, part in tree.files.items()}
     sizes = tuple((int(image["height"]), int(image["width"])) for image in content["images"])
-    masks = InstanceMasks(tree.root, tuple(names), sizes, tuple(tuple(each) for each in objects.values()))
+    masks = InstanceMasks(
+        tree.root, tuple(names), sizes, tuple(tuple(each) for each in objects.values())
+    )
     classes = checked_names(listing, ["background", *(row["name"] for row in categories)])
     values = {label: label for label in range(len(classes))}
     images = images_of(tree, [lookup[part] for part in parts if part])
-    facts = _with_notes(facts, {"masks": "objects in file order, later ones on top, crowds included"})
+    facts = _with_notes(
+        facts, {"masks": "objects in file order, later ones on top, crowds included"}
+    )
+
     return SegmentationSet(facts, images, masks, classes, values, background=0)
 
 
@@ -253,7 +323,19 @@ CAMVID_COLORS = Pairing(
     r"(^|/)(?:LabeledApproved_full|(?P<split>train|val|test)_labels)/(?P<stem>[^/]+)_L\.png$",
 )
 CAMVID_11 = (
-    *("sky", "building", "pole", "road", "sidewalk", "tree", "traffic sign", "fence", "car", "pedestrian", "bicyclist"),
+    *(
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "sidewalk",
+        "tree",
+        "traffic sign",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
+    ),
 )
 
 
@@ -263,7 +345,12 @@ def open_camvid(tree: Tree, facts: Facts, variant: str = "") -> SegmentationSet:
     names = checked_names("CamVid", CAMVID_11)
     values = {label: label for label in range(len(names))}
     return SegmentationSet(
-        facts, images_of(tree, images), index_masks(tree, masks), names, values, frozenset({11, 255})
+        facts,
+        images_of(tree, images),
+        index_masks(tree, masks),
+        names,
+        values,
+        frozenset({11, 255}),
     )
 
 
@@ -274,34 +361,52 @@ def _only(tree: Tree, pattern: str) -> Tree | None:
 
 
 def open_camvid_colors(tree: Tree, facts: Facts, variant: str = "11") -> SegmentationSet:
-    """The release: colors by label_colors.txt or class_dict.csv, grouped to 11 classes (variant "32": all but Void)."""
+    """The release: colors by label_colors.txt or class_dict.csv, grouped to 11 classes (variant
+    "32": all but Void).
+    """
     images, masks = paired(tree, CAMVID_COLORS)
     colors = _color_names(tree)
-    groups = {raw: (words if variant == "32" else group) for raw, words, group in table("camvid_32")}
+    groups = {
+        raw: (words if variant == "32" else group) for raw, words, group in table("camvid_32")
+    }
     labels = list(dict.fromkeys(groups.values())) if variant == "32" else list(CAMVID_11)
     unknown = sorted(set(colors.values()) - groups.keys() - {"Void"})
+
     if unknown:
         raise ValueError(
-            f"the colors of {tree.root} name {unknown[0]!r}, which is no class of CamVid; correct the list"
+            f"the colors of {tree.root} name {unknown[0]!r}, which is no class of CamVid; correct "
+            "the list"
         )
+
     names = checked_names("CamVid", labels)
-    numbers = {color: NO_COLOR if raw == "Void" else labels.index(groups[raw]) for color, raw in colors.items()}
+    numbers = {
+        color: NO_COLOR if raw == "Void" else labels.index(groups[raw])
+        for color, raw in colors.items()
+    }
     files = ColorMasks(tree.root, tuple(masks), tuple(tree.files[name] for name in masks), numbers)
     values = {label: label for label in range(len(names))}
-    return SegmentationSet(facts, images_of(tree, images), files, names, values, frozenset({NO_COLOR}))
+
+    return SegmentationSet(
+        facts, images_of(tree, images), files, names, values, frozenset({NO_COLOR})
+    )
 
 
 def _color_names(tree: Tree) -> dict[tuple[int, int, int], str]:
     """The class of each color, from `64 128 64 Animal` or `Animal,64,128,64` lines."""
     listing = tree.outermost("label_colors.txt", "class_dict.csv")
     if not listing:
-        raise ValueError(f"{tree.root} has no label_colors.txt or class_dict.csv: one names the colors of the masks")
+        raise ValueError(
+            f"{tree.root} has no label_colors.txt or class_dict.csv: one names the colors of "
+            "the masks"
+        )
+
     colors = {}
     for line in read_lines(tree, listing):
         words = re.findall(r"[A-Za-z_]+", line)
         numbers = [int(number) for number in re.findall(r"\d+", line)]
         if words and len(numbers) == 3:
             colors[(numbers[0], numbers[1], numbers[2])] = words[0]
+
     return colors
 
 

@@ -1,4 +1,6 @@
-"""Masks of a segmentation set, as raw values per pixel: index images, colors, ADE20K's two bytes, MATLAB, polygons."""
+"""Masks of a segmentation set, as raw values per pixel: index images, colors, ADE20K's two bytes,
+MATLAB, polygons.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -41,8 +43,9 @@ class IndexMasks:
         kind, mode, mask = _decoded(self.root, self.names[index], self.parts[index])
         if mask.ndim != 2 or mask.dtype.kind not in "uib" or kind == "JPEG":
             raise ValueError(
-                f"{self.names[index]} of {self.root} is a {kind} of mode {mode}: one channel of whole class indices, "
-                "not blurred by a lossy format, is required; save it as such a PNG"
+                f"{self.names[index]} of {self.root} is a {kind} of mode {mode}: one channel of "
+                "whole class indices, not blurred by a lossy format, is required; save it as "
+                "such a PNG"
             )
         return mask.astype(np.int64)
 
@@ -65,16 +68,22 @@ class ColorMasks:
         _, _, mask = _decoded(self.root, self.names[index], self.parts[index], "RGB")
         codes = mask.astype(np.int64) @ np.array([65536, 256, 1])
 
-        # Colors as sorted numbers: one binary search per distinct color instead of one comparison per class.
+        # Colors as sorted numbers: one binary search per distinct color instead of one comparison
+        # per class.
         present, places = np.unique(codes, return_inverse=True)
-        known = {(red << 16) + (green << 8) + blue: value for (red, green, blue), value in self.colors.items()}
+        known = {
+            (red << 16) + (green << 8) + blue: value
+            for (red, green, blue), value in self.colors.items()
+        }
         strange = [int(code) for code in present if int(code) not in known]
+
         if strange:
             color = (strange[0] >> 16, strange[0] >> 8 & 255, strange[0] & 255)
             raise ValueError(
-                f"unknown color {color} in {self.names[index]} of {self.root}: every color must be listed; add it to "
-                "the list of colors, or repair the mask"
+                f"unknown color {color} in {self.names[index]} of {self.root}: every color must "
+                "be listed; add it to the list of colors, or repair the mask"
             )
+
         return np.array([known[int(code)] for code in present])[places].reshape(codes.shape)
 
 
@@ -142,19 +151,31 @@ def _covered(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "h 
     return coco_mask.decode(merged).astype(bool)
 
 
-def _decoded(root: Path, name: str, part: ByteRange, mode: str = "") -> tuple[str | None, str, np.ndarray]:
+def _decoded(
+    root: Path, name: str, part: ByteRange, mode: str = ""
+) -> tuple[str | None, str, np.ndarray]:
     """(format, mode, pixels) of a mask file."""
     try:
         with Image.open(io.BytesIO(part.read())) as picture:
-            return picture.format, picture.mode, np.asarray(picture.convert(mode) if mode else picture)
+            return (
+                picture.format,
+                picture.mode,
+                np.asarray(picture.convert(mode) if mode else picture),
+            )
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         raise _cannot_decode(root, name, error) from error
 
 
 def _cannot_decode(root: Path, name: str, error: Exception) -> ValueError:
-    return ValueError(f"cannot decode {name} of {root} ({type(error).__name__}: {error}): replace the file")
+    return ValueError(
+        f"cannot decode {name} of {root} ({type(error).__name__}: {error}): replace the file"
+    )
 
 
 def evenly_spaced(items: int, wanted: int) -> Sequence[int]:
     """At most `wanted` distinct indices below `items`, spread over all of them."""
-    return sorted({int(index) for index in np.linspace(0, items - 1, min(wanted, items)).round()}) if items else []
+    return (
+        sorted({int(index) for index in np.linspace(0, items - 1, min(wanted, items)).round()})
+        if items
+        else []
+    )

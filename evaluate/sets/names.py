@@ -21,25 +21,32 @@ NUMBERED = re.compile(r"(class|category|label|cls|id|c|n)[ _-]?\d+", re.IGNORECA
 
 @cache
 def table(name: str) -> tuple[tuple[str, ...], ...]:
-    """Rows of a tab-separated table of a known set; its first line states the columns and the source."""
+    """Rows of a tab-separated table of a known set; its first line states the columns and the
+    source.
+    """
     lines = (DATA / f"{name}.tsv").read_text().splitlines()
     return tuple(tuple(line.split("\t")) for line in lines if not line.startswith("#"))
 
 
 @cache
 def imagenet_names() -> dict[str, str]:
-    """The name in CLIP's prompts of each of the 1,000 WordNet numbers, in the order of their class indices."""
+    """The name in CLIP's prompts of each of the 1,000 WordNet numbers, in the order of their class
+    indices.
+    """
     return dict(table("imagenet_classes"))  # type: ignore[arg-type]  # rows of two
 
 
 def checked_names(where: str, names: Sequence[object], *, may_repeat: bool = False) -> ClassNames:
     """The names of every class, each a string or a list of strings, as any tokenizer can read them.
 
-    ValueError for a class without a name, names that are numbers or ids, and two classes with one name.
+    ValueError for a class without a name, names that are numbers or ids, and two classes with one
+    name.
     """
     listed = [list(each) if isinstance(each, list | tuple) else [each] for each in names]
     cleaned = tuple(clean_captions(each) for each in listed)
-    bad = [index for index, each in enumerate(cleaned) if not each or len(each) < len(listed[index])]
+    bad = [
+        index for index, each in enumerate(cleaned) if not each or len(each) < len(listed[index])
+    ]
     if bad or not cleaned:
         what = f"class {bad[0]} has the name {names[bad[0]]!r}" if bad else "no class is named"
         raise ValueError(f"{where}: {what}, but prompts need words; name every class, in quotes")
@@ -52,10 +59,17 @@ def checked_names(where: str, names: Sequence[object], *, may_repeat: bool = Fal
                     'give words in a classes.json: {"folder": "name"}, or {"folder": ["name", "other name"]}'
                 )
 
-    # Two equal names cannot be told apart by any model; ImageNet's published list has two such pairs.
-    repeated = [name for name, count in Counter(each[0].lower() for each in cleaned).items() if count > 1]
+    # Two equal names cannot be told apart by any model; ImageNet's published list has two such
+    # pairs.
+    repeated = [
+        name for name, count in Counter(each[0].lower() for each in cleaned).items() if count > 1
+    ]
+
     if repeated and not may_repeat:
-        raise ValueError(f"{where}: two classes are called {repeated[0]!r}, but names must differ; rename one")
+        raise ValueError(
+            f"{where}: two classes are called {repeated[0]!r}, but names must differ; rename one"
+        )
+
     return cleaned
 
 
@@ -69,7 +83,9 @@ def read_json(tree: Tree, name: str) -> Any:
     try:
         return json.loads(tree.files[name].read())
     except ValueError as error:
-        raise ValueError(f"{name} of {tree.root} is not JSON ({error}): correct the file") from error
+        raise ValueError(
+            f"{name} of {tree.root} is not JSON ({error}): correct the file"
+        ) from error
 
 
 def read_lines(tree: Tree, name: str) -> list[str]:

@@ -1,4 +1,6 @@
-"""Classification sets whose images are packed: CIFAR's Python archives and CLIP_benchmark's WebDataset tars."""
+"""Classification sets whose images are packed: CIFAR's Python archives and CLIP_benchmark's
+WebDataset tars.
+"""
 
 import io
 import pickle
@@ -28,20 +30,30 @@ def open_cifar(tree: Tree, facts: Facts, variant: str = "") -> ClassificationSet
 
     labels = data["labels" if is_ten else "fine_labels"]
     rows = np.asarray(data["data"], np.uint8)
+
     if len(rows) != len(labels):
-        raise ValueError(f"{batch} of {tree.root} has {len(rows)} images and {len(labels)} labels; replace the file")
+        raise ValueError(
+            f"{batch} of {tree.root} has {len(rows)} images and {len(labels)} labels; replace "
+            "the file"
+        )
+
     # A row holds the red plane, then green, then blue, each 32 x 32.
     pixels = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     files = tuple(_text(name) for name in data["filenames"])
 
-    listed = [readable(_text(name)) for name in names["label_names" if is_ten else "fine_label_names"]]
+    listed = [
+        readable(_text(name)) for name in names["label_names" if is_ten else "fine_label_names"]
+    ]
     checked = checked_names(f"{meta} of {tree.root}", listed)
     images = Images(tree.root, files, pixels=pixels)
+
     return ClassificationSet(facts, images, np.array(labels, np.int64), checked)
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Builds NumPy arrays and plain values: a pickle may not name anything else, which could run any code."""
+    """Builds NumPy arrays and plain values: a pickle may not name anything else, which could run
+    any code.
+    """
 
     ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "_frombuffer"})
 
@@ -58,7 +70,9 @@ def _unpickled(tree: Tree, name: str) -> dict[str, Any]:
     try:
         content = _ArraysOnly(io.BytesIO(tree.files[name].read()), encoding="bytes").load()
     except Exception as error:  # pickle raises whatever its bytes lead to
-        raise ValueError(f"{name} of {tree.root} cannot be read ({error}): replace the file") from error
+        raise ValueError(
+            f"{name} of {tree.root} cannot be read ({error}): replace the file"
+        ) from error
     return {_text(key): value for key, value in content.items()}
 
 
@@ -67,29 +81,47 @@ def _text(value: bytes | str) -> str:
 
 
 def open_webdataset(tree: Tree, facts: Facts, variant: str = "") -> ClassificationSet:
-    """CLIP_benchmark's layout: classnames.txt, templates, and tars of .jpg and .cls; of several splits, the test's."""
+    """CLIP_benchmark's layout: classnames.txt, templates, and tars of .jpg and .cls; of several
+    splits, the test's.
+    """
     names = read_lines(tree, str(tree.outermost(CLASS_NAMES)))
     tars = tars_of_split(tree)
     samples = [sample for tar in tars for sample in tar_samples(tree.root / tar)]
     images = [(name, files) for name, files in samples if (files.keys() & set(IMAGE_KINDS))]
-    if not images:
-        raise ValueError(f"no image in the tars of {tree.root}: samples of .jpg and .cls are required")
 
-    parts, labels, keys = [], [], []
+    if not images:
+        raise ValueError(
+            f"no image in the tars of {tree.root}: samples of .jpg and .cls are required"
+        )
+
+    parts = []
+    labels = []
+    keys = []
+
     for name, files in images:
         if "cls" not in files:
-            raise ValueError(f"{name} of {tree.root} has no .cls file: every image needs its class; add it")
+            raise ValueError(
+                f"{name} of {tree.root} has no .cls file: every image needs its class; add it"
+            )
         label = int(files["cls"].read())
         if not 0 <= label < len(names):
-            raise ValueError(f"{name} of {tree.root} has class {label}: classnames.txt names {len(names)}; correct one")
+            raise ValueError(
+                f"{name} of {tree.root} has class {label}: classnames.txt names {len(names)}; "
+                "correct one"
+            )
         parts.append(next(files[kind] for kind in IMAGE_KINDS if kind in files))
         labels.append(label)
         keys.append(name)
 
     listing = tree.outermost(TEMPLATES)
-    templates = tuple(line.replace("{c}", "{}") for line in read_lines(tree, listing)) if listing else facts.templates
+    templates = (
+        tuple(line.replace("{c}", "{}") for line in read_lines(tree, listing))
+        if listing
+        else facts.templates
+    )
     facts = Facts(facts.kind, facts.published, templates, facts.notes)
     class_names = tuple((name.strip(),) for name in names)  # as published: MNIST's are digits
+
     return ClassificationSet(
         facts, Images(tree.root, tuple(keys), tuple(parts)), np.array(labels, np.int64), class_names
     )
@@ -110,5 +142,7 @@ def tar_samples(path: Path) -> list[tuple[str, Mapping[str, ByteRange]]]:
     for member in tar_members(path):
         folder, _, base = member.name.rpartition("/")
         stem, _, extension = base.partition(".")
-        samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[extension.lower()] = member.file
+        samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[extension.lower()] = (
+            member.file
+        )
     return list(samples.items())

@@ -35,7 +35,9 @@ def test_finished_parts_do_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_unknown_part_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="there is no part 'lose': the parts are tests, step, loss"):
+    with pytest.raises(
+        SystemExit, match="there is no part 'lose': the parts are tests, step, loss"
+    ):
         main(GpuConfig(tmp_path / "gpu.json", parts=("lose",), tiny=True))
 
 
@@ -43,7 +45,9 @@ def test_unknown_part_is_named(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_every_part_runs_on_the_cpu(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    assert main(GpuConfig(out, parts=("step", "loss", "attention", "embed", "kmeans"), tiny=True)) == 0
+    assert (
+        main(GpuConfig(out, parts=("step", "loss", "attention", "embed", "kmeans"), tiny=True)) == 0
+    )
     parts = json.loads(out.read_text())["parts"]
     assert parts["step"]["ours, 2 pairs: pairs/s"] > 0
     assert parts["loss"]["ours float32: ms"] > 0

@@ -1,6 +1,7 @@
 """Program: a pool on a Ray cluster of three nodes, one of which is lost while its workers are busy.
 
-Connects by address, so that the code travels as Ray's working_dir; leaves what came out in `result.json`.
+Connects by address, so that the code travels as Ray's working_dir; leaves what came out in
+`result.json`.
 """
 
 import json
@@ -30,14 +31,18 @@ class Hostage:
             (folder / "pipe").write_text(node)
             (folder / "never").read_text()  # blocks until the node is lost
         shipped = Path(curation.__file__).parent.parent
-        return node, sorted(str(path.relative_to(shipped)) for path in shipped.rglob("*") if path.is_file())
+        return node, sorted(
+            str(path.relative_to(shipped)) for path in shipped.rglob("*") if path.is_file()
+        )
 
 
 def main(folder: Path) -> None:
     for name in ("pipe", "never"):
         os.mkfifo(folder / name)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2))}
+    nodes = {
+        node.node_id: node for node in (cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2))
+    }
     with session(address=cluster.address), Pool(Hostage, resources=Resources(workers=4)) as pool:
         results = pool.map("node", list(range(ITEMS)), folder)
         answers = dict([next(results)])

@@ -1,6 +1,8 @@
-"""A real SLURM of two nodes, and one with feigned GPUs, on this machine: daemons in a process namespace of their own.
+"""A real SLURM of two nodes, and one with feigned GPUs, on this machine: daemons in a process
+namespace of their own.
 
-Ending the namespace ends every process in it, jobs included. Needs root, `unshare` and the SLURM and munge daemons.
+Ending the namespace ends every process in it, jobs included. Needs root, `unshare` and the SLURM
+and munge daemons.
 """
 
 import os
@@ -69,7 +71,9 @@ def missing() -> str:
         return f"not installed: {', '.join(absent)}"
     if os.geteuid() != 0:
         return "needs root"
-    namespaces = subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True)
+    namespaces = subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True
+    )
     return "" if namespaces.returncode == 0 else "no namespaces here"
 
 
@@ -86,14 +90,18 @@ def local_slurm(folder: Path) -> Iterator[dict[str, str]]:
         (folder / name).mkdir()
     (folder / "munge.key").touch(0o600)
     (folder / "munge.key").write_bytes(os.urandom(1024))
-    (folder / "slurm.conf").write_text(CONFIGURATION.format(host=socket.gethostname(), ports=ports, folder=folder))
+    (folder / "slurm.conf").write_text(
+        CONFIGURATION.format(host=socket.gethostname(), ports=ports, folder=folder)
+    )
     (folder / "gres.conf").write_text("NodeName=n3 Name=gpu Type=fake File=/dev/zero,/dev/full\n")
     (folder / "cgroup.conf").write_text(f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={folder}\n")
     environment = {"SLURM_CONF": str(folder / "slurm.conf")}
     namespace = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
     with (folder / "console.log").open("w") as console:
         init = [*namespace, "sh", "-c", INIT, "init", str(folder)]
-        machine = subprocess.Popen(init, env=os.environ | environment, stdout=console, stderr=console)
+        machine = subprocess.Popen(
+            init, env=os.environ | environment, stdout=console, stderr=console
+        )
     try:
         _wait_until_idle(os.environ | environment, folder)
         yield environment
@@ -107,7 +115,10 @@ def wait_for_end(job: str, timeout_s: float = 300.0) -> dict[str, str]:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         shown = subprocess.run(
-            ["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True, check=True
+            ["scontrol", "--oneliner", "show", "job", job],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         facts = dict(fact.split("=", 1) for fact in shown.stdout.split() if "=" in fact)
         if facts["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
@@ -120,7 +131,10 @@ def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         nodes = subprocess.run(
-            ["sinfo", "-h", "-N", "-p", "low,gpu", "-o", "%T"], env=environment, capture_output=True, text=True
+            ["sinfo", "-h", "-N", "-p", "low,gpu", "-o", "%T"],
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         if nodes.stdout.split() == ["idle"] * 3:
             return

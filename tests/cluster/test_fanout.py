@@ -142,7 +142,9 @@ def test_a_generator_method_raises_its_own_exception_with_the_item(pool: Pool) -
 
 
 def test_map_gives_up_on_an_item_that_kills_every_worker(pool: Pool) -> None:
-    with pytest.raises(RuntimeError, match="Arithmetic died 2 times on 'poison': a worker must survive"):
+    with pytest.raises(
+        RuntimeError, match="Arithmetic died 2 times on 'poison': a worker must survive"
+    ):
         list(pool.map("die", ["poison"], retries=1))
     assert list(pool.map("add", [1])) == [(1, 101)]
 

@@ -59,7 +59,11 @@ def test_sha256_file_equals_hashlib(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "data") == hashlib.sha256(data).hexdigest()
 
 
-ROWS: list[dict[str, object]] = [{"step": 1, "loss": 0.5}, {"step": 2, "text": 'line\n\u2028 "quoted"'}, {}]
+ROWS: list[dict[str, object]] = [
+    {"step": 1, "loss": 0.5},
+    {"step": 2, "text": 'line\n\u2028 "quoted"'},
+    {},
+]
 
 
 def test_jsonl_round_trips(tmp_path: Path) -> None:

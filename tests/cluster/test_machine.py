@@ -1,4 +1,6 @@
-"""Choices of the machine: what they depend on, what they replace, what they refuse. No test depends on this machine."""
+"""Choices of the machine: what they depend on, what they replace, what they refuse. No test depends
+on this machine.
+"""
 
 from dataclasses import dataclass, field, replace
 
@@ -20,8 +22,12 @@ from cluster.machine import (
 )
 from cluster.resources import Resources
 
-FAST = Device("cpu", "Zen 5 with AVX512", is_fast_in_bfloat16=True, bfloat16_cost=0.5, memory_bytes=1)
-SLOW = Device("cpu", "EPYC with AVX2", is_fast_in_bfloat16=False, bfloat16_cost=19.4, memory_bytes=1)
+FAST = Device(
+    "cpu", "Zen 5 with AVX512", is_fast_in_bfloat16=True, bfloat16_cost=0.5, memory_bytes=1
+)
+SLOW = Device(
+    "cpu", "EPYC with AVX2", is_fast_in_bfloat16=False, bfloat16_cost=19.4, memory_bytes=1
+)
 OLD_GPU = Device("cuda", "Tesla T4", is_fast_in_bfloat16=False, bfloat16_cost=None, memory_bytes=1)
 NEW_GPU = replace(OLD_GPU, name="NVIDIA H100", is_fast_in_bfloat16=True)
 
@@ -41,15 +47,22 @@ class Outer:
 
 
 @pytest.mark.parametrize(
-    ("device", "precision"), [(FAST, "bfloat16"), (SLOW, "float32"), (OLD_GPU, "float32"), (NEW_GPU, "bfloat16")]
+    ("device", "precision"),
+    [(FAST, "bfloat16"), (SLOW, "float32"), (OLD_GPU, "float32"), (NEW_GPU, "bfloat16")],
 )
 def test_precision_follows_the_device(device: Device, precision: str) -> None:
     assert choose_precision(device).value == precision
 
 
 def test_the_reason_has_the_factor_and_the_device() -> None:
-    assert str(choose_precision(SLOW)) == "float32 (bfloat16 takes 19 times as long as float32 on EPYC with AVX2)"
-    assert choose_precision(FAST).reason == "bfloat16 takes 50% of the time of float32 on Zen 5 with AVX512"
+    assert (
+        str(choose_precision(SLOW))
+        == "float32 (bfloat16 takes 19 times as long as float32 on EPYC with AVX2)"
+    )
+    assert (
+        choose_precision(FAST).reason
+        == "bfloat16 takes 50% of the time of float32 on Zen 5 with AVX512"
+    )
     assert choose_precision(OLD_GPU).reason == "the Tesla T4 cannot multiply bfloat16"
 
 
@@ -85,7 +98,9 @@ def test_a_named_precision_that_is_slow_warns_with_its_field_and_the_factor() ->
 
 
 def test_a_named_precision_that_a_gpu_lacks_is_refused_with_what_is_possible() -> None:
-    with pytest.raises(ValueError, match=r"train\.precision is bfloat16, which the Tesla T4 .* float32 and auto"):
+    with pytest.raises(
+        ValueError, match=r"train\.precision is bfloat16, which the Tesla T4 .* float32 and auto"
+    ):
         check_precision(Outer(precision="bfloat16"), OLD_GPU, "train")
 
 

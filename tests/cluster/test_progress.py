@@ -1,4 +1,6 @@
-"""Progress counts exactly, speaks before the first item, and never raises, from however many threads."""
+"""Progress counts exactly, speaks before the first item, and never raises, from however many
+threads.
+"""
 
 import logging
 import threading

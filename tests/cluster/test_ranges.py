@@ -23,7 +23,15 @@ class Settings:
 
 @pytest.mark.parametrize(
     "values",
-    [{}, {"workers": 1}, {"share": 1.0}, {"cosine": None}, {"cosine": 0.3}, {"levels": (1, 2)}, {"rate": -1.0}],
+    [
+        {},
+        {"workers": 1},
+        {"share": 1.0},
+        {"cosine": None},
+        {"cosine": 0.3},
+        {"levels": (1, 2)},
+        {"rate": -1.0},
+    ],
 )
 def test_values_inside_pass(values):
     Settings(**values)
@@ -32,7 +40,10 @@ def test_values_inside_pass(values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"workers": 0}, r"settings.workers is 0: must be at least 1; correct it, or leave it out for the default, 2"),
+        (
+            {"workers": 0},
+            r"settings.workers is 0: must be at least 1; correct it, or leave it out for the default, 2",
+        ),
         ({"share": 0.0}, r"settings.share is 0.0: must be above 0 and at most 1"),
         ({"share": 1.5}, r"settings.share is 1.5: must be above 0 and at most 1"),
         ({"share": float("nan")}, r"settings.share is nan: must be above 0 and at most 1"),

@@ -7,7 +7,8 @@ from cluster.resources import Resources
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("workers", -1), ("cpus", -0.5), ("gpus", -1.0), ("memory_gb", float("nan")), ("nodes", 0)]
+    ("field", "value"),
+    [("workers", -1), ("cpus", -0.5), ("gpus", -1.0), ("memory_gb", float("nan")), ("nodes", 0)],
 )
 def test_resources_refuse_values_without_a_meaning(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"resources\.{field} is {value}: must be at least"):
@@ -52,7 +53,9 @@ def test_actor_options_need_a_resolved_number_of_gpus() -> None:
         (Resources(workers=8, min_workers=2), None, 3),
     ],
 )
-def test_resolve_fills_the_cluster_and_no_more(asked: Resources, max_workers: int | None, workers: int) -> None:
+def test_resolve_fills_the_cluster_and_no_more(
+    asked: Resources, max_workers: int | None, workers: int
+) -> None:
     resolved = resolve(asked, max_workers)
     assert (resolved.workers, resolved.gpus) == (workers, 0)
     assert resolve(resolved, max_workers) == resolved

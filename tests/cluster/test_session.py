@@ -68,9 +68,13 @@ def test_session_inside_a_session_does_nothing_and_works_in_threads() -> None:
 
 
 def test_workers_of_a_local_session_import_the_rooms_from_any_folder(tmp_path: Path) -> None:
-    done = subprocess.run(driver("pass"), capture_output=True, text=True, cwd=tmp_path, env=alone(), check=True)
+    done = subprocess.run(
+        driver("pass"), capture_output=True, text=True, cwd=tmp_path, env=alone(), check=True
+    )
     names = ("cluster", "curation", "train", "evaluate", "pipeline")
-    assert done.stdout.splitlines()[0].split() == [str(ROOT / name / "__init__.py") for name in names]
+    assert done.stdout.splitlines()[0].split() == [
+        str(ROOT / name / "__init__.py") for name in names
+    ]
     assert done.stderr == ""
 
 
@@ -82,7 +86,9 @@ def short_folder() -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_killed_driver_leaves_no_process_and_the_next_session_removes_its_folder(short_folder: Path) -> None:
+def test_a_killed_driver_leaves_no_process_and_the_next_session_removes_its_folder(
+    short_folder: Path,
+) -> None:
     environment = alone() | {"TMPDIR": str(short_folder)}
     killed = subprocess.Popen(
         driver("import time; time.sleep(600)"), stdout=subprocess.PIPE, text=True, env=environment
@@ -103,8 +109,11 @@ def test_a_killed_driver_leaves_no_process_and_the_next_session_removes_its_fold
 
 @pytest.mark.slow
 def test_a_lost_node_loses_no_item_and_the_code_travels_to_the_cluster(short_folder: Path) -> None:
-    """Of a checkout in which a workspace lies, too, and in a Ray job that has a working_dir of its own."""
-    program, checkout = Path(__file__).with_name("losing_a_node.py"), short_folder / "checkout"
+    """Of a checkout in which a workspace lies, too, and in a Ray job that has a working_dir of its
+    own.
+    """
+    program = Path(__file__).with_name("losing_a_node.py")
+    checkout = short_folder / "checkout"
     for name in PACKAGES:
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     code = sorted(str(path.relative_to(checkout)) for path in checkout.rglob("*") if path.is_file())
@@ -114,16 +123,26 @@ def test_a_lost_node_loses_no_item_and_the_code_travels_to_the_cluster(short_fol
     environment = alone() | {"PYTHONPATH": str(checkout), "RAY_TMPDIR": str(short_folder)}
     job = {"runtime_env": {"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"}}
     environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(job)
-    subprocess.run([sys.executable, str(program), str(short_folder)], env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(program), str(short_folder)],
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
     result = json.loads((short_folder / "result.json").read_text())
     assert [item for item, _ in result["answers"]] == list(range(12))
     assert {node for _, (node, _) in result["answers"]} <= set(result["nodes"])
     assert dict(result["answers"])[0][0] != result["victim"]
-    assert all([name for name in files if not name.endswith(".pyc")] == code for _, (_, files) in result["answers"])
+    assert all(
+        [name for name in files if not name.endswith(".pyc")] == code
+        for _, (_, files) in result["answers"]
+    )
 
 
 @pytest.mark.parametrize("depth", [4, LONGEST_FOLDER - 6, LONGEST_FOLDER - 5, 200])
-def test_the_folder_of_a_ray_is_short_enough_for_its_sockets(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_a_ray_is_short_enough_for_its_sockets(
+    depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = "/" + "x" * (depth - 1)
     monkeypatch.setattr(tempfile, "tempdir", root)
     folder = folder_for_sockets("ray-1")

@@ -64,7 +64,12 @@ def test_links_are_followed_but_not_in_circles(folder: Path, tmp_path: Path) -> 
     for name, target in links.items():
         (folder / name).symlink_to(target)
     (tmp_path / "elsewhere" / "back").symlink_to(folder)
-    assert {name for name, _, _ in files_below(folder)} == {"b c/small é.txt", "large.bin", "one/image", "two/image"}
+    assert {name for name, _, _ in files_below(folder)} == {
+        "b c/small é.txt",
+        "large.bin",
+        "one/image",
+        "two/image",
+    }
 
 
 def test_folder_that_may_not_be_read_is_named_but_not_that_of_the_disk(
@@ -77,7 +82,10 @@ def test_folder_that_may_not_be_read_is_named_but_not_that_of_the_disk(
     tmp_path.chmod(0o755)
     for closed in ("lost+found", "private"):
         (tmp_path / closed).chmod(0)
-    with no_rights_of_root(), pytest.raises(ValueError, match="private may not be read by this user"):
+    with (
+        no_rights_of_root(),
+        pytest.raises(ValueError, match="private may not be read by this user"),
+    ):
         list(files_below(Path()))
     (tmp_path / "private").chmod(0o755)
     with no_rights_of_root():
@@ -104,11 +112,23 @@ def test_kinds_are_told_apart(place: Path) -> None:
     assert kinds == ["folder", "folder", "file", "", ""]
 
 
-def test_ranges_across_blocks_and_past_the_end_are_those_of_the_file(folder: Path, place: Path) -> None:
-    whole, size = (folder / "large.bin").read_bytes(), 2 * BLOCK_BYTES + 1000
-    ranges = [(0, 10), (BLOCK_BYTES - 5, 10), (BLOCK_BYTES, 0), (5, 2 * BLOCK_BYTES), (size - 3, 10), (size + 50, 10)]
+def test_ranges_across_blocks_and_past_the_end_are_those_of_the_file(
+    folder: Path, place: Path
+) -> None:
+    whole = (folder / "large.bin").read_bytes()
+    size = 2 * BLOCK_BYTES + 1000
+    ranges = [
+        (0, 10),
+        (BLOCK_BYTES - 5, 10),
+        (BLOCK_BYTES, 0),
+        (5, 2 * BLOCK_BYTES),
+        (size - 3, 10),
+        (size + 50, 10),
+    ]
     for offset, length in ranges:
-        assert read_range(str(place / "large.bin"), offset, length) == whole[offset : offset + length]
+        assert (
+            read_range(str(place / "large.bin"), offset, length) == whole[offset : offset + length]
+        )
 
 
 def test_an_open_file_is_read_and_sought_as_on_disk(folder: Path, place: Path) -> None:

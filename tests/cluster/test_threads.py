@@ -20,9 +20,12 @@ print(json.dumps([torch.get_num_threads(), faiss.omp_get_max_threads(), *pools])
 
 
 @pytest.mark.parametrize(
-    "before", ["", "import faiss, numpy, torch; torch.set_num_threads(3); faiss.omp_set_num_threads(3)"]
+    "before",
+    ["", "import faiss, numpy, torch; torch.set_num_threads(3); faiss.omp_set_num_threads(3)"],
 )
 def test_limit_threads_reaches_torch_faiss_and_blas(before: str) -> None:
     program = PROGRAM.format(before=before)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert json.loads(done.stdout) == [1, 1, 1]

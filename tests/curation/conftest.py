@@ -51,7 +51,9 @@ def encoded() -> Callable[..., bytes]:
 
 
 @pytest.fixture
-def images(tmp_path: Path, picture: Callable[..., Image.Image], encoded: Callable[..., bytes]) -> Path:
+def images(
+    tmp_path: Path, picture: Callable[..., Image.Image], encoded: Callable[..., bytes]
+) -> Path:
     """A folder with the three images of raw_pairs.CAPTIONS."""
     for seed, name in enumerate(PAIRS):
         path = tmp_path / "data" / name
@@ -62,14 +64,23 @@ def images(tmp_path: Path, picture: Callable[..., Image.Image], encoded: Callabl
 
 @pytest.fixture
 def pair_folder(picture: Callable[..., Image.Image]) -> Callable[..., Path]:
-    """pair_folder(folder, count): JPEG files 00000.jpg ... and captions.jsonl with two captions each."""
+    """pair_folder(folder, count): JPEG files 00000.jpg ... and captions.jsonl with two captions
+    each.
+    """
 
     def write(folder: Path, count: int) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         lines = []
         for i in range(count):
             picture(i).save(folder / f"{i:05d}.jpg", quality=90)
-            lines.append(json.dumps({"image": f"{i:05d}.jpg", "captions": [f"picture {i}", f"number {i} of {count}"]}))
+            lines.append(
+                json.dumps(
+                    {
+                        "image": f"{i:05d}.jpg",
+                        "captions": [f"picture {i}", f"number {i} of {count}"],
+                    }
+                )
+            )
         (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
         return folder
 
@@ -102,12 +113,12 @@ def embedding_spec() -> Callable[..., EmbeddingSpec]:
 
 @pytest.fixture
 def write_pool() -> Callable[..., dict[str, np.ndarray]]:
-    """write_pool(folder, spec, rows_per_shard, seed=0, vectors=None, columns=None): a finished shard folder.
+    """write_pool(folder, spec, rows_per_shard, seed=0, vectors=None, columns=None): a finished
+    shard folder.
 
-    Returns every vector column as the float32 values that were written. Row i has key "key-i", captions
-    ["caption i", "again i"], hashes i, 2i and a random perceptual hash. `vectors` replaces the random values of some
-    columns ("n t d"),
-    `columns` others, such as keys or captions.
+    Returns every vector column as the float32 values that were written. Row i has key "key-i",
+    captions ["caption i", "again i"], hashes i, 2i and a random perceptual hash. `vectors` replaces
+    the random values of some columns ("n t d"), `columns` others, such as keys or captions.
     """
 
     def write(
@@ -119,20 +130,30 @@ def write_pool() -> Callable[..., dict[str, np.ndarray]]:
         columns: dict[str, Sequence[Any]] | None = None,
     ) -> dict[str, np.ndarray]:
         folder.mkdir(parents=True, exist_ok=True)
-        rng, total = np.random.default_rng(seed), sum(rows_per_shard)
+        rng = np.random.default_rng(seed)
+        total = sum(rows_per_shard)
         values = {}
         for column in spec.vector_columns():
             shape = (total, spec.num_tokens(column), spec.width(column))
             values[column] = rng.standard_normal(shape, dtype=np.float32)
-        values.update({name: np.asarray(given, np.float32) for name, given in (vectors or {}).items()})
+        values.update(
+            {name: np.asarray(given, np.float32) for name, given in (vectors or {}).items()}
+        )
         if spec.caption_dim:
-            values[CAPTION_EMBEDDING] /= np.linalg.norm(values[CAPTION_EMBEDDING], axis=-1, keepdims=True)
-        entries, start = [], 0
+            values[CAPTION_EMBEDDING] /= np.linalg.norm(
+                values[CAPTION_EMBEDDING], axis=-1, keepdims=True
+            )
+        entries = []
+        start = 0
         for index, rows in enumerate(rows_per_shard):
             chosen = np.arange(start, start + rows)
             batch = _columns(chosen) | {name: array[chosen] for name, array in values.items()}
             for name, given in (columns or {}).items():
-                batch[name] = given[chosen] if isinstance(given, np.ndarray) else [given[row] for row in chosen]
+                batch[name] = (
+                    given[chosen]
+                    if isinstance(given, np.ndarray)
+                    else [given[row] for row in chosen]
+                )
             entries.append(write_shard(folder / f"shard-{index:05d}.arrow", spec, [batch]))
             start += rows
         write_manifest(folder, Manifest(spec, tuple(entries)))
@@ -158,5 +179,8 @@ def _columns(rows: np.ndarray) -> dict[str, Any]:
 
 def _random_hashes(rows: np.ndarray) -> np.ndarray:
     """One hash of 32 bytes per row, a function of its number."""
-    bits = [np.random.default_rng(row).integers(0, 256, (1, 32), dtype=np.uint8) for row in rows.tolist()]
+    bits = [
+        np.random.default_rng(row).integers(0, 256, (1, 32), dtype=np.uint8)
+        for row in rows.tolist()
+    ]
     return np.stack(bits) if bits else np.empty((0, 1, 32), np.uint8)

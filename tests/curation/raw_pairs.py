@@ -80,7 +80,9 @@ def karpathy(split: str = "train") -> list[dict]:
     for name, texts in CAPTIONS.items():
         folder, _, base = name.rpartition("/")
         sentences = [{"raw": text} for text in texts]
-        images.append({"filepath": folder, "filename": base, "split": split, "sentences": sentences})
+        images.append(
+            {"filepath": folder, "filename": base, "split": split, "sentences": sentences}
+        )
     return images
 
 
@@ -96,7 +98,9 @@ def write_coco(folder: Path) -> None:
     content = {"images": images, "annotations": annotations}
     (folder / "annotations").mkdir()
     (folder / "annotations" / "captions_train2017.json").write_text(json.dumps(content))
-    (folder / "annotations" / "instances_train2017.json").write_text(json.dumps({"images": images, "annotations": []}))
+    (folder / "annotations" / "instances_train2017.json").write_text(
+        json.dumps({"images": images, "annotations": []})
+    )
 
 
 LAYOUTS = {

@@ -29,7 +29,11 @@ NO_HASHES = DuplicatesConfig(alike=ONLY_EXACT)
 OUTPUTS = (
     "selection.arrow",
     "decisions.arrow",
-    *(f"{level}{suffix}" for level in ("image/level-1", "image/level-2", "text/level-1") for suffix in SUFFIXES),
+    *(
+        f"{level}{suffix}"
+        for level in ("image/level-1", "image/level-2", "text/level-1")
+        for suffix in SUFFIXES
+    ),
 )
 LEVELS = LevelsConfig(clusters=(24, 6))
 SPLIT = LevelsConfig(clusters=(24, 6), split=(4, 0))
@@ -39,7 +43,9 @@ def _mixture(sizes=SIZES, dim=16, seed=0, noise=0.05):
     """Well-separated concepts: one-hot centres plus noise, rows shuffled."""
     rng = np.random.default_rng(seed)
     concepts = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    return concepts, np.eye(dim, dtype=np.float32)[concepts] + noise * rng.standard_normal((len(concepts), dim))
+    return concepts, np.eye(dim, dtype=np.float32)[concepts] + noise * rng.standard_normal(
+        (len(concepts), dim)
+    )
 
 
 @pytest.fixture
@@ -47,11 +53,18 @@ def pool(tmp_path, embedding_spec, write_pool):
     """pool(rows_per_shard, vectors=None): folder and concept of each row."""
 
     def write(name="pool", cut=(300, 0, 250, 150), images=None, seed=0):
-        spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=16, caption_dim=16)
+        spec = embedding_spec(
+            content="pooled", num_registers=0, grid=(1, 1), dim=16, caption_dim=16
+        )
         concepts, vectors = _mixture(seed=seed)
         images = vectors if images is None else images
         captions = _mixture(seed=seed)[1]
-        write_pool(tmp_path / name, spec, cut, vectors={CLS: images[:, None], CAPTION_EMBEDDING: captions[:, None]})
+        write_pool(
+            tmp_path / name,
+            spec,
+            cut,
+            vectors={CLS: images[:, None], CAPTION_EMBEDDING: captions[:, None]},
+        )
         return tmp_path / name, concepts
 
     return write
@@ -72,12 +85,16 @@ def _run(tmp_path, folder, name="out", evaluation=None, **changes):
 @pytest.mark.parametrize("combine", ["intersection", "union"])
 def test_repeats_fill_small_clusters(tmp_path, pool, combine):
     folder, concepts = pool()
-    out, summary = _run(tmp_path, folder, method="both", combine=combine, target_rows=300, repeats=4)
+    out, summary = _run(
+        tmp_path, folder, method="both", combine=combine, target_rows=300, repeats=4
+    )
     rows = read_selection(out, EmbeddingShards(folder)).rows
     assert len(rows) == 300
     assert len(np.unique(rows)) == summary["kept"] < 300
     assert np.bincount(rows).max() <= 4
-    np.testing.assert_array_equal(np.bincount(rows, minlength=700), read_decisions(out)["copies"].to_numpy())
+    np.testing.assert_array_equal(
+        np.bincount(rows, minlength=700), read_decisions(out)["copies"].to_numpy()
+    )
     sides = [summary[f"in_{name}"] for name in ("both", "image_only", "text_only", "neither")]
     assert sum(sides) == len(concepts)
     assert summary["kept"] == (sides[0] if combine == "intersection" else sum(sides[:3]))
@@ -110,7 +127,10 @@ def test_none_keeps_everything(tmp_path, pool):
 def test_selection_is_the_same_for_any_workers_and_shards(tmp_path, ray_session, pool):
     first, _ = pool("first", (300, 0, 250, 150))
     second, _ = pool("second", (699, 1))
-    config = {"target_rows": 150, "duplicates": DuplicatesConfig(alike=replace(ONLY_EXACT, cosine=0.99))}
+    config = {
+        "target_rows": 150,
+        "duplicates": DuplicatesConfig(alike=replace(ONLY_EXACT, cosine=0.99)),
+    }
     reference, _ = _run(tmp_path, first, "reference", **config)
     for name, folder, workers in (("a", first, 1), ("b", second, 2)):
         out = tmp_path / name
@@ -145,7 +165,11 @@ def test_duplicates_and_leakage_are_removed_with_reasons(tmp_path, pool):
     kept = next(reason["key"] for reason in reasons if reason["kept"])
     assert {reason["other"] for reason in reasons if not reason["kept"]} == {kept}
     found = why(out, "key-600")
-    assert (found["reason"], found["other"], found["other_set"]) == ("leakage: cosine", "key-7", "test")
+    assert (found["reason"], found["other"], found["other_set"]) == (
+        "leakage: cosine",
+        "key-7",
+        "test",
+    )
     assert summary["captions_in_evaluation"] == 700
     assert {row["caption_in"] for row in read_decisions(out).to_pylist()} == {"test"}
     examples = pa.ipc.open_file(out / "examples.arrow").read_all().to_pylist()
@@ -156,7 +180,11 @@ def test_duplicates_and_leakage_are_removed_with_reasons(tmp_path, pool):
 def test_equal_hashes_are_duplicates_and_leakage(tmp_path, pool):
     folder, _ = pool()  # row i has bytes hash i and pixel hash 2 i
     out, summary = _run(
-        tmp_path, folder, method="none", leakage=LeakageConfig(captions="remove"), evaluation={"leakage_self": folder}
+        tmp_path,
+        folder,
+        method="none",
+        leakage=LeakageConfig(captions="remove"),
+        evaluation={"leakage_self": folder},
     )
     assert summary["removed_leakage_same_image"] == 700
     assert summary["kept"] == 0
@@ -181,14 +209,17 @@ def test_damaged_vectors_are_counted_and_named(tmp_path, pool, bad):
     images[5] = np.linspace(-7, 7, 16)
     folder, _ = pool(images=images)
     shard = folder / "shard-00000.arrow"
-    whole, vector = shard.read_bytes(), images[5].astype(np.float16)
+    whole = shard.read_bytes()
+    vector = images[5].astype(np.float16)
     assert whole.count(vector.tobytes()) == 1
     vector_with_fault = np.where(np.arange(16) == 3, bad, vector).astype(np.float16)
     shard.write_bytes(whole.replace(vector.tobytes(), vector_with_fault.tobytes()))
     out, summary = _run(tmp_path, folder, target_rows=100)
     assert summary["removed_invalid_value_not_finite"] == 1
     assert why(out, "key-5")["reason"] == "invalid: value not finite"
-    with pytest.raises(ValueError, match=r"1 vectors with NaN or infinite values and 0 zero vectors.*key-5"):
+    with pytest.raises(
+        ValueError, match=r"1 vectors with NaN or infinite values and 0 zero vectors.*key-5"
+    ):
         _run(tmp_path, folder, "strict", error_budget=0.0)
 
 
@@ -200,9 +231,13 @@ def test_a_key_that_occurs_twice_is_refused(tmp_path, embedding_spec, write_pool
 
 
 @pytest.mark.parametrize("change", [{"digest": "1" * 64}, {"dim": 12}])
-def test_evaluation_embeddings_of_another_model_are_refused(tmp_path, pool, embedding_spec, write_pool, change):
+def test_evaluation_embeddings_of_another_model_are_refused(
+    tmp_path, pool, embedding_spec, write_pool, change
+):
     folder, _ = pool()
-    spec = embedding_spec(**{"content": "pooled", "num_registers": 0, "grid": (1, 1), "dim": 16, **change})
+    spec = embedding_spec(
+        **{"content": "pooled", "num_registers": 0, "grid": (1, 1), "dim": 16, **change}
+    )
     write_pool(tmp_path / "other", spec, (5,))
     with pytest.raises(ValueError, match="leakage needs one backbone for both"):
         _run(tmp_path, folder, evaluation={"leakage_other": tmp_path / "other"})
@@ -226,23 +261,35 @@ def test_captions_of_evaluation_are_removed_on_request(tmp_path, pool, embedding
     for mode, num_removed in (("list", 0), ("remove", 2)):
         config = LeakageConfig(alike=OFF, captions=mode)
         evaluation = {"leakage_test": tmp_path / "held_out"}
-        out, summary = _run(tmp_path, folder, mode, method="none", leakage=config, evaluation=evaluation)
+        out, summary = _run(
+            tmp_path, folder, mode, method="none", leakage=config, evaluation=evaluation
+        )
         assert summary["captions_in_evaluation"] == 2
         assert summary["removed_leakage_caption"] == num_removed
-        assert [why(out, f"key-{row}")["caption_in"] for row in (3, 4, 600)] == ["test", None, "test"]
+        assert [why(out, f"key-{row}")["caption_in"] for row in (3, 4, 600)] == [
+            "test",
+            None,
+            "test",
+        ]
         assert why(out, "key-3")["kept"] == (mode == "list")
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_hash_of_the_selection_is_the_same_for_one_two_and_four_workers(tmp_path, ray_session, pool):
+def test_the_hash_of_the_selection_is_the_same_for_one_two_and_four_workers(
+    tmp_path, ray_session, pool
+):
     folder, _ = pool(cut=(100, 350, 0, 250))
     hashes = set()
     for name, workers in (("one", 1), ("again", 1), ("two", 2), ("four", 4)):
         out = tmp_path / name
         out.mkdir()
         resources = Resources(workers=workers, cpus=0.5)
-        run(replace(_config(target_rows=150, levels=SPLIT), resources=resources), out=out, embeddings=folder)
+        run(
+            replace(_config(target_rows=150, levels=SPLIT), resources=resources),
+            out=out,
+            embeddings=folder,
+        )
         hashes.add(sha256_file(out / "selection.arrow"))
     assert len(hashes) == 1
 
@@ -253,15 +300,21 @@ def test_a_target_above_what_is_left_is_refused(tmp_path, pool):
         _run(tmp_path, folder, method="random", target_rows=701)
 
 
-@pytest.mark.parametrize(("num_distinct", "split"), [(1, 0), (8, 0), (8, 3), (8, 100), (25, 4), (700, 100)])
-def test_automatic_clusters_are_no_more_than_distinct_points(tmp_path, embedding_spec, write_pool, num_distinct, split):
+@pytest.mark.parametrize(
+    ("num_distinct", "split"), [(1, 0), (8, 0), (8, 3), (8, 100), (25, 4), (700, 100)]
+)
+def test_automatic_clusters_are_no_more_than_distinct_points(
+    tmp_path, embedding_spec, write_pool, num_distinct, split
+):
     """Class names as captions; copies of a picture, of which float16 leaves no two alike."""
     rng = np.random.default_rng(0)
     distinct = rng.standard_normal((num_distinct, 1, 32)).astype(np.float32)
     distinct = distinct[rng.permutation(np.arange(1400) % num_distinct)]
     images = distinct * (1 + 1e-4 * rng.random(distinct.shape))
     spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=32, caption_dim=32)
-    write_pool(tmp_path / "pool", spec, (700, 700), vectors={CLS: images, CAPTION_EMBEDDING: distinct})
+    write_pool(
+        tmp_path / "pool", spec, (700, 700), vectors={CLS: images, CAPTION_EMBEDDING: distinct}
+    )
     changes = {
         "levels": LevelsConfig(),
         "text": CaptionClustersConfig(split=split),
@@ -277,20 +330,31 @@ def test_automatic_clusters_are_no_more_than_distinct_points(tmp_path, embedding
     assert num_clusters == 8 or num_distinct != 8
 
 
-def test_clusters_too_many_for_one_stage_are_made_in_two(tmp_path, embedding_spec, write_pool, monkeypatch):
+def test_clusters_too_many_for_one_stage_are_made_in_two(
+    tmp_path, embedding_spec, write_pool, monkeypatch
+):
     monkeypatch.setattr(curation.clusters.config, "LARGEST_STAGE", 4)
     monkeypatch.setattr(curation.clusters.config, "PARTS", 5)
     spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=32, caption_dim=32)
     write_pool(tmp_path / "pool", spec, (800,))
     out, _ = _run(
-        tmp_path, tmp_path / "pool", levels=LevelsConfig(), text=CaptionClustersConfig(), duplicates=NO_HASHES
+        tmp_path,
+        tmp_path / "pool",
+        levels=LevelsConfig(),
+        text=CaptionClustersConfig(),
+        duplicates=NO_HASHES,
     )
     assert [len(np.load(path)) for path in sorted(out.glob("*/*.npy"))] == [20, 2, 20]
 
 
 def test_a_pool_of_one_row(tmp_path, embedding_spec, write_pool):
     write_pool(tmp_path / "pool", embedding_spec(), (1,))
-    assert _run(tmp_path, tmp_path / "pool", levels=LevelsConfig(), text=CaptionClustersConfig())[1]["kept"] == 1
+    assert (
+        _run(tmp_path, tmp_path / "pool", levels=LevelsConfig(), text=CaptionClustersConfig())[1][
+            "kept"
+        ]
+        == 1
+    )
 
 
 def test_a_split_that_does_not_divide_the_clusters_is_refused():
@@ -307,7 +371,9 @@ def test_a_target_above_the_pool_is_refused_before_anything_is_clustered(tmp_pat
 
 def test_nothing_left_to_choose_from_is_refused(tmp_path, pool):
     folder, _ = pool()
-    with pytest.raises(ValueError, match=r"no pair is left to choose from, by reason .*leakage: same image': 700"):
+    with pytest.raises(
+        ValueError, match=r"no pair is left to choose from, by reason .*leakage: same image': 700"
+    ):
         _run(tmp_path, folder, evaluation={"leakage_self": folder})
 
 
@@ -315,7 +381,10 @@ def test_captions_in_two_evaluation_sets_are_counted_once(tmp_path, pool):
     folder, _ = pool()
     leakage = LeakageConfig(alike=OFF)
     evaluation = {"leakage_one": folder, "leakage_two": folder}
-    assert _run(tmp_path, folder, leakage=leakage, evaluation=evaluation)[1]["captions_in_evaluation"] == 700
+    assert (
+        _run(tmp_path, folder, leakage=leakage, evaluation=evaluation)[1]["captions_in_evaluation"]
+        == 700
+    )
 
 
 def test_more_clusters_than_distinct_points_are_refused(tmp_path, pool):
@@ -331,14 +400,22 @@ def test_an_unknown_input_is_refused(tmp_path, pool):
 
 
 @pytest.mark.parametrize("method", ["image", "text"])
-def test_curation_of_a_long_tail_is_more_even_than_chance(tmp_path, embedding_spec, write_pool, method):
-    """Concept frequencies Zipf 1.5: entropy of the true concepts, against a random draw and the optimum."""
+def test_curation_of_a_long_tail_is_more_even_than_chance(
+    tmp_path, embedding_spec, write_pool, method
+):
+    """Concept frequencies Zipf 1.5: entropy of the true concepts, against a random draw and the
+    optimum.
+    """
     sizes = np.maximum(1, 1500 / np.arange(1, 31) ** 1.5).astype(int)
     concepts, vectors = _mixture(sizes, dim=32)
     spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=32, caption_dim=32)
     columns = {CLS: vectors[:, None], CAPTION_EMBEDDING: vectors[:, None]}
     write_pool(tmp_path / "pool", spec, (len(concepts),), vectors=columns)
-    shape = {"levels": LevelsConfig(clusters=(90, 30)), "text": CaptionClustersConfig(clusters=30), "target_rows": 400}
+    shape = {
+        "levels": LevelsConfig(clusters=(90, 30)),
+        "text": CaptionClustersConfig(clusters=30),
+        "target_rows": 400,
+    }
     found = {}
     for name in (method, "random"):
         out, _ = _run(tmp_path, tmp_path / "pool", name, method=name, **shape)
@@ -351,10 +428,20 @@ def test_curation_of_a_long_tail_is_more_even_than_chance(tmp_path, embedding_sp
 def test_a_filter_by_score_comes_before_everything_else(tmp_path, pool):
     folder, concepts = pool()
     path = tmp_path / "scores.csv"
-    path.write_text("key,score\n" + "".join(f"key-{row},{row % 2}\n" for row in range(len(concepts))))
+    path.write_text(
+        "key,score\n" + "".join(f"key-{row},{row % 2}\n" for row in range(len(concepts)))
+    )
     out = tmp_path / "out"
     out.mkdir()
-    summary = curate(_config(share=1.0, min_score=1.0, scores=str(path)), InProcess(), out, folder, {}, None, path)
+    summary = curate(
+        _config(share=1.0, min_score=1.0, scores=str(path)),
+        InProcess(),
+        out,
+        folder,
+        {},
+        None,
+        path,
+    )
     odd = np.arange(1, len(concepts), 2)
     assert summary["removed_score_too_low"] == len(concepts) - len(odd)
     np.testing.assert_array_equal(read_selection(out).rows, odd)
@@ -367,14 +454,21 @@ def test_a_filter_by_score_comes_before_everything_else(tmp_path, pool):
 def test_captions_of_equal_images_stay_with_the_kept_one(tmp_path, embedding_spec, write_pool):
     """Ten images in five rows each, one caption per row and one of them twice."""
     captions = [[f"image {row % 10}, caption {row // 10 % 4}"] for row in range(50)]
-    equal = {"bytes_hash": np.arange(50, dtype=np.uint64) % 10, "pixel_hash": np.arange(50, dtype=np.uint64) % 10}
-    write_pool(tmp_path / "pool", embedding_spec(), (25, 25), columns={"captions": captions, **equal})
+    equal = {
+        "bytes_hash": np.arange(50, dtype=np.uint64) % 10,
+        "pixel_hash": np.arange(50, dtype=np.uint64) % 10,
+    }
+    write_pool(
+        tmp_path / "pool", embedding_spec(), (25, 25), columns={"captions": captions, **equal}
+    )
     out, summary = _run(tmp_path, tmp_path / "pool", method="none")
     shards = EmbeddingShards(tmp_path / "pool")
     selection = read_selection(out, shards)
     assert len(selection.rows) == 10
     assert summary["captions_merged"] == 30
-    for row, found in zip(selection.rows % 10, selection.captions(shards, np.arange(10)), strict=True):
+    for row, found in zip(
+        selection.rows % 10, selection.captions(shards, np.arange(10)), strict=True
+    ):
         assert sorted(found) == [f"image {row}, caption {number}" for number in range(4)]
 
     dropped = DuplicatesConfig(alike=ONLY_EXACT, captions="drop")

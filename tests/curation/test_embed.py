@@ -1,4 +1,6 @@
-"""The embed step end to end with a tiny random ViT: contents, rejects, budget, resume after kill -9."""
+"""The embed step end to end with a tiny random ViT: contents, rejects, budget, resume after kill
+-9.
+"""
 
 import contextlib
 import io
@@ -59,8 +61,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = []
     for i in range(40):
         coarse = np.random.default_rng(i).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
-        lines.append(json.dumps({"image": f"{i:02d}.png", "captions": [f"picture {i}", f"number {i}"]}))
+        Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC).save(
+            folder / f"{i:02d}.png"
+        )
+        lines.append(
+            json.dumps({"image": f"{i:02d}.png", "captions": [f"picture {i}", f"number {i}"]})
+        )
     (folder / "captions.jsonl").write_text("\n".join(lines))
     return folder
 
@@ -73,7 +79,9 @@ def embedded(source: Path, tmp_path_factory: pytest.TempPathFactory, ray_session
 
 
 def contents_of(folder: Path) -> dict[str, str]:
-    """Names with checksums; hidden files, which no reader looks at and the runner removes, left out."""
+    """Names with checksums; hidden files, which no reader looks at and the runner removes, left
+    out.
+    """
     return {path.name: sha256_file(path) for path in folder.glob("[!.]*")}
 
 
@@ -88,14 +96,18 @@ def test_shards_hold_what_the_backbone_gives(embedded: Embedded, source: Path) -
         (REGISTERS, expected.registers),
         (PATCHES, expected.patches),
     ):
-        np.testing.assert_allclose(shards.gather(rows, column), features.numpy(), rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(
+            shards.gather(rows, column), features.numpy(), rtol=2e-3, atol=2e-3
+        )
 
 
 def test_caption_embedding_is_the_unit_mean(embedded: Embedded) -> None:
     shards = EmbeddingShards(embedded[0])
     vectors = CaptionEncoder(CONFIG.captions).encode(shards.captions(np.array([7]))[0])
     expected = vectors.mean(axis=0) / np.linalg.norm(vectors.mean(axis=0))
-    np.testing.assert_allclose(shards.gather(np.array([7]), CAPTION_EMBEDDING)[0, 0], expected, atol=1e-3)
+    np.testing.assert_allclose(
+        shards.gather(np.array([7]), CAPTION_EMBEDDING)[0, 0], expected, atol=1e-3
+    )
 
 
 def test_rows_follow_the_source_and_the_summary_counts_them(embedded: Embedded) -> None:
@@ -111,10 +123,14 @@ def test_rows_follow_the_source_and_the_summary_counts_them(embedded: Embedded) 
     assert verify(out) == []
 
 
-def worker_and_tasks(config: EmbedConfig, source: Path, out: Path) -> tuple[EmbedWorker, list[Task]]:
+def worker_and_tasks(
+    config: EmbedConfig, source: Path, out: Path
+) -> tuple[EmbedWorker, list[Task]]:
     """One worker in this process and its tasks."""
     config = replace(config, backbone=resolve(config.backbone))
-    tasks = [Task(i, part, f"digest {i}") for i, part in enumerate(list_parts(config.source, source))]
+    tasks = [
+        Task(i, part, f"digest {i}") for i, part in enumerate(list_parts(config.source, source))
+    ]
     return EmbedWorker(config, out), tasks
 
 
@@ -135,7 +151,9 @@ def test_pooled_and_grid_are_averages_of_the_tokens(
     tokens = EmbeddingShards(embedded[0])
     worker, tasks = worker_and_tasks(replace(CONFIG, content=content, grid=1), source, tmp_path)
     records = [embed(worker, task) for task in tasks]
-    write_manifest(tmp_path, Manifest(worker.spec, tuple(ShardEntry(**record["entry"]) for record in records)))
+    write_manifest(
+        tmp_path, Manifest(worker.spec, tuple(ShardEntry(**record["entry"]) for record in records))
+    )
     shards = EmbeddingShards(tmp_path)
     assert (REGISTERS in shards.spec.vector_columns()) == (content == "grid")
     everything = torch.from_numpy(tokens.gather(np.arange(40), PATCHES))
@@ -154,7 +172,9 @@ def test_bytes_do_not_depend_on_workers(embedded: Embedded, source: Path, tmp_pa
 
 
 def test_bytes_do_not_depend_on_threads(embedded: Embedded, source: Path, tmp_path: Path) -> None:
-    worker, tasks = worker_and_tasks(replace(CONFIG, resources=Resources(cpus=2.0)), source, tmp_path)
+    worker, tasks = worker_and_tasks(
+        replace(CONFIG, resources=Resources(cpus=2.0)), source, tmp_path
+    )
     for task in tasks:
         embed(worker, task)
         assert (tmp_path / task.shard).read_bytes() == (embedded[0] / task.shard).read_bytes()
@@ -188,20 +208,30 @@ def test_second_run_keeps_every_shard(embedded: Embedded, source: Path) -> None:
     assert {**again, "images_per_s": 0} == {**first, "images_per_s": 0}
 
 
-def test_machine_facts_and_the_budget_keep_every_shard(embedded: Embedded, source: Path, tmp_path: Path) -> None:
+def test_machine_facts_and_the_budget_keep_every_shard(
+    embedded: Embedded, source: Path, tmp_path: Path
+) -> None:
     shutil.copytree(embedded[0], tmp_path, dirs_exist_ok=True)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*")}
-    run(replace(CONFIG, batch_size=5, error_budget=0.5, resources=Resources(workers=2)), out=tmp_path, source=source)
+    run(
+        replace(CONFIG, batch_size=5, error_budget=0.5, resources=Resources(workers=2)),
+        out=tmp_path,
+        source=source,
+    )
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*")} == before
 
 
 def test_workers_decode_in_as_many_threads_as_their_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 24.0, "GPU": 2.0}}])
+    monkeypatch.setattr(
+        "ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 24.0, "GPU": 2.0}}]
+    )
     resources = with_resources(EmbedConfig(precision="float32"), num_tasks=9).resources
     assert (resources.workers, resources.threads) == (2, 12)
 
 
-def test_shard_without_sidecar_or_cut_short_is_made_again(embedded: Embedded, source: Path, tmp_path: Path) -> None:
+def test_shard_without_sidecar_or_cut_short_is_made_again(
+    embedded: Embedded, source: Path, tmp_path: Path
+) -> None:
     shutil.copytree(embedded[0], tmp_path, dirs_exist_ok=True)
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "shard-00000.json").unlink()
@@ -212,7 +242,9 @@ def test_shard_without_sidecar_or_cut_short_is_made_again(embedded: Embedded, so
 
 
 @pytest.mark.slow
-def test_changed_settings_make_shards_anew(embedded: Embedded, source: Path, tmp_path: Path) -> None:
+def test_changed_settings_make_shards_anew(
+    embedded: Embedded, source: Path, tmp_path: Path
+) -> None:
     run(CONFIG, out=tmp_path, source=source)
     run(replace(CONFIG, dtype="int8"), out=tmp_path, source=source)
     assert EmbeddingShards(tmp_path).spec.dtype == "int8"
@@ -230,10 +262,14 @@ with session(num_cpus=1):
 """
 
 
-def test_run_killed_at_any_moment_ends_with_the_same_bytes(embedded: Embedded, source: Path, tmp_path: Path) -> None:
+def test_run_killed_at_any_moment_ends_with_the_same_bytes(
+    embedded: Embedded, source: Path, tmp_path: Path
+) -> None:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(source), str(tmp_path)], env=environment, cwd=ROOT)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(source), str(tmp_path)], env=environment, cwd=ROOT
+    )
     while not list(tmp_path.glob("shard-*.arrow")):
         with contextlib.suppress(subprocess.TimeoutExpired):
             pytest.fail(f"the driver ended by itself, code {driver.wait(timeout=0.05)}")
@@ -249,17 +285,29 @@ def test_bad_images_are_counted_rejects(source: Path, tmp_path: Path, ray_sessio
     folder = tmp_path / "bad"
     folder.mkdir()
     good = (source / "00.png").read_bytes()
-    files = {"good.png": good, "cut.png": good[:100], "zero.png": b"", "page.png": b"<html>", "gone.png": None}
+    files = {
+        "good.png": good,
+        "cut.png": good[:100],
+        "zero.png": b"",
+        "page.png": b"<html>",
+        "gone.png": None,
+    }
     for name, data in files.items():
         if data is not None:
             (folder / name).write_bytes(data)
     Image.new("RGB", (1, 1)).save(folder / "pixel.png")
     Image.fromarray(np.full((40, 50), 40_000, np.uint16)).save(folder / "deep.png")
-    captions = {**dict.fromkeys(files, "text"), "pixel.png": "text", "deep.png": "a\0b \N{GRINNING FACE} قطة"}
+    captions = {
+        **dict.fromkeys(files, "text"),
+        "pixel.png": "text",
+        "deep.png": "a\0b \N{GRINNING FACE} قطة",
+    }
     (folder / "captions.json").write_text(json.dumps(captions))
     summary = run(replace(CONFIG, error_budget=0.8), out=tmp_path / "out", source=folder)
     assert EmbeddingShards(tmp_path / "out").keys().to_pylist() == ["good.png", "deep.png"]
-    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    rejects = [
+        json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    ]
     assert {reject["key"]: reject["reason"] for reject in rejects} == {
         "cut.png": "corrupt image",
         "zero.png": "empty file",
@@ -268,7 +316,9 @@ def test_bad_images_are_counted_rejects(source: Path, tmp_path: Path, ray_sessio
         "pixel.png": "too small",
     }
     assert (summary["rows"], summary["rejects"], summary["rejects_missing_file"]) == (2, 5, 1)
-    with pytest.raises(RejectBudgetError, match=r"5 of the first 7 rows .*missing file 1.*rejects\.jsonl"):
+    with pytest.raises(
+        RejectBudgetError, match=r"5 of the first 7 rows .*missing file 1.*rejects\.jsonl"
+    ):
         run(replace(CONFIG, error_budget=0.5), out=tmp_path / "out", source=folder)
 
 
@@ -293,7 +343,9 @@ def test_wrong_data_stops_its_part_early(tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
     for i in range(2000):
         (tmp_path / f"{i}.png").touch()
-    worker, tasks = worker_and_tasks(replace(CONFIG, source=SourceConfig(part_rows=2000)), tmp_path, tmp_path / "out")
+    worker, tasks = worker_and_tasks(
+        replace(CONFIG, source=SourceConfig(part_rows=2000)), tmp_path, tmp_path / "out"
+    )
     (tmp_path / "out").mkdir()
     record = embed(worker, tasks[0])
     assert record["is_stopped"]
@@ -302,7 +354,9 @@ def test_wrong_data_stops_its_part_early(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
-def test_rows_that_are_all_taken_over_have_the_same_bytes(source: Path, tmp_path: Path, dtype: Dtype) -> None:
+def test_rows_that_are_all_taken_over_have_the_same_bytes(
+    source: Path, tmp_path: Path, dtype: Dtype
+) -> None:
     config = replace(CONFIG, dtype=dtype)
     (tmp_path / "first").mkdir()
     worker, tasks = worker_and_tasks(config, source, tmp_path / "first")
@@ -323,23 +377,28 @@ def test_retry_embeds_only_what_was_mended_or_changed(
     (folder / "20.png").unlink()
     text = (source / "captions.jsonl").read_text()
     (folder / "captions.jsonl").write_text(text.replace("picture 35", "a wrong caption"))
-    first, second = tmp_path / "embed" / "first", tmp_path / "embed" / "second"
+    first = tmp_path / "embed" / "first"
+    second = tmp_path / "embed" / "second"
     summary = run(replace(CONFIG, error_budget=0.2), out=first, source=folder)
     assert (summary["rows"], summary["rejects"]) == (38, 2)
 
     shutil.copytree(source, folder, dirs_exist_ok=True)
     again = run(replace(CONFIG, retry_rejects=True), out=second, source=folder)
     assert (again["rows"], again["rejects"], again["rows_taken_over"]) == (40, 0, 37)
-    shards, undisturbed = EmbeddingShards(second), EmbeddingShards(embedded[0])
+    shards = EmbeddingShards(second)
+    undisturbed = EmbeddingShards(embedded[0])
     rows = np.arange(40)
     assert shards.keys() == undisturbed.keys()
     assert shards.captions(rows) == undisturbed.captions(rows)
     assert shards.thumbnails(rows) == undisturbed.thumbnails(rows)
     assert verify(second) == []
     for column in (CLS, REGISTERS, PATCHES, CAPTION_EMBEDDING):
-        mended, expected = shards.gather(rows, column), undisturbed.gather(rows, column)
+        mended = shards.gather(rows, column)
+        expected = undisturbed.gather(rows, column)
         same = ~np.isin(rows, [3, 20, 35])
-        np.testing.assert_array_equal(mended[same], EmbeddingShards(first).gather(_rows_of(first, rows[same]), column))
+        np.testing.assert_array_equal(
+            mended[same], EmbeddingShards(first).gather(_rows_of(first, rows[same]), column)
+        )
         np.testing.assert_allclose(mended, expected, rtol=2e-3, atol=2e-3)
 
 
@@ -359,4 +418,6 @@ def test_full_disk_is_a_clear_error_and_later_the_shard_completes(
     assert [path.name for path in full_disk.iterdir()] == ["ballast"]
     (full_disk / "ballast").unlink()
     embed(worker, tasks[0])
-    assert (full_disk / "shard-00000.arrow").read_bytes() == (embedded[0] / "shard-00000.arrow").read_bytes()
+    assert (full_disk / "shard-00000.arrow").read_bytes() == (
+        embedded[0] / "shard-00000.arrow"
+    ).read_bytes()

@@ -19,7 +19,9 @@ from curation.shards.schema import CLS
 
 @pytest.fixture
 def curated(tmp_path, embedding_spec, write_pool):
-    """curated(**changes): folders of a curated pool of 300 rows, the last ten of which repeat the first ten."""
+    """curated(**changes): folders of a curated pool of 300 rows, the last ten of which repeat the
+    first ten.
+    """
 
     def run(entries=(), **changes):
         images = np.random.default_rng(0).standard_normal((300, 1, 8)).astype(np.float32)
@@ -28,14 +30,23 @@ def curated(tmp_path, embedding_spec, write_pool):
         fields = {
             "levels": LevelsConfig(clusters=(12, 3)),
             "text": CaptionClustersConfig(clusters=5),
-            "duplicates": DuplicatesConfig(alike=LikenessConfig(hash_bits=None, form_bits=None, cosine=0.999)),
+            "duplicates": DuplicatesConfig(
+                alike=LikenessConfig(hash_bits=None, form_bits=None, cosine=0.999)
+            ),
         }
         out = tmp_path / "out"
         out.mkdir()
         (tmp_path / "entries.txt").write_text("\n".join(entries))
         metadata = tmp_path / "entries.txt" if entries else None
         evaluation = {"leakage_self": tmp_path / "pool"} if entries else {}
-        curate(CurateConfig(**{**fields, **changes}), InProcess(), out, tmp_path / "pool", evaluation, metadata)
+        curate(
+            CurateConfig(**{**fields, **changes}),
+            InProcess(),
+            out,
+            tmp_path / "pool",
+            evaluation,
+            metadata,
+        )
         return out, tmp_path / "pool"
 
     return run
@@ -92,5 +103,9 @@ def test_size_curves_count_copies(curated, monkeypatch):
 def test_sections_of_an_uncurated_arm_are_short(curated):
     folders = curated(method="none", duplicates=DuplicatesConfig(alike=OFF))
     sections = curation_sections(*folders)
-    assert [section.title for section in sections] == ["What was read", "What was kept", "Time and memory"]
+    assert [section.title for section in sections] == [
+        "What was read",
+        "What was kept",
+        "Time and memory",
+    ]
     assert "nothing was removed" in sections[1].html

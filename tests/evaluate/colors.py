@@ -1,4 +1,6 @@
-"""A world in which the right answers are known: things are colours, and the encoder sees colours."""
+"""A world in which the right answers are known: things are colours, and the encoder sees
+colours.
+"""
 
 import io
 import json
@@ -34,7 +36,10 @@ class ColorEncoder:
     protocol: Mapping[str, object] = {"image_size": "any"}
 
     def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
-        found = [next(COLORS[word] for word in text.strip(".").split() if word in COLORS) for text in texts]
+        found = [
+            next(COLORS[word] for word in text.strip(".").split() if word in COLORS)
+            for text in texts
+        ]
         return normalize(torch.tensor(found) / 127.5 - 1, dim=-1)
 
     def encode_image(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
@@ -42,7 +47,9 @@ class ColorEncoder:
 
     def encode_patches(self, images: Sequence[Image.Image]) -> Float[Tensor, "n h w p"]:
         pixels = torch.tensor(np.stack([np.asarray(image) for image in images])) / 127.5 - 1
-        return normalize(pixels.unflatten(1, (-1, PATCH)).unflatten(3, (-1, PATCH)).mean((2, 4)), dim=-1)
+        return normalize(
+            pixels.unflatten(1, (-1, PATCH)).unflatten(3, (-1, PATCH)).mean((2, 4)), dim=-1
+        )
 
 
 class BlindEncoder(ColorEncoder):
@@ -54,7 +61,9 @@ class BlindEncoder(ColorEncoder):
         return torch.eye(3)[:1].expand(len(texts), -1)
 
     def encode_patches(self, images: Sequence[Image.Image]) -> Float[Tensor, "n h w p"]:
-        return torch.eye(3)[0].expand(len(images), images[0].height // PATCH, images[0].width // PATCH, -1)
+        return torch.eye(3)[0].expand(
+            len(images), images[0].height // PATCH, images[0].width // PATCH, -1
+        )
 
 
 def picture(color: str, size: tuple[int, int] = (24, 16)) -> bytes:
@@ -84,7 +93,9 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def classification_files(images_of_each: int = 2) -> dict[str, bytes]:
-    return {f"{color}/{index}.png": picture(color) for color in NAMES for index in range(images_of_each)}
+    return {
+        f"{color}/{index}.png": picture(color) for color in NAMES for index in range(images_of_each)
+    }
 
 
 def retrieval_files(captions_of_each: int = 2, split: str = "val") -> dict[str, bytes]:
@@ -92,7 +103,10 @@ def retrieval_files(captions_of_each: int = 2, split: str = "val") -> dict[str, 
         {
             "filename": f"{color}.png",
             "split": split,
-            "sentences": [{"raw": f"caption {index} of something {color}"} for index in range(captions_of_each)],
+            "sentences": [
+                {"raw": f"caption {index} of something {color}"}
+                for index in range(captions_of_each)
+            ],
         }
         for color in NAMES
     ]
@@ -100,9 +114,13 @@ def retrieval_files(captions_of_each: int = 2, split: str = "val") -> dict[str, 
     return {"dataset.json": json.dumps({"images": entries}).encode(), **files}
 
 
-def scene(seed: int, cells: tuple[int, int] = (4, 6), cell: int = 16) -> tuple[Image.Image, Image.Image]:
+def scene(
+    seed: int, cells: tuple[int, int] = (4, 6), cell: int = 16
+) -> tuple[Image.Image, Image.Image]:
     """A picture of coloured cells and its mask; index 0 (black) is the background."""
-    labels = np.random.default_rng(seed).integers(0, len(NAMES), cells).repeat(cell, 0).repeat(cell, 1)
+    labels = (
+        np.random.default_rng(seed).integers(0, len(NAMES), cells).repeat(cell, 0).repeat(cell, 1)
+    )
     colors = np.array([COLORS[name] for name in NAMES], np.uint8)
     return Image.fromarray(colors[labels]), Image.fromarray(labels.astype(np.uint8))
 

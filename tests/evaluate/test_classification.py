@@ -1,4 +1,6 @@
-"""Zero-shot classification is perfect with an encoder that sees colours, and chance with one that sees nothing."""
+"""Zero-shot classification is perfect with an encoder that sees colours, and chance with one that
+sees nothing.
+"""
 
 import weakref
 from pathlib import Path
@@ -46,7 +48,8 @@ def test_class_embeddings_are_unit_means_of_unit_prompts(monkeypatch: pytest.Mon
             return torch.tensor([[float(len(text)), 1.0, float(ord(text[0]))] for text in texts])
 
     monkeypatch.setattr("evaluate.classification.TEXTS_AT_ONCE", 4)
-    names, templates = ["a", "bcd", "ef"], ["{}", "x {} y", "{} z"]
+    names = ["a", "bcd", "ef"]
+    templates = ["{}", "x {} y", "{} z"]
     expected = []
     for name in names:
         prompts = [Lengths().encode_text([template.format(name)])[0] for template in templates]

@@ -1,4 +1,6 @@
-"""The step: three tasks through Ray workers, results with their protocol, and nothing done twice."""
+"""The step: three tasks through Ray workers, results with their protocol, and nothing done
+twice.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,7 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from colors import ColorEncoder, classification_files, retrieval_files, segmentation_files, write_tar
+from colors import (
+    ColorEncoder,
+    classification_files,
+    retrieval_files,
+    segmentation_files,
+    write_tar,
+)
 from PIL import Image
 
 from cluster.resources import Resources
@@ -42,7 +50,9 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_missing_sets_are_evaluated_by_workers_and_finished_ones_are_kept(datasets: dict[str, Path], out: Path) -> None:
+def test_missing_sets_are_evaluated_by_workers_and_finished_ones_are_kept(
+    datasets: dict[str, Path], out: Path
+) -> None:
     Evaluator(CONFIG, out, datasets, ColorEncoder).evaluate("classification")
     kept = result_file(out, "classification")
     before = kept.stat().st_mtime_ns
@@ -130,7 +140,11 @@ def test_vectors_that_cannot_be_compared_are_named(
     [
         (("retrieval",), {"classification": "classification"}, "no evaluation set 'retrieval'"),
         ((), {}, "at least one is required"),
-        ((), {"detection": "classification"}, "names begin with classification, retrieval, segmentation"),
+        (
+            (),
+            {"detection": "classification"},
+            "names begin with classification, retrieval, segmentation",
+        ),
         ((), {"classification": "absent"}, "no evaluation set at"),
     ],
 )
@@ -144,10 +158,13 @@ def test_wrong_names_are_refused_before_any_work(
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong"), [("batch_size", 0), ("bootstrap_samples", 0), ("seed", -1), ("num_examples", -1)]
+    ("name", "wrong"),
+    [("batch_size", 0), ("bootstrap_samples", 0), ("seed", -1), ("num_examples", -1)],
 )
 def test_settings_that_measure_nothing_are_refused(name: str, wrong: int) -> None:
-    with pytest.raises(ValueError, match=rf"evaluate\.{name} is {wrong}: must be at least {wrong + 1}; raise it"):
+    with pytest.raises(
+        ValueError, match=rf"evaluate\.{name} is {wrong}: must be at least {wrong + 1}; raise it"
+    ):
         EvaluateConfig(**{name: wrong})
 
 

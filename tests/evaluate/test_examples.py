@@ -29,7 +29,8 @@ def test_palette_colours_are_distinct_and_the_background_is_light() -> None:
 
 
 def test_overlay_shows_the_colour_of_the_class_and_black_where_ignored() -> None:
-    image, colors = Image.new("RGB", (4, 2), "white"), palette(3, None)
+    image = Image.new("RGB", (4, 2), "white")
+    colors = palette(3, None)
     labels = np.array([[0, 1, IGNORED, IGNORED], [0, 1, IGNORED, IGNORED]], np.int32)
     painted = np.asarray(overlay(image, labels, colors)).astype(int)
     assert np.abs(painted[0, 0] - (0.7 * colors[0] + 0.3 * 255)).max() <= 1
@@ -52,6 +53,8 @@ _save(Path(sys.argv[1]), noise, 100)
 
 def test_picture_of_a_process_that_dies_while_writing_is_not_there(tmp_path: Path) -> None:
     """The kernel kills it at byte 500; a torn picture would be taken for a finished one."""
-    died = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "right-0.jpg")], cwd=ROOT, check=False)
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "right-0.jpg")], cwd=ROOT, check=False
+    )
     assert died.returncode == -signal.SIGXFSZ
     assert not list(tmp_path.glob("*.jpg"))

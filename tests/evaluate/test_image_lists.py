@@ -22,7 +22,10 @@ def listed(source) -> dict[str, object]:
 
 def test_classification_images_come_without_captions(tmp_path: Path) -> None:
     write_images(tmp_path, "cat/a.png", "dog/b.png")
-    assert listed(list_images("classification", "", tmp_path, "auto")) == {"cat/a.png": None, "dog/b.png": None}
+    assert listed(list_images("classification", "", tmp_path, "auto")) == {
+        "cat/a.png": None,
+        "dog/b.png": None,
+    }
 
 
 @pytest.mark.parametrize("task", ["retrieval", None])

@@ -1,4 +1,6 @@
-"""Every known set as it is downloaded scores 1 with an encoder that knows each class by its name and its color."""
+"""Every known set as it is downloaded scores 1 with an encoder that knows each class by its name
+and its color.
+"""
 
 import io
 import json
@@ -29,7 +31,9 @@ Files = dict[str, bytes]
 
 
 class NamedColors:
-    """The class with names[i] has the i-th color; a text without one of the names is like nothing."""
+    """The class with names[i] has the i-th color; a text without one of the names is like
+    nothing.
+    """
 
     description = "names of colors"
     protocol: Mapping[str, object] = {"image_size": "any"}
@@ -78,7 +82,9 @@ def scene(left: int = 0, right: int = 1) -> bytes:
     return png(Image.fromarray(halves(PALETTE[left], PALETTE[right]).astype(np.uint8)))
 
 
-def mask(left: int, right: int, dtype: type = np.uint8, void: int | None = None, kind: str = "PNG") -> bytes:
+def mask(
+    left: int, right: int, dtype: type = np.uint8, void: int | None = None, kind: str = "PNG"
+) -> bytes:
     values = halves(left, right).astype(dtype)
     if void is not None:
         values[:4] = void
@@ -100,7 +106,9 @@ def wordnet_folders(root: str) -> Files:
 
 
 def archive() -> Files:
-    """ImageNet's validation images as their archive has them: the goldfish first, then the tench."""
+    """ImageNet's validation images as their archive has them: the goldfish first, then the
+    tench.
+    """
     return {f"ILSVRC2012_val_{number:08d}.JPEG": flat(2 - number, "JPEG") for number in (1, 2)}
 
 
@@ -109,7 +117,10 @@ def development_kit() -> Files:
     rows = [(1, WORDNET["goldfish"]), (2, WORDNET["tench"])]
     synsets = np.array(rows, dtype=[("ILSVRC2012_ID", object), ("WNID", object)])
     scipy.io.savemat(buffer, {"synsets": synsets})
-    return archive() | {"meta.mat": buffer.getvalue(), "ILSVRC2012_validation_ground_truth.txt": b"1\n2\n"}
+    return archive() | {
+        "meta.mat": buffer.getvalue(),
+        "ILSVRC2012_validation_ground_truth.txt": b"1\n2\n",
+    }
 
 
 def objectnet() -> Files:
@@ -144,7 +155,9 @@ def places() -> Files:
 
 
 def cifar(hundred: bool) -> Files:
-    rows = np.repeat(PALETTE[:2].astype(np.uint8), 1024, axis=1)  # all red values, then green, then blue
+    rows = np.repeat(
+        PALETTE[:2].astype(np.uint8), 1024, axis=1
+    )  # all red values, then green, then blue
     kind, names = (b"fine_labels", b"fine_label_names") if hundred else (b"labels", b"label_names")
     batch = {b"data": rows, kind: [0, 1], b"filenames": [b"a.png", b"b.png"]}
     files = ("test", "meta") if hundred else ("test_batch", "batches.meta")
@@ -166,13 +179,17 @@ CLASSIFICATION: dict[str, tuple[Files, Sequence[str], int]] = {
         2,
     ),
     "imagenet-flat-list": (
-        archive() | {"val.txt": b"ILSVRC2012_val_00000001.JPEG 1\nILSVRC2012_val_00000002.JPEG 0\n"},
+        archive()
+        | {"val.txt": b"ILSVRC2012_val_00000001.JPEG 1\nILSVRC2012_val_00000002.JPEG 0\n"},
         FISH,
         2,
     ),
     "imagenet-flat-kit": (development_kit(), FISH, 2),
     "imagenet-v2": (
-        {f"imagenetv2-top-images/{number}/{number}.jpeg": flat(color) for color, number in enumerate((0, 2, 10))},
+        {
+            f"imagenetv2-top-images/{number}/{number}.jpeg": flat(color)
+            for color, number in enumerate((0, 2, 10))
+        },
         ("tench", "great white shark", "brambling"),
         3,
     ),
@@ -184,7 +201,9 @@ CLASSIFICATION: dict[str, tuple[Files, Sequence[str], int]] = {
     "inaturalist2018": (inaturalist(), ("anas acuta", "acer rubrum"), 2),
     "inaturalist2021": (
         {
-            "val/00001_Animalia_Annelida_Clitellata_Haplotaxida_Lumbricidae_Lumbricus_terrestris/1.jpg": flat(0),
+            "val/00001_Animalia_Annelida_Clitellata_Haplotaxida_Lumbricidae_Lumbricus_terrestris/1.jpg": flat(
+                0
+            ),
             "val/02912_Animalia_Chordata_Aves_Anseriformes_Anatidae_Anas_acuta/1.jpg": flat(1),
         },
         ("lumbricus terrestris", "anas acuta"),
@@ -203,7 +222,9 @@ def test_classification_as_downloaded(name: str, tmp_path: Path) -> None:
     dataset = open_classification(write_folder(tmp_path / folder, files), variant)
     assert dataset.facts.published
     assert len(dataset.images) == num_images
-    assert classify(NamedColors(names), dataset, ["a photo of a {}."], 4).tallies["top1"].value == 1.0
+    assert (
+        classify(NamedColors(names), dataset, ["a photo of a {}."], 4).tallies["top1"].value == 1.0
+    )
 
 
 SENTENCES = [[f"a {name} here", f"the {name} again"] for name in FISH]
@@ -219,17 +240,28 @@ def karpathy() -> Files:
         }
         for color, two in enumerate(SENTENCES)
     ]
-    entries.append({"filename": "9.jpg", "split": "train", "filepath": "train2014", "sentences": [{"raw": "x"}]})
+    entries.append(
+        {
+            "filename": "9.jpg",
+            "split": "train",
+            "filepath": "train2014",
+            "sentences": [{"raw": "x"}],
+        }
+    )
     images = {f"val2014/{color}.jpg": flat(color) for color in range(len(FISH))}
     return images | {"dataset_coco.json": json.dumps({"images": entries}).encode()}
 
 
 def coco() -> Files:
     rows = [{"id": color, "file_name": f"{color:012d}.jpg"} for color in range(len(FISH))]
-    texts = [{"image_id": color, "caption": each} for color, two in enumerate(SENTENCES) for each in two]
+    texts = [
+        {"image_id": color, "caption": each} for color, two in enumerate(SENTENCES) for each in two
+    ]
     images = {f"val2017/{color:012d}.jpg": flat(color) for color in range(len(FISH))}
     return images | {
-        "annotations/captions_val2017.json": json.dumps({"images": rows, "annotations": texts}).encode(),
+        "annotations/captions_val2017.json": json.dumps(
+            {"images": rows, "annotations": texts}
+        ).encode(),
         "annotations/instances_val2017.json": b"not even JSON: it is not read",
     }
 
@@ -287,7 +319,12 @@ def coco_objects() -> Files:
     content = {
         "images": [{"id": 5, "file_name": "000000000005.jpg", "width": SIZE[0], "height": SIZE[1]}],
         "annotations": [
-            {"image_id": 5, "category_id": 17, "segmentation": [[0, 0, 32, 0, 32, 48, 0, 48]], "iscrowd": 0}
+            {
+                "image_id": 5,
+                "category_id": 17,
+                "segmentation": [[0, 0, 32, 0, 32, 48, 0, 48]],
+                "iscrowd": 0,
+            }
         ],
         "categories": [{"id": 1, "name": "person"}, {"id": 17, "name": "cat"}],
     }
@@ -301,7 +338,9 @@ def camvid_colors() -> Files:
     release = {"Sky": (128, 128, 128), "Road": (128, 64, 128), "Void": (0, 0, 0)}
     colored = halves(release["Sky"], release["Road"]).astype(np.uint8)
     colored[:4] = release["Void"]
-    lines = "".join(f"{red} {green} {blue}\t{name}\n" for name, (red, green, blue) in release.items())
+    lines = "".join(
+        f"{red} {green} {blue}\t{name}\n" for name, (red, green, blue) in release.items()
+    )
     return {
         "701_StillsRaw_full/0001TP_1.png": scene(),
         "LabeledApproved_full/0001TP_1_L.png": png(Image.fromarray(colored)),
@@ -314,7 +353,9 @@ def ade_full() -> Files:
     colors = [(number // 256 * 10, number % 256, 7) for number in (2978, 2420)]
     return {
         "images/ADE/validation/a/ADE_val_00000001.jpg": scene(),
-        "images/ADE/validation/a/ADE_val_00000001_seg.png": png(Image.fromarray(halves(*colors).astype(np.uint8))),
+        "images/ADE/validation/a/ADE_val_00000001_seg.png": png(
+            Image.fromarray(halves(*colors).astype(np.uint8))
+        ),
     }
 
 
@@ -322,26 +363,45 @@ ADE = "ADE_val_00000001"
 COCO_IMAGE = {"images/val2017/000000000005.jpg": scene()}
 SEGMENTATION: dict[str, tuple[Files, Sequence[str]]] = {
     "ade20k": (
-        {f"images/validation/{ADE}.jpg": scene(), f"annotations/validation/{ADE}.png": mask(1, 3, void=0)},
+        {
+            f"images/validation/{ADE}.jpg": scene(),
+            f"annotations/validation/{ADE}.png": mask(1, 3, void=0),
+        },
         ("wall", "sky"),
     ),
     "ade20k-full": (ade_full(), ("wall", "sky")),
     "ade20k-full-converted": (
         {
             f"images_detectron2/validation/{ADE}.jpg": scene(),
-            f"annotations_detectron2/validation/{ADE}.tif": mask(0, 2, np.uint16, void=65535, kind="TIFF"),
+            f"annotations_detectron2/validation/{ADE}.tif": mask(
+                0, 2, np.uint16, void=65535, kind="TIFF"
+            ),
         },
         ("wall", "sky"),
     ),
     "cityscapes-train-ids": (
-        cityscapes(labelTrainIds=mask(0, 2, void=255), labelIds=mask(7, 11), instanceIds=mask(7, 11)),
+        cityscapes(
+            labelTrainIds=mask(0, 2, void=255), labelIds=mask(7, 11), instanceIds=mask(7, 11)
+        ),
         ("road", "building"),
     ),
     "cityscapes-label-ids": (cityscapes(labelIds=mask(7, 11, void=4)), ("road", "building")),
-    "voc": (voc("SegmentationClass", "Segmentation", mask(0, 2, void=255)), ("background", "bicycle")),
-    "voc@20": (voc("SegmentationClass", "Segmentation", mask(1, 2, void=0)), ("aeroplane", "bicycle")),
-    "context": (voc("SegmentationClassContext", "SegmentationContext", mask(0, 2)), ("background", "bag")),
-    "context@59": (voc("SegmentationClassContext", "SegmentationContext", mask(1, 2, void=0)), ("aeroplane", "bag")),
+    "voc": (
+        voc("SegmentationClass", "Segmentation", mask(0, 2, void=255)),
+        ("background", "bicycle"),
+    ),
+    "voc@20": (
+        voc("SegmentationClass", "Segmentation", mask(1, 2, void=0)),
+        ("aeroplane", "bicycle"),
+    ),
+    "context": (
+        voc("SegmentationClassContext", "SegmentationContext", mask(0, 2)),
+        ("background", "bag"),
+    ),
+    "context@59": (
+        voc("SegmentationClassContext", "SegmentationContext", mask(1, 2, void=0)),
+        ("aeroplane", "bag"),
+    ),
     "context-matlab": (context_matlab(), ("aeroplane", "bicycle")),
     "coco-stuff": (
         COCO_IMAGE | {"annotations/val2017/000000000005.png": mask(12, 181, void=255)},
@@ -359,7 +419,9 @@ SEGMENTATION: dict[str, tuple[Files, Sequence[str]]] = {
     "camvid-colors": (camvid_colors(), ("sky", "road")),
     "camvid-colors@32": (camvid_colors(), ("sky", "road")),
 }
-EXACT = SegmentationConfig(short_side=SIZE[1], window=32, stride=16, background_prompts=("background",))
+EXACT = SegmentationConfig(
+    short_side=SIZE[1], window=32, stride=16, background_prompts=("background",)
+)
 
 
 @pytest.mark.parametrize("name", SEGMENTATION)
@@ -369,4 +431,7 @@ def test_segmentation_as_downloaded(name: str, tmp_path: Path) -> None:
     dataset = open_segmentation(write_folder(tmp_path / folder, files), variant)
     assert dataset.facts.published
     assert len(dataset.images) == 1
-    assert segment(NamedColors(names), dataset, ["a photo of a {}."], EXACT).tallies["miou"].value == 1.0
+    assert (
+        segment(NamedColors(names), dataset, ["a photo of a {}."], EXACT).tallies["miou"].value
+        == 1.0
+    )

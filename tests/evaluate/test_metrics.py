@@ -29,7 +29,9 @@ def proportion(hits: list[int]) -> Tally:
 
 
 @given(st.integers(0, 3), st.integers(0, 3), st.integers(1, 3), st.integers(1, 6))
-def test_expected_hits_is_the_mean_over_all_orders_of_the_ties(greater: int, wrong: int, right: int, k: int) -> None:
+def test_expected_hits_is_the_mean_over_all_orders_of_the_ties(
+    greater: int, wrong: int, right: int, k: int
+) -> None:
     tied = "w" * wrong + "r" * right
     orders = list(itertools.permutations(tied))
     found = [("x" * greater + "".join(order))[:k].count("r") > 0 for order in orders]
@@ -38,7 +40,9 @@ def test_expected_hits_is_the_mean_over_all_orders_of_the_ties(greater: int, wro
 
 
 def test_ranks_count_the_answers_before_and_beside_the_best_right_one() -> None:
-    scores = torch.tensor([[3.0, 2.0, 2.0, 2.0, 1.0], [1.0, 5.0, 0.0, 4.0, 5.0], [1.0, 1.0, torch.nan, 1.0, 1.0]])
+    scores = torch.tensor(
+        [[3.0, 2.0, 2.0, 2.0, 1.0], [1.0, 5.0, 0.0, 4.0, 5.0], [1.0, 1.0, torch.nan, 1.0, 1.0]]
+    )
     right = torch.tensor([[0, 1, 0, 1, 1], [0, 1, 0, 1, 0], [0, 0, 1, 0, 0]]).bool()
     assert np.stack(ranks(scores, right)).T.tolist() == [[1, 1, 2], [0, 1, 1], [0, 0, 0]]
 
@@ -51,7 +55,8 @@ def test_chance_of_hit_with_one_right_answer_is_k_of_n(candidates: int, k: int) 
 def test_intersections_and_unions_equal_a_loop_over_pixels() -> None:
     random = np.random.default_rng(0)
     truth, predicted = random.integers(0, 6, (2, 13, 17)).astype(np.int32)
-    both, either = np.zeros(6, int), np.zeros(6, int)
+    both = np.zeros(6, int)
+    either = np.zeros(6, int)
     for right, guess in zip(truth.ravel(), predicted.ravel(), strict=True):
         if right == 5:
             continue
@@ -92,7 +97,8 @@ def test_wilson_equals_the_published_value() -> None:
 def test_estimate_by_bootstrap_agrees_with_wilson_on_plain_proportions() -> None:
     hits = [1] * 120 + [0] * 280
     twice = Tally(2 * proportion(hits).hits, 2 * proportion(hits).trials)
-    bootstrap, plain = estimate(twice, samples=4000, seed=0), estimate(proportion(hits), samples=1, seed=0)
+    bootstrap = estimate(twice, samples=4000, seed=0)
+    plain = estimate(proportion(hits), samples=1, seed=0)
     assert bootstrap.value == plain.value
     assert bootstrap.low == pytest.approx(plain.low, abs=0.01)
     assert bootstrap.high == pytest.approx(plain.high, abs=0.01)
@@ -110,7 +116,11 @@ def test_tally_leaves_out_columns_that_were_never_tried() -> None:
 
 def test_paired_difference_of_a_model_with_itself_is_exactly_zero() -> None:
     tally = proportion([1, 0, 1, 1, 0])
-    assert paired_difference(tally, tally, 100, 0)._asdict() == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert paired_difference(tally, tally, 100, 0)._asdict() == {
+        "value": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+    }
 
 
 def test_paired_difference_is_narrower_than_unpaired_for_models_that_agree() -> None:

@@ -1,4 +1,6 @@
-"""The comparison encoder: unit vectors of the right shapes where open_clip is there, a clear error where it is not."""
+"""The comparison encoder: unit vectors of the right shapes where open_clip is there, a clear error
+where it is not.
+"""
 
 import importlib.util
 
@@ -22,7 +24,8 @@ def test_missing_package_is_a_clear_error() -> None:
 def test_vectors_have_unit_norm_and_dense_ones_compare() -> None:
     encoder = OpenClipEncoder("ViT-B-32", "")
     images = [Image.new("RGB", (80, 60), color) for color in ("red", "blue")]
-    texts, dense = encoder.encode_text(["a red thing"]), encoder.encode_text(["a red thing"], dense=True)
+    texts = encoder.encode_text(["a red thing"])
+    dense = encoder.encode_text(["a red thing"], dense=True)
     patches = encoder.encode_patches(images)
     assert patches.shape == (2, 7, 7, texts.shape[1])
     assert encoder.encode_image(images).shape == (2, texts.shape[1])

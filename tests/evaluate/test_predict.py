@@ -25,9 +25,13 @@ NAMES = ("cat", "dog", "mat")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with random weights, as training leaves it."""
     to = tmp_path_factory.mktemp("model")
-    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=280), iter(f"a {name} on the mat" for name in NAMES))
+    tokenizer = train_tokenizer(
+        TokenizerConfig(vocab_size=280), iter(f"a {name} on the mat" for name in NAMES)
+    )
     geometry = geometry_of(BACKBONE)
-    spec = EmbeddingSpec.for_content(geometry, "tokens", 0, backbone=BACKBONE.name, digest=BACKBONE.digest)
+    spec = EmbeddingSpec.for_content(
+        geometry, "tokens", 0, backbone=BACKBONE.name, digest=BACKBONE.digest
+    )
     config = ModelConfig(TextConfig(64, 1, 1, 16), VisionConfig(blocks=1))
     torch.manual_seed(0)
     model = DinoTxt(config, tokenizer.vocab_size, geometry.dim)
@@ -50,7 +54,14 @@ def test_every_form_of_an_image_is_the_same_image(model: Model, tmp_path: Path) 
     image.save(tmp_path / "image.png")
     array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    forms = [image, str(tmp_path / "image.png"), tmp_path / "image.png", array, tensor, tensor / 255]
+    forms = [
+        image,
+        str(tmp_path / "image.png"),
+        tmp_path / "image.png",
+        array,
+        tensor,
+        tensor / 255,
+    ]
     vectors = model.encode_images(forms)
     torch.testing.assert_close(vectors, vectors[:1].expand_as(vectors), atol=1e-5, rtol=0)
     torch.testing.assert_close(model.encode_images(image), vectors[:1], atol=1e-5, rtol=0)

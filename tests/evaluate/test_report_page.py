@@ -1,4 +1,6 @@
-"""The page is built from what steps leave behind, compares arms item by item, and loads nothing from anywhere."""
+"""The page is built from what steps leave behind, compares arms item by item, and loads nothing
+from anywhere.
+"""
 
 import json
 import re
@@ -6,7 +8,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from colors import BlindEncoder, ColorEncoder, classification_files, retrieval_files, segmentation_files, write_tar
+from colors import (
+    BlindEncoder,
+    ColorEncoder,
+    classification_files,
+    retrieval_files,
+    segmentation_files,
+    write_tar,
+)
 from rich.console import Console
 
 from cluster.files import append_jsonl
@@ -55,7 +64,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         train = folders[f"train{suffix}"] = root / f"train{suffix}"
         train.mkdir()
         rows = [{"step": step, "loss": 3.0 - step / 20, "lr": 0.001} for step in range(30)]
-        append_jsonl(train / "metrics.jsonl", *rows, {"step": 30, "val_loss": 1.5, "batch_accuracy": 0.5})
+        append_jsonl(
+            train / "metrics.jsonl", *rows, {"step": 30, "val_loss": 1.5, "batch_accuracy": 0.5}
+        )
         (train / "record.json").write_text(json.dumps(RECORD))
     return folders
 
@@ -72,7 +83,9 @@ class References(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert tag not in {"script", "link", "iframe"}
-        self.addresses += [value for name, value in attrs if name in {"src", "href", "srcset"} and value]
+        self.addresses += [
+            value for name, value in attrs if name in {"src", "href", "srcset"} and value
+        ]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -91,24 +104,37 @@ def test_page_loads_nothing_and_shows_everything(inputs: dict[str, Path], tmp_pa
     assert "url(" not in page
     assert "@import" not in page
     targets = {address[1:] for address in references.addresses if address.startswith("#")}
-    assert targets == {"results", "training", "classification", "retrieval", "segmentation", "lineage"}
+    assert targets == {
+        "results",
+        "training",
+        "classification",
+        "retrieval",
+        "segmentation",
+        "lineage",
+    }
     assert targets <= set(re.findall(r'id="(\w+)"', page))
     assert "Colours &amp; shapes" in page
     assert "feedbeef00 +" in page
     assert "<dt>time of the steps in the lineage</dt><dd>2 min 30 s</dd>" in page
 
 
-def test_page_of_one_model_without_records_is_written(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_page_of_one_model_without_records_is_written(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
     run(ReportConfig(), out=tmp_path, evaluate=inputs["evaluate"])
     page = (tmp_path / "report.html").read_text()
     assert 'id="results"' in page
     assert 'id="training"' not in page
 
 
-def test_page_without_scores_shows_training_and_names_the_backbone(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_page_without_scores_shows_training_and_names_the_backbone(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
     embed = tmp_path / "embed"
     embed.mkdir()
-    (embed / "record.json").write_text(json.dumps(RECORD | {"config": {"backbone": {"name": "efficientnet-lite0"}}}))
+    (embed / "record.json").write_text(
+        json.dumps(RECORD | {"config": {"backbone": {"name": "efficientnet-lite0"}}})
+    )
     run(ReportConfig(), out=tmp_path, embed=embed, train=inputs["train"])
     page = (tmp_path / "report.html").read_text()
     assert 'id="training"' in page
@@ -122,16 +148,23 @@ def test_stand_in_backbone_is_marked(inputs: dict[str, Path], tmp_path: Path) ->
     results = read_results(inputs["evaluate"])[:1]
     for result in results:
         tallies = read_tallies(inputs["evaluate"], result["set"])
-        write_result(folder, {**result, "encoder": "lite: supervised on labels, not DINOv2"}, tallies)
+        write_result(
+            folder, {**result, "encoder": "lite: supervised on labels, not DINOv2"}, tallies
+        )
     write_flat(folder, results)
     run(ReportConfig(), out=tmp_path, evaluate=folder)
-    assert '<span class="badge warn">Backbone: lite: supervised' in (tmp_path / "report.html").read_text()
+    assert (
+        '<span class="badge warn">Backbone: lite: supervised'
+        in (tmp_path / "report.html").read_text()
+    )
 
 
 def test_text_from_data_is_escaped(inputs: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "evaluate"
     (folder / "examples" / "retrieval").mkdir(parents=True)
-    results = [result for result in read_results(inputs["evaluate"]) if result["task"] == "retrieval"]
+    results = [
+        result for result in read_results(inputs["evaluate"]) if result["task"] == "retrieval"
+    ]
     for result in results:
         write_result(folder, result, read_tallies(inputs["evaluate"], result["set"]))
     write_flat(folder, results)
@@ -153,25 +186,34 @@ def test_differences_are_paired_and_signed(inputs: dict[str, Path]) -> None:
 
 
 def test_intervals_without_resamples_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"report\.bootstrap_samples is 0: must be at least 1; raise it"):
+    with pytest.raises(
+        ValueError, match=r"report\.bootstrap_samples is 0: must be at least 1; raise it"
+    ):
         ReportConfig(bootstrap_samples=0)
 
 
 def test_arms_come_from_labels() -> None:
-    folders = {label: Path(label) for label in ("embed", "train", "train_uncurated", "evaluate_uncurated")}
+    folders = {
+        label: Path(label) for label in ("embed", "train", "train_uncurated", "evaluate_uncurated")
+    }
     first, second = split_arms(folders)
     assert (first.name, set(first.folders)) == ("curated", {"embed", "train"})
     assert (second.name, set(second.folders)) == ("uncurated", {"train", "evaluate"})
     assert split_arms({"train": Path("train")})[0].name == "model"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(8.24, "8.2 s"), (185.0, "3 min 05 s"), (7800.0, "2 h 10 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(8.24, "8.2 s"), (185.0, "3 min 05 s"), (7800.0, "2 h 10 min")]
+)
 def test_duration_is_said_as_a_person_says_it(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
 def test_terminal_table_has_a_column_for_each_model(inputs: dict[str, Path]) -> None:
-    results = {"curated": read_results(inputs["evaluate"]), "blind": read_results(inputs["evaluate_uncurated"])[:1]}
+    results = {
+        "curated": read_results(inputs["evaluate"]),
+        "blind": read_results(inputs["evaluate_uncurated"])[:1],
+    }
     console = Console(width=140, record=True, quiet=True)
     console.print(results_table(results))
     table = results_table(results)

@@ -35,7 +35,9 @@ def test_recalls_equal_full_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     owners = torch.arange(40).repeat_interleave(torch.randint(1, 6, (40,), generator=generator))
     images = normalize(torch.randn(40, 8, generator=generator), dim=-1)
-    captions = normalize(images[owners] + 0.8 * torch.randn(len(owners), 8, generator=generator), dim=-1)
+    captions = normalize(
+        images[owners] + 0.8 * torch.randn(len(owners), 8, generator=generator), dim=-1
+    )
     scores = (captions @ images.T).numpy()
     tallies = recall_tallies(images, captions, owners.numpy())
     for k in RECALL_AT:

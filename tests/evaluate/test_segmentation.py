@@ -1,4 +1,6 @@
-"""Segmentation is perfect with an encoder that sees colours; constant maps score as the baselines say."""
+"""Segmentation is perfect with an encoder that sees colours; constant maps score as the baselines
+say.
+"""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from colors import NAMES, BlindEncoder, ColorEncoder, picture, png, scene, segmentation_files, write_folder
+from colors import (
+    NAMES,
+    BlindEncoder,
+    ColorEncoder,
+    picture,
+    png,
+    scene,
+    segmentation_files,
+    write_folder,
+)
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -30,7 +41,9 @@ def dataset(tmp_path: Path) -> SegmentationSet:
 def test_seeing_encoder_finds_every_cell(dataset: SegmentationSet) -> None:
     result = segment(ColorEncoder(), dataset, PLAIN, AS_IT_IS, shown=[1])
     truth = load_mask(dataset, 1, (96, 64))
-    inner = np.s_[4:12, 4:12]  # bilinear upsampling of 8 px patches mixes the colours at the borders of 16 px cells
+    inner = np.s_[
+        4:12, 4:12
+    ]  # bilinear upsampling of 8 px patches mixes the colours at the borders of 16 px cells
     assert list(result.maps) == [1]
     for top in range(0, 64, 16):
         for left in range(0, 96, 16):
@@ -40,7 +53,9 @@ def test_seeing_encoder_finds_every_cell(dataset: SegmentationSet) -> None:
 
 
 @pytest.mark.parametrize("config", [AS_IT_IS, THRESHOLD])
-def test_seeing_encoder_scores_exactly_one_on_uniform_scenes(tmp_path: Path, config: SegmentationConfig) -> None:
+def test_seeing_encoder_scores_exactly_one_on_uniform_scenes(
+    tmp_path: Path, config: SegmentationConfig
+) -> None:
     files = {"labels.json": json.dumps(["background", *NAMES[1:]]).encode()}
     for label, color in enumerate(NAMES):
         mask = Image.fromarray(np.full((40, 56), label, np.uint8))
@@ -60,8 +75,13 @@ def test_blind_encoder_scores_as_a_constant_map(dataset: SegmentationSet) -> Non
     result = segment(BlindEncoder(), dataset, PLAIN, AS_IT_IS, shown=[0])
     (label,) = np.unique(result.maps[0])
     pixels = result.pixels
-    assert result.tallies["miou"].value == pytest.approx(pixels[label] / pixels.sum() / (pixels > 0).sum())
-    assert result.tallies["miou"].value <= segmentation_baselines(pixels, 0)["best_single_class"]["miou"]
+    assert result.tallies["miou"].value == pytest.approx(
+        pixels[label] / pixels.sum() / (pixels > 0).sum()
+    )
+    assert (
+        result.tallies["miou"].value
+        <= segmentation_baselines(pixels, 0)["best_single_class"]["miou"]
+    )
 
 
 class ConstantEncoder(BlindEncoder):
@@ -75,7 +95,9 @@ class ConstantEncoder(BlindEncoder):
 
 
 @pytest.mark.parametrize("background", [None, 0, 3])
-def test_baseline_is_the_best_constant_map_in_each_metric(tmp_path: Path, background: int | None) -> None:
+def test_baseline_is_the_best_constant_map_in_each_metric(
+    tmp_path: Path, background: int | None
+) -> None:
     truth = np.repeat([0, 1, 2], [900, 60, 40]).reshape(20, 50).astype(np.uint8)
     names = ["dog", "cat", "tree"]
     names.insert(background or 0, "lake" if background is None else "background")
@@ -87,10 +109,15 @@ def test_baseline_is_the_best_constant_map_in_each_metric(tmp_path: Path, backgr
     dataset = open_segmentation(write_folder(tmp_path, files))
     config = SegmentationConfig(16, 16, 16, background_prompts=("background",))
     results = [segment(ConstantEncoder(name), dataset, PLAIN, config) for name in names]
-    scored = [{metric: tally.value for metric, tally in result.tallies.items()} for result in results]
+    scored = [
+        {metric: tally.value for metric, tally in result.tallies.items()} for result in results
+    ]
     baselines = segmentation_baselines(results[0].pixels, background)
     assert baselines["best_single_class"] == pytest.approx(
-        {metric: max(scores[metric] for scores in scored) for metric in baselines["best_single_class"]}
+        {
+            metric: max(scores[metric] for scores in scored)
+            for metric in baselines["best_single_class"]
+        }
     )
     if background is not None:
         assert baselines["all_background"] == pytest.approx(
@@ -100,7 +127,9 @@ def test_baseline_is_the_best_constant_map_in_each_metric(tmp_path: Path, backgr
 
 def test_set_of_ignored_pixels_only_is_an_error(tmp_path: Path) -> None:
     mask = png(Image.new("L", (96, 64), 255))
-    files = segmentation_files(1, labels={"labels": [*NAMES], "ignore_index": 255}) | {"masks/scene-0.png": mask}
+    files = segmentation_files(1, labels={"labels": [*NAMES], "ignore_index": 255}) | {
+        "masks/scene-0.png": mask
+    }
     dataset = open_segmentation(write_folder(tmp_path, files))
     with pytest.raises(ValueError, match="all have mask values that are ignored"):
         segment(ColorEncoder(), dataset, PLAIN, AS_IT_IS)

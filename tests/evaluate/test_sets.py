@@ -45,31 +45,48 @@ def test_classification_names_come_from_folders(write: Callable) -> None:
 def test_classification_names_come_from_classes_json(write: Callable) -> None:
     files = {"c0/1.png": picture("red"), "c1/1.png": picture("blue"), "c1/2.png": picture("blue")}
     listing = json.dumps({"c0": "crimson", "c1": "navy"}).encode()
-    assert open_classification(write({**files, "classes.json": listing})).class_names == named("crimson", "navy")
+    assert open_classification(write({**files, "classes.json": listing})).class_names == named(
+        "crimson", "navy"
+    )
 
 
 def test_classification_names_of_imagenette_are_known(write: Callable) -> None:
-    files = {f"{wnid}/{wnid}_{index}.JPEG": b"" for wnid in ("n03888257", "n01440764") for index in range(2)}
+    files = {
+        f"{wnid}/{wnid}_{index}.JPEG": b""
+        for wnid in ("n03888257", "n01440764")
+        for index in range(2)
+    }
     assert open_classification(write(files)).class_names == named("tench", "parachute")
 
 
 def test_wordnet_numbers_without_names_are_refused(write: Callable) -> None:
-    files = {f"{wnid}/{index}.jpg": b"" for wnid in ("n01440764", "n99999999") for index in range(2)}
-    with pytest.raises(ValueError, match=r"class folder n99999999 \(1 in all\) .* add a classes\.json"):
+    files = {
+        f"{wnid}/{index}.jpg": b"" for wnid in ("n01440764", "n99999999") for index in range(2)
+    }
+    with pytest.raises(
+        ValueError, match=r"class folder n99999999 \(1 in all\) .* add a classes\.json"
+    ):
         open_classification(write(files))
 
 
 def test_masks_are_found_by_their_whole_path(write: Callable) -> None:
     files = segmentation_files(2)
-    renamed = {name.replace("scene-0", "a/1").replace("scene-1", "b/1"): data for name, data in files.items()}
+    renamed = {
+        name.replace("scene-0", "a/1").replace("scene-1", "b/1"): data
+        for name, data in files.items()
+    }
     dataset = open_segmentation(write(renamed))
     assert list(zip(dataset.images.names, dataset.masks.names, strict=True)) == [
         (f"images/{folder}/1.png", f"masks/{folder}/1.png") for folder in "ab"
     ]
 
 
-def test_classification_names_come_from_stems_when_folders_are_numbers_with_one_image_each(write: Callable) -> None:
-    dataset = open_classification(write({"n99999999/rainbow_trout.jpg": b"", "n01440764/tench_1.jpg": b""}))
+def test_classification_names_come_from_stems_when_folders_are_numbers_with_one_image_each(
+    write: Callable,
+) -> None:
+    dataset = open_classification(
+        write({"n99999999/rainbow_trout.jpg": b"", "n01440764/tench_1.jpg": b""})
+    )
     assert dataset.class_names == named("tench", "rainbow trout")
 
 
@@ -79,13 +96,19 @@ def test_classification_names_come_from_folders_with_one_image_each(write: Calla
 
 
 def test_stems_with_digits_are_no_names(write: Callable) -> None:
-    with pytest.raises(ValueError, match=r"class folder n99999999 \(1 in all\) .* add a classes\.json"):
+    with pytest.raises(
+        ValueError, match=r"class folder n99999999 \(1 in all\) .* add a classes\.json"
+    ):
         open_classification(write({"n99999999/ILSVRC2012_val_00000293.JPEG": b""}))
 
 
 def test_splits_side_by_side_are_refused(write: Callable) -> None:
-    path = write({f"{split}/{color}/1.png": b"" for split in ("train", "val") for color in ("red", "blue")})
-    with pytest.raises(ValueError, match=f"twice, as train/(red|blue) and as val/(red|blue): .* give {path}/val"):
+    path = write(
+        {f"{split}/{color}/1.png": b"" for split in ("train", "val") for color in ("red", "blue")}
+    )
+    with pytest.raises(
+        ValueError, match=f"twice, as train/(red|blue) and as val/(red|blue): .* give {path}/val"
+    ):
         open_classification(path)
 
 
@@ -108,21 +131,30 @@ def test_classification_without_images_is_an_error(write: Callable) -> None:
 def test_retrieval_takes_the_val_split_and_all_captions(write: Callable) -> None:
     files = retrieval_files(captions_of_each=3)
     listing = json.loads(files["dataset.json"])
-    listing["images"].append({"filename": "red.png", "split": "train", "sentences": [{"raw": "not this"}]})
+    listing["images"].append(
+        {"filename": "red.png", "split": "train", "sentences": [{"raw": "not this"}]}
+    )
     dataset = open_retrieval(write({**files, "dataset.json": json.dumps(listing).encode()}))
     assert (dataset.split, len(dataset.images), len(dataset.captions)) == ("val", 8, 24)
-    assert all(NAMES[owner] in caption for caption, owner in zip(dataset.captions, dataset.owners, strict=True))
+    assert all(
+        NAMES[owner] in caption
+        for caption, owner in zip(dataset.captions, dataset.owners, strict=True)
+    )
 
 
 @pytest.mark.parametrize(("present", "chosen"), [("test", "test"), ("val", "val"), ("", "all")])
-def test_retrieval_split_is_test_else_val_else_all(tmp_path: Path, present: str, chosen: str) -> None:
+def test_retrieval_split_is_test_else_val_else_all(
+    tmp_path: Path, present: str, chosen: str
+) -> None:
     assert open_retrieval(write_folder(tmp_path, retrieval_files(split=present))).split == chosen
 
 
 def test_retrieval_finds_images_under_their_filepath(write: Callable) -> None:
     entry = {"filename": "a.png", "filepath": "val2014", "sentences": [{"raw": "x"}]}
     dataset = open_retrieval(
-        write({"coco.json": json.dumps({"images": [entry]}).encode(), "val2014/a.png": picture("red")})
+        write(
+            {"coco.json": json.dumps({"images": [entry]}).encode(), "val2014/a.png": picture("red")}
+        )
     )
     assert dataset.images.names == ("val2014/a.png",)
 
@@ -136,30 +168,47 @@ def test_retrieval_finds_images_under_their_filepath(write: Callable) -> None:
         (lambda files: files.update(retrieval_files(captions_of_each=0)), "has no caption"),
         (lambda files: files.update({"dataset.json": b"[]"}), "no caption file"),
         (
-            lambda files: files.update({"dataset.json": b'{"images": [{"filename": "red.png"}, {}]}'}),
+            lambda files: files.update(
+                {"dataset.json": b'{"images": [{"filename": "red.png"}, {}]}'}
+            ),
             'has no "filename"',
         ),
         (
             lambda files: files.update(
-                {"dataset.json": b'{"images": [{"filename": "red.png", "sentences": ["red", {"raw": " \\n"}]}]}'}
+                {
+                    "dataset.json": b'{"images": [{"filename": "red.png", "sentences": ["red", {"raw": " \\n"}]}]}'
+                }
             ),
             "an empty one",
         ),
     ],
 )
-def test_retrieval_of_a_broken_set_is_an_error(write: Callable, change: Callable, message: str) -> None:
+def test_retrieval_of_a_broken_set_is_an_error(
+    write: Callable, change: Callable, message: str
+) -> None:
     files = retrieval_files()
     change(files)
     with pytest.raises(ValueError, match=message):
         open_retrieval(write(files))
 
 
-def test_retrieval_takes_coco_captions_of_the_split_that_the_file_is_named_after(write: Callable) -> None:
+def test_retrieval_takes_coco_captions_of_the_split_that_the_file_is_named_after(
+    write: Callable,
+) -> None:
     files = {}
     for split in ("train", "val"):
-        images = [{"id": number, "file_name": f"{split}-{color}.png"} for number, color in enumerate(NAMES)]
-        texts = [{"image_id": number, "caption": f"a {color}\n thing"} for number, color in enumerate(NAMES)]
-        content = {"images": images, "annotations": [*texts, {"image_id": 1, "caption": "red \ud83d"}]}
+        images = [
+            {"id": number, "file_name": f"{split}-{color}.png"}
+            for number, color in enumerate(NAMES)
+        ]
+        texts = [
+            {"image_id": number, "caption": f"a {color}\n thing"}
+            for number, color in enumerate(NAMES)
+        ]
+        content = {
+            "images": images,
+            "annotations": [*texts, {"image_id": 1, "caption": "red \ud83d"}],
+        }
         instances = {"images": images, "annotations": [{"image_id": 0, "bbox": [0, 0, 1, 1]}]}
         files |= {f"{split}2017/{image['file_name']}": picture("red") for image in images}
         files[f"annotations/captions_{split}2017.json"] = json.dumps(content).encode()
@@ -213,7 +262,9 @@ def test_segmentation_object_may_have_a_background(write: Callable) -> None:
         ({"labels": ["sky"], "ignore_index": "255"}, "ignore_index is '255'"),
     ],
 )
-def test_labels_that_name_no_classes_are_an_error(write: Callable, labels: object, message: str) -> None:
+def test_labels_that_name_no_classes_are_an_error(
+    write: Callable, labels: object, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         open_segmentation(write(segmentation_files(labels=labels)))
 
@@ -227,7 +278,9 @@ def test_segmentation_without_a_mask_is_an_error(write: Callable) -> None:
 
 def test_two_masks_of_one_image_are_refused(write: Callable) -> None:
     files = segmentation_files()
-    with pytest.raises(ValueError, match=r"has masks/scene-1\.jpg and masks/scene-1\.png: each image has one mask"):
+    with pytest.raises(
+        ValueError, match=r"has masks/scene-1\.jpg and masks/scene-1\.png: each image has one mask"
+    ):
         open_segmentation(write(files | {"masks/scene-1.jpg": files["masks/scene-1.png"]}))
 
 
@@ -241,7 +294,9 @@ def test_two_masks_of_one_image_are_refused(write: Callable) -> None:
         (np.zeros((64, 96), np.float32), "a TIFF of mode F: one channel of whole class indices"),
     ],
 )
-def test_mask_that_does_not_fit_is_an_error(write: Callable, mask: np.ndarray, message: str) -> None:
+def test_mask_that_does_not_fit_is_an_error(
+    write: Callable, mask: np.ndarray, message: str
+) -> None:
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG" if mask.dtype == np.uint8 else "TIFF")
     files = segmentation_files() | {"masks/scene-0.png": buffer.getvalue()}
@@ -257,7 +312,9 @@ def test_mask_that_does_not_fit_is_an_error(write: Callable, mask: np.ndarray, m
         (lambda mask: _as_jpeg(mask), "a JPEG of mode L: .* lossy"),
     ],
 )
-def test_mask_that_cannot_be_trusted_is_an_error(write: Callable, damage: Callable, message: str) -> None:
+def test_mask_that_cannot_be_trusted_is_an_error(
+    write: Callable, damage: Callable, message: str
+) -> None:
     files = segmentation_files()
     files["masks/scene-0.png"] = damage(files["masks/scene-0.png"])
     with pytest.raises(ValueError, match=message):
@@ -285,7 +342,9 @@ def test_background_that_is_ignored_is_no_class_to_find(write: Callable) -> None
 def test_mask_of_more_than_256_classes_is_read_from_16_bit(tmp_path: Path) -> None:
     mask = np.full((64, 96), 700, np.uint16)
     files = segmentation_files(labels={"labels": [f"thing number {label}" for label in range(701)]})
-    dataset = open_segmentation(write_folder(tmp_path, files | {"masks/scene-0.png": png(Image.fromarray(mask))}))
+    dataset = open_segmentation(
+        write_folder(tmp_path, files | {"masks/scene-0.png": png(Image.fromarray(mask))})
+    )
     assert (load_mask(dataset, 0, (96, 64)) == 700).all()
 
 

@@ -1,4 +1,6 @@
-"""How images are cut: the published view to the pixel, by numbers that torchvision's transforms give."""
+"""How images are cut: the published view to the pixel, by numbers that torchvision's transforms
+give.
+"""
 
 import numpy as np
 import pytest
@@ -8,19 +10,28 @@ from evaluate.config import ViewConfig
 from evaluate.sets.kinds import Facts
 from evaluate.views import View, ahead, choose_view, resize_crop
 
-PUBLISHED, OWN = Facts("imagenet", published=True), Facts("folders")
+PUBLISHED = Facts("imagenet", published=True)
+OWN = Facts("folders")
 
 
 @pytest.mark.parametrize(
     ("size", "resized", "corner"),
-    [((500, 375), (341, 256), (58, 16)), ((375, 500), (256, 341), (16, 58)), ((256, 256), (256, 256), (16, 16))],
+    [
+        ((500, 375), (341, 256), (58, 16)),
+        ((375, 500), (256, 341), (16, 58)),
+        ((256, 256), (256, 256), (16, 16)),
+    ],
 )
 def test_resize_crop_cuts_the_long_side_and_rounds_the_corner(
     size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, int]
 ) -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    )
     left, top = corner
-    expected = image.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + 224, top + 224))
+    expected = image.resize(resized, Image.Resampling.BICUBIC).crop(
+        (left, top, left + 224, top + 224)
+    )
     np.testing.assert_array_equal(np.asarray(resize_crop(image, 256, 224)), np.asarray(expected))
 
 
@@ -42,6 +53,8 @@ def test_images_of_an_encoder_without_a_side_are_left_as_they_are() -> None:
 
 
 def test_loading_ahead_keeps_the_order_and_raises_what_fails() -> None:
-    assert list(ahead(lambda item: item * item, range(20), 3)) == [item * item for item in range(20)]
+    assert list(ahead(lambda item: item * item, range(20), 3)) == [
+        item * item for item in range(20)
+    ]
     with pytest.raises(ZeroDivisionError):
         list(ahead(lambda item: 1 // (item - 5), range(20), 3))

@@ -18,13 +18,19 @@ from evaluate.windows import sliding_argmax, starts, whole_argmax
 PATCH = 14
 
 
-@pytest.mark.parametrize(("full", "window", "stride"), [(10, 10, 5), (11, 4, 3), (12, 4, 4), (100, 30, 7), (5, 8, 4)])
-def test_starts_cover_every_pixel_and_end_at_the_border(full: int, window: int, stride: int) -> None:
+@pytest.mark.parametrize(
+    ("full", "window", "stride"), [(10, 10, 5), (11, 4, 3), (12, 4, 4), (100, 30, 7), (5, 8, 4)]
+)
+def test_starts_cover_every_pixel_and_end_at_the_border(
+    full: int, window: int, stride: int
+) -> None:
     begins = starts(full, window, stride)
     covered = {pixel for begin in begins for pixel in range(begin, min(full, begin + window))}
     assert covered == set(range(full))
     assert begins[-1] == max(0, full - window)
-    assert len(begins) == max(full - window + stride - 1, 0) // stride + 1  # as the published code counts them
+    assert (
+        len(begins) == max(full - window + stride - 1, 0) // stride + 1
+    )  # as the published code counts them
 
 
 class PixelEncoder(BlindEncoder):
@@ -38,8 +44,12 @@ class PixelEncoder(BlindEncoder):
 
     def one(self, image: Tensor) -> Tensor:
         height, width = (-(-side // PATCH) * PATCH for side in image.shape[1:])
-        image = interpolate(image[None], size=(height, width), mode="bicubic", align_corners=False)[0]
-        tiles = image.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).permute(1, 2, 0, 3, 4).flatten(2)
+        image = interpolate(image[None], size=(height, width), mode="bicubic", align_corners=False)[
+            0
+        ]
+        tiles = (
+            image.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).permute(1, 2, 0, 3, 4).flatten(2)
+        )
         return normalize(tiles @ self.map, dim=-1)[None]
 
 
@@ -48,7 +58,12 @@ def pixels(image: Image.Image) -> Tensor:
 
 
 def published_map(
-    encoder: PixelEncoder, image: Image.Image, texts: Tensor, side: int, stride: int, size: tuple[int, int]
+    encoder: PixelEncoder,
+    image: Image.Image,
+    texts: Tensor,
+    side: int,
+    stride: int,
+    size: tuple[int, int],
 ) -> np.ndarray:
     """As DINOv3's notebook says: all classes at full resolution, window by window."""
     normalized = pixels(image)
@@ -61,12 +76,23 @@ def published_map(
             right = min(j * stride + side, width)
             top = max(bottom - side, 0)
             left = max(right - side, 0)
-            cosines = torch.einsum("cd,hwd->chw", texts, encoder.one(normalized[:, top:bottom, left:right])[0])
-            up = interpolate(cosines[None], size=(bottom - top, right - left), mode="bilinear", align_corners=False)[0]
+            cosines = torch.einsum(
+                "cd,hwd->chw", texts, encoder.one(normalized[:, top:bottom, left:right])[0]
+            )
+            up = interpolate(
+                cosines[None],
+                size=(bottom - top, right - left),
+                mode="bilinear",
+                align_corners=False,
+            )[0]
             probabilities[:, top:bottom, left:right] += up.softmax(0)
             counts[top:bottom, left:right] += 1
     mean = probabilities / counts
-    return interpolate(mean[None], size=size, mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+    return (
+        interpolate(mean[None], size=size, mode="bilinear", align_corners=False)[0]
+        .argmax(0)
+        .numpy()
+    )
 
 
 @pytest.mark.parametrize("size", [(150, 97), (97, 150), (64, 64), (40, 130)])
@@ -80,14 +106,18 @@ def test_label_map_is_the_published_one_pixel_by_pixel(size: tuple[int, int]) ->
 
     config = SegmentationConfig(short_side=80, window=60, stride=30)
     predicted = label_map(encoder, image, queries, config)
-    expected = published_map(encoder, resize_short_side(image, 80), texts, 60, 30, (size[1], size[0]))
+    expected = published_map(
+        encoder, resize_short_side(image, 80), texts, 60, 30, (size[1], size[0])
+    )
     assert len(np.unique(expected)) > 3
     np.testing.assert_array_equal(predicted, expected)
 
 
 def test_whole_image_equals_interpolating_every_class() -> None:
     cosines = torch.rand(5, 9, 11, generator=torch.Generator().manual_seed(0))
-    expected = interpolate(cosines.permute(2, 0, 1)[None], size=(33, 70), mode="bilinear", align_corners=False)[0]
+    expected = interpolate(
+        cosines.permute(2, 0, 1)[None], size=(33, 70), mode="bilinear", align_corners=False
+    )[0]
     np.testing.assert_array_equal(whole_argmax(cosines, (33, 70)), expected.argmax(0).numpy())
 
 
@@ -100,7 +130,10 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "resized"), [((100, 75), (682, 512)), ((75, 100), (512, 682)), ((512, 900), (512, 900))]
+    ("size", "resized"),
+    [((100, 75), (682, 512)), ((75, 100), (512, 682)), ((512, 900), (512, 900))],
 )
-def test_short_side_is_resized_and_the_long_one_cut(size: tuple[int, int], resized: tuple[int, int]) -> None:
+def test_short_side_is_resized_and_the_long_one_cut(
+    size: tuple[int, int], resized: tuple[int, int]
+) -> None:
     assert resize_short_side(Image.new("RGB", size), 512).size == resized

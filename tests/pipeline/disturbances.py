@@ -16,7 +16,9 @@ def start(workspace: Path, log: Path | None = None) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment.pop("RAY_ADDRESS", None)
     with open(log or os.devnull, "wb") as errors:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors
+        )
 
 
 def tree(process: subprocess.Popen[bytes]) -> list[psutil.Process]:

@@ -14,7 +14,13 @@ from pipeline.step import Step
 from train.config import ModelConfig, ParallelConfig, TrainConfig
 from train.model import DinoTxt
 
-CPU = Device("cpu", "EPYC with AVX2", is_fast_in_bfloat16=False, bfloat16_cost=19.0, memory_bytes=16_000_000_000)
+CPU = Device(
+    "cpu",
+    "EPYC with AVX2",
+    is_fast_in_bfloat16=False,
+    bfloat16_cost=19.0,
+    memory_bytes=16_000_000_000,
+)
 FLOAT32 = ParallelConfig(dtype="float32")
 
 
@@ -27,7 +33,8 @@ def train_step(config: TrainConfig) -> Step:
 def test_attention_that_cannot_run_is_refused_before_anything_runs() -> None:
     check_attention(TrainConfig(parallel=FLOAT32), CPU)
     with pytest.raises(
-        ValueError, match="attention is xformers, but it runs on GPUs alone; possible here: auto, grouped"
+        ValueError,
+        match="attention is xformers, but it runs on GPUs alone; possible here: auto, grouped",
     ):
         check_attention(TrainConfig(parallel=replace(FLOAT32, attention="xformers")), CPU)
 
@@ -46,7 +53,9 @@ def test_a_gpu_that_is_too_small_is_named_with_what_the_model_needs(ray_session:
     step = train_step(replace(PRESETS["debug"].train, parallel=FLOAT32))
     assert isinstance(step.config, TrainConfig)
     check_memory(step, step.config, Device("cuda", "NVIDIA H100", True, None, 80_000_000_000))
-    with pytest.raises(ValueError, match=r"train needs 0\.0 GB per GPU .* the toy has 0\.0 GB: take more GPUs"):
+    with pytest.raises(
+        ValueError, match=r"train needs 0\.0 GB per GPU .* the toy has 0\.0 GB: take more GPUs"
+    ):
         check_memory(step, step.config, Device("cuda", "toy", True, None, 1000))
 
 

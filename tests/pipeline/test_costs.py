@@ -1,4 +1,6 @@
-"""Arithmetic against the model itself, and the figures published for ViT-L/14 and dino.txt (arXiv:2412.16334)."""
+"""Arithmetic against the model itself, and the figures published for ViT-L/14 and dino.txt
+(arXiv:2412.16334).
+"""
 
 import pytest
 import torch
@@ -17,7 +19,9 @@ def test_parameters_are_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["cls", "concat"])
-@pytest.mark.parametrize(("width", "layers", "blocks", "dim"), [(32, 1, 0, 24), (48, 3, 2, 40), (64, 2, 1, 384)])
+@pytest.mark.parametrize(
+    ("width", "layers", "blocks", "dim"), [(32, 1, 0, 24), (48, 3, 2, 40), (64, 2, 1, 384)]
+)
 def test_weights_are_those_of_the_model_that_is_built(
     pooling: str, width: int, layers: int, blocks: int, dim: int
 ) -> None:
@@ -39,7 +43,9 @@ def count(module: torch.nn.Module) -> int:
 
 
 def count_matrices(module: torch.nn.Module) -> int:
-    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, torch.nn.Linear))
+    return sum(
+        layer.weight.numel() for layer in module.modules() if isinstance(layer, torch.nn.Linear)
+    )
 
 
 def test_gpu_hours_divide_work_by_rate() -> None:

@@ -6,7 +6,9 @@ from pipeline.curation_costs import Passes, curation_table, level_passes
 
 
 def test_a_level_in_one_stage_is_its_iterations_and_one_assignment():
-    assert list(level_passes("level", 1000, LevelPlan(10, 0, 4), 25)) == [Passes("level", 1000, 10, 26)]
+    assert list(level_passes("level", 1000, LevelPlan(10, 0, 4), 25)) == [
+        Passes("level", 1000, 10, 26)
+    ]
     assert Passes("level", 1000, 10, 26).flop(8) == 2 * 1000 * 10 * 8 * 26
 
 

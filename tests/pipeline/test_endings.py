@@ -1,4 +1,6 @@
-"""However a run ends, it says so in one line, with the right exit code, and leaves no process behind."""
+"""However a run ends, it says so in one line, with the right exit code, and leaves no process
+behind.
+"""
 
 import signal
 import subprocess
@@ -41,7 +43,11 @@ def kill_server(name: str) -> Callable[[subprocess.Popen[bytes]], None]:
     ids=["ctrl-c-embed", "ctrl-c-train", "term-embed", "term-train", "raylet", "gcs"],
 )
 def test_a_run_says_how_it_ended(
-    tmp_path: Path, moment: str, disturb: Callable[[subprocess.Popen[bytes]], None], code: int, said: str
+    tmp_path: Path,
+    moment: str,
+    disturb: Callable[[subprocess.Popen[bytes]], None],
+    code: int,
+    said: str,
 ) -> None:
     log = tmp_path / "log"
     process = start(tmp_path / "w", log)

@@ -24,7 +24,11 @@ def _random_backbone_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_model(folder: Path, heads: int = 1) -> Path:
-    captions = (f"a {colour} {thing}" for colour in ("red", "green", "blue") for thing in ("dog", "cat", "boat"))
+    captions = (
+        f"a {colour} {thing}"
+        for colour in ("red", "green", "blue")
+        for thing in ("dog", "cat", "boat")
+    )
     tokenizer = train_tokenizer(TokenizerConfig(vocab_size=280), captions)
     config = ModelConfig(TextConfig(64, 1, heads, 12), VisionConfig(blocks=0))
     torch.manual_seed(0)
@@ -34,22 +38,49 @@ def write_model(folder: Path, heads: int = 1) -> Path:
     return folder
 
 
-def test_a_model_folder_is_exported_with_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, to = write_model(tmp_path / "model"), tmp_path / "to"
-    words = ["export", "debug", "--model", str(model), "--to", str(to), "--format", "safetensors", "huggingface"]
+def test_a_model_folder_is_exported_with_a_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "model")
+    to = tmp_path / "to"
+    words = [
+        "export",
+        "debug",
+        "--model",
+        str(model),
+        "--to",
+        str(to),
+        "--format",
+        "safetensors",
+        "huggingface",
+    ]
     assert main(words) == 0
     assert str(to / "huggingface") in capsys.readouterr().out
     assert {path.name for path in to.iterdir()} == {"safetensors", "huggingface"}
-    assert list(json.loads((to / "safetensors" / "record.json").read_text())["source"]) == ["model.safetensors"]
-    again, before = load_model(to / "safetensors").model.state_dict(), load_model(model).model.state_dict()
+    assert list(json.loads((to / "safetensors" / "record.json").read_text())["source"]) == [
+        "model.safetensors"
+    ]
+    again = load_model(to / "safetensors").model.state_dict()
+    before = load_model(model).model.state_dict()
     assert all(again[name].equal(tensor) for name, tensor in before.items())
 
 
 def test_one_impossible_format_does_not_keep_the_others_from_being_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, to = write_model(tmp_path / "model", heads=2), tmp_path / "to"
-    words = ["export", "debug", "--model", str(model), "--to", str(to), "--format", "dinotxt", "safetensors"]
+    model = write_model(tmp_path / "model", heads=2)
+    to = tmp_path / "to"
+    words = [
+        "export",
+        "debug",
+        "--model",
+        str(model),
+        "--to",
+        str(to),
+        "--format",
+        "dinotxt",
+        "safetensors",
+    ]
     assert main(words) == 1
     assert "not made" in capsys.readouterr().out
     assert [path.name for path in to.iterdir()] == ["safetensors"]

@@ -52,7 +52,9 @@ def test_machine_facts_bear_no_identity(config: Config) -> None:
 
 def test_a_larger_error_budget_is_the_same_embedding() -> None:
     """So that a run which was stopped for its rejects goes on with the shards that are there."""
-    strict, lenient = (Step("embed", "embed", nothing, EmbedConfig(error_budget=share)) for share in (0.01, 0.5))
+    strict, lenient = (
+        Step("embed", "embed", nothing, EmbedConfig(error_budget=share)) for share in (0.01, 0.5)
+    )
     assert strict.fingerprint == lenient.fingerprint
 
 

@@ -85,7 +85,8 @@ def test_the_task_of_a_known_set_follows_from_its_files(tmp_path: Path) -> None:
         "segmentation": (f"{paths['voc']}@20",),
     }
     with pytest.raises(
-        ValueError, match=f"is no known set; name the task before it: --set classification:{paths['own']}"
+        ValueError,
+        match=f"is no known set; name the task before it: --set classification:{paths['own']}",
     ):
         named_sets([paths["own"]])
 

@@ -31,7 +31,9 @@ OUTPUTS = (
     "curate/*/decisions.arrow",
     "train/*/model/model.safetensors",
 )
-OF_OURS = re.compile(r"[\d-]+T[\d:]+ INFO (cluster|curation|train|evaluate|pipeline)\.|recipe debug|^ *\d/8  |$")
+OF_OURS = re.compile(
+    r"[\d-]+T[\d:]+ INFO (cluster|curation|train|evaluate|pipeline)\.|recipe debug|^ *\d/8  |$"
+)
 
 
 def kill_when(workspace: Path, pattern: str) -> bool:
@@ -57,9 +59,12 @@ def scores(workspace: Path) -> list[dict]:
 
 
 def test_killed_run_equals_an_undisturbed_one(tmp_path: Path) -> None:
-    calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
+    calm = tmp_path / "calm"
+    disturbed = tmp_path / "disturbed"
     assert start(calm, tmp_path / "log").wait() == 0
-    assert not [line for line in (tmp_path / "log").read_text().splitlines() if not OF_OURS.match(line)]
+    assert not [
+        line for line in (tmp_path / "log").read_text().splitlines() if not OF_OURS.match(line)
+    ]
     killed = [kill_when(disturbed, pattern) for pattern in MOMENTS]
     assert killed.count(True) >= 3  # the fastest of these moments may pass unseen
     assert start(disturbed).wait() == 0
@@ -78,16 +83,24 @@ def kill_at_random(workspace: Path, victim: str, after_s: float) -> tuple[str, i
     end_s = time.monotonic() + after_s
     while process.poll() is None and time.monotonic() < end_s:
         time.sleep(0.05)
-    place = ", ".join(sorted(path.parent.name for path in workspace.glob("*/*.partial"))) or "between steps"
+    place = (
+        ", ".join(sorted(path.parent.name for path in workspace.glob("*/*.partial")))
+        or "between steps"
+    )
     if process.poll() is None:
-        target = next((child for child in tree(process) if is_victim(child, victim)), psutil.Process(process.pid))
+        target = next(
+            (child for child in tree(process) if is_victim(child, victim)),
+            psutil.Process(process.pid),
+        )
         target.kill()
     return place, process.wait(timeout=300)
 
 
 def is_victim(process: psutil.Process, victim: str) -> bool:
     try:
-        return process.name() == victim or (victim == "worker" and "ray::" in " ".join(process.cmdline()))
+        return process.name() == victim or (
+            victim == "worker" and "ray::" in " ".join(process.cmdline())
+        )
     except psutil.NoSuchProcess:
         return False
 

@@ -1,4 +1,6 @@
-"""What only reads answers at once: nothing heavy is imported, measured in a fresh process by what it holds."""
+"""What only reads answers at once: nothing heavy is imported, measured in a fresh process by what
+it holds.
+"""
 
 import json
 import subprocess
@@ -7,7 +9,18 @@ from pathlib import Path
 
 from cluster.session import ROOT
 
-HEAVY = ("torch", "ray", "transformers", "numba", "matplotlib", "mlflow", "scipy", "onnx", "faiss", "submitit")
+HEAVY = (
+    "torch",
+    "ray",
+    "transformers",
+    "numba",
+    "matplotlib",
+    "mlflow",
+    "scipy",
+    "onnx",
+    "faiss",
+    "submitit",
+)
 PROGRAM = """
 import contextlib, io, json, sys
 from pipeline.__main__ import main
@@ -26,7 +39,9 @@ print(json.dumps(imported))
 
 
 def imported_by(*commands: list[str]) -> dict[str, list]:
-    """By command, run one after the other in one process: its exit code and the heavy modules then there."""
+    """By command, run one after the other in one process: its exit code and the heavy modules then
+    there.
+    """
     words = [sys.executable, "-c", PROGRAM, json.dumps(HEAVY), json.dumps(commands)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
@@ -57,5 +72,7 @@ def test_what_only_reads_imports_nothing_heavy(tmp_path: Path) -> None:
         f"inspect {pairs} --embed.source.split val": 0,
     }
     commands = [[*words.split(), *where] for words in codes]
-    expected = {" ".join(words): [code, []] for words, code in zip(commands, codes.values(), strict=True)}
+    expected = {
+        " ".join(words): [code, []] for words, code in zip(commands, codes.values(), strict=True)
+    }
     assert imported_by(*commands) == expected

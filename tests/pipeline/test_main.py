@@ -22,15 +22,33 @@ from pipeline.recipe_file import dump_recipe, load_recipe
         (["show", "debug", "curat"], "no step 'curat': did you mean 'curate'"),
         (["run", "flickr8k", "--embed.backbone", "random-vit"], "set --data.pairs"),
         (["run", "missing.yaml"], r"missing\.yaml"),
-        (["run", "debug", "--evaluate.sets", "retreival"], "no evaluation set 'retreival': did you mean 'retri"),
+        (
+            ["run", "debug", "--evaluate.sets", "retreival"],
+            "no evaluation set 'retreival': did you mean 'retri",
+        ),
         (["plan", "debug", "--rows", "-5"], "--rows is -5: a number of pairs is required"),
         (["run", "debug", "train"], "`run` has no word train (only show, export)"),
-        (["status", "debug", "--only", "curate"], "`status` has no option --only (only plan, run, evaluate, submit)"),
-        (["evaluate", "--embed.backbone", "random-vit", "--set", "x"], "evaluate without a model: add --model"),
-        (["evaluate", "--embed.backbone", "random-vit", "--model", "x"], "evaluate without a set: add --set"),
+        (
+            ["status", "debug", "--only", "curate"],
+            "`status` has no option --only (only plan, run, evaluate, submit)",
+        ),
+        (
+            ["evaluate", "--embed.backbone", "random-vit", "--set", "x"],
+            "evaluate without a model: add --model",
+        ),
+        (
+            ["evaluate", "--embed.backbone", "random-vit", "--model", "x"],
+            "evaluate without a set: add --set",
+        ),
         (["recipes", "--foo", "bar"], "`recipes` has no option --foo"),
-        (["show", "--workspace", "w", "debug", "curate", "KEY"], "has not run: `python -m pipeline run debug --only"),
-        (["run", "flickr8k", "--data.pairs", "/absent/[/old]/x.tar"], "/absent/[/old]/x.tar is not there"),
+        (
+            ["show", "--workspace", "w", "debug", "curate", "KEY"],
+            "has not run: `python -m pipeline run debug --only",
+        ),
+        (
+            ["run", "flickr8k", "--data.pairs", "/absent/[/old]/x.tar"],
+            "/absent/[/old]/x.tar is not there",
+        ),
     ],
 )
 def test_wrong_words_end_with_code_two_and_the_nearest(
@@ -57,32 +75,53 @@ def test_wrong_flags_end_with_code_two_and_the_nearest(
     assert complaint in capsys.readouterr().err
 
 
-def test_every_field_is_a_flag_in_either_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_field_is_a_flag_in_either_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--emoji.scenes", "10", "--embed.backbone=random-vit", "--train.optim.lr=3e-4"]
     assert main(["config", "--workspace", str(tmp_path), "debug", *flags]) == 0
     printed = capsys.readouterr().out
     recipe = load_recipe(printed, "printed")
     assert recipe.emoji is not None
-    assert (recipe.emoji.scenes, recipe.embed.backbone.name, recipe.train.optim.lr) == (10, "random-vit", 3e-4)
+    assert (recipe.emoji.scenes, recipe.embed.backbone.name, recipe.train.optim.lr) == (
+        10,
+        "random-vit",
+        3e-4,
+    )
 
 
-def test_plan_says_what_only_and_force_would_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_says_what_only_and_force_would_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plan", "debug", "--workspace", str(tmp_path), "--only", "curate"]) == 0
-    states = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()[2:3] != []}
+    states = {
+        line.split()[0]: line
+        for line in capsys.readouterr().out.splitlines()
+        if line.split()[2:3] != []
+    }
     assert "to run" in states["curate"]
     assert "left out" in states["train"]
 
 
-def test_plan_refuses_what_evaluation_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "debug", "--workspace", str(tmp_path), "--evaluate.sets", "retreival"]) == 2
+def test_plan_refuses_what_evaluation_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["plan", "debug", "--workspace", str(tmp_path), "--evaluate.sets", "retreival"]) == 2
+    )
     assert "cannot run yet: evaluate.sets: there is no" in capsys.readouterr().out
 
 
-def test_plan_names_all_problems_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_names_all_problems_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "pairs" / "7").mkdir(parents=True)
     (tmp_path / "pairs" / "7" / "1.jpg").write_bytes(b"")
     words = ["plan", "own", "--workspace", str(tmp_path / "w"), "--embed.backbone", "random-vit"]
-    words += [f"--data.{name}={tmp_path / 'pairs'}" for name in ("pairs", "classification", "segmentation")]
+    words += [
+        f"--data.{name}={tmp_path / 'pairs'}"
+        for name in ("pairs", "classification", "segmentation")
+    ]
     assert main([*words, "--others", str(tmp_path / "absent")]) == 2
     printed = capsys.readouterr().out
     for problem in ("absent is no model", "class name '7' is a number", "no labels.json"):
@@ -96,7 +135,10 @@ def test_plan_counts_every_model_and_no_clustering_that_is_not_done(
     words = ["plan", "vitl14", "--workspace", str(tmp_path), "--rows", "650000000"]
     assert main(words) == 0
     alone = capsys.readouterr().out
-    assert main([*words, "--compare", "uncurated", "--data.metadata", str(tmp_path / "entries.txt")]) == 0
+    assert (
+        main([*words, "--compare", "uncurated", "--data.metadata", str(tmp_path / "entries.txt")])
+        == 0
+    )
     both = capsys.readouterr().out
     assert "3,276.80 M pairs seen (50,000 steps of 65,536)" in alone
     assert "6,553.60 M pairs seen (50,000 steps of 65,536, 2 models)" in both
@@ -105,7 +147,9 @@ def test_plan_counts_every_model_and_no_clustering_that_is_not_done(
     assert "--data.pairs, not set yet" in alone
 
 
-def test_words_that_only_read_need_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_that_only_read_need_no_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     workspace = ["--workspace", str(tmp_path)]
     folder = tmp_path / "embed" / "0123456789ab"
     folder.mkdir(parents=True)
@@ -118,10 +162,14 @@ def test_words_that_only_read_need_no_data(tmp_path: Path, capsys: pytest.Captur
     assert "to run" in capsys.readouterr().out
 
 
-def test_an_unreadable_record_of_the_recipe_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_record_of_the_recipe_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     workspace = ["--workspace", str(tmp_path)]
     assert main(["status", "debug", "--json", *workspace]) == 0
-    pool = next(row for row in json.loads(capsys.readouterr().out)["steps"] if row["step"] == "pool")
+    pool = next(
+        row for row in json.loads(capsys.readouterr().out)["steps"] if row["step"] == "pool"
+    )
     folder = tmp_path / "pool" / pool["fingerprint"]
     folder.mkdir(parents=True)
     (folder / "record.json").write_text("{")
@@ -133,22 +181,39 @@ def test_an_unreadable_record_of_the_recipe_is_shown(tmp_path: Path, capsys: pyt
     assert main(["run", "debug", *workspace]) == 2
 
 
-def test_show_advises_the_recipe_that_was_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_advises_the_recipe_that_was_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["show", "debug", "--workspace", str(tmp_path), "--train.seed", "3"]) == 0
-    assert f"`python -m pipeline run debug --workspace {tmp_path} --train.seed 3`" in capsys.readouterr().out
+    assert (
+        f"`python -m pipeline run debug --workspace {tmp_path} --train.seed 3`"
+        in capsys.readouterr().out
+    )
 
 
-def test_a_description_is_printed_as_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "debug", "--workspace", str(tmp_path), "--description", "pairs of [/data] v2"]) == 0
+def test_a_description_is_printed_as_it_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            ["plan", "debug", "--workspace", str(tmp_path), "--description", "pairs of [/data] v2"]
+        )
+        == 0
+    )
     assert "pairs of [/data] v2" in capsys.readouterr().out
 
 
-def test_own_pairs_need_nothing_beside_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pairs, recipe = tmp_path / "pairs", tmp_path / "mine.yaml"
+def test_own_pairs_need_nothing_beside_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = tmp_path / "pairs"
+    recipe = tmp_path / "mine.yaml"
     pairs.mkdir()
     (pairs / "1.jpg").write_bytes(b"")
     (pairs / "1.txt").write_text("a dog")
-    assert main(["config", "own", "--data.pairs", str(pairs), "--embed.backbone", "random-vit"]) == 0
+    assert (
+        main(["config", "own", "--data.pairs", str(pairs), "--embed.backbone", "random-vit"]) == 0
+    )
     recipe.write_text(capsys.readouterr().out)
     assert main(["plan", str(recipe), "--workspace", str(tmp_path)]) == 0
     planned = capsys.readouterr().out
@@ -161,14 +226,23 @@ def test_plan_of_the_papers_recipe_needs_neither_data_nor_weights(
 ) -> None:
     assert main(["plan", "vitl14", "--workspace", str(tmp_path), "--rows", "650000000"]) == 0
     printed = capsys.readouterr().out
-    for figure in ("538,131,200", "25,326,336", "65,536 x 65,536", "347 TB", "embedding 650,000,000 pairs, once"):
+    for figure in (
+        "538,131,200",
+        "25,326,336",
+        "65,536 x 65,536",
+        "347 TB",
+        "embedding 650,000,000 pairs, once",
+    ):
         assert figure in printed
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 def test_debug_recipe_from_pairs_to_report(
-    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     workspace = ["--workspace", str(tmp_path / "w")]
@@ -177,7 +251,9 @@ def test_debug_recipe_from_pairs_to_report(
     assert main(["run", str(recipe), *workspace]) == 0
     assert "report.html" in capsys.readouterr().out
 
-    assert main(["status", "debug", "--json", *workspace]) == 0  # the preset and its file are one recipe
+    assert (
+        main(["status", "debug", "--json", *workspace]) == 0
+    )  # the preset and its file are one recipe
     rows = json.loads(capsys.readouterr().out)["steps"]
     assert {row["state"] for row in rows} == {"done"}
     page = next((tmp_path / "w" / "report").glob("*/report.html")).read_text()
@@ -199,14 +275,18 @@ def test_debug_recipe_from_pairs_to_report(
     capsys.readouterr()
     assert main(["status", "debug", "--json", *workspace]) == 0
     rows = json.loads(capsys.readouterr().out)["steps"]
-    assert [row["step"] for row in rows if not row["current"]] == ["train"]  # all before it was reused
+    assert [row["step"] for row in rows if not row["current"]] == [
+        "train"
+    ]  # all before it was reused
 
     _damage_a_shard(tmp_path / "w")
     assert main(["verify", "debug", *workspace]) == 1
     assert "shard-00000.arrow" in capsys.readouterr().out
     assert main(["run", "debug", "--only", "train", "--train.optim.lr", "3e-3", *workspace]) == 2
     assert "--force embed" in capsys.readouterr().err
-    assert main(["verify", "quickstart", *workspace]) == 1  # outputs of other recipes are checked, too
+    assert (
+        main(["verify", "quickstart", *workspace]) == 1
+    )  # outputs of other recipes are checked, too
     assert "remedy: remove" in capsys.readouterr().out.replace("\n", " ")
 
 

@@ -24,7 +24,9 @@ def test_storing_never_pays_where_the_backbone_outruns_the_disk() -> None:
 
 
 def test_rates_are_measured_with_the_recipes_records(tmp_path: Path) -> None:
-    config = EmbedConfig(backbone=BackboneConfig("random-vit", image_size=56), content="grid", grid=2, dtype="int8")
+    config = EmbedConfig(
+        backbone=BackboneConfig("random-vit", image_size=56), content="grid", grid=2, dtype="int8"
+    )
     rates = measure(config, tmp_path)
     assert rates.row_bytes >= (1 + 4 + 4) * (32 + 4)
     assert min(rates.write, rates.read_disk, rates.read_memory, rates.backbone) > 0

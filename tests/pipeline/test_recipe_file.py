@@ -16,7 +16,10 @@ def test_recipe_survives_yaml(name: str) -> None:
 
 def test_numbers_may_be_written_as_flags_are() -> None:
     text = dump_recipe(PRESETS["quickstart"])
-    assert load_recipe(text.replace("    lr: 0.001\n", "    lr: 1e-3\n", 1), "x.yaml") == PRESETS["quickstart"]
+    assert (
+        load_recipe(text.replace("    lr: 0.001\n", "    lr: 1e-3\n", 1), "x.yaml")
+        == PRESETS["quickstart"]
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -29,11 +32,21 @@ def test_every_field_is_documented() -> None:
 
     def undocumented(owner: type, where: str) -> list[str]:
         docs = field_docs(owner)
-        missing = [f"{where}.{item.name}" for item in dataclasses.fields(owner) if not docs.get(item.name)]
-        sections = [item for item in dataclasses.fields(owner) if dataclasses.is_dataclass(item.type)]
-        nested = [undocumented(item.type, f"{where}.{item.name}") for item in sections if isinstance(item.type, type)]
+        missing = [
+            f"{where}.{item.name}" for item in dataclasses.fields(owner) if not docs.get(item.name)
+        ]
+        sections = [
+            item for item in dataclasses.fields(owner) if dataclasses.is_dataclass(item.type)
+        ]
+        nested = [
+            undocumented(item.type, f"{where}.{item.name}")
+            for item in sections
+            if isinstance(item.type, type)
+        ]
         sections_without = {f"{where}.{item.name}" for item in sections}
-        return [name for name in missing if name not in sections_without] + [name for names in nested for name in names]
+        return [name for name in missing if name not in sections_without] + [
+            name for names in nested for name in names
+        ]
 
     assert undocumented(type(PRESETS["quickstart"]), "recipe") == []
 
@@ -41,7 +54,11 @@ def test_every_field_is_documented() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("  batch_size: 512", "  batch_sizes: 512", "unknown key 'batch_sizes': did you mean 'batch_size'"),
+        (
+            "  batch_size: 512",
+            "  batch_sizes: 512",
+            "unknown key 'batch_sizes': did you mean 'batch_size'",
+        ),
         ("  batch_size: 512", "  batch_size: many", "batch_size is 'many': it must be of type int"),
         ("  content: pooled", "  content: all", "content is 'all': it must be one of"),
         ("name: quickstart\n", "", "incomplete"),

@@ -1,4 +1,6 @@
-"""The runner: what is done is skipped, what failed continues, independent steps do not wait for each other."""
+"""The runner: what is done is skipped, what failed continues, independent steps do not wait for
+each other.
+"""
 
 import io
 import re
@@ -118,7 +120,9 @@ def test_failed_step_continues_from_what_it_had(run: Callable[..., Store]) -> No
     assert not (store.folder(flaky) / "error.txt").exists()
 
 
-def test_files_that_a_killed_run_left_half_written_are_not_in_the_output(run: Callable[..., Store]) -> None:
+def test_files_that_a_killed_run_left_half_written_are_not_in_the_output(
+    run: Callable[..., Store],
+) -> None:
     flaky = replace(TWO, config=Config(2.0, fail_before=2))
     with pytest.raises(StepError) as failure:
         run(flaky)
@@ -129,7 +133,9 @@ def test_files_that_a_killed_run_left_half_written_are_not_in_the_output(run: Ca
     assert [*run(flaky).folder(flaky).rglob(".*.tmp")] == []
 
 
-def test_files_that_lost_workers_left_half_written_are_not_in_the_output(run: Callable[..., Store]) -> None:
+def test_files_that_lost_workers_left_half_written_are_not_in_the_output(
+    run: Callable[..., Store],
+) -> None:
     store = run(Step("torn", "torn", leave_torn, Config()))
     (record,) = store.records()
     assert record.files == {"whole": 5}
@@ -147,8 +153,12 @@ def test_forced_step_that_failed_continues_when_forced_again(run: Callable[..., 
 
 
 @pytest.mark.parametrize("runs_beside", [True, False])
-def test_failure_names_the_error_and_the_file_with_its_traceback(run: Callable[..., Store], runs_beside: bool) -> None:
-    with pytest.raises(StepError, match=r"step bad failed: KeyError: 'step'\nraised by nobody\n") as caught:
+def test_failure_names_the_error_and_the_file_with_its_traceback(
+    run: Callable[..., Store], runs_beside: bool
+) -> None:
+    with pytest.raises(
+        StepError, match=r"step bad failed: KeyError: 'step'\nraised by nobody\n"
+    ) as caught:
         run(Step("bad", "bad", fail, Config(), runs_beside=runs_beside), ONE)
     file = Path(str(caught.value).split()[-1])
     assert file.name == "error.txt"
@@ -158,7 +168,8 @@ def test_failure_names_the_error_and_the_file_with_its_traceback(run: Callable[.
 
 def test_steps_run_alone_in_the_main_thread_or_beside_each_other(run: Callable[..., Store]) -> None:
     pair = [
-        Step("meet", f"meet@{name}", meet, Config(value), runs_beside=True) for name, value in (("a", 1.0), ("b", 2.0))
+        Step("meet", f"meet@{name}", meet, Config(value), runs_beside=True)
+        for name, value in (("a", 1.0), ("b", 2.0))
     ]
     alone = Step("alone", "alone", tell_thread, Config(), {"a": Output(pair[0])})
     store = run(alone, *pair)
@@ -178,7 +189,10 @@ def test_force_builds_anew_and_only_limits(run: Callable[..., Store]) -> None:
 def test_what_follows_from_a_forced_step_is_made_anew_too(run: Callable[..., Store]) -> None:
     store = run(ALL)
     assert [step.label for step in pending([ALL], store, force=["two"])] == ["two", "all"]
-    assert [step.label for step in pending([ALL], store, force=["one"], only=["two"])] == ["one", "two"]
+    assert [step.label for step in pending([ALL], store, force=["one"], only=["two"])] == [
+        "one",
+        "two",
+    ]
     (store.folder(TWO) / "sum").write_text("9.0")
     (store.folder(ALL) / "sum").write_text("0.0")
     run(ALL, force=["two"])
@@ -225,5 +239,7 @@ def test_tracking_holds_one_parent_and_a_nested_run_per_step(
     assert parent.info.status == runs["two"].info.status == "FINISHED"
     assert runs["one"].data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert runs["two"].data.metrics["final/sum"] == 3.0
-    assert [point.value for point in client.get_metric_history(runs["one"].info.run_id, "loss")] == [3.0, 2.0, 1.0]
+    assert [
+        point.value for point in client.get_metric_history(runs["one"].info.run_id, "loss")
+    ] == [3.0, 2.0, 1.0]
     assert tracking[0].is_on

@@ -86,7 +86,8 @@ def test_a_flipped_byte_is_found_in_any_output_of_the_workspace(tmp_path: Path) 
 
 
 def test_shards_are_verified_by_their_manifest(tmp_path: Path) -> None:
-    store, out = Store(tmp_path), Store(tmp_path).partial(STEP)
+    store = Store(tmp_path)
+    out = Store(tmp_path).partial(STEP)
     out.mkdir(parents=True)
     spec = EmbeddingSpec("random-vit", "d", "random", 42, 2, 0, (1, 1), "pooled", "float16", "", 0)
     rows = {"key": ["a"], "source": ["x"], "captions": [["red"]], "thumbnail": [b""]}
@@ -122,7 +123,9 @@ def test_an_edited_record_is_damage(tmp_path: Path, edit: dict) -> None:
     store = Store(tmp_path)
     path = finish(store) / "record.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | edit))
-    with pytest.raises(DamagedOutputError, match=r"record\.json (was edited|cannot be read).*: delete"):
+    with pytest.raises(
+        DamagedOutputError, match=r"record\.json (was edited|cannot be read).*: delete"
+    ):
         store.record(STEP)
 
 
@@ -131,17 +134,23 @@ def test_a_record_without_its_seal_is_named_by_verify(tmp_path: Path) -> None:
     path = finish(store) / "record.json"
     assert store.verify(STEP) == []
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seal": ""}))
-    assert store.verify(STEP) == [f"{path} has no seal: it was edited, or written by an earlier version"]
+    assert store.verify(STEP) == [
+        f"{path} has no seal: it was edited, or written by an earlier version"
+    ]
 
 
 def test_a_file_that_was_added_is_named_by_verify(tmp_path: Path) -> None:
     store = Store(tmp_path)
     added = finish(store) / "added.txt"
     added.write_text("x")
-    assert store.verify(STEP) == [f"{added} has no sha256 in the record: it was added, or the record was edited"]
+    assert store.verify(STEP) == [
+        f"{added} has no sha256 in the record: it was added, or the record was edited"
+    ]
 
 
-def test_bytes_that_changed_without_a_change_of_size_are_found_before_they_are_read(tmp_path: Path) -> None:
+def test_bytes_that_changed_without_a_change_of_size_are_found_before_they_are_read(
+    tmp_path: Path,
+) -> None:
     store = Store(tmp_path)
     file = finish(store) / "deep" / "file.txt"
     store.check_content(STEP)
@@ -159,14 +168,18 @@ def test_a_file_where_the_workspace_needs_a_folder_is_named(tmp_path: Path, plac
     blocking.write_text("mine")
     store = Store(workspace)
     with (
-        pytest.raises(ValueError, match=f"{blocking.resolve()} is a file: the workspace needs a folder"),
+        pytest.raises(
+            ValueError, match=f"{blocking.resolve()} is a file: the workspace needs a folder"
+        ),
         store.claim(STEP),
     ):
         store.make_folder(store.partial(STEP))
 
 
 @pytest.mark.parametrize("place", [".locks", "make"])
-def test_a_file_in_place_of_a_folder_is_named_before_any_step_runs(tmp_path: Path, place: str) -> None:
+def test_a_file_in_place_of_a_folder_is_named_before_any_step_runs(
+    tmp_path: Path, place: str
+) -> None:
     (tmp_path / place).write_text("")
     with pytest.raises(ValueError, match=f"{place} is a file: the workspace needs a folder"):
         Store(tmp_path).make_places([STEP])
@@ -194,7 +207,8 @@ def test_unreadable_record_is_an_error_not_a_missing_one(tmp_path: Path) -> None
 
 
 def test_an_unreadable_record_does_not_hide_the_others(tmp_path: Path) -> None:
-    store, other = Store(tmp_path), Step("make", "make@other", nothing, {"size": 4})
+    store = Store(tmp_path)
+    other = Step("make", "make@other", nothing, {"size": 4})
     (finish(store) / "record.json").write_text('{"step": "mak')
     finish(store, other)
     assert [record.label for record in store.records()] == ["make@other"]
@@ -210,7 +224,8 @@ def append_slowly(workspace: Path, log: Path, turns: int) -> None:
 
 def test_claim_lets_one_process_in_at_a_time(tmp_path: Path) -> None:
     """Lost updates would show as a shorter file."""
-    log, context = tmp_path / "log", multiprocessing.get_context("spawn")
+    log = tmp_path / "log"
+    context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=append_slowly, args=(tmp_path, log, 5)) for _ in range(2)]
     for process in processes:
         process.start()

@@ -39,7 +39,9 @@ def test_metrics_of_sets_with_unusual_names_are_shown(tracking: Tracking, tmp_pa
     assert tracking.is_on
 
 
-def test_runs_are_ended_though_tracking_was_switched_off(tracking: Tracking, tmp_path: Path) -> None:
+def test_runs_are_ended_though_tracking_was_switched_off(
+    tracking: Tracking, tmp_path: Path
+) -> None:
     with tracking.step(STEP, tmp_path) as track:
         track({"a name that is too long" * 100: 0.5})
     assert not tracking.is_on

@@ -1,4 +1,6 @@
-"""A tiny folder of embeddings with captions that say what the vectors hold, its selection and its tokenizer."""
+"""A tiny folder of embeddings with captions that say what the vectors hold, its selection and its
+tokenizer.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +26,9 @@ DIM = 64
 
 @pytest.fixture(scope="session")
 def make_pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Path]]:
-    """Write embeddings, selection and tokenizer of `rows` pairs; the paths by the names of the step's inputs."""
+    """Write embeddings, selection and tokenizer of `rows` pairs; the paths by the names of the
+    step's inputs.
+    """
 
     def make(rows: int = 240, content: str = "pooled", dtype: str = "float16") -> dict[str, Path]:
         folder = tmp_path_factory.mktemp(f"pairs-{content}")
@@ -32,10 +36,14 @@ def make_pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[s
         for path in paths.values():
             path.mkdir()
         registers, grid = (0, (1, 1)) if content == "pooled" else (2, (2, 2))
-        spec = EmbeddingSpec("random-vit", "d", "random", 32, DIM, registers, grid, content, dtype, "", 0)
+        spec = EmbeddingSpec(
+            "random-vit", "d", "random", 32, DIM, registers, grid, content, dtype, "", 0
+        )
         half = rows // 2
         entries = [
-            write_shard(paths["embeddings"] / f"shard-{index:05d}.arrow", spec, [columns(spec, start, stop)])
+            write_shard(
+                paths["embeddings"] / f"shard-{index:05d}.arrow", spec, [columns(spec, start, stop)]
+            )
             for index, (start, stop) in enumerate([(0, half), (half, rows)])
         ]
         write_manifest(paths["embeddings"], Manifest(spec, tuple(entries)))
@@ -49,14 +57,22 @@ def make_pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[s
 
 
 def columns(spec: EmbeddingSpec, start: int, stop: int) -> dict[str, object]:
-    """Rows whose vectors are a fixed code of the colour plus one of the thing, and a little noise."""
+    """Rows whose vectors are a fixed code of the colour plus one of the thing, and a little
+    noise.
+    """
     codes = np.random.default_rng(0).standard_normal((16, DIM)).astype(np.float32)
     count = stop - start
     picks = np.random.default_rng(1).integers(0, 48, (10_000, 3))[start:stop]
-    colour, thing, place = picks[:, 0] % 8, picks[:, 1] % 8, picks[:, 2] % 6
+    colour = picks[:, 0] % 8
+    thing = picks[:, 1] % 8
+    place = picks[:, 2] % 6
     noise = np.random.default_rng(start).standard_normal((count, 1, DIM)).astype(np.float32)
     captions = [
-        [f"a {COLOURS[c]} {THINGS[t]} {PLACES[p]}".strip(), f"{THINGS[t]}, {COLOURS[c]}", f"{THINGS[t]}"][: 2 + t % 2]
+        [
+            f"a {COLOURS[c]} {THINGS[t]} {PLACES[p]}".strip(),
+            f"{THINGS[t]}, {COLOURS[c]}",
+            f"{THINGS[t]}",
+        ][: 2 + t % 2]
         for c, t, p in zip(colour, thing, place, strict=True)
     ]
     tokens = codes[colour][:, None] + codes[8 + thing][:, None] + 0.1 * noise

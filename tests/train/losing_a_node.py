@@ -1,7 +1,9 @@
-"""Program: a Ray cluster of three nodes, one of which is lost while they train, and then another comes.
+"""Program: a Ray cluster of three nodes, one of which is lost while they train, and then another
+comes.
 
-`losing_a_node.py FOLDER` is the cluster, which starts `losing_a_node.py FOLDER ADDRESS`, the training. That is told to
-stop when it has grown again. FOLDER/fewer.txt says up to which step two workers were seen to train.
+`losing_a_node.py FOLDER` is the cluster, which starts `losing_a_node.py FOLDER ADDRESS`, the
+training. That is told to stop when it has grown again. FOLDER/fewer.txt says up to which step two
+workers were seen to train.
 """
 
 import subprocess
@@ -38,7 +40,9 @@ def lose_and_add(folder: Path) -> None:
     with subprocess.Popen([sys.executable, __file__, str(folder), cluster.address]) as training:
 
         def until(is_ready: Callable[[list[dict]], bool]) -> None:
-            while training.poll() is None and not is_ready(read_jsonl(folder / "out" / "metrics.jsonl")):
+            while training.poll() is None and not is_ready(
+                read_jsonl(folder / "out" / "metrics.jsonl")
+            ):
                 time.sleep(0.2)
 
         until(lambda rows: len(rows) > 5)

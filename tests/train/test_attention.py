@@ -1,4 +1,6 @@
-"""Attention over packed captions: each kernel against a loop over captions, and what is said where one cannot run."""
+"""Attention over packed captions: each kernel against a loop over captions, and what is said where
+one cannot run.
+"""
 
 import itertools
 
@@ -44,11 +46,15 @@ def one_by_one(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
-def test_grouped_attention_equals_one_caption_at_a_time(dtype: torch.dtype, tolerance: float) -> None:
+def test_grouped_attention_equals_one_caption_at_a_time(
+    dtype: torch.dtype, tolerance: float
+) -> None:
     qkv = random_qkv().to(dtype)
     found = grouped_attention(qkv, LAYOUT)
     assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), one_by_one(qkv, LAYOUT), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        found.double(), one_by_one(qkv, LAYOUT), rtol=tolerance, atol=tolerance
+    )
 
 
 def test_auto_is_the_grouped_kernel_on_a_cpu() -> None:
@@ -58,7 +64,10 @@ def test_auto_is_the_grouped_kernel_on_a_cpu() -> None:
 
 @pytest.mark.parametrize("kernel", ["triton", "varlen", "xformers"])
 def test_a_kernel_that_cannot_run_here_is_refused_with_what_can(kernel: AttentionChoice) -> None:
-    message = f"train.parallel.attention is {kernel}, but it runs on GPUs alone; possible here: auto, grouped$"
+    message = (
+        f"train.parallel.attention is {kernel}, but it runs on GPUs alone; possible here: "
+        "auto, grouped$"
+    )
     with pytest.raises(ValueError, match=message):
         packed_attention(random_qkv(), LAYOUT, kernel)
 
@@ -71,8 +80,16 @@ def test_a_kernel_that_cannot_run_here_is_refused_with_what_can(kernel: Attentio
             Case("cuda", 64, False, WITHOUT_XFORMERS),
             "xformers is not installed, .* auto, grouped, triton, varlen$",
         ),
-        ("triton", Case("cuda", 48, False, WITHOUT_XFORMERS), "heads have 48 channels, .* auto, grouped, varlen$"),
-        ("varlen", Case("cuda", 64, True, WITHOUT_XFORMERS), "it does not multiply float32; .* auto, grouped, triton$"),
+        (
+            "triton",
+            Case("cuda", 48, False, WITHOUT_XFORMERS),
+            "heads have 48 channels, .* auto, grouped, varlen$",
+        ),
+        (
+            "varlen",
+            Case("cuda", 64, True, WITHOUT_XFORMERS),
+            "it does not multiply float32; .* auto, grouped, triton$",
+        ),
     ],
 )
 def test_a_kernel_that_a_gpu_cannot_run_is_refused_with_the_reason(
@@ -92,7 +109,9 @@ def test_xformers_mask_is_causal_within_captions_and_closed_between_them() -> No
     pytest.importorskip("xformers", reason="xformers is in the extra gpu")
     qkv = random_qkv()
     total = sum(LENGTHS)
-    mask = xformers_mask(LAYOUT, torch.device("cpu")).materialize((total, total), dtype=torch.float64)
+    mask = xformers_mask(LAYOUT, torch.device("cpu")).materialize(
+        (total, total), dtype=torch.float64
+    )
 
     q, k, v = qkv.double().transpose(0, 2).unbind(1)  # heads tokens channels
     attended = (q @ k.transpose(1, 2) / WIDTH**0.5 + mask).softmax(-1) @ v

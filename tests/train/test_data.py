@@ -17,7 +17,8 @@ from train.config import CaptionUse, ShuffleConfig
 from train.data import Pairs, Share, encode, times_before
 from train.tokenizer import load_tokenizer
 
-ROWS, BLOCKS = ShuffleConfig(), ShuffleConfig("blocks", block_rows=10, window_blocks=4)
+ROWS = ShuffleConfig()
+BLOCKS = ShuffleConfig("blocks", block_rows=10, window_blocks=4)
 
 
 def pairs(
@@ -58,8 +59,11 @@ def test_ranks_share_the_batch_that_one_rank_would_get(
 def test_all_captions_are_used_once_an_epoch_and_no_image_meets_itself(
     pooled_pairs: dict[str, Path], shuffle: ShuffleConfig
 ) -> None:
-    data, drawing = pairs(pooled_pairs, shuffle=shuffle, captions="all"), pairs(pooled_pairs)
-    counts = [len(captions) for captions in data.shards.captions(data.selected_rows[data.train_places])]
+    data = pairs(pooled_pairs, shuffle=shuffle, captions="all")
+    drawing = pairs(pooled_pairs)
+    counts = [
+        len(captions) for captions in data.shards.captions(data.selected_rows[data.train_places])
+    ]
     assert {2, 3} == set(counts)
     assert data.epoch_steps(1) == sum(counts)
     assert drawing.epoch_steps(1) == len(counts)
@@ -73,7 +77,9 @@ def test_all_captions_are_used_once_an_epoch_and_no_image_meets_itself(
 
 
 @pytest.mark.parametrize("shuffle", [ROWS, BLOCKS])
-def test_batches_read_ahead_are_those_of_their_steps(pooled_pairs: dict[str, Path], shuffle: ShuffleConfig) -> None:
+def test_batches_read_ahead_are_those_of_their_steps(
+    pooled_pairs: dict[str, Path], shuffle: ShuffleConfig
+) -> None:
     data = pairs(pooled_pairs, shuffle=shuffle)
     with data.batches(5, 30, 24) as batches:
         before = next(batches)
@@ -93,8 +99,11 @@ def test_an_error_of_the_reading_thread_reaches_the_loop(pooled_pairs: dict[str,
         next(batches)
 
 
-def test_held_out_pairs_are_chosen_by_key_and_never_trained_on(pooled_pairs: dict[str, Path]) -> None:
-    one, other = pairs(pooled_pairs, seed=0), pairs(pooled_pairs, seed=1)
+def test_held_out_pairs_are_chosen_by_key_and_never_trained_on(
+    pooled_pairs: dict[str, Path],
+) -> None:
+    one = pairs(pooled_pairs, seed=0)
+    other = pairs(pooled_pairs, seed=1)
     assert one.val_places.tolist() == other.val_places.tolist()
     assert 5 < len(one.val_places) < 45
     assert not set(one.val_places) & set(one.train_places)
@@ -109,12 +118,19 @@ def test_the_first_held_out_pairs_are_from_everywhere(pooled_pairs: dict[str, Pa
     assert few.max() > len(data.selected_rows) * 0.8
 
 
-def test_a_repeated_pair_draws_for_itself_and_is_held_out_once(pooled_pairs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_repeated_pair_draws_for_itself_and_is_held_out_once(
+    pooled_pairs: dict[str, Path], tmp_path: Path
+) -> None:
     shards = EmbeddingShards(pooled_pairs["embeddings"])
     rows = np.repeat(np.arange(0, 240), 3)
     write_selection(tmp_path, shards, rows)
     data = pairs({**pooled_pairs, "selection": tmp_path})
-    assert times_before(np.array([3, 3, 5, 5, 5, 6]), np.array([4, 0, 1, 5])).tolist() == [2, 0, 1, 0]
+    assert times_before(np.array([3, 3, 5, 5, 5, 6]), np.array([4, 0, 1, 5])).tolist() == [
+        2,
+        0,
+        1,
+        0,
+    ]
     assert len(set(data.selected_rows[data.val_places])) == len(data.val_places)
     trained = set(data.selected_rows[data.train_places])
     assert not trained & set(data.selected_rows[data.val_places])
@@ -132,9 +148,12 @@ def test_caption_drawn_depends_on_epoch_and_key_only(pooled_pairs: dict[str, Pat
 
 
 @pytest.mark.parametrize(
-    ("content", "dtype"), [("pooled", "float16"), ("grid", "bfloat16"), ("grid", "int8"), ("grid", "float16")]
+    ("content", "dtype"),
+    [("pooled", "float16"), ("grid", "bfloat16"), ("grid", "int8"), ("grid", "float16")],
 )
-def test_vectors_are_those_of_the_keys(make_pairs: Callable[..., dict[str, Path]], content: str, dtype: str) -> None:
+def test_vectors_are_those_of_the_keys(
+    make_pairs: Callable[..., dict[str, Path]], content: str, dtype: str
+) -> None:
     data = pairs(make_pairs(80, content=content, dtype=dtype))
     batch = data.batch(3, 24)
     all_keys = data.shards.keys().to_pylist()
@@ -148,7 +167,9 @@ def test_vectors_are_those_of_the_keys(make_pairs: Callable[..., dict[str, Path]
 
 
 @pytest.mark.parametrize("context", [4, 5, 6, 40])
-def test_long_captions_are_cut_with_end_of_text_kept_and_counted(pooled_pairs: dict[str, Path], context: int) -> None:
+def test_long_captions_are_cut_with_end_of_text_kept_and_counted(
+    pooled_pairs: dict[str, Path], context: int
+) -> None:
     tokenizer = load_tokenizer(pooled_pairs["tokenizer"])
     texts = ["a red apple in the snow", "dog, blue", "a green boat by the old sea wall", "cat"]
     whole = tokenizer.encode(texts, 1000)

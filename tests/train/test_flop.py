@@ -1,4 +1,6 @@
-"""FLOP against the figures published for ViT-L/14 and dino.txt (arXiv:2412.16334), and against torch's counter."""
+"""FLOP against the figures published for ViT-L/14 and dino.txt (arXiv:2412.16334), and against
+torch's counter.
+"""
 
 import pytest
 import torch
@@ -23,7 +25,9 @@ with torch.device("meta"):
     ],
 )
 def test_flop_is_the_published_to_five_percent(flop: float, published: float) -> None:
-    """Not to one: the published text encoder computes all tokens of its last block, ours the ends of captions."""
+    """Not to one: the published text encoder computes all tokens of its last block, ours the ends
+    of captions.
+    """
     assert flop == pytest.approx(published, rel=0.05)
 
 
@@ -46,7 +50,9 @@ def test_text_flop_is_what_torch_counts_but_for_the_causal_half() -> None:
 def test_packed_captions_cost_what_each_costs_alone() -> None:
     lengths = (3.0, 9.0, 3.0, 20.0)
     packed = pack([[1] * int(length) for length in lengths])
-    assert captions_flop(MODEL, packed.groups) == pytest.approx(sum(text_flop(MODEL, length) for length in lengths))
+    assert captions_flop(MODEL, packed.groups) == pytest.approx(
+        sum(text_flop(MODEL, length) for length in lengths)
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,14 @@ CAPTIONS = [[2 + (7 * row + place) % 20 for place in range(row % 5)] + [1] for r
 
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(0)
-    vectors = [torch.randn(12, *shape, generator=generator) for shape in ((1, 64), (2, 64), (3, 64))]
-    return Batch([f"key-{row}" for row in range(12)], pack(CAPTIONS), tuple(Stored(vector) for vector in vectors))
+    vectors = [
+        torch.randn(12, *shape, generator=generator) for shape in ((1, 64), (2, 64), (3, 64))
+    ]
+    return Batch(
+        [f"key-{row}" for row in range(12)],
+        pack(CAPTIONS),
+        tuple(Stored(vector) for vector in vectors),
+    )
 
 
 def gradients(parts: list[Batch], kind: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -39,8 +45,9 @@ def test_two_passes_give_the_gradients_of_one(kind: str, most: int) -> None:
     expected_loss, expected = gradients([batch()], kind)
     torch.testing.assert_close(loss, expected_loss)
     for actual, reference in zip(computed, expected, strict=True):
-        # The same float32 terms, added in another order: 36 tokens, 64 to 128 channels. Reordering a sum of n terms
-        # moves it by at most n roundings of the largest partial sum, which is near the tensor's largest value.
+        # The same float32 terms, added in another order: 36 tokens, 64 to 128 channels. Reordering
+        # a sum of n terms moves it by at most n roundings of the largest partial sum, which is near
+        # the tensor's largest value.
         rounding = torch.finfo(torch.float32).eps * reference.abs().max().item()
         torch.testing.assert_close(actual, reference, rtol=0, atol=128 * rounding)
 
@@ -56,7 +63,10 @@ def test_splitting_keeps_every_pair() -> None:
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("clip_norm", [0.0, 0.1, 100.0])
 def test_clipping_equals_torch(clip_norm: float) -> None:
-    ours, theirs = (DinoTxt(ModelConfig(TextConfig(32, 1, 2, 8), VisionConfig(blocks=0)), 24, 64) for _ in range(2))
+    ours, theirs = (
+        DinoTxt(ModelConfig(TextConfig(32, 1, 2, 8), VisionConfig(blocks=0)), 24, 64)
+        for _ in range(2)
+    )
     theirs.load_state_dict(ours.state_dict())
     for model in (ours, theirs):
         torch.manual_seed(1)

@@ -1,4 +1,6 @@
-"""Images in the loop: the live backbone sees what was stored, crops anew each epoch, resumes exactly; stored views."""
+"""Images in the loop: the live backbone sees what was stored, crops anew each epoch, resumes
+exactly; stored views.
+"""
 
 import json
 import tarfile
@@ -32,7 +34,9 @@ from train.tokenizer import run as train_tokenizer
 
 ROWS = 60
 SOURCE = SourceConfig(part_rows=25)
-EMBED = EmbedConfig(SOURCE, BackboneConfig("random-vit", image_size=28), CaptionConfig(dim=16), precision="float32")
+EMBED = EmbedConfig(
+    SOURCE, BackboneConfig("random-vit", image_size=28), CaptionConfig(dim=16), precision="float32"
+)
 LIVE: TrainConfig = replace(
     TINY,
     live=LiveConfig(enabled=True, source=SOURCE, precision="float32"),
@@ -68,14 +72,18 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC)
         image.save(folder / "pairs" / f"{row:05d}.jpg", quality=90)
         (folder / "pairs" / f"{row:05d}.txt").write_text(f"picture {row}")
-        lines.append(json.dumps({"image": f"{row:05d}.jpg", "captions": [f"picture {row}", f"number {row}"]}))
+        lines.append(
+            json.dumps({"image": f"{row:05d}.jpg", "captions": [f"picture {row}", f"number {row}"]})
+        )
     with tarfile.open(folder / "tars" / "a.tar", "w") as tar:
         for path in sorted((folder / "pairs").iterdir()):
             tar.add(path, path.name)
     for text in (folder / "pairs").glob("*.txt"):
         text.unlink()  # there, the list has the captions
     (folder / "pairs" / "captions.jsonl").write_text("\n".join(lines) + "\n")
-    shards = EmbeddingShards(embed(replace(EMBED, content="tokens"), folder / "pairs", folder / "embeddings"))
+    shards = EmbeddingShards(
+        embed(replace(EMBED, content="tokens"), folder / "pairs", folder / "embeddings")
+    )
     (folder / "selection").mkdir()
     write_selection(folder / "selection", shards, np.flatnonzero(np.arange(ROWS) % 7 != 3))
     (folder / "tokenizer").mkdir()
@@ -86,15 +94,21 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job(pool: Path, out: Path, *views: Path) -> Job:
     out.mkdir(exist_ok=True)
-    return Job(out, pool / "embeddings", pool / "selection", pool / "tokenizer", pool / "pairs", views)
+    return Job(
+        out, pool / "embeddings", pool / "selection", pool / "tokenizer", pool / "pairs", views
+    )
 
 
 @pytest.mark.parametrize("layout", ["pairs", "tars"])
 def test_every_image_is_found_again(pool: Path, tmp_path: Path, layout: str) -> None:
-    shards = EmbeddingShards(embed(replace(EMBED, content="pooled"), pool / layout, tmp_path / "embeddings"))
+    shards = EmbeddingShards(
+        embed(replace(EMBED, content="pooled"), pool / layout, tmp_path / "embeddings")
+    )
     rows = np.arange(1, ROWS, 3)
     files = ImageFiles(SOURCE, pool / layout, shards, rows)
-    samples = [sample for part in list_parts(SOURCE, pool / layout) for sample in read_part(SOURCE, part)]
+    samples = [
+        sample for part in list_parts(SOURCE, pool / layout) for sample in read_part(SOURCE, part)
+    ]
     assert [files.read(place) for place in range(len(rows))] == [samples[row].image for row in rows]
 
 
@@ -104,12 +118,16 @@ def test_pairs_that_are_not_those_embedded_are_refused(pool: Path) -> None:
         ImageFiles(SOURCE, pool / "tars", shards, np.arange(ROWS))
 
 
-def test_the_live_backbone_sees_held_out_pairs_as_they_were_stored(pool: Path, tmp_path: Path) -> None:
+def test_the_live_backbone_sees_held_out_pairs_as_they_were_stored(
+    pool: Path, tmp_path: Path
+) -> None:
     live, stored = (read_pairs(config, job(pool, tmp_path)) for config in (LIVE, STORED))
     count = len(stored.val_places)
     seen = LiveBackbone(LIVE.live, live.spec).encode(live.val_batch(0, count))
     assert seen.keys == stored.val_batch(0, count).keys
-    for given, expected in zip(seen.inputs()[1:], stored.val_batch(0, count).inputs()[1:], strict=True):
+    for given, expected in zip(
+        seen.inputs()[1:], stored.val_batch(0, count).inputs()[1:], strict=True
+    ):
         torch.testing.assert_close(given, expected.float(), rtol=2e-3, atol=2e-3)
 
 
@@ -121,7 +139,11 @@ def test_crops_change_from_epoch_to_epoch_and_with_nothing_else(pool: Path, tmp_
         parts = [pairs.batch(1, 12, rank, world).vision[0].values for rank in range(world)]
         assert torch.cat(parts).equal(whole.vision[0].values)
     first = {key: pixels for step in range(epoch) for key, pixels in keyed(pairs.batch(step, 12))}
-    second = {key: pixels for step in range(epoch, 2 * epoch) for key, pixels in keyed(pairs.batch(step, 12))}
+    second = {
+        key: pixels
+        for step in range(epoch, 2 * epoch)
+        for key, pixels in keyed(pairs.batch(step, 12))
+    }
     shared = first.keys() & second.keys()
     assert len(shared) > 20
     assert not any(first[key].equal(second[key]) for key in shared)
@@ -132,8 +154,11 @@ def keyed(batch: object) -> list[tuple[str, torch.Tensor]]:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_stopped_training_with_a_live_backbone_goes_on_bitwise_equal(pool: Path, tmp_path: Path) -> None:
-    whole, cut = job(pool, tmp_path / "whole"), job(pool, tmp_path / "cut")
+def test_stopped_training_with_a_live_backbone_goes_on_bitwise_equal(
+    pool: Path, tmp_path: Path
+) -> None:
+    whole = job(pool, tmp_path / "whole")
+    cut = job(pool, tmp_path / "cut")
     assert train(LIVE, whole)
     steps = iter(range(1, 100))
     assert not train(LIVE, cut, lambda: "stop" if next(steps) == 10 else "")
@@ -150,13 +175,18 @@ def test_one_view_of_all_is_drawn_for_each_pair_and_epoch(
     views = [make_view(1), make_view(2)]
     pairs = read_pairs(STORED, job(pool, tmp_path, *views))
     keys = pairs.shards.keys().to_pylist()
-    stored = [EmbeddingShards(folder).gather(np.arange(ROWS), PATCHES) for folder in (pool / "embeddings", *views)]
+    stored = [
+        EmbeddingShards(folder).gather(np.arange(ROWS), PATCHES)
+        for folder in (pool / "embeddings", *views)
+    ]
     assert not np.array_equal(stored[1], stored[2])
     drawn = []
     for step in range(2 * pairs.epoch_steps(12)):
         batch = pairs.batch(step, 12)
         for key, patches in zip(batch.keys, batch.inputs()[3].float().numpy(), strict=True):
-            (which,) = [view for view in range(3) if np.array_equal(stored[view][keys.index(key)], patches)]
+            (which,) = [
+                view for view in range(3) if np.array_equal(stored[view][keys.index(key)], patches)
+            ]
             drawn.append(which)
     assert set(drawn) == {0, 1, 2}
     held_out = pairs.val_batch(0, 3)
@@ -166,7 +196,9 @@ def test_one_view_of_all_is_drawn_for_each_pair_and_epoch(
 
 @pytest.fixture
 def make_view(pool: Path, tmp_path: Path) -> Callable[[int], Path]:
-    return lambda view: embed(replace(EMBED, content="tokens", view=view), pool / "pairs", tmp_path / f"view{view}")
+    return lambda view: embed(
+        replace(EMBED, content="tokens", view=view), pool / "pairs", tmp_path / f"view{view}"
+    )
 
 
 def test_a_view_of_other_rows_is_refused(pool: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The tiled ring losses against the naive ones on all pairs: values and every gradient, on 1 to 3 ranks."""
+"""The tiled ring losses against the naive ones on all pairs: values and every gradient, on 1 to 3
+ranks.
+"""
 
 import math
 from pathlib import Path
@@ -21,7 +23,9 @@ def features(rows: int, dim: int = 16, seed: int = 0) -> tuple[torch.Tensor, tor
     return tuple(F.normalize(torch.randn(rows, dim, generator=generator), dim=1) for _ in range(2))
 
 
-def naive(kind: str, images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def naive(
+    kind: str, images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
     logits = scale * images @ texts.T
     if kind == "sigmoid":
         signs = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1
@@ -82,14 +86,19 @@ def test_loss_is_exact_where_a_row_lies_far_below_the_rest(monkeypatch: pytest.M
     ]
     expected = naive("softmax", *leaves)
     expected.backward()
-    assert_close(ours("softmax", images, texts, math.log(100)), [expected.detach(), *(leaf.grad for leaf in leaves)])
+    assert_close(
+        ours("softmax", images, texts, math.log(100)),
+        [expected.detach(), *(leaf.grad for leaf in leaves)],
+    )
 
 
 def test_bfloat16_tiles_are_close_to_float32() -> None:
     images, texts = features(64, 64)
     scale = torch.tensor(14.0)
     exact = contrastive_loss(images, texts, scale)
-    torch.testing.assert_close(contrastive_loss(images, texts, scale, dtype=torch.bfloat16), exact, rtol=2e-3, atol=0)
+    torch.testing.assert_close(
+        contrastive_loss(images, texts, scale, dtype=torch.bfloat16), exact, rtol=2e-3, atol=0
+    )
 
 
 def test_sigmoid_loss_is_zero_for_certain_answers() -> None:
@@ -109,9 +118,13 @@ def rank_main(rank: int, world: int, store: str, rows: int) -> None:
                 actual = ours(kind, images[mine], texts[mine], log_scale, dist.group.WORLD)
                 expected = reference(kind, rows, log_scale)
                 dist.all_reduce(actual[3])
-                assert_close(actual, [expected[0], expected[1][mine], expected[2][mine], expected[3]])
+                assert_close(
+                    actual, [expected[0], expected[1][mine], expected[2][mine], expected[3]]
+                )
         with pytest.raises(ValueError, match="the same number on each"):
-            contrastive_loss(images[: 4 + rank], texts[: 4 + rank], torch.tensor(1.0), dist.group.WORLD)
+            contrastive_loss(
+                images[: 4 + rank], texts[: 4 + rank], torch.tensor(1.0), dist.group.WORLD
+            )
     finally:
         dist.destroy_process_group()
 
@@ -124,8 +137,12 @@ def test_loss_on_ranks_equals_one_process(world: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_a_solved_batch_has_no_negative_loss(kind: str, dtype: str) -> None:
-    """Every image equals its text and is orthogonal to the others: the loss is 0 but for rounding."""
+    """Every image equals its text and is orthogonal to the others: the loss is 0 but for
+    rounding.
+    """
     for seed in range(5):
-        basis = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(seed)))[0]
+        basis = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(seed)))[
+            0
+        ]
         config = LossConfig(kind=kind, dtype=dtype, sigmoid_bias=-50.0)
         assert 0 <= global_loss(basis, basis.clone(), torch.tensor(100.0), config) < 0.1

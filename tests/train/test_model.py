@@ -14,7 +14,9 @@ CAPTIONS = [[5, 6, 7, 1], [1], [9, 1], [3, 3, 3, 3, 3, 3, 1], [8, 2, 4, 1], [2, 
 
 def text_encoder(seed: int = 0) -> TextEncoder:
     torch.manual_seed(seed)
-    return TextEncoder(TextConfig(width=32, layers=3, heads=4, context=12), vocab_size=16, feature_dim=24)
+    return TextEncoder(
+        TextConfig(width=32, layers=3, heads=4, context=12), vocab_size=16, feature_dim=24
+    )
 
 
 def padded_features(encoder: TextEncoder, captions: list[list[int]]) -> torch.Tensor:
@@ -61,12 +63,17 @@ def test_bfloat16_features_are_close_to_float32() -> None:
 
 
 def test_gradients_of_frequent_tokens_are_added_up_in_float32() -> None:
-    """In bfloat16, most of what many captions say to the end-of-text token would be rounded away."""
-    exact, rounded = text_encoder(), text_encoder().bfloat16()
+    """In bfloat16, most of what many captions say to the end-of-text token would be rounded
+    away.
+    """
+    exact = text_encoder()
+    rounded = text_encoder().bfloat16()
     exact.load_state_dict(rounded.state_dict())
     random = np.random.default_rng(0)
     captions = [[*random.integers(1, 16, 9).tolist(), 0] for _ in range(1024)]
-    direction = torch.randn(1024, exact.projection.out_features, generator=torch.Generator().manual_seed(0))
+    direction = torch.randn(
+        1024, exact.projection.out_features, generator=torch.Generator().manual_seed(0)
+    )
     for encoder in (exact, rounded):
         (encoder(pack(captions)) * direction).sum().backward()
     for name in ("token_embedding.weight", "position_embedding"):
@@ -91,7 +98,11 @@ def test_pack_refuses_what_has_no_end_of_text() -> None:
 
 def test_published_sizes_have_the_published_parameter_counts() -> None:
     with torch.device("meta"):
-        text = TextEncoder(TextConfig(width=1280, layers=24, heads=20, context=77), vocab_size=49408, feature_dim=2048)
+        text = TextEncoder(
+            TextConfig(width=1280, layers=24, heads=20, context=77),
+            vocab_size=49408,
+            feature_dim=2048,
+        )
         head = VisionHead(VisionConfig(blocks=2), dim=1024)
     assert sum(parameter.numel() for parameter in text.parameters()) == 538_131_200
     assert sum(parameter.numel() for parameter in head.parameters()) == 25_326_336
@@ -99,7 +110,9 @@ def test_published_sizes_have_the_published_parameter_counts() -> None:
 
 @pytest.mark.parametrize(("pooling", "width"), [("cls", 64), ("mean", 64), ("concat", 128)])
 def test_image_and_text_features_have_one_width(pooling: str, width: int) -> None:
-    config = ModelConfig(TextConfig(width=32, layers=1, heads=2, context=8), VisionConfig(blocks=1, pooling=pooling))
+    config = ModelConfig(
+        TextConfig(width=32, layers=1, heads=2, context=8), VisionConfig(blocks=1, pooling=pooling)
+    )
     model = DinoTxt(config, vocab_size=16, image_dim=64)
     image = (torch.randn(6, 64), torch.randn(6, 4, 64), torch.randn(6, 9, 64))
     with torch.no_grad():
@@ -111,7 +124,8 @@ def test_image_and_text_features_have_one_width(pooling: str, width: int) -> Non
 
 def test_head_without_blocks_is_a_layer_norm() -> None:
     head = VisionHead(VisionConfig(blocks=0), dim=64)
-    cls, patches = torch.randn(3, 64), torch.randn(3, 5, 64)
+    cls = torch.randn(3, 64)
+    patches = torch.randn(3, 5, 64)
     aligned_cls, aligned_patches = head(cls, torch.empty(3, 0, 64), patches)
     torch.testing.assert_close(aligned_cls, F.layer_norm(cls, (64,)))
     torch.testing.assert_close(aligned_patches, F.layer_norm(patches, (64,)))
@@ -132,7 +146,9 @@ def test_drop_path_keeps_the_expectation_and_stops_in_evaluation() -> None:
 
 
 def test_logit_scale_is_clamped() -> None:
-    model = DinoTxt(ModelConfig(TextConfig(32, 1, 2, 8), VisionConfig(blocks=0)), vocab_size=16, image_dim=64)
+    model = DinoTxt(
+        ModelConfig(TextConfig(32, 1, 2, 8), VisionConfig(blocks=0)), vocab_size=16, image_dim=64
+    )
     for value, expected in ((9.0, 100.0), (-3.0, 1.0)):
         model.logit_scale.log.data.fill_(value)
         model.logit_scale.clamp()

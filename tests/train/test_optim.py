@@ -19,7 +19,9 @@ def test_rate_rises_linearly_then_falls_to_zero() -> None:
 
 
 def test_only_matrices_decay() -> None:
-    model = DinoTxt(ModelConfig(TextConfig(32, 1, 2, 8), VisionConfig(blocks=1)), vocab_size=16, image_dim=64)
+    model = DinoTxt(
+        ModelConfig(TextConfig(32, 1, 2, 8), VisionConfig(blocks=1)), vocab_size=16, image_dim=64
+    )
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = make_optimizer(model, OptimConfig(lr=0.1, weight_decay=0.5))
     for parameter in model.parameters():

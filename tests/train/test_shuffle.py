@@ -34,7 +34,9 @@ def test_shuffle_by_blocks_reaches_every_row_once(size: int, key: int) -> None:
 
 
 def test_a_window_of_the_shuffle_by_blocks_touches_its_blocks_only() -> None:
-    size, key, config = 10_000, 5, ShuffleConfig("blocks", 50, 8)
+    size = 10_000
+    key = 5
+    config = ShuffleConfig("blocks", 50, 8)
     order = shuffled(np.arange(size), size, key, config)
     for window in range(size // 400):
         blocks = (order[window * 400 : (window + 1) * 400] - key) % size // 50
@@ -44,10 +46,13 @@ def test_a_window_of_the_shuffle_by_blocks_touches_its_blocks_only() -> None:
 
 
 def test_any_part_of_the_shuffle_by_blocks_is_computed_alone() -> None:
-    size, config = 1003, ShuffleConfig("blocks", 10, 4)
+    size = 1003
+    config = ShuffleConfig("blocks", 10, 4)
     whole = shuffled(np.arange(size), size, 9, config)
     for start, stop in ((0, 3), (37, 95), (990, 1003)):
-        assert shuffled(np.arange(start, stop), size, 9, config).tolist() == whole[start:stop].tolist()
+        assert (
+            shuffled(np.arange(start, stop), size, 9, config).tolist() == whole[start:stop].tolist()
+        )
 
 
 def test_sizes_without_meaning_are_refused() -> None:

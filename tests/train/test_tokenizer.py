@@ -21,7 +21,11 @@ from train.tokenizer import (
     train_tokenizer,
 )
 
-CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "green", "blue") for thing in ("apple", "dog", "old boat")]
+CAPTIONS = [
+    f"a {colour} {thing}"
+    for colour in ("red", "green", "blue")
+    for thing in ("apple", "dog", "old boat")
+]
 STRANGE = ["", "🙂👍🏽", "مرحبا بالعالم", "nul\x00inside", "word " * 10_000, "ＦＵＬＬ Width"]
 
 
@@ -66,7 +70,9 @@ def test_of_many_captions_an_even_spread_is_taken(pooled_pairs: dict[str, Path])
     few = list(selected_captions(shards, selection, 40))
     assert few == [whole[place] for place in np.linspace(0, len(whole) - 1, 40).astype(int)]
     write_selection(pooled_pairs["selection"], shards, rows[:0])
-    assert list(selected_captions(shards, read_selection(pooled_pairs["selection"], shards), 40)) == []
+    assert (
+        list(selected_captions(shards, read_selection(pooled_pairs["selection"], shards), 40)) == []
+    )
 
 
 def test_case_is_folded() -> None:
@@ -93,10 +99,18 @@ def clip_folder(tmp_path: Path) -> Path:
     """Byte pairs in CLIP's format: single letters, a few merges, the two special tokens last."""
     letters = [chr(code) for code in range(97, 123)]
     merges = [("d", "o"), ("do", "g</w>"), ("a", "t</w>")]
-    pieces = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge) for merge in merges)]
+    pieces = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *("".join(merge) for merge in merges),
+    ]
     pieces += ["<|startoftext|>", "<|endoftext|>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    (tmp_path / "vocab.json").write_text(
+        json.dumps({piece: index for index, piece in enumerate(pieces)})
+    )
+    (tmp_path / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges)
+    )
     return tmp_path
 
 
@@ -129,7 +143,9 @@ def test_the_published_list_of_byte_pairs_is_a_vocabulary(tmp_path: Path) -> Non
     copy = tmp_path / "copy"
     copy.mkdir()
     tokenizer.save(copy)
-    assert load_tokenizer(copy).encode(["Dog ïn\u00e9 7"], 77) == tokenizer.encode(["Dog ïn\u00e9 7"], 77)
+    assert load_tokenizer(copy).encode(["Dog ïn\u00e9 7"], 77) == tokenizer.encode(
+        ["Dog ïn\u00e9 7"], 77
+    )
 
     file.write_bytes(b"torn")
     with pytest.raises(ValueError, match="is no gzipped list of byte pairs"):

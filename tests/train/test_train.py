@@ -1,4 +1,6 @@
-"""The train step through Ray Train: a worker killed with SIGKILL, two workers stopped and started again, refusals."""
+"""The train step through Ray Train: a worker killed with SIGKILL, two workers stopped and started
+again, refusals.
+"""
 
 import os
 import shutil
@@ -30,7 +32,15 @@ from train import train as trainer
 from train.checkpoint import MARKER, complete_checkpoints, step_of
 from train.config import CheckpointConfig, ModelConfig, OptimConfig, ParallelConfig, VisionConfig
 from train.loop import Job
-from train.train import TrainingFailed, fit_to_the_end, largest_group, placement, request_stop, run, shrink_group_to
+from train.train import (
+    TrainingFailed,
+    fit_to_the_end,
+    largest_group,
+    placement,
+    request_stop,
+    run,
+    shrink_group_to,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 ONE_WORKER = Resources(workers=1, cpus=1.0)
@@ -38,8 +48,11 @@ ONE_WORKER = Resources(workers=1, cpus=1.0)
 
 @contextmanager
 def once(is_ready: Callable[[], bool], act: Callable[[], None]) -> Iterator[list[bool]]:
-    """Call `act` as soon as `is_ready` during the body; what is yielded holds True if it was called."""
-    ended, acted = threading.Event(), []
+    """Call `act` as soon as `is_ready` during the body; what is yielded holds True if it was
+    called.
+    """
+    ended = threading.Event()
+    acted = []
 
     def watch() -> None:
         while not ended.wait(0.005):
@@ -77,24 +90,33 @@ def kill_workers() -> None:
 def test_killed_worker_resumes_to_the_same_weights(
     undisturbed: Path, pooled_pairs: dict[str, Path], tmp_path: Path
 ) -> None:
-    with once(lambda: len(complete_checkpoints(tmp_path / "checkpoints")) == 2, kill_workers) as killed:
+    with once(
+        lambda: len(complete_checkpoints(tmp_path / "checkpoints")) == 2, kill_workers
+    ) as killed:
         summary = run(replace(TINY, resources=ONE_WORKER), out=tmp_path, **pooled_pairs)
     assert killed
     assert summary["step"] == 20
     assert not (tmp_path / "checkpoints").exists()
-    left, right = (load_file(out / "model" / "model.safetensors") for out in (undisturbed, tmp_path))
+    left, right = (
+        load_file(out / "model" / "model.safetensors") for out in (undisturbed, tmp_path)
+    )
     assert all(left[name].equal(right[name]) for name in left)
     lines = [
-        [(row["step"], row["loss"]) for row in read_jsonl(out / "metrics.jsonl")] for out in (undisturbed, tmp_path)
+        [(row["step"], row["loss"]) for row in read_jsonl(out / "metrics.jsonl")]
+        for out in (undisturbed, tmp_path)
     ]
     assert lines[0] == lines[1]
 
 
 @pytest.mark.slow
-def test_two_workers_stop_on_request_and_go_on(pooled_pairs: dict[str, Path], tmp_path: Path) -> None:
+def test_two_workers_stop_on_request_and_go_on(
+    pooled_pairs: dict[str, Path], tmp_path: Path
+) -> None:
     config = replace(TINY, resources=Resources(workers=2, cpus=1.0), num_steps=60)
     with (
-        once(lambda: len(read_jsonl(tmp_path / "metrics.jsonl")) > 2, lambda: request_stop(tmp_path)),
+        once(
+            lambda: len(read_jsonl(tmp_path / "metrics.jsonl")) > 2, lambda: request_stop(tmp_path)
+        ),
         pytest.raises(StoppedError, match=r"step .* of 60 is saved"),
     ):
         run(config, out=tmp_path, **pooled_pairs)
@@ -111,18 +133,29 @@ def test_a_lost_node_shrinks_training_and_a_new_one_grows_it_and_no_step_is_miss
         shutil.copytree(path, short_folder / name)
     (short_folder / "out").mkdir()
     of_a_session = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "PYTHONPATH")
-    environment = {name: value for name, value in os.environ.items() if name not in of_a_session} | {
+    environment = {
+        name: value for name, value in os.environ.items() if name not in of_a_session
+    } | {
         "PYTHONPATH": str(ROOT),
         "RAY_TMPDIR": str(short_folder),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     }
     program = Path(__file__).with_name("losing_a_node.py")
-    subprocess.run([sys.executable, str(program), str(short_folder)], env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(program), str(short_folder)],
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
     rows = read_jsonl(short_folder / "out" / "metrics.jsonl")
     assert [count for count, _ in groupby(row["workers"] for row in rows)] == [3, 2, 3]
-    steps = [row["step"] for row in rows if row["step"] % 10 == 0]  # between them, those at which it was told to stop
+    steps = [
+        row["step"] for row in rows if row["step"] % 10 == 0
+    ]  # between them, those at which it was told to stop
     assert steps == list(range(10, 10 * len(steps) + 1, 10))
-    assert max(row["step"] for row in rows if row["workers"] == 2) >= int((short_folder / "fewer.txt").read_text())
+    assert max(row["step"] for row in rows if row["workers"] == 2) >= int(
+        (short_folder / "fewer.txt").read_text()
+    )
     assert (
         f"saved step {step_of(complete_checkpoints(short_folder / 'out' / 'checkpoints')[-1])} of"
         in (short_folder / "stopped.txt").read_text()
@@ -130,11 +163,15 @@ def test_a_lost_node_shrinks_training_and_a_new_one_grows_it_and_no_step_is_miss
 
 
 def split_among_three(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=3)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=3
+    )
     if shrink_group_to(largest_group(replace(TINY, batch_size=26), 3)):
         total = torch.ones(1)
         dist.all_reduce(total)
-        (folder / f"rank-{rank}").write_text(f"{dist.get_rank()} of {dist.get_world_size()}, {total.item():.0f}")
+        (folder / f"rank-{rank}").write_text(
+            f"{dist.get_rank()} of {dist.get_world_size()}, {total.item():.0f}"
+        )
         dist.destroy_process_group()
 
 
@@ -149,7 +186,9 @@ def test_workers_that_do_not_divide_the_batch_make_a_smaller_group(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_worker_that_has_nothing_to_do_holds_nobody_up(pooled_pairs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_worker_that_has_nothing_to_do_holds_nobody_up(
+    pooled_pairs: dict[str, Path], tmp_path: Path
+) -> None:
     resources = Resources(workers=3, min_workers=2, cpus=1.0)
     run(replace(TINY, batch_size=26, resources=resources), out=tmp_path, **pooled_pairs)
     assert [row["workers"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [2] * 20
@@ -158,7 +197,8 @@ def test_a_worker_that_has_nothing_to_do_holds_nobody_up(pooled_pairs: dict[str,
 def test_failures_without_end_are_borne_as_long_as_there_are_new_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, saved = Job(tmp_path, tmp_path, tmp_path, tmp_path), iter((10, 20))
+    job = Job(tmp_path, tmp_path, tmp_path, tmp_path)
+    saved = iter((10, 20))
 
     def fail(*_: object) -> None:
         if (step := next(saved, None)) is not None:
@@ -175,15 +215,23 @@ def test_failures_without_end_are_borne_as_long_as_there_are_new_checkpoints(
 
 
 @pytest.mark.slow
-def test_an_error_of_the_loop_is_tried_once_and_reported(pooled_pairs: dict[str, Path], tmp_path: Path) -> None:
+def test_an_error_of_the_loop_is_tried_once_and_reported(
+    pooled_pairs: dict[str, Path], tmp_path: Path
+) -> None:
     config = replace(TINY, optim=OptimConfig(lr=1e30, warmup_steps=0), resources=ONE_WORKER)
     with pytest.raises(TrainingFailed, match="FloatingPointError: loss nan"):
         run(config, out=tmp_path, **pooled_pairs)
 
 
-def test_impossible_runs_are_refused_before_workers_start(pooled_pairs: dict[str, Path], tmp_path: Path) -> None:
+def test_impossible_runs_are_refused_before_workers_start(
+    pooled_pairs: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="must be a multiple"):
-        run(replace(TINY, batch_size=25, resources=Resources(workers=2)), out=tmp_path, **pooled_pairs)
+        run(
+            replace(TINY, batch_size=25, resources=Resources(workers=2)),
+            out=tmp_path,
+            **pooled_pairs,
+        )
     blocks = ModelConfig(vision=VisionConfig(blocks=1))
     with pytest.raises(ValueError, match="pooled embeddings"):
         run(replace(TINY, model=blocks, resources=ONE_WORKER), out=tmp_path, **pooled_pairs)
@@ -200,7 +248,9 @@ def test_cpus_make_one_worker_unless_asked_otherwise() -> None:
 def test_a_disk_that_fills_up_ends_training_at_once_and_metrics_stay(
     pooled_pairs: dict[str, Path], full_disk: Path
 ) -> None:
-    config = replace(TINY, resources=ONE_WORKER, num_steps=60, checkpoint=CheckpointConfig(every_steps=10))
+    config = replace(
+        TINY, resources=ONE_WORKER, num_steps=60, checkpoint=CheckpointConfig(every_steps=10)
+    )
     metrics = full_disk / "metrics.jsonl"
     subprocess.run(["mount", "-o", "remount,size=8m", str(full_disk)], check=True)
     with (
@@ -221,5 +271,7 @@ def test_checkpoints_that_do_not_fit_are_refused_before_training(
     fill(full_disk / "ballast")
     with (full_disk / "ballast").open("r+b") as file:
         file.truncate(file.seek(0, os.SEEK_END) - 16_384)
-    with pytest.raises(OSError, match=f"are free on the disk of {full_disk}, and training writes about"):
+    with pytest.raises(
+        OSError, match=f"are free on the disk of {full_disk}, and training writes about"
+    ):
         run(replace(TINY, resources=ONE_WORKER), out=full_disk, **pooled_pairs)

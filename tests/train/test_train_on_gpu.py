@@ -14,14 +14,31 @@ from tiny import TINY, group_of_one
 from torch.nn.utils.rnn import pad_sequence
 
 from cluster.files import read_jsonl
-from train.attention import Case, grouped_attention, installed_kernels, pack, packed_attention, why_not
-from train.config import AttentionChoice, LossConfig, ParallelConfig, TextConfig, TrainConfig, VisionConfig
+from train.attention import (
+    Case,
+    grouped_attention,
+    installed_kernels,
+    pack,
+    packed_attention,
+    why_not,
+)
+from train.config import (
+    AttentionChoice,
+    LossConfig,
+    ParallelConfig,
+    TextConfig,
+    TrainConfig,
+    VisionConfig,
+)
 from train.export.folder import load_model
 from train.loop import Job, train
 from train.loss import global_loss
 from train.model import TextEncoder
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 
 LENGTHS = [1, 2, 3, 3, 9, 40, 77, 12, 1]
 HALF_TOLERANCE = 2e-2  # bfloat16 holds 8 bits
@@ -48,7 +65,8 @@ def test_packed_attention_equals_the_grouped_one_in_values_and_gradients(
     case = Case("cuda", width, dtype == torch.float32, installed_kernels())
     if kernel != "auto" and (problem := why_not(kernel, case)):
         pytest.skip(problem)
-    layout, generator = pack([[1] * length for length in lengths]), torch.Generator().manual_seed(0)
+    layout = pack([[1] * length for length in lengths])
+    generator = torch.Generator().manual_seed(0)
     exact = torch.randn(sum(lengths), 3, 2, width, generator=generator, requires_grad=True)
     weights = torch.randn(sum(lengths), 2, width, generator=generator)
     expected = grouped_attention(exact, layout)
@@ -64,7 +82,9 @@ def test_packed_attention_equals_the_grouped_one_in_values_and_gradients(
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("scale", [14.3, 100.0])
-def test_losses_equal_the_naive_ones_in_value_and_gradients(kind: str, dtype: str, scale: float) -> None:
+def test_losses_equal_the_naive_ones_in_value_and_gradients(
+    kind: str, dtype: str, scale: float
+) -> None:
     rows = 3000
     generator = torch.Generator().manual_seed(0)
     images = F.normalize(torch.randn(rows, 96, generator=generator), dim=1)
@@ -88,7 +108,9 @@ def test_losses_equal_the_naive_ones_in_value_and_gradients(kind: str, dtype: st
 
 
 def train_alone(rank: int, config: TrainConfig, job: Job) -> None:
-    """In a process of its own the type checks of the tests are not on: no compiler understands them."""
+    """In a process of its own the type checks of the tests are not on: no compiler understands
+    them.
+    """
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
     assert train(config, job)
@@ -112,20 +134,28 @@ def test_blocks_in_bfloat16_recomputed_and_compiled_train(
 
 
 @pytest.mark.usefixtures("gpu_group")
-def test_stopped_training_goes_on_bitwise_equal(make_pairs: Callable[..., dict[str, Path]], tmp_path: Path) -> None:
+def test_stopped_training_goes_on_bitwise_equal(
+    make_pairs: Callable[..., dict[str, Path]], tmp_path: Path
+) -> None:
     config = replace(TINY, model=replace(TINY.model, vision=VisionConfig(blocks=1)), micro_batch=16)
     paths = make_pairs(content="grid")
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     assert train(config, Job(tmp_path / "whole", **paths))
     steps = iter(range(1, 100))
-    assert not train(config, Job(tmp_path / "cut", **paths), lambda: "stop" if next(steps) == 10 else "")
+    assert not train(
+        config, Job(tmp_path / "cut", **paths), lambda: "stop" if next(steps) == 10 else ""
+    )
     assert train(config, Job(tmp_path / "cut", **paths))
-    files = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    files = [
+        (tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut")
+    ]
     assert files[0] == files[1]
 
 
-def test_the_gpu_learns_what_the_cpu_learns(pooled_pairs: dict[str, Path], tmp_path: Path, gpu_group: None) -> None:
+def test_the_gpu_learns_what_the_cpu_learns(
+    pooled_pairs: dict[str, Path], tmp_path: Path, gpu_group: None
+) -> None:
     for name in ("cpu", "gpu"):
         (tmp_path / name).mkdir()
     assert train(TINY, Job(tmp_path / "gpu", **pooled_pairs))
@@ -141,11 +171,19 @@ def test_the_gpu_learns_what_the_cpu_learns(pooled_pairs: dict[str, Path], tmp_p
 def test_the_packed_encoder_equals_the_padded_one() -> None:
     """In bfloat16, as it trains: cosines of the features."""
     torch.manual_seed(0)
-    encoder = TextEncoder(TextConfig(width=128, layers=4, heads=2, context=77), 64, 32).cuda().bfloat16()
+    encoder = (
+        TextEncoder(TextConfig(width=128, layers=4, heads=2, context=77), 64, 32).cuda().bfloat16()
+    )
     captions = [[2 + place % 60 for place in range(length - 1)] + [1] for length in LENGTHS]
-    padded = pad_sequence([torch.tensor(caption) for caption in captions], batch_first=True).tolist()
+    padded = pad_sequence(
+        [torch.tensor(caption) for caption in captions], batch_first=True
+    ).tolist()
     layout = pack(padded)
-    whole = replace(layout, ends=torch.tensor([77 * row + len(ids) - 1 for row, ids in enumerate(captions)]))
+    whole = replace(
+        layout, ends=torch.tensor([77 * row + len(ids) - 1 for row, ids in enumerate(captions)])
+    )
     with torch.no_grad():
-        features = [F.normalize(encoder(layout.to("cuda")), dim=-1) for layout in (pack(captions), whole)]
+        features = [
+            F.normalize(encoder(layout.to("cuda")), dim=-1) for layout in (pack(captions), whole)
+        ]
     assert float((features[0] * features[1]).sum(-1).min()) > 0.999

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from curation.encoders.backbone import Backbone
 from train.export.subject import Facts, Score, Subject
 
-LICENSE_NAMES = {"Apache-2.0": "apache-2.0"}  # what the hub's own list calls them; others are "other"
+LICENSE_NAMES = {
+    "Apache-2.0": "apache-2.0"
+}  # what the hub's own list calls them; others are "other"
 
 
 def model_card(subject: Subject, backbone: Backbone) -> str:
@@ -40,7 +42,8 @@ def _introduction(backbone: Backbone) -> list[str]:
     return [
         "# dino.txt",
         "",
-        f"A text encoder and a vision head, aligned on top of a frozen backbone ({backbone.description}), after",
+        "A text encoder and a vision head, aligned on top of a frozen backbone "
+        f"({backbone.description}), after",
         '"DINOv2 Meets Text" (arXiv:2412.16334). It compares images, and their patches, with words.',
         "",
     ]
@@ -63,7 +66,8 @@ def _usage(backbone: Backbone) -> list[str]:
         "```",
         "",
         '`pipeline("zero-shot-image-classification", model="FOLDER", trust_remote_code=True)` works as well.',
-        f"Images are center squares of {side} pixels. `get_patch_features(pixel_values)` gives one vector per patch of",
+        f"Images are center squares of {side} pixels. `get_patch_features(pixel_values)` gives "
+        "one vector per patch of",
         f"{backbone.geometry.patch_size} pixels, for images of any size that is a multiple of it.",
         "",
     ]
@@ -77,11 +81,25 @@ def _provenance(subject: Subject, backbone: Backbone) -> list[str]:
         ("backbone's license", backbone.family.license),
         ("backbone's sha256", spec.digest or "not recorded"),
         ("training data", _data(facts)),
-        ("selection", f"sha256 {facts.selection_sha256}" if facts.selection_sha256 else "not recorded"),
-        ("image tokens in training", f"{spec.content}, {spec.grid[0]} x {spec.grid[1]} patches, {spec.dtype}"),
+        (
+            "selection",
+            f"sha256 {facts.selection_sha256}" if facts.selection_sha256 else "not recorded",
+        ),
+        (
+            "image tokens in training",
+            f"{spec.content}, {spec.grid[0]} x {spec.grid[1]} patches, {spec.dtype}",
+        ),
         *((name.replace("_", " "), value) for name, value in facts.source.items()),
     ]
-    return ["## Made from", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+
+    return [
+        "## Made from",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows),
+        "",
+    ]
 
 
 def _data(facts: Facts) -> str:
@@ -105,15 +123,20 @@ def _limits(subject: Subject, backbone: Backbone) -> list[str]:
     lines = ["## Limits", ""]
     if backbone.family.source == "package":
         lines.append(
-            "- The backbone is a small convolutional stand-in that was supervised on ImageNet labels. It is not a "
-            "DINOv2, and its scores say nothing about one."
+            "- The backbone is a small convolutional stand-in that was supervised on ImageNet "
+            "labels. It is not a DINOv2, and its scores say nothing about one."
         )
     if backbone.family.source == "seed":
-        lines.append("- The backbone has random weights: this model is a test, and its scores mean nothing.")
+        lines.append(
+            "- The backbone has random weights: this model is a test, and its scores mean nothing."
+        )
+
     lines += [
-        f"- Captions have at most {subject.loaded.model.config.text.context} tokens; longer ones are cut.",
+        f"- Captions have at most {subject.loaded.model.config.text.context} tokens; longer ones "
+        "are cut.",
         "- It knows what its training pairs show and say, and repeats their errors and biases.",
         f"- The backbone's license ({backbone.family.license}) holds for this folder, too.",
         "",
     ]
+
     return lines

@@ -27,7 +27,11 @@ class LoadedModel(NamedTuple):
 
 
 def export_model(
-    folder: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, spec: EmbeddingSpec
+    folder: Path,
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    spec: EmbeddingSpec,
 ) -> None:
     """Write a model folder; config.json comes last, so that a folder with it is whole."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,18 +44,23 @@ def export_model(
 def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """The model that the train step left in a folder, in evaluation mode."""
     if not (folder / CONFIG).is_file():
-        raise ValueError(f"no {CONFIG} in {folder}: a model folder holds {CONFIG} and {WEIGHTS}; run the train step")
+        raise ValueError(
+            f"no {CONFIG} in {folder}: a model folder holds {CONFIG} and {WEIGHTS}; run the "
+            "train step"
+        )
 
     fields = json.loads((folder / CONFIG).read_text())
     if "spec" not in fields:
         raise ValueError(
-            f"{folder / CONFIG} does not say what the model was trained on: a folder as training leaves it, or as "
-            "`export --format safetensors` writes it, is needed; name that one"
+            f"{folder / CONFIG} does not say what the model was trained on: a folder as training "
+            "leaves it, or as `export --format safetensors` writes it, is needed; name that one"
         )
+
     spec = spec_from_dict(fields["spec"])
 
     model = DinoTxt(model_config(fields["model"]), fields["vocab_size"], spec.dim)
     model.load_state_dict(load_file(folder / WEIGHTS))
+
     return LoadedModel(model.to(device).eval(), load_tokenizer(folder), spec)
 
 

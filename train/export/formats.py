@@ -49,11 +49,16 @@ def export_format(name: str, subject: Subject, to: Path) -> dict[str, Any]:
     final = to / name
     partial = to / f".{name}.partial"
     if final.exists():
-        raise ValueError(f"{final} is there already: exports are never overwritten; remove it or name another folder")
+        raise ValueError(
+            f"{final} is there already: exports are never overwritten; remove it or name "
+            "another folder"
+        )
+
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
 
     loaded = subject.loaded
+
     try:
         FORMATS[name].write(partial, subject)
         record = {
@@ -64,7 +69,9 @@ def export_format(name: str, subject: Subject, to: Path) -> dict[str, Any]:
             "logit_scale": loaded.model.logit_scale().item(),
             "parity": check_parity(name, partial, subject),
             "tolerance": FORMATS[name].tolerance,
-            "versions": {package: version for package in PACKAGES if (version := _version(package))},
+            "versions": {
+                package: version for package in PACKAGES if (version := _version(package))
+            },
             "files": {
                 str(path.relative_to(partial)): path.stat().st_size
                 for path in sorted(partial.rglob("*"))
@@ -75,6 +82,7 @@ def export_format(name: str, subject: Subject, to: Path) -> dict[str, Any]:
         partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
     return record
 
 
@@ -83,16 +91,23 @@ def check_parity(name: str, folder: Path, subject: Subject) -> Parity:
     probe = make_probe(subject)
     ours = features_of(subject.loaded, probe)
     theirs = FORMATS[name].read(folder, probe)
-    parity = {what: float((feature - ours[what.split()[0]]).abs().max()) for what, feature in theirs.items()}
+    parity = {
+        what: float((feature - ours[what.split()[0]]).abs().max())
+        for what, feature in theirs.items()
+    }
 
-    limits = {what: INT8_TOLERANCE if "int8" in what else FORMATS[name].tolerance for what in parity}
+    limits = {
+        what: INT8_TOLERANCE if "int8" in what else FORMATS[name].tolerance for what in parity
+    }
     bad = {what: value for what, value in parity.items() if not value <= limits[what]}
+
     if bad:
         allowed = {what: limits[what] for what in bad}
         raise ValueError(
-            f"the {name} export differs from the model by {bad}: at most {allowed} is allowed, and nothing was kept; "
-            "use the package versions of constraints.txt"
+            f"the {name} export differs from the model by {bad}: at most {allowed} is allowed, "
+            "and nothing was kept; use the package versions of constraints.txt"
         )
+
     return parity
 
 
@@ -103,7 +118,9 @@ def read_model(folder: Path) -> LoadedModel:
 
 def _write_own(folder: Path, subject: Subject) -> None:
     loaded = subject.loaded
-    export_model(folder, loaded.model.config, loaded.model.state_dict(), loaded.tokenizer, loaded.spec)
+    export_model(
+        folder, loaded.model.config, loaded.model.state_dict(), loaded.tokenizer, loaded.spec
+    )
 
 
 def _read_own(folder: Path, probe: Probe) -> dict[str, Tensor]:

@@ -44,12 +44,20 @@ def write_huggingface(folder: Path, subject: Subject) -> None:
     write_atomic(folder / CONFIG, _json(config))
 
     has_copy = subject.backbone_form == "copy"
-    weights = {name: tensor.detach().contiguous() for name, tensor in whole_state(subject.loaded, backbone).items()}
-    kept = {name: tensor for name, tensor in weights.items() if has_copy or not name.startswith("backbone.")}
+    weights = {
+        name: tensor.detach().contiguous()
+        for name, tensor in whole_state(subject.loaded, backbone).items()
+    }
+    kept = {
+        name: tensor
+        for name, tensor in weights.items()
+        if has_copy or not name.startswith("backbone.")
+    }
     save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
 
     for module in SHIPPED:
         _copy_code(module, folder)
+
     _write_tokenizer(folder, subject.loaded)
     write_atomic(folder / "preprocessor_config.json", _json(processor_config(backbone)))
     _write_sentence_transformers(folder)
@@ -75,7 +83,10 @@ def _write_tokenizer(folder: Path, loaded: LoadedModel) -> None:
     if isinstance(loaded.tokenizer, SentencePieceTokenizer):
         _copy_code(TOKENIZATION, folder)
         name = "DinoTxtTokenizer"
-        fields = {"tokenizer_class": name, "auto_map": {"AutoTokenizer": [f"{TOKENIZATION}.{name}", None]}}
+        fields = {
+            "tokenizer_class": name,
+            "auto_map": {"AutoTokenizer": [f"{TOKENIZATION}.{name}", None]},
+        }
 
     loaded.tokenizer.save(folder)
     fields |= {"model_max_length": loaded.model.config.text.context, "processor_class": PROCESSOR}
@@ -146,6 +157,7 @@ def text_config(loaded: LoadedModel) -> dict[str, Any]:
 
     # The first token of an empty caption is begin-of-text, where the vocabulary has one
     has_start = not isinstance(tokenizer, SentencePieceTokenizer)
+
     return {
         "vocab_size": tokenizer.vocab_size,
         "hidden_size": text.width,
@@ -180,7 +192,9 @@ def vision_config(subject: Subject, backbone: Backbone) -> dict[str, Any]:
         "backbone_digest": spec.digest,
         "backbone_license": backbone.family.license,
         "backbone_config": backbone_config(backbone),
-        "backbone_reference": backbone_reference(subject, backbone) if subject.backbone_form == "reference" else None,
+        "backbone_reference": backbone_reference(subject, backbone)
+        if subject.backbone_form == "reference"
+        else None,
     }
 
 
@@ -199,7 +213,9 @@ def backbone_config(backbone: Backbone) -> dict[str, Any]:
         "stem": _sizes(encoder.stem),
         "blocks": [
             {
-                "layers": [_sizes(layer) for layer in block.layers if isinstance(layer, Convolution)],
+                "layers": [
+                    _sizes(layer) for layer in block.layers if isinstance(layer, Convolution)
+                ],
                 "has_residual": block.residual,
             }
             for block in blocks
@@ -223,8 +239,9 @@ def backbone_reference(subject: Subject, backbone: Backbone) -> dict[str, str]:
     # A name and a revision are a reference only if they lead to the very bytes of the training run
     if not isinstance(file, str) or sha256_file(Path(file)) != spec.digest:
         raise ValueError(
-            f"--backbone reference: the weights of {backbone.name} ({spec.digest[:12]}) are not a file of the hub's "
-            f"cache ({repository or 'no repository'}/{HUB_FILE}); leave --backbone out, and the folder holds a copy"
+            f"--backbone reference: the weights of {backbone.name} ({spec.digest[:12]}) are not a "
+            f"file of the hub's cache ({repository or 'no repository'}/{HUB_FILE}); leave "
+            "--backbone out, and the folder holds a copy"
         )
 
     # In the cache, a file lies in a folder named after its revision
@@ -240,9 +257,19 @@ def huggingface_features(folder: Path, probe: Probe) -> dict[str, Tensor]:
     model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     inputs = processor(
-        text=list(probe.captions), images=list(probe.images), padding=True, truncation=True, return_tensors="pt"
+        text=list(probe.captions),
+        images=list(probe.images),
+        padding=True,
+        truncation=True,
+        return_tensors="pt",
     )
 
     output = model(**inputs)
     dense = normalize(model.get_patch_features(inputs["pixel_values"]), dim=-1)
-    return {"text": output.text_embeds, "image": output.image_embeds, "patches": output.patch_embeds, "dense": dense}
+
+    return {
+        "text": output.text_embeds,
+        "image": output.image_embeds,
+        "patches": output.patch_embeds,
+        "dense": dense,
+    }

@@ -31,7 +31,9 @@ from train.export.probe import Probe
 from train.export.subject import Subject
 from train.tokenizer import load_tokenizer
 
-TEXT, IMAGE, DENSE = "text_encoder.onnx", "image_encoder.onnx", "dense_encoder.onnx"
+TEXT = "text_encoder.onnx"
+IMAGE = "image_encoder.onnx"
+DENSE = "dense_encoder.onnx"
 KINDS = {TEXT: "text", IMAGE: "image", DENSE: "dense"}
 INT8_SUFFIX = ".int8.onnx"
 INT8_TOLERANCE = 0.2  # of a unit-norm feature; the record states the difference of each file
@@ -46,7 +48,9 @@ class UnitText(nn.Module):
         super().__init__()
         self.encoder = model.text
 
-    def forward(self, input_ids: Int64[Tensor, "b t"], lengths: Int64[Tensor, " b"]) -> Float32[Tensor, "b f"]:
+    def forward(
+        self, input_ids: Int64[Tensor, "b t"], lengths: Int64[Tensor, " b"]
+    ) -> Float32[Tensor, "b f"]:
         # A length of 0 would read the last token in silence: it is sent out of bounds, which every
         # runtime refuses
         refused = torch.full_like(lengths, input_ids.shape[1] + 1)
@@ -87,7 +91,9 @@ def write_onnx(folder: Path, subject: Subject) -> None:
     batch = torch.export.Dim("batch")
     pixels = {"pixel_values": torch.zeros(2, 3, side, side)}
     _export(UnitImage(model), pixels, {"pixel_values": {0: batch}}, folder / IMAGE, "image_embeds")
-    _export(UnitPatches(model), pixels, {"pixel_values": {0: batch}}, folder / DENSE, "patch_embeds")
+    _export(
+        UnitPatches(model), pixels, {"pixel_values": {0: batch}}, folder / DENSE, "patch_embeds"
+    )
     if subject.has_int8:
         for graph in KINDS:
             _quantize(folder / graph)
@@ -113,7 +119,9 @@ def _check_installed() -> None:
 
 def shipped_model(subject: Subject) -> Any:
     """The model of the Hugging Face folder, with the subject's weights."""
-    from train.export.shipped.configuration_dinotxt import DinoTxtConfig  # loads much of transformers
+    from train.export.shipped.configuration_dinotxt import (
+        DinoTxtConfig,
+    )  # loads much of transformers
     from train.export.shipped.modeling_dinotxt import DinoTxtModel
 
     model = DinoTxtModel(DinoTxtConfig(**huggingface_config(subject)))
@@ -122,7 +130,9 @@ def shipped_model(subject: Subject) -> Any:
 
 
 def write_text_graph(file: Path, model: Any, context: int) -> None:
-    """Write the text encoder of the Hugging Face folder's model, for any number of captions and tokens."""
+    """Write the text encoder of the Hugging Face folder's model, for any number of captions and
+    tokens.
+    """
     batch = torch.export.Dim("batch")
     tokens = torch.export.Dim("tokens", max=context)
     captions = {
@@ -134,11 +144,16 @@ def write_text_graph(file: Path, model: Any, context: int) -> None:
 
 
 def _export(
-    module: nn.Module, inputs: Mapping[str, Tensor], shapes: Mapping[str, Any], file: Path, output: str
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    shapes: Mapping[str, Any],
+    file: Path,
+    output: str,
 ) -> None:
     """Write one graph."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
         torch.onnx.export(
@@ -161,8 +176,11 @@ def _quantize(graph: Path) -> None:
 
     to = graph.with_name(graph.name.removesuffix(".onnx") + INT8_SUFFIX)
     logging.disable(logging.INFO)  # the quantizer reports every tensor to the root logger
+
     try:
-        quantize_dynamic(graph, to, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            graph, to, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8
+        )
     finally:
         logging.disable(logging.NOTSET)
 
@@ -188,4 +206,5 @@ def onnx_features(folder: Path, probe: Probe) -> dict[str, Tensor]:
             if file.exists():
                 session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
                 features[f"{kind} {file.name}"] = torch.from_numpy(session.run(None, inputs)[0])
+
     return features

@@ -52,13 +52,16 @@ def make_probe(subject: Subject) -> Probe:
     if backbone is None:
         generator = torch.Generator().manual_seed(0)
         counts = (1, spec.num_registers, spec.grid[0] * spec.grid[1])
-        cls, registers, patches = (torch.randn(NUM_IMAGES, count, spec.dim, generator=generator) for count in counts)
+        cls, registers, patches = (
+            torch.randn(NUM_IMAGES, count, spec.dim, generator=generator) for count in counts
+        )
         return Probe(CAPTIONS, Features(cls[:, 0], registers, patches))
 
     images = [noise_image(seed, spec.image_size) for seed in range(NUM_IMAGES)]
     pixels = torch.stack([backbone.preprocess(image) for image in images])
     all_tokens = backbone(pixels)
     tokens = store_features(all_tokens, backbone.geometry.grid, spec.num_registers, spec.grid)
+
     return Probe(CAPTIONS, tokens, images, pixels, all_tokens)
 
 
@@ -74,11 +77,14 @@ def features_of(loaded: LoadedModel, probe: Probe) -> dict[str, Tensor]:
     for all patches."""
     model = loaded.model
     features = {
-        "text": model.encode_tokens(loaded.tokenizer.encode(probe.captions, model.config.text.context)),
+        "text": model.encode_tokens(
+            loaded.tokenizer.encode(probe.captions, model.config.text.context)
+        ),
         "image": model.encode_image_features(*probe.tokens),
         "patches": model.vision(*probe.tokens)[1],
     }
     if probe.all_tokens is not None:
         cls, registers, patches = probe.all_tokens
         features["dense"] = model.vision(cls, registers[:, : loaded.spec.num_registers], patches)[1]
+
     return {kind: normalize(feature, dim=-1) for kind, feature in features.items()}

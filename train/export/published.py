@@ -73,13 +73,20 @@ def _parts(file: Path) -> tuple[Weights, Weights]:
     unknown = [name for name in whole if not name.startswith((HEAD_PREFIX, TEXT_PREFIX, *NOT_READ))]
     if unknown:
         raise ValueError(
-            f"{file.name} holds {unknown[0]} ({len(unknown)} such in all): one file with both parts has names that "
-            f"begin with {HEAD_PREFIX} and {TEXT_PREFIX}; put the release's own file there"
+            f"{file.name} holds {unknown[0]} ({len(unknown)} such in all): one file with both "
+            f"parts has names that begin with {HEAD_PREFIX} and {TEXT_PREFIX}; put the release's "
+            "own file there"
         )
+
     head, text = (
-        {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
+        {
+            name.removeprefix(prefix): tensor
+            for name, tensor in whole.items()
+            if name.startswith(prefix)
+        }
         for prefix in (HEAD_PREFIX, TEXT_PREFIX)
     )
+
     return head, text
 
 
@@ -103,12 +110,14 @@ def write_published_folder(folder: Path, subject: Subject) -> None:
     loaded = subject.loaded
     _check_form(loaded)
     head, text = to_published(loaded.model.state_dict())
+
     if isinstance(loaded.tokenizer, SentencePieceTokenizer):
         order = last_id_first_order(loaded.tokenizer)
         text["backbone.token_embedding.weight"] = text["backbone.token_embedding.weight"][order]
         reorder(loaded.tokenizer, order).save(folder)
     else:
         loaded.tokenizer.save(folder)
+
     torch.save(head, folder / HEAD_FILE)
     torch.save(text, folder / TEXT_FILE)
 
@@ -118,19 +127,21 @@ def _check_form(loaded: LoadedModel) -> None:
     config = loaded.model.config
     if config.vision.pooling != "concat":
         raise ValueError(
-            f"pooling {config.vision.pooling!r} in published files: their reader takes concat(CLS, patch mean); export "
-            "another format, or train with pooling=concat"
+            f"pooling {config.vision.pooling!r} in published files: their reader takes "
+            "concat(CLS, patch mean); export another format, or train with pooling=concat"
         )
     if config.vision.blocks == 0:
         raise ValueError(
-            "0 head blocks in published files: their reader then has no final norm, which this model has; export "
-            "another format, or train with at least one block"
+            "0 head blocks in published files: their reader then has no final norm, which this "
+            "model has; export another format, or train with at least one block"
         )
     if loaded.spec.content != "tokens":
         raise ValueError(
-            f"a model of {loaded.spec.content} embeddings in published files: their reader passes all patches, which "
-            "it was not trained on; export another format, or train on content=tokens"
+            f"a model of {loaded.spec.content} embeddings in published files: their reader passes "
+            "all patches, which it was not trained on; export another format, or train on "
+            "content=tokens"
         )
+
     _check_heads("text", config.text.width, config.text.heads)
     _check_heads("vision", loaded.spec.dim, num_heads(loaded.spec.dim))
 
@@ -138,8 +149,8 @@ def _check_form(loaded: LoadedModel) -> None:
 def _check_heads(side: str, width: int, heads: int) -> None:
     if width != heads * HEAD_DIM:
         raise ValueError(
-            f"{side} width {width} with {heads} heads in published files: their reader takes one head per {HEAD_DIM} "
-            "channels; export another format, or train with such a width"
+            f"{side} width {width} with {heads} heads in published files: their reader takes one "
+            f"head per {HEAD_DIM} channels; export another format, or train with such a width"
         )
 
 
@@ -170,15 +181,18 @@ def load_published(folder: Path) -> LoadedModel:
     texts = sorted(folder.glob("*text*.pth"))
     if len(heads) != 1 or len(texts) != 1:
         raise ValueError(
-            f"{folder} holds {[path.name for path in (*heads, *texts)]}: one head (*head*.pth) and one text encoder "
-            "(*text*.pth), or one file of both, are needed, with the tokenizer's files beside them"
+            f"{folder} holds {[path.name for path in (*heads, *texts)]}: one head (*head*.pth) "
+            "and one text encoder (*text*.pth), or one file of both, are needed, with the "
+            "tokenizer's files beside them"
         )
+
     model = read_published(heads[0], texts[0])
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size != model.text.token_embedding.num_embeddings:
         raise ValueError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} pieces, the text encoder "
-            f"{model.text.token_embedding.num_embeddings}: they must be of one model; put its own tokenizer there"
+            f"{model.text.token_embedding.num_embeddings}: they must be of one model; put its own "
+            "tokenizer there"
         )
 
     if (folder / EXPORT_RECORD).is_file():
@@ -197,6 +211,7 @@ def load_published(folder: Path) -> LoadedModel:
             caption_encoder="",
             caption_dim=0,
         )
+
     return LoadedModel(model, tokenizer, spec)
 
 
@@ -210,11 +225,17 @@ def from_published(head: Weights, text: Weights) -> DinoTxt:
     with torch.device("meta"):
         vocab_size = text["backbone.token_embedding.weight"].shape[0]
         model = DinoTxt(published_config(head, text), vocab_size, _dim(head))
-    names = {name: published_name(name) for name in model.state_dict() if not name.startswith("logit_scale")}
+
+    names = {
+        name: published_name(name)
+        for name in model.state_dict()
+        if not name.startswith("logit_scale")
+    }
     _check_names(set(names.values()), published, is_complete=True)
 
     state = {name: published[theirs].float() for name, theirs in names.items()}
     model.load_state_dict({**state, "logit_scale.log": LogitScale().log.detach()}, assign=True)
+
     return model.eval()
 
 
@@ -225,17 +246,24 @@ def _check_names(required: set[str], published: Weights, is_complete: bool = Fal
     unknown = sorted(set(published) - required) if is_complete else []
     if missing or unknown:
         raise ValueError(
-            f"not dino.txt weights: missing {missing[:5]} ({len(missing)}), unknown {unknown[:5]} ({len(unknown)}); "
-            "give the head file first, then the text encoder's"
+            f"not dino.txt weights: missing {missing[:5]} ({len(missing)}), unknown {unknown[:5]} "
+            f"({len(unknown)}); give the head file first, then the text encoder's"
         )
 
 
-def to_published(state: Weights, blocks: Literal["block_list", "blocks"] = "block_list") -> tuple[Weights, Weights]:
+def to_published(
+    state: Weights, blocks: Literal["block_list", "blocks"] = "block_list"
+) -> tuple[Weights, Weights]:
     """Head and text encoder of a model's state dict, by published names."""
-    head = {published_name(name): tensor for name, tensor in state.items() if name.startswith("vision.")}
-    text = {published_name(name): tensor for name, tensor in state.items() if name.startswith("text.")}
+    head = {
+        published_name(name): tensor for name, tensor in state.items() if name.startswith("vision.")
+    }
+    text = {
+        published_name(name): tensor for name, tensor in state.items() if name.startswith("text.")
+    }
 
     head = {re.sub(r"^block_list\.", f"{blocks}.", name): tensor for name, tensor in head.items()}
+
     return head, text
 
 
@@ -244,13 +272,18 @@ def published_name(name: str) -> str:
     for pattern, replacement in (*HEAD_NAMES, *TEXT_NAMES):
         if re.match(pattern, name):
             return re.sub(f"^{pattern}", replacement, name)
-    raise ValueError(f"{name} has no published counterpart: only the vision head and the text encoder were published")
+    raise ValueError(
+        f"{name} has no published counterpart: only the vision head and the text encoder were "
+        "published"
+    )
 
 
 def published_config(head: Weights, text: Weights) -> ModelConfig:
     """The sizes of published state dicts."""
     context, width = text["backbone.positional_embedding"].shape
-    layers = sum(bool(re.fullmatch(r"backbone\.blocks\.\d+\.attention\.qkv\.weight", name)) for name in text)
+    layers = sum(
+        bool(re.fullmatch(r"backbone\.blocks\.\d+\.attention\.qkv\.weight", name)) for name in text
+    )
     blocks = sum(bool(re.fullmatch(r"block_list\.\d+\.attn\.qkv\.weight", name)) for name in head)
 
     # Text features twice as wide as a token align with CLS and with the patch mean, side by side
@@ -258,7 +291,10 @@ def published_config(head: Weights, text: Weights) -> ModelConfig:
     pooling: Literal["concat", "cls"] = "concat" if num_features == 2 * _dim(head) else "cls"
 
     text_heads = max(1, width // HEAD_DIM)
-    return ModelConfig(TextConfig(width, layers, text_heads, context), VisionConfig(blocks=blocks, pooling=pooling))
+
+    return ModelConfig(
+        TextConfig(width, layers, text_heads, context), VisionConfig(blocks=blocks, pooling=pooling)
+    )
 
 
 def _dim(head: Weights) -> int:

@@ -54,6 +54,7 @@ def published_features(folder: Path, probe: Probe) -> dict[str, Tensor]:
         "image": torch.cat([cls, patches.mean(1)], dim=-1),
         "patches": patches,
     }
+
     return {kind: F.normalize(feature, dim=-1) for kind, feature in features.items()}
 
 
@@ -69,23 +70,36 @@ def split_blocks(weights: Weights, stem: set[str], block: set[str]) -> list[Weig
     names = {name for name in weights if not BLOCK.fullmatch(name)}
     problems = [f"{sorted(names ^ stem)[:3]}"] if names != stem else []
     problems += [
-        f"block {index}: {sorted(set(each) ^ block)[:3]}" for index, each in blocks.items() if set(each) != block
+        f"block {index}: {sorted(set(each) ^ block)[:3]}"
+        for index, each in blocks.items()
+        if set(each) != block
     ]
+
     if problems or not blocks or sorted(blocks) != list(range(len(blocks))):
         raise ValueError(
-            f"published files differ from the release's names ({'; '.join(problems) or f'blocks {sorted(blocks)}'}): "
-            "strict loading refuses them; export another format"
+            "published files differ from the release's names "
+            f"({'; '.join(problems) or f'blocks {sorted(blocks)}'}): strict loading refuses them; "
+            "export another format"
         )
+
     return [blocks[index] for index in range(len(blocks))]
 
 
-def read_text(weights: Weights, blocks: list[Weights], ids: Int64[Tensor, "b t"]) -> Float[Tensor, "b f"]:
+def read_text(
+    weights: Weights, blocks: list[Weights], ids: Int64[Tensor, "b t"]
+) -> Float[Tensor, "b f"]:
     """Features of padded captions, each at the place of its largest token id."""
     x = weights["backbone.token_embedding.weight"][ids] + weights["backbone.positional_embedding"]
     for block in blocks:
         x = x + attend(norm(x, block, "attention_norm"), block, "attention", is_causal=True)
-        y = F.linear(norm(x, block, "ffn_norm"), block["feed_forward.fc1.weight"], block["feed_forward.fc1.bias"])
-        x = x + F.linear(F.gelu(y), block["feed_forward.fc2.weight"], block["feed_forward.fc2.bias"])
+        y = F.linear(
+            norm(x, block, "ffn_norm"),
+            block["feed_forward.fc1.weight"],
+            block["feed_forward.fc1.bias"],
+        )
+        x = x + F.linear(
+            F.gelu(y), block["feed_forward.fc2.weight"], block["feed_forward.fc2.bias"]
+        )
 
     every = norm(x, weights, "backbone.ln_final") @ weights["head.linear_projection.weight"].T
     return every[torch.arange(len(ids)), ids.argmax(dim=-1)]
@@ -105,13 +119,17 @@ def read_head(
         y = norm(x, block, "norm2")
         gate = F.silu(F.linear(y, block["mlp.w1.weight"], block["mlp.w1.bias"]))
         value = F.linear(y, block["mlp.w2.weight"], block["mlp.w2.bias"])
-        x = x + block["ls2.gamma"] * F.linear(gate * value, block["mlp.w3.weight"], block["mlp.w3.bias"])
+        x = x + block["ls2.gamma"] * F.linear(
+            gate * value, block["mlp.w3.weight"], block["mlp.w3.bias"]
+        )
 
     x = norm(x, weights, "ln_final")
     return x[:, 0], x[:, 1 + registers.shape[1] :]
 
 
-def attend(x: Float[Tensor, "b t d"], block: Weights, name: str, is_causal: bool) -> Float[Tensor, "b t d"]:
+def attend(
+    x: Float[Tensor, "b t d"], block: Weights, name: str, is_causal: bool
+) -> Float[Tensor, "b t d"]:
     """Multi-head self-attention, one head per 64 channels, with the scores written out."""
     batch, length, dim = x.shape
     qkv = (x @ block[f"{name}.qkv.weight"].T).reshape(batch, length, 3, dim // HEAD_DIM, HEAD_DIM)

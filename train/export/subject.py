@@ -60,8 +60,8 @@ class Subject:
         """The backbone; ValueError when the format that is asked for cannot be made without it."""
         if self.backbone is None:
             raise ValueError(
-                f"{name} holds the whole model, and its backbone {self.loaded.spec.backbone or 'is not named'} "
-                f"cannot be loaded: {self.problem}; name it and its weights with --embed.backbone.name and "
-                "--embed.backbone.weights"
+                f"{name} holds the whole model, and its backbone "
+                f"{self.loaded.spec.backbone or 'is not named'} cannot be loaded: {self.problem}; "
+                "name it and its weights with --embed.backbone.name and --embed.backbone.weights"
             )
         return self.backbone

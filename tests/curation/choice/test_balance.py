@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.choice.balance import ImageBalance, TextBalance, combine, entropy, gini, tail_threshold, water_fill
+from curation.choice.balance import (
+    ImageBalance,
+    TextBalance,
+    combine,
+    entropy,
+    gini,
+    tail_threshold,
+    water_fill,
+)
 from curation.clusters.groups import Entries, one_entry_each
 
 
@@ -20,7 +28,9 @@ def _fill_slowly(sizes: np.ndarray, budget: int, order: np.ndarray) -> np.ndarra
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=4), st.data())
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=4), st.data()
+)
 def test_water_fill_equals_filling_one_row_at_a_time(families: list, data: st.DataObject) -> None:
     sizes = np.array([size for family in families for size in family])
     parents = np.repeat(np.arange(len(families)), [len(family) for family in families])
@@ -40,7 +50,9 @@ def test_water_fill_refuses_more_than_there_is() -> None:
 def _tree(num_rows: int = 500, seed: int = 0, repeats: int = 1) -> tuple[ImageBalance, TextBalance]:
     rng = np.random.default_rng(seed)
     leaves = np.minimum(rng.geometric(0.08, num_rows) - 1, 39).astype(np.int32)
-    image = ImageBalance(leaves, [rng.integers(0, 6, 40).astype(np.int32)], 40, rng.random(num_rows), seed, repeats)
+    image = ImageBalance(
+        leaves, [rng.integers(0, 6, 40).astype(np.int32)], 40, rng.random(num_rows), seed, repeats
+    )
     clusters = np.minimum(rng.geometric(0.1, num_rows) - 1, 29).astype(np.int32)
     return image, TextBalance(one_entry_each(clusters), rng.random(num_rows))
 
@@ -48,7 +60,10 @@ def _tree(num_rows: int = 500, seed: int = 0, repeats: int = 1) -> tuple[ImageBa
 def _entries(num_rows: int, seed: int = 0) -> Entries:
     """Up to four entries a row, some rows without."""
     rng = np.random.default_rng(seed)
-    found = [np.unique(np.minimum(rng.geometric(0.1, count) - 1, 29)) for count in rng.integers(0, 5, num_rows)]
+    found = [
+        np.unique(np.minimum(rng.geometric(0.1, count) - 1, 29))
+        for count in rng.integers(0, 5, num_rows)
+    ]
     offsets = np.cumsum([0, *map(len, found)])
     return Entries(offsets, np.concatenate(found).astype(np.int32))
 
@@ -71,7 +86,9 @@ def test_selections_are_nested_and_of_exact_size() -> None:
 def test_a_last_middle_cluster_without_leaves_takes_no_rows() -> None:
     """Four leaves in two of three middle clusters, which share one top cluster."""
     parents = [np.array([0, 0, 1, 1], np.int32), np.array([0, 0, 0], np.int32)]
-    balance = ImageBalance(np.repeat(np.arange(4, dtype=np.int32), 5), parents, 4, np.arange(20.0), 0)
+    balance = ImageBalance(
+        np.repeat(np.arange(4, dtype=np.int32), 5), parents, 4, np.arange(20.0), 0
+    )
     assert balance.quotas(8).tolist() == [2, 2, 2, 2]
 
 
@@ -122,30 +139,41 @@ def test_combine_with_a_fixed_text_threshold_moves_only_the_image_budget() -> No
 
 def test_text_rows_are_kept_when_their_coin_is_below_the_published_probability() -> None:
     rng = np.random.default_rng(1)
-    clusters, coins = rng.integers(0, 20, 400).astype(np.int32), rng.random(400)
+    clusters = rng.integers(0, 20, 400).astype(np.int32)
+    coins = rng.random(400)
     text = TextBalance(one_entry_each(clusters), coins)
     budget = text.budget(9.0)
     np.testing.assert_array_equal(text.keep(budget), coins < text.keep_probability(9.0))
-    np.testing.assert_array_equal(text.keep(120), coins < text.keep_probability(text.threshold(120)))
+    np.testing.assert_array_equal(
+        text.keep(120), coins < text.keep_probability(text.threshold(120))
+    )
 
 
 def test_rows_of_several_entries_have_the_published_probability() -> None:
-    entries, coins = _entries(400), np.random.default_rng(1).random(400)
-    text, threshold = TextBalance(entries, coins), 7.0
+    entries = _entries(400)
+    coins = np.random.default_rng(1).random(400)
+    text = TextBalance(entries, coins)
+    threshold = 7.0
     expected = [
-        1 - np.prod([1 - threshold / max(text.counts[entry], threshold) for entry in own]) if len(own) else 1.0
+        1 - np.prod([1 - threshold / max(text.counts[entry], threshold) for entry in own])
+        if len(own)
+        else 1.0
         for own in np.split(entries.values, entries.offsets[1:-1])
     ]
     np.testing.assert_allclose(text.keep_probability(threshold), expected, atol=1e-12)
     np.testing.assert_array_equal(text.keep(text.budget(threshold)), coins < np.array(expected))
     for budget in (150, 250, 390):
-        np.testing.assert_array_equal(text.keep(budget), coins < text.keep_probability(text.threshold(budget)))
+        np.testing.assert_array_equal(
+            text.keep(budget), coins < text.keep_probability(text.threshold(budget))
+        )
 
 
 @pytest.mark.parametrize("how", ["intersection", "union"])
 @pytest.mark.parametrize("repeats", [1, 4])
 @pytest.mark.parametrize("target", [60, 200, 499])
-def test_rows_without_entries_are_never_left_out_by_text(how: str, repeats: int, target: int) -> None:
+def test_rows_without_entries_are_never_left_out_by_text(
+    how: str, repeats: int, target: int
+) -> None:
     image, _ = _tree(repeats=repeats)
     rng = np.random.default_rng(3)
     is_unmatched = rng.random(500) < (0.5 if how == "intersection" else 0.1)

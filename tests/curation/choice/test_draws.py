@@ -6,12 +6,21 @@ from scipy import stats
 
 from curation.choice.draws import coins
 
-KEYS = [f"part-{i % 7}/{i:06d}" for i in range(5000)] + ["", "é", "a" * 300, "a" * 299 + "b", "ключ", "鍵🙂"]
+KEYS = [f"part-{i % 7}/{i:06d}" for i in range(5000)] + [
+    "",
+    "é",
+    "a" * 300,
+    "a" * 299 + "b",
+    "ключ",
+    "鍵🙂",
+]
 
 
 def _coins(keys, chunks=1, seed=0, purpose="text"):
     cut = np.array_split(np.array(keys, object), chunks)
-    return coins(pa.chunked_array([pa.array(part.tolist(), pa.string()) for part in cut]), seed, purpose)
+    return coins(
+        pa.chunked_array([pa.array(part.tolist(), pa.string()) for part in cut]), seed, purpose
+    )
 
 
 def test_coins_depend_on_the_key_only():
@@ -23,7 +32,9 @@ def test_coins_depend_on_the_key_only():
 
 def test_coins_of_a_sliced_array_respect_its_offset():
     whole = pa.array(KEYS, pa.string())
-    np.testing.assert_array_equal(coins(pa.chunked_array([whole.slice(11, 90)]), 0, "text"), _coins(KEYS)[11:101])
+    np.testing.assert_array_equal(
+        coins(pa.chunked_array([whole.slice(11, 90)]), 0, "text"), _coins(KEYS)[11:101]
+    )
 
 
 def test_coins_are_uniform_and_differ_by_seed_and_purpose():

@@ -18,7 +18,11 @@ from curation.shards.schema import CLS, PERCEPTUAL_HASH
 def test_equal_pairs_keep_the_preferred_row_of_each_group():
     hashes = np.array([7, 5, 7, 7, 5, 9], np.uint64)
     pairs = equal_pairs(hashes, np.array([4, 1, 2, 0, 5, 3]))
-    assert sorted(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)) == [(2, 0), (2, 3), (4, 1)]
+    assert sorted(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)) == [
+        (2, 0),
+        (2, 3),
+        (4, 1),
+    ]
 
 
 def at_least(cosine):
@@ -27,8 +31,11 @@ def at_least(cosine):
 
 
 def _by_hand(alike, order):
-    """The rows dropped when one goes through them in order, each with the first kept one that it is like."""
-    kept, dropped = [], {}
+    """The rows dropped when one goes through them in order, each with the first kept one that it is
+    like.
+    """
+    kept = []
+    dropped = {}
     for row in order.tolist():
         first = next((other for other in kept if alike[row, other]), None)
         if first is None:
@@ -53,11 +60,16 @@ def test_semantic_pairs_equal_going_through_rows_by_preference(seed, tiles_of_se
     """Chains of likeness, many of them across clusters."""
     rng = np.random.default_rng(seed)
     x = to_unit(
-        (rng.standard_normal((40, 1, 6)) + 0.25 * rng.standard_normal((40, 10, 6))).reshape(400, 6).astype("f4")
+        (rng.standard_normal((40, 1, 6)) + 0.25 * rng.standard_normal((40, 10, 6)))
+        .reshape(400, 6)
+        .astype("f4")
     )
-    points, order = points_in_memory(x, True), rng.permutation(400)[:380]
+    points = points_in_memory(x, True)
+    order = rng.permutation(400)[:380]
     centroids = kmeans(points, 12, KMeansConfig(), 0)
-    near = neighborhoods(assign(points, centroids)[0][order], centroids, 11)  # every cluster: nothing may be missed
+    near = neighborhoods(
+        assign(points, centroids)[0][order], centroids, 11
+    )  # every cluster: nothing may be missed
     pairs = semantic_pairs(points, order, near, at_least(0.97))
     expected = _by_hand(x @ x.T >= 0.97, order)
     assert _as_dict(pairs) == expected
@@ -84,7 +96,9 @@ def test_a_near_form_decides_where_the_cosine_does_not(tmp_path, embedding_spec,
     vectors[30:] = vectors[:30] + 0.15 * rng.standard_normal((30, 16))
     hashes = rng.integers(0, 256, (60, 3, 32), dtype=np.uint8)
     hashes[30:45, 0] = hashes[:15, 2]
-    write_pool(tmp_path, spec, (60,), vectors={CLS: vectors[:, None]}, columns={PERCEPTUAL_HASH: hashes})
+    write_pool(
+        tmp_path, spec, (60,), vectors={CLS: vectors[:, None]}, columns={PERCEPTUAL_HASH: hashes}
+    )
 
     points = Points(ShardVectors(tmp_path, CLS, unit=True), InProcess())
     x = points.gather(np.arange(60))
@@ -104,15 +118,24 @@ def test_nearest_others_equal_a_loop(tiles_of_seven):
     cosines = x[order] @ x[order].T - 2 * np.eye(80) - 4 * (clusters[:, None] != clusters)
     expected = dict(zip(order.tolist(), order[cosines.argmax(axis=1)].tolist(), strict=True))
     assert _as_dict(found) == expected
-    np.testing.assert_allclose(found.cosine, (x[found.left] * x[found.right]).sum(axis=1), atol=1e-6)
+    np.testing.assert_allclose(
+        found.cosine, (x[found.left] * x[found.right]).sum(axis=1), atol=1e-6
+    )
 
 
 def test_thousands_that_are_alike_take_little_memory():
     x = np.random.default_rng(0).standard_normal((1, 16)).astype(np.float32)
-    x = to_unit(x + np.float32(0.001) * np.random.default_rng(1).standard_normal((6000, 16)).astype(np.float32))
-    points, clusters = points_in_memory(x, True), np.zeros(6000, np.int32)
+    x = to_unit(
+        x
+        + np.float32(0.001)
+        * np.random.default_rng(1).standard_normal((6000, 16)).astype(np.float32)
+    )
+    points = points_in_memory(x, True)
+    clusters = np.zeros(6000, np.int32)
     tracemalloc.start()
-    pairs = semantic_pairs(points, np.arange(6000), neighborhoods(clusters, x[:1], 4), at_least(0.985))
+    pairs = semantic_pairs(
+        points, np.arange(6000), neighborhoods(clusters, x[:1], 4), at_least(0.985)
+    )
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert _as_dict(pairs) == dict.fromkeys(range(1, 6000), 0)

@@ -35,7 +35,9 @@ def pool(tmp_path, embedding_spec, write_pool):
     """pool(captions): a folder of embeddings without caption vectors, and a file of the entries."""
 
     def write(captions, entries=ENTRIES):
-        spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), caption_dim=0, caption_encoder="")
+        spec = embedding_spec(
+            content="pooled", num_registers=0, grid=(1, 1), caption_dim=0, caption_encoder=""
+        )
         write_pool(tmp_path / "pool", spec, (len(captions) - 3, 3), columns={"captions": captions})
         path = tmp_path / "entries.txt"
         path.write_text("\n".join(entries) + "\n\n")
@@ -46,7 +48,10 @@ def pool(tmp_path, embedding_spec, write_pool):
 
 def _slowly(captions, entries):
     """The published rule, one entry after another."""
-    texts = [re.sub(r"[\t\n\r]", " ", re.sub(r"([,.;:?!`])", r" \1 ", f" {caption} ")) for caption in captions]
+    texts = [
+        re.sub(r"[\t\n\r]", " ", re.sub(r"([,.;:?!`])", r" \1 ", f" {caption} "))
+        for caption in captions
+    ]
     return {entry for entry in entries if any(f" {entry} " in text for text in texts)}
 
 
@@ -59,7 +64,10 @@ def test_entries_are_found_by_the_published_rule(pool):
         own = found.take(np.array([row])).values
         assert set(names[own]) == _slowly(captions, ENTRIES)
         assert (np.diff(own) > 0).all()
-    assert [set(names[found.take(np.array([row])).values]) for row in (0, 1)] == [{"red", "car", "red car"}, set()]
+    assert [set(names[found.take(np.array([row])).values]) for row in (0, 1)] == [
+        {"red", "car", "red car"},
+        set(),
+    ]
 
 
 def _curate(tmp_path, folder, path, name="out", **changes):
@@ -70,8 +78,15 @@ def _curate(tmp_path, folder, path, name="out", **changes):
 
 
 def _long_tail():
-    """Three hundred pairs of a frequent entry, thirty of a rare one, ten of both, twenty of none."""
-    return [["a dog"]] * 300 + [["one axolotl"]] * 30 + [["a dog and an axolotl"]] * 10 + [["nothing known"]] * 20
+    """Three hundred pairs of a frequent entry, thirty of a rare one, ten of both, twenty of
+    none.
+    """
+    return (
+        [["a dog"]] * 300
+        + [["one axolotl"]] * 30
+        + [["a dog and an axolotl"]] * 10
+        + [["nothing known"]] * 20
+    )
 
 
 @pytest.mark.parametrize("method", ["text", "both"])
@@ -92,7 +107,11 @@ def test_the_step_balances_over_entries(tmp_path, pool, method):
 def test_pairs_without_an_entry_can_be_kept(tmp_path, pool):
     folder, path = pool(_long_tail(), ("dog", "axolotl"))
     out, summary = _curate(
-        tmp_path, folder, path, method="text", text=CaptionClustersConfig(threshold=40.0, unmatched="keep")
+        tmp_path,
+        folder,
+        path,
+        method="text",
+        text=CaptionClustersConfig(threshold=40.0, unmatched="keep"),
     )
     rows = read_selection(out, EmbeddingShards(folder)).rows
     assert np.isin(np.arange(300, 360), rows).all()
@@ -104,7 +123,14 @@ def test_pairs_without_an_entry_can_be_kept(tmp_path, pool):
 def test_a_target_below_what_is_never_dropped_is_refused(tmp_path, pool, changes):
     folder, path = pool(_long_tail(), ("dog", "axolotl"))
     with pytest.raises(ValueError, match="19 pairs asked, 20 hold no metadata entry"):
-        _curate(tmp_path, folder, path, **changes, text=CaptionClustersConfig(unmatched="keep"), target_rows=19)
+        _curate(
+            tmp_path,
+            folder,
+            path,
+            **changes,
+            text=CaptionClustersConfig(unmatched="keep"),
+            target_rows=19,
+        )
 
 
 @pytest.mark.parametrize("unmatched", ["drop", "keep"])
@@ -112,7 +138,9 @@ def test_a_target_below_what_is_never_dropped_is_refused(tmp_path, pool, changes
 def test_entries_that_no_caption_holds_are_refused(tmp_path, pool, unmatched, tail_share):
     folder, path = pool(_long_tail(), ("Dog", "yeti"))
     text = CaptionClustersConfig(unmatched=unmatched, tail_share=tail_share)
-    with pytest.raises(ValueError, match=r"no caption of 360 pairs holds any of 2 entries.*case counts"):
+    with pytest.raises(
+        ValueError, match=r"no caption of 360 pairs holds any of 2 entries.*case counts"
+    ):
         _curate(tmp_path, folder, path, method="text", text=text)
 
 

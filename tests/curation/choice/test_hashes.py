@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 import curation.choice.hashes
-from curation.choice.hashes import FAR, HashIndex, distances, form_distances, nearest_turned, repeats_in_order
+from curation.choice.hashes import (
+    FAR,
+    HashIndex,
+    distances,
+    form_distances,
+    nearest_turned,
+    repeats_in_order,
+)
 from curation.pairs.pdq import turned
 
 
@@ -28,7 +35,9 @@ def in_any_orientation(hashes, seed):
 
 def by_hand(ours, theirs):
     """Bits between all, the least over orientations of ours."""
-    between = np.bitwise_count(turned(ours)[:, :, None] ^ theirs).sum(axis=3).min(axis=1).astype(int)
+    between = (
+        np.bitwise_count(turned(ours)[:, :, None] ^ theirs).sum(axis=3).min(axis=1).astype(int)
+    )
     between[~ours.any(axis=1)] = FAR
     between[:, ~theirs.any(axis=1)] = FAR
     return between
@@ -45,7 +54,9 @@ def test_nearest_turned_equals_a_loop_over_all_orientations():
     expected = by_hand(asked, known)
     np.testing.assert_array_equal(nearest.bits, expected.min(axis=1))
     compared = nearest.number >= 0
-    np.testing.assert_array_equal(expected[np.flatnonzero(compared), nearest.number[compared]], nearest.bits[compared])
+    np.testing.assert_array_equal(
+        expected[np.flatnonzero(compared), nearest.number[compared]], nearest.bits[compared]
+    )
     assert (nearest.number[:7] == np.arange(7)).all()
 
 
@@ -65,11 +76,14 @@ def test_repeats_equal_going_through_images_in_order(monkeypatch, block_rows):
     monkeypatch.setattr(curation.choice.hashes, "BLOCK_ROWS", block_rows)
     first = random_hashes(40)
     chained = with_flips(first, 18, 1)
-    hashes = np.concatenate([first, in_any_orientation(chained, 2), with_flips(chained, 18, 3), first * 0])
+    hashes = np.concatenate(
+        [first, in_any_orientation(chained, 2), with_flips(chained, 18, 3), first * 0]
+    )
     hashes = hashes[np.random.default_rng(4).permutation(len(hashes))]
     bits = by_hand(hashes, hashes)
 
-    kept, expected = [], {}
+    kept = []
+    expected = {}
     for row in range(len(hashes)):
         nearest = min(kept, key=lambda other: bits[row, other], default=None)
         if nearest is None or bits[row, nearest] > 20:

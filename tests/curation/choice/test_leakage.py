@@ -21,12 +21,18 @@ ONLY_HASHES = LeakageConfig(alike=LikenessConfig(exact=False, form_bits=None, co
 
 @pytest.fixture
 def opened(tmp_path, embedding_spec, write_pool):
-    """opened(name, vectors, hashes): a folder of embeddings, and its unit vectors as points and as they are stored."""
+    """opened(name, vectors, hashes): a folder of embeddings, and its unit vectors as points and as
+    they are stored.
+    """
 
     def write(name, vectors, hashes=None, captions=None):
         num_hashes = 1 if hashes is None else hashes.shape[1]
         spec = embedding_spec(
-            content="pooled", num_registers=0, grid=(1, 1), dim=vectors.shape[1], num_hashes=num_hashes
+            content="pooled",
+            num_registers=0,
+            grid=(1, 1),
+            dim=vectors.shape[1],
+            num_hashes=num_hashes,
         )
         given = {PERCEPTUAL_HASH: hashes, CAPTIONS: captions}
         columns = {column: values for column, values in given.items() if values is not None}
@@ -67,7 +73,9 @@ def test_a_form_of_the_nearest_image_is_found(opened):
     rng = np.random.default_rng(0)
     held_out = to_unit(rng.standard_normal((50, 64)).astype(np.float32))
     images = to_unit(rng.standard_normal((600, 64)).astype(np.float32))
-    images[:30] = to_unit(held_out[:30] + np.float32(0.06) * rng.standard_normal((30, 64)).astype(np.float32))
+    images[:30] = to_unit(
+        held_out[:30] + np.float32(0.06) * rng.standard_normal((30, 64)).astype(np.float32)
+    )
     hashes = [random_hashes(600, 2), random_hashes(50, 4, seed=1)]
     hashes[0][:10, 0] = hashes[1][:10, 3]  # crops of the evaluation images
     hashes[0][10:20, 1] = hashes[1][10:20, 0]  # evaluation images that are crops of the pool's
@@ -83,16 +91,22 @@ def test_near_vectors_are_found_with_the_threshold_of_the_pool(opened):
     rng = np.random.default_rng(0)
     held_out = to_unit(rng.standard_normal((50, 64)).astype(np.float32))
     images = to_unit(rng.standard_normal((900, 64)).astype(np.float32))
-    images[:30] = to_unit(held_out[:30] + np.float32(0.02) * rng.standard_normal((30, 64)).astype(np.float32))
+    images[:30] = to_unit(
+        held_out[:30] + np.float32(0.02) * rng.standard_normal((30, 64)).astype(np.float32)
+    )
     pool, points, _ = opened("pool", images)
     other, _, _ = opened("held_out", held_out, random_hashes(50, seed=1000))
-    leaks = find_leakage(pool, points, np.arange(900), other, LeakageConfig(alike=LikenessConfig(exact=False)))
+    leaks = find_leakage(
+        pool, points, np.arange(900), other, LeakageConfig(alike=LikenessConfig(exact=False))
+    )
     found = found_by(leaks, "cosine")
     assert {row: found[row] for row in range(30)} == {row: row for row in range(30)}
     assert len(found) <= 31
 
 
-def test_images_without_hashes_cannot_be_compared_by_them(opened, embedding_spec, write_pool, tmp_path):
+def test_images_without_hashes_cannot_be_compared_by_them(
+    opened, embedding_spec, write_pool, tmp_path
+):
     spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), num_hashes=0)
     write_pool(tmp_path / "old", spec, (9,))
     pool, points, _ = opened("pool", np.ones((9, 8), np.float32))
@@ -133,24 +147,34 @@ def test_captions_are_compared_without_case_spaces_and_end_punctuation(caption, 
 
 
 def test_captions_of_punctuation_alone_equal_none(opened):
-    _, points, _ = opened("pool", np.ones((4, 8), np.float32), captions=[["!"], ["."], ["a"], ["?", "b."]])
+    _, points, _ = opened(
+        "pool", np.ones((4, 8), np.float32), captions=[["!"], ["."], ["a"], ["?", "b."]]
+    )
     other, _, _ = opened("held_out", np.ones((2, 8), np.float32), captions=[["..."], ["B"]])
     assert captions_found(points, other) == {3: 1}
 
 
 def test_captions_are_found_as_by_a_loop_over_all(opened, monkeypatch):
-    """Spans cut shards and record batches anywhere; the first caption of a row that occurs there names the row."""
+    """Spans cut shards and record batches anywhere; the first caption of a row that occurs there
+    names the row.
+    """
     monkeypatch.setattr(curation.clusters.spans, "SMALLEST_SPAN", 7)
     monkeypatch.setattr(curation.shards.writer, "BATCH_ROWS", 9)
     rng = np.random.default_rng(0)
-    drawn = [[f" Word {word}" for word in rng.integers(0, 99, rng.integers(1, 5))] for _ in range(200)]
+    drawn = [
+        [f" Word {word}" for word in rng.integers(0, 99, rng.integers(1, 5))] for _ in range(200)
+    ]
     sought = [[f"word {word} ", "nothing else"] for word in rng.permutation(99)[:12]]
     _, points, _ = opened("pool", np.ones((200, 8), np.float32), captions=drawn)
     other, _, _ = opened("held_out", np.ones((12, 8), np.float32), captions=sought)
     row_of = {captions[0].strip(): row for row, captions in enumerate(sought)}
     expected = {}
     for row, captions in enumerate(drawn):
-        places = [row_of[caption.strip().lower()] for caption in captions if caption.strip().lower() in row_of]
+        places = [
+            row_of[caption.strip().lower()]
+            for caption in captions
+            if caption.strip().lower() in row_of
+        ]
         if places:
             expected[row] = places[0]
     found = captions_found(points, other)
@@ -161,10 +185,13 @@ def test_captions_are_found_as_by_a_loop_over_all(opened, monkeypatch):
 
 def test_captions_are_compared_a_span_at_a_time(opened, monkeypatch):
     monkeypatch.setattr(curation.clusters.spans, "SMALLEST_SPAN", 1000)
-    rows, length = 30_000, 2000
+    rows = 30_000
+    length = 2000
     captions = [[f"{row:0{length}d}"] for row in range(rows)]
     _, points, _ = opened("pool", np.ones((rows, 8), np.float32), captions=captions)
-    other, few, _ = opened("held_out", np.ones((2, 8), np.float32), captions=[["a"], [captions[20_000][0]]])
+    other, few, _ = opened(
+        "held_out", np.ones((2, 8), np.float32), captions=[["a"], [captions[20_000][0]]]
+    )
     assert captions_found(few, other) == {0: 0, 1: 1}
     before = private_mb()
     with PeakMemory() as memory:

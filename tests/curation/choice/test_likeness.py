@@ -53,7 +53,9 @@ def test_a_cosine_out_of_range_is_refused(cosine):
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(ValueError, match=r"alike.hash_bits is 200: must be at least 0 and at most 128"):
+    with pytest.raises(
+        ValueError, match=r"alike.hash_bits is 200: must be at least 0 and at most 128"
+    ):
         LikenessConfig(hash_bits=200)
     with pytest.raises(ValueError, match=r"duplicates.neighbors is -1: must be at least 0"):
         DuplicatesConfig(neighbors=-1)

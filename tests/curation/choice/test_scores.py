@@ -22,9 +22,13 @@ def write_scores(folder: Path, kind: str) -> Path:
         header = "" if "bare" in kind else "key,score\n"
         path.write_text(header + '007,0.25\n"a ""b"", c.jpg",-1\n猫.jpg,3\n')
     elif kind == "tsv":
-        path.write_text("score\tother\tkey\n0.25\tx\t007\n" + '-1\tx\t"a ""b"", c.jpg"\n' + "3\tx\t猫.jpg\n")
+        path.write_text(
+            "score\tother\tkey\n0.25\tx\t007\n" + '-1\tx\t"a ""b"", c.jpg"\n' + "3\tx\t猫.jpg\n"
+        )
     elif kind == "jsonl":
-        path.write_text("".join(json.dumps({"key": key, "score": score}) + "\n" for key, score in ROWS.items()))
+        path.write_text(
+            "".join(json.dumps({"key": key, "score": score}) + "\n" for key, score in ROWS.items())
+        )
     else:
         pa.parquet.write_table(pa.table({"key": list(ROWS), "score": list(ROWS.values())}), path)
     return path
@@ -66,11 +70,15 @@ def decisions(tmp_path, embedding_spec, write_pool) -> Decisions:
 def scores_of(folder: Path, values: dict[int, float | str]) -> Path:
     """A score file, in the order of `values`."""
     path = folder / "scores.csv"
-    path.write_text("key,score\n" + "".join(f"key-{row},{value}\n" for row, value in values.items()))
+    path.write_text(
+        "key,score\n" + "".join(f"key-{row},{value}\n" for row, value in values.items())
+    )
     return path
 
 
-def test_pairs_below_the_score_are_dropped_and_those_at_it_stay(tmp_path: Path, decisions: Decisions) -> None:
+def test_pairs_below_the_score_are_dropped_and_those_at_it_stay(
+    tmp_path: Path, decisions: Decisions
+) -> None:
     # The file has another order than the pool, and rows of pairs that the pool does not have.
     path = scores_of(tmp_path, {row: row / 10 for row in reversed(range(20))})
     drop_low_scores(decisions, path, 0.3, 0.0)
@@ -78,16 +86,22 @@ def test_pairs_below_the_score_are_dropped_and_those_at_it_stay(tmp_path: Path, 
     assert decisions.counts()["score: too low"] == 3
 
 
-def test_pairs_without_a_score_are_dropped_within_the_budget_only(tmp_path: Path, decisions: Decisions) -> None:
+def test_pairs_without_a_score_are_dropped_within_the_budget_only(
+    tmp_path: Path, decisions: Decisions
+) -> None:
     path = scores_of(tmp_path, dict.fromkeys(range(9), 1.0) | {4: ""})
-    with pytest.raises(ValueError, match=r"no score for 2 of 10 pairs, such as \[.key-4., .key-9.\]"):
+    with pytest.raises(
+        ValueError, match=r"no score for 2 of 10 pairs, such as \[.key-4., .key-9.\]"
+    ):
         drop_low_scores(decisions, path, 0.5, 0.1)
     drop_low_scores(decisions, path, 0.5, 0.2)
     assert decisions.counts()["score: missing"] == 2
     np.testing.assert_array_equal(decisions.surviving(), [0, 1, 2, 3, 5, 6, 7, 8])
 
 
-def test_a_score_that_no_pair_reaches_is_an_error_with_the_range(tmp_path: Path, decisions: Decisions) -> None:
+def test_a_score_that_no_pair_reaches_is_an_error_with_the_range(
+    tmp_path: Path, decisions: Decisions
+) -> None:
     path = scores_of(tmp_path, {row: row for row in range(10)})
     with pytest.raises(ValueError, match=r"at least 11 .* are 0 to 9"):
         drop_low_scores(decisions, path, 11, 0.0)

@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from curation.clusters.groups import Entries, even_parts, one_entry_each, rank_in_groups, rows_by_cluster
+from curation.clusters.groups import (
+    Entries,
+    even_parts,
+    one_entry_each,
+    rank_in_groups,
+    rows_by_cluster,
+)
 
 
 def test_rows_by_cluster_are_those_of_a_loop():
@@ -26,7 +32,8 @@ def test_even_parts_cover_every_cluster_once():
 
 
 def test_rank_in_groups_is_the_place_within_the_group():
-    groups, order = np.array([2, 0, 2, 2, 0]), np.array([0.5, 0.1, 0.2, 0.5, 0.0])
+    groups = np.array([2, 0, 2, 2, 0])
+    order = np.array([0.5, 0.1, 0.2, 0.5, 0.0])
     np.testing.assert_array_equal(rank_in_groups(groups, order), [1, 1, 0, 2, 0])
 
 

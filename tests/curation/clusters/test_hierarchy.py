@@ -1,4 +1,6 @@
-"""Levels: labels are those of the centroids, kept files are found again, resampling takes the nearest rows."""
+"""Levels: labels are those of the centroids, kept files are found again, resampling takes the
+nearest rows.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from curation.clusters.scan import points_in_memory
 
 @pytest.fixture
 def points():
-    return points_in_memory(np.random.default_rng(0).standard_normal((900, 8)).astype(np.float32), False)
+    return points_in_memory(
+        np.random.default_rng(0).standard_normal((900, 8)).astype(np.float32), False
+    )
 
 
 PLAN = LevelsConfig(clusters=(60, 12, 3), resampling=(1, 2, 2), nearest=(5, 3, 2)).resolve(900)
@@ -40,7 +44,9 @@ def test_levels_are_kept_and_found_again(points, tmp_path):
     resumed = cluster_levels(points, PLAN, KMeansConfig(), 0, folder)
     assert (folder / "level-1.npz").stat().st_mtime_ns == before
     names = sorted(path.name for path in folder.iterdir())
-    assert names == [f"level-{level}{suffix}" for level in (1, 2, 3) for suffix in (".centroids.npy", ".npz")]
+    assert names == [
+        f"level-{level}{suffix}" for level in (1, 2, 3) for suffix in (".centroids.npy", ".npz")
+    ]
     for level, expected in zip(resumed, whole, strict=True):
         for stored, wanted in zip(level, expected, strict=True):
             np.testing.assert_array_equal(stored, wanted)
@@ -48,10 +54,14 @@ def test_levels_are_kept_and_found_again(points, tmp_path):
 
 def test_nearest_rows_are_the_closest_of_each_cluster():
     rng = np.random.default_rng(0)
-    labels, distances = rng.integers(0, 9, 300).astype(np.int32), rng.random(300).astype(np.float32)
+    labels = rng.integers(0, 9, 300).astype(np.int32)
+    distances = rng.random(300).astype(np.float32)
     expected = np.sort(
         np.concatenate(
-            [rows[np.argsort(distances[rows])][:4] for rows in (np.flatnonzero(labels == k) for k in range(9))]
+            [
+                rows[np.argsort(distances[rows])][:4]
+                for rows in (np.flatnonzero(labels == k) for k in range(9))
+            ]
         )
     )
     np.testing.assert_array_equal(nearest_rows(labels, distances, 4), expected)

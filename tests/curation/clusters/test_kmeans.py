@@ -1,4 +1,6 @@
-"""k-means against a plain NumPy Lloyd, with empty clusters, interruptions and any number of workers."""
+"""k-means against a plain NumPy Lloyd, with empty clusters, interruptions and any number of
+workers.
+"""
 
 import numpy as np
 import pytest
@@ -24,12 +26,15 @@ def _blobs(num_rows=3000, num_blobs=12, dim=16, seed=0):
 
 
 def _lloyd(x, centroids, iterations, unit):
-    objectives, x = [], x.astype(np.float64)
+    objectives = []
+    x = x.astype(np.float64)
     for _ in range(iterations):
         squared = ((x[:, None] - centroids[None].astype(np.float64)) ** 2).sum(-1)
         labels = squared.argmin(1)
         objectives.append(squared.min(1).sum())
-        centroids = np.stack([x[labels == k].mean(0) for k in range(len(centroids))]).astype(np.float32)
+        centroids = np.stack([x[labels == k].mean(0) for k in range(len(centroids))]).astype(
+            np.float32
+        )
         centroids = to_unit(centroids) if unit else centroids
     return centroids, objectives
 
@@ -60,7 +65,9 @@ def test_well_separated_blobs_are_found(seeding):
 @pytest.mark.parametrize("seeding", ["k-means++", "k-means||", "random"])
 def test_seeds_are_rows_and_depend_on_the_seed_only(seeding):
     x = _blobs()[1]
-    seeds, again, other = (choose_seeds(points_in_memory(x, False), 30, seeding, 16, seed) for seed in (5, 5, 6))
+    seeds, again, other = (
+        choose_seeds(points_in_memory(x, False), 30, seeding, 16, seed) for seed in (5, 5, 6)
+    )
     np.testing.assert_array_equal(seeds, again)
     assert not np.array_equal(seeds, other)
     assert ((seeds[:, None] == x[None]).all(-1).any(1)).all()
@@ -72,13 +79,17 @@ def test_as_many_clusters_as_distinct_points_leave_no_error(seeding):
     distinct = _blobs(num_rows=25)[1]
     x = distinct[np.r_[np.arange(25), np.random.default_rng(0).integers(0, 3, 400)]]
     points = points_in_memory(x, False)
-    _, distances = assign(points, kmeans(points, 25, KMeansConfig(iterations=40, tolerance=0.0, seeding=seeding), 0))
+    _, distances = assign(
+        points, kmeans(points, 25, KMeansConfig(iterations=40, tolerance=0.0, seeding=seeding), 0)
+    )
     assert distances.max() < 1e-9
 
 
 def test_more_clusters_than_distinct_points_are_refused():
     x = np.repeat(_blobs(num_rows=7)[1], 10, axis=0)
-    with pytest.raises(ValueError, match=r"10 clusters exceed the number of distinct points \(7 among 70\)"):
+    with pytest.raises(
+        ValueError, match=r"10 clusters exceed the number of distinct points \(7 among 70\)"
+    ):
         kmeans(points_in_memory(x, False), 10, KMeansConfig(), 0)
     with pytest.raises(ValueError, match="80 clusters of 70 points"):
         kmeans(points_in_memory(x, False), 80, KMeansConfig(), 0)
@@ -104,9 +115,11 @@ class _Interrupted(Exception):
 
 
 def test_a_killed_run_continues_to_the_same_bits(tmp_path, monkeypatch):
-    points, config = points_in_memory(_blobs()[1], False), KMeansConfig(iterations=9, tolerance=0.0)
+    points = points_in_memory(_blobs()[1], False)
+    config = KMeansConfig(iterations=9, tolerance=0.0)
     whole = kmeans(points, 15, config, 0)
-    write, path = curation.clusters.kmeans._write, tmp_path / "state.npz"
+    write = curation.clusters.kmeans._write
+    path = tmp_path / "state.npz"
 
     def write_and_die(checkpoint, state):
         write(checkpoint, state)
@@ -121,13 +134,23 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, monkeypatch):
 
 
 def test_objective_never_rises(tmp_path):
-    kmeans(points_in_memory(_blobs()[1], False), 40, KMeansConfig(tolerance=-1.0), 0, tmp_path / "state.npz")
+    kmeans(
+        points_in_memory(_blobs()[1], False),
+        40,
+        KMeansConfig(tolerance=-1.0),
+        0,
+        tmp_path / "state.npz",
+    )
     assert (np.diff(np.load(tmp_path / "state.npz")["objectives"]) <= 1e-9).all()
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("num_workers", [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 4))])
-def test_the_same_bits_for_any_workers_and_shards(tmp_path, ray_session, embedding_spec, write_pool, num_workers):
+@pytest.mark.parametrize(
+    "num_workers", [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 4))]
+)
+def test_the_same_bits_for_any_workers_and_shards(
+    tmp_path, ray_session, embedding_spec, write_pool, num_workers
+):
     vectors = {CLS: _blobs(num_rows=20_000)[1][:, None]}
     spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=16)
     write_pool(tmp_path / "one", spec, (20_000,), vectors=vectors)
@@ -148,10 +171,12 @@ def test_the_same_bits_for_any_workers_and_shards(tmp_path, ray_session, embeddi
 
 def test_sums_of_a_span_are_of_the_centroids_it_meets():
     x = _blobs(num_rows=500)[1]
-    points, centroids = points_in_memory(x, False), _blobs(num_rows=2000, seed=1)[1]
+    points = points_in_memory(x, False)
+    centroids = _blobs(num_rows=2000, seed=1)[1]
     sums = Scanner().sums((100, 200), points, centroids)
     labels = assign(points, centroids)[0][100:200]
-    expected, counts = np.zeros((2000, 16)), np.zeros(2000, np.int64)
+    expected = np.zeros((2000, 16))
+    counts = np.zeros(2000, np.int64)
     for label, row in zip(labels, x[100:200].astype(np.float64), strict=True):
         expected[label] += row
         counts[label] += 1
@@ -167,7 +192,8 @@ def test_spans_keep_many_workers_busy():
 
 
 def test_a_subset_is_clustered_like_its_rows():
-    x, rows = _blobs()[1], np.sort(np.random.default_rng(0).choice(3000, 700, replace=False))
+    x = _blobs()[1]
+    rows = np.sort(np.random.default_rng(0).choice(3000, 700, replace=False))
     whole = Points(ArrayVectors(x), InProcess())
     config = KMeansConfig(iterations=3)
     expected = kmeans(points_in_memory(x[rows], False), 9, config, 0)

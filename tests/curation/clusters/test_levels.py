@@ -1,4 +1,6 @@
-"""Levels on disk: round trip by blocks, centroids mapped in any process, nothing left of what led there."""
+"""Levels on disk: round trip by blocks, centroids mapped in any process, nothing left of what led
+there.
+"""
 
 import pickle
 
@@ -8,7 +10,8 @@ import pytest
 from curation.clusters.levels import StoredCentroids, centroids_path, read_level, write_level
 from curation.clusters.vectors import to_unit
 
-LABELS, DISTANCES = np.arange(5, dtype=np.int32), np.linspace(0, 1, 5, dtype=np.float32)
+LABELS = np.arange(5, dtype=np.int32)
+DISTANCES = np.linspace(0, 1, 5, dtype=np.float32)
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [3, 3, 1200]])

@@ -1,4 +1,6 @@
-"""Two stages against their definition: exact labels within the first-stage cluster, any workers, interruptions."""
+"""Two stages against their definition: exact labels within the first-stage cluster, any workers,
+interruptions.
+"""
 
 import numpy as np
 import pytest

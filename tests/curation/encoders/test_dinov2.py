@@ -27,10 +27,13 @@ def published_forward(state: dict[str, Tensor], images: Tensor, num_heads: int) 
     """The published ViT, transcribed: tokens (CLS, registers, patches) after the last layer
     norm."""
     has_registers = "register_tokens" in state
-    patches = F.conv2d(images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=14)
+    patches = F.conv2d(
+        images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=14
+    )
     height, width = patches.shape[2:]
     patches = patches.flatten(2).transpose(1, 2)
-    dim, positions = patches.shape[2], state["pos_embed"]
+    dim = patches.shape[2]
+    positions = state["pos_embed"]
     side = math.isqrt(positions.shape[1] - 1)
     if (height, width) != (side, side):
         grid = positions[:, 1:].reshape(1, side, side, dim).permute(0, 3, 1, 2)
@@ -77,7 +80,9 @@ def published_mlp(block: dict[str, Tensor], x: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [(224, 224), (98, 140)])
 @pytest.mark.parametrize("swiglu", [False, True])
 @pytest.mark.parametrize("registers", [0, 4])
-def test_encoder_equals_the_published_architecture(registers: int, swiglu: bool, size: tuple[int, int]) -> None:
+def test_encoder_equals_the_published_architecture(
+    registers: int, swiglu: bool, size: tuple[int, int]
+) -> None:
     architecture = VisionTransformer(48, 3, 3, registers, swiglu)
     state = dinov2.random_state(architecture, seed=1)
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
@@ -85,7 +90,9 @@ def test_encoder_equals_the_published_architecture(registers: int, swiglu: bool,
         cls, register_tokens, patches = dinov2.build(architecture, dinov2.hub_names(state))(images)
     expected = published_forward(state, images, architecture.num_heads)
     assert register_tokens.shape[1] == registers
-    torch.testing.assert_close(torch.cat((cls[:, None], register_tokens, patches), 1), expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.cat((cls[:, None], register_tokens, patches), 1), expected, atol=2e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("size", [224, 112])
@@ -95,7 +102,9 @@ def test_vit_small_equals_the_library_run_from_hub_names(size: int) -> None:
     config = transformers.Dinov2WithRegistersConfig(
         hidden_size=384, num_hidden_layers=12, num_attention_heads=6, patch_size=14, image_size=224
     )
-    library = transformers.Dinov2WithRegistersModel.from_pretrained(None, config=config, state_dict=state).eval()
+    library = transformers.Dinov2WithRegistersModel.from_pretrained(
+        None, config=config, state_dict=state
+    ).eval()
     images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         cls, registers, patches = dinov2.build(architecture, state)(images)
@@ -170,7 +179,9 @@ def test_franca_is_read_from_its_training_checkpoint(tmp_path: Path) -> None:
     with torch.no_grad():
         cls, _, patches = dinov2.build(architecture, read)(images)
     expected = published_forward(state, images, architecture.num_heads)
-    torch.testing.assert_close(torch.cat((cls[:, None], patches), 1), expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.cat((cls[:, None], patches), 1), expected, atol=2e-5, rtol=1e-4
+    )
 
 
 def test_weights_that_fit_two_backbones_must_be_named(tmp_path: Path) -> None:

@@ -54,18 +54,25 @@ def published_state(architecture: VisionTransformer) -> State:
         shapes |= {f"blocks.{index}.{name}": shape for name, shape in block.items()}
 
     state = {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    state = {name: value + 1 if "norm" in name and name.endswith("weight") else value for name, value in state.items()}
+    state = {
+        name: value + 1 if "norm" in name and name.endswith("weight") else value
+        for name, value in state.items()
+    }
 
     mask = torch.cat((torch.ones(dim), torch.zeros(dim), torch.ones(dim)))
     quarter = dim // architecture.num_heads // 4
     state["rope_embed.periods"] = 100.0 ** (torch.arange(quarter) / quarter)
-    return state | {f"blocks.{index}.attn.qkv.bias_mask": mask for index in range(architecture.depth)}
+    return state | {
+        f"blocks.{index}.attn.qkv.bias_mask": mask for index in range(architecture.depth)
+    }
 
 
 def published_forward(state: State, images: Tensor, num_heads: int) -> Tensor:
     """The published ViT, transcribed: tokens (CLS, registers, patches) after the last layer
     norm."""
-    patches = F.conv2d(images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=16)
+    patches = F.conv2d(
+        images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=16
+    )
     height, width = patches.shape[2:]
     prefix = torch.cat((state["cls_token"], state["storage_tokens"]), 1).expand(len(images), -1, -1)
     x = torch.cat((prefix, patches.flatten(2).transpose(1, 2)), 1)
@@ -106,7 +113,9 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 def attention(block: State, x: Tensor, num_heads: int, angles: Tensor) -> Tensor:
     batch, tokens, dim = x.shape
     bias = block["attn.qkv.bias"] * block["attn.qkv.bias_mask"]
-    qkv = F.linear(x, block["attn.qkv.weight"], bias).view(batch, tokens, 3, num_heads, dim // num_heads)
+    qkv = F.linear(x, block["attn.qkv.weight"], bias).view(
+        batch, tokens, 3, num_heads, dim // num_heads
+    )
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     scores = rotate(q, angles) @ rotate(k, angles).transpose(-2, -1) * (dim // num_heads) ** -0.5
     mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, tokens, dim)
@@ -124,7 +133,9 @@ def test_encoder_equals_the_published_architecture(size: tuple[int, int]) -> Non
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     cls, registers, patches = dinov3.build(TINY, state)(images)
     expected = published_forward(state, images, TINY.num_heads)
-    torch.testing.assert_close(torch.cat((cls[:, None], registers, patches), 1), expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.cat((cls[:, None], registers, patches), 1), expected, atol=2e-5, rtol=1e-4
+    )
 
 
 @torch.no_grad()
@@ -134,7 +145,9 @@ def test_vit_small_equals_the_library() -> None:
     library = transformers.DINOv3ViTModel(dinov3.library_config(architecture)).eval()
     library.load_state_dict(state)
     images = torch.randn(1, 3, 64, 48, generator=torch.Generator().manual_seed(2))
-    tokens = torch.cat([part.reshape(1, -1, 384) for part in dinov3.build(architecture, state)(images)], 1)
+    tokens = torch.cat(
+        [part.reshape(1, -1, 384) for part in dinov3.build(architecture, state)(images)], 1
+    )
     torch.testing.assert_close(tokens, library(images).last_hidden_state)
 
 

@@ -22,7 +22,9 @@ def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         if ".attention.q_proj." in name:
             parts = [state[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
-            published = name.replace("encoder.layer", f"{prefix}blocks").replace("attention.q_proj", "attn.qkv")
+            published = name.replace("encoder.layer", f"{prefix}blocks").replace(
+                "attention.q_proj", "attn.qkv"
+            )
             renamed[published] = torch.cat(parts)
             continue
         for ours, theirs in (
@@ -49,13 +51,16 @@ def test_tokens_equal_the_library() -> None:
     images = torch.rand(2, 3, 48, 64)
     cls, registers, patches = radio.build(TINY, state)(images)
     expected = library(images)
-    torch.testing.assert_close(torch.cat((cls[:, None], registers), 1), expected.last_hidden_state[:, :10])
+    torch.testing.assert_close(
+        torch.cat((cls[:, None], registers), 1), expected.last_hidden_state[:, :10]
+    )
     torch.testing.assert_close(patches, expected.features)
 
 
 def test_sizes_are_those_that_the_library_publishes() -> None:
     """The library's defaults are C-RADIOv4-H's."""
-    architecture, config = RADIO["c-radio-v4-h"], transformers.RadioConfig()
+    architecture = RADIO["c-radio-v4-h"]
+    config = transformers.RadioConfig()
     assert radio.library_config(architecture).to_dict() == config.to_dict()
 
 

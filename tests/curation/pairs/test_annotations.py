@@ -1,4 +1,6 @@
-"""Karpathy, COCO, captions files and text files beside images: their splits, keys and bad records."""
+"""Karpathy, COCO, captions files and text files beside images: their splits, keys and bad
+records.
+"""
 
 import json
 from pathlib import Path
@@ -62,9 +64,13 @@ def test_restval_belongs_to_train(images: Path) -> None:
 def test_coco_file_named_after_another_split_is_not_taken(images: Path) -> None:
     write_coco(images)
     assert captions_of(read_all(images)) == CAPTIONS
-    with pytest.raises(ValueError, match=r"split 'val' is empty: all 1 .*, annotations/captions_train2017\.json"):
+    with pytest.raises(
+        ValueError, match=r"split 'val' is empty: all 1 .*, annotations/captions_train2017\.json"
+    ):
         read_all(images, split="val")
-    given = (images / "annotations" / "captions_train2017.json").rename(images / "captions_train.json")
+    given = (images / "annotations" / "captions_train2017.json").rename(
+        images / "captions_train.json"
+    )
     assert captions_of(read_all(given, split="val")) == CAPTIONS
     given.rename(images / "latest.json")
     assert captions_of(read_all(images)) == captions_of(read_all(images, split="")) == CAPTIONS
@@ -76,13 +82,20 @@ def test_captions_files_of_folders_named_after_splits_are_those_of_the_split(
     for seed, split in enumerate(("test", "train", "validation"), start=3):
         (images / split).mkdir()
         (images / split / f"{split}.jpg").write_bytes(encoded(picture(seed)))
-        (images / split / "metadata.jsonl").write_text(json.dumps({"file_name": f"{split}.jpg", "text": split}))
+        (images / split / "metadata.jsonl").write_text(
+            json.dumps({"file_name": f"{split}.jpg", "text": split})
+        )
     for source in (images, as_tar(images, tmp_path / "x.tar")):
         assert captions_of(read_all(source)) == {"train.jpg": ["train"]}
         assert captions_of(read_all(source, split="val")) == {"validation.jpg": ["validation"]}
         splits = ("test", "train", "validation")
-        assert captions_of(read_all(source, split="")) == {f"{split}/{split}.jpg": [split] for split in splits}
-    with pytest.raises(ValueError, match=r"'dev' is empty: all 3 files are named after another, test/metadata\.jsonl"):
+        assert captions_of(read_all(source, split="")) == {
+            f"{split}/{split}.jpg": [split] for split in splits
+        }
+    with pytest.raises(
+        ValueError,
+        match=r"'dev' is empty: all 3 files are named after another, test/metadata\.jsonl",
+    ):
         read_all(images, split="dev")
     assert captions_of(read_all(images / "test" / "metadata.jsonl")) == {"test.jpg": ["test"]}
 
@@ -104,14 +117,18 @@ def test_of_cocos_other_files_only_the_beginning_is_read(images: Path) -> None:
 def test_captions_files_of_several_folders_are_all_read_and_their_keys_told_apart(
     tmp_path: Path, picture: Draw, encoded: Encode
 ) -> None:
-    for number, texts in enumerate(({"a.jpg": "a cat"}, {"a.jpg": "a dog", "gone.jpg": "gone"}, {})):
+    for number, texts in enumerate(
+        ({"a.jpg": "a cat"}, {"a.jpg": "a dog", "gone.jpg": "gone"}, {})
+    ):
         folder = tmp_path / f"{number:03d}"
         folder.mkdir()
         (folder / "a.jpg").write_bytes(encoded(picture(number)))
         (folder / "captions.json").write_text(json.dumps(texts))
     rows = read_all(tmp_path)
     assert captions_of(rows[:2]) == {"000/a.jpg": ["a cat"], "001/a.jpg": ["a dog"]}
-    assert [row.image for row in rows[:2]] == [(tmp_path / row.key).read_bytes() for row in rows[:2]]
+    assert [row.image for row in rows[:2]] == [
+        (tmp_path / row.key).read_bytes() for row in rows[:2]
+    ]
     assert reasons_of(rows[2:]) == {"001/gone.jpg": "missing file"}
     (tmp_path / "metadata.csv").write_text("image,caption\n000/a.jpg,nearest the root\n")
     captions = {"000/a.jpg": ["a cat", "nearest the root"], "001/a.jpg": ["a dog"]}
@@ -119,7 +136,9 @@ def test_captions_files_of_several_folders_are_all_read_and_their_keys_told_apar
 
 
 def test_odd_captions_are_kept_in_one_clean_line(images: Path) -> None:
-    (images / "captions.json").write_text(json.dumps({"a.jpg": ODD_CAPTIONS, "b.jpg": ["\ud83d half", "z" * 10_001]}))
+    (images / "captions.json").write_text(
+        json.dumps({"a.jpg": ODD_CAPTIONS, "b.jpg": ["\ud83d half", "z" * 10_001]})
+    )
     found = captions_of(read_all(images))
     assert found["a.jpg"] == [*ODD_CAPTIONS[:3], "two lines and NUL"]
     assert found["b.jpg"] == ["? half", "z" * 10_000]
@@ -154,9 +173,16 @@ def test_stray_quote_in_a_comma_separated_file_names_its_line(images: Path) -> N
     }
 
 
-def test_commas_of_a_caption_without_quotes_are_the_captions_or_make_the_record_unreadable(images: Path) -> None:
-    (images / "captions.csv").write_text("image,caption\na.jpg,a cat, a dog,and a cow\nb.jpg,a dog\n")
-    assert captions_of(read_all(images)) == {"a.jpg": ["a cat, a dog,and a cow"], "b.jpg": ["a dog"]}
+def test_commas_of_a_caption_without_quotes_are_the_captions_or_make_the_record_unreadable(
+    images: Path,
+) -> None:
+    (images / "captions.csv").write_text(
+        "image,caption\na.jpg,a cat, a dog,and a cow\nb.jpg,a dog\n"
+    )
+    assert captions_of(read_all(images)) == {
+        "a.jpg": ["a cat, a dog,and a cow"],
+        "b.jpg": ["a dog"],
+    }
     (images / "captions.csv").write_text("caption,image\na cat, a dog,a.jpg\na dog,b.jpg\n")
     rows = read_all(images)
     assert captions_of(rows[:1]) == {"b.jpg": ["a dog"]}
@@ -165,8 +191,14 @@ def test_commas_of_a_caption_without_quotes_are_the_captions_or_make_the_record_
 
 @pytest.mark.parametrize("stray", ['"stop" says the sign', '"she said', 'the "A" sign'])
 def test_quotes_in_tab_separated_captions_are_kept(images: Path, stray: str) -> None:
-    (images / "captions.tsv").write_text(f"image\tcaption\na.jpg\t{stray}\nb.jpg\ta dog\nsub/c.jpg\ta cow\n")
-    assert captions_of(read_all(images)) == {"a.jpg": [stray], "b.jpg": ["a dog"], "sub/c.jpg": ["a cow"]}
+    (images / "captions.tsv").write_text(
+        f"image\tcaption\na.jpg\t{stray}\nb.jpg\ta dog\nsub/c.jpg\ta cow\n"
+    )
+    assert captions_of(read_all(images)) == {
+        "a.jpg": [stray],
+        "b.jpg": ["a dog"],
+        "sub/c.jpg": ["a cow"],
+    }
 
 
 def test_well_quoted_tab_separated_captions_lose_their_quotes(images: Path) -> None:
@@ -174,7 +206,13 @@ def test_well_quoted_tab_separated_captions_lose_their_quotes(images: Path) -> N
     assert captions_of(read_all(images)) == {"a.jpg": ['a "big" dog']}
 
 
-ODD_RECORDS = [["a.jpg", "a cat"], 5, None, {"caption": "no image"}, {"image": "", "caption": "no name"}]
+ODD_RECORDS = [
+    ["a.jpg", "a cat"],
+    5,
+    None,
+    {"caption": "no image"},
+    {"image": "", "caption": "no name"},
+]
 
 
 @pytest.mark.parametrize("name", ["captions.json", "captions.jsonl"])
@@ -183,23 +221,37 @@ def test_each_record_without_an_image_name_is_a_reject(images: Path, name: str) 
     lines = "\n".join(map(json.dumps, records))
     (images / name).write_text(lines if name.endswith("l") else json.dumps(records))
     rows = read_all(images)
-    assert reasons_of(rows[1:]) == {f"{name}:{number}": "unreadable record" for number in range(1, 6)}
+    assert reasons_of(rows[1:]) == {
+        f"{name}:{number}": "unreadable record" for number in range(1, 6)
+    }
     assert rows[0].captions == ("fine",)
 
 
 def test_odd_records_of_karpathy_and_coco_are_rejects(images: Path) -> None:
-    odd = [5, {"split": "train"}, {"filename": 5}, {"filename": "b.jpg", "filepath": None, "sentences": [None]}]
+    odd = [
+        5,
+        {"split": "train"},
+        {"filename": 5},
+        {"filename": "b.jpg", "filepath": None, "sentences": [None]},
+    ]
     (images / "dataset.json").write_text(json.dumps({"images": [*karpathy()[:1], *odd]}))
     rows = read_all(images / "dataset.json")
     assert rows[0].captions == ("a cat", "one cat")
     odd_numbers = {f"dataset.json:{number}": "unreadable record" for number in (2, 3, 4)}
     assert reasons_of(rows[1:]) == {"b.jpg": "empty caption"} | odd_numbers
     table = [{"id": 0, "file_name": "a.jpg"}, {"id": [1], "file_name": "b.jpg"}, {"id": 2}, 5]
-    captions = [{"image_id": 0, "caption": "a cat"}, {"caption": "whose?"}, {"image_id": [0], "caption": "x"}, 5]
+    captions = [
+        {"image_id": 0, "caption": "a cat"},
+        {"caption": "whose?"},
+        {"image_id": [0], "caption": "x"},
+        5,
+    ]
     (images / "coco.json").write_text(json.dumps({"images": table, "annotations": captions}))
     rows = read_all(images / "coco.json")
     assert rows[0].captions == ("a cat",)
-    expected = [f"coco.json:{table}:{number}" for table in ("annotations", "images") for number in (2, 3, 4)]
+    expected = [
+        f"coco.json:{table}:{number}" for table in ("annotations", "images") for number in (2, 3, 4)
+    ]
     assert reasons_of(rows[1:]) == dict.fromkeys(expected, "unreadable record")
 
 
@@ -215,7 +267,15 @@ def test_a_missing_image_is_not_replaced_by_another_of_its_name(images: Path) ->
         (images / folder).mkdir(parents=True)
         (images / folder / "1.jpg").write_bytes((images / "a.jpg").read_bytes())
     (images / "lists").mkdir()
-    names = ["cat/1.jpg", "cow/1.jpg", "1.jpg", "../dog/1.jpg", "/home/me/data/sub/c.jpg", "c.jpg", "data/a.jpg"]
+    names = [
+        "cat/1.jpg",
+        "cow/1.jpg",
+        "1.jpg",
+        "../dog/1.jpg",
+        "/home/me/data/sub/c.jpg",
+        "c.jpg",
+        "data/a.jpg",
+    ]
     (images / "lists" / "captions.json").write_text(json.dumps(dict.fromkeys(names, "text")))
     rows = read_all(images)
     ambiguous = dict.fromkeys(["cow/1.jpg", "1.jpg"], "ambiguous name")
@@ -225,7 +285,12 @@ def test_a_missing_image_is_not_replaced_by_another_of_its_name(images: Path) ->
 
 def test_karpathys_sentences_may_be_text_objects_or_tokens() -> None:
     sentences = ["bare", {"raw": "raw"}, {"tokens": ["only", "tokens"]}, {}]
-    content = {"images": [{"filename": "a.jpg", "filepath": "x", "split": "val", "sentences": sentences}, {"split": 5}]}
+    content = {
+        "images": [
+            {"filename": "a.jpg", "filepath": "x", "split": "val", "sentences": sentences},
+            {"split": 5},
+        ]
+    }
     assert annotation_kind(content) == "karpathy"
     assert annotated_images(content) == [
         AnnotatedImage("1", "a.jpg", "x", "val", ("bare", "raw", "only tokens", None)),
@@ -250,6 +315,11 @@ def test_cocos_ids_may_be_numbers_or_text_and_captions_of_no_image_are_records_t
 
 
 def test_annotations_without_captions_are_told_apart() -> None:
-    boxes = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}]}
+    boxes = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}],
+    }
     assert annotation_kind(boxes) == "coco without captions"
-    assert [annotation_kind(content) for content in (5, [], {"images": 5}, {"images": [5]})] == [None] * 4
+    assert [annotation_kind(content) for content in (5, [], {"images": 5}, {"images": [5]})] == [
+        None
+    ] * 4

@@ -1,4 +1,6 @@
-"""Which fields are the image and the caption: known names, values, settings, and errors that name the candidates."""
+"""Which fields are the image and the caption: known names, values, settings, and errors that name
+the candidates.
+"""
 
 from typing import Any
 
@@ -26,31 +28,62 @@ def chosen(record: dict[str, Any], **options: str) -> tuple[str, list[str]]:
         ({"file_name": "a.jpg", "prompt": "a cat"}, "file_name", ["a cat"]),
         ({"URL": "http://x/a.jpg", "image": "a.jpg", "TEXT": "a cat"}, "image", ["a cat"]),
         ({"image": "a.jpg", "blip_caption": "a cat", "width": 5}, "image", ["a cat"]),
-        ({"image": "a.jpg", "caption_0": "a cat", "caption_1": "one cat"}, "image", ["a cat", "one cat"]),
+        (
+            {"image": "a.jpg", "caption_0": "a cat", "caption_1": "one cat"},
+            "image",
+            ["a cat", "one cat"],
+        ),
         ({"picture": "x/a.PNG", "text": "a cat"}, "picture", ["a cat"]),
         ({"pixels": b"...", "text": "a cat"}, "pixels", ["a cat"]),
         ({"photo": {"bytes": b"...", "path": None}, "alt-text": "a cat"}, "photo", ["a cat"]),
         ({"id": "1", "image": "a.jpg", "conversations": TALK}, "image", ["a cat"]),
         ({"image_id": "00ab", "caption_str": "a cat", "width": 5}, "image_id", ["a cat"]),
-        ({"image": "a.jpg", "texts": [["alt", "a cat"], ["title", "one cat"]]}, "image", ["a cat", "one cat"]),
-        ({"image": "a.jpg", "sentences": [{"raw": "a cat"}, "one cat"]}, "image", ["a cat", "one cat"]),
         (
-            {"image": "a.jpg", "messages": [{"role": "assistant", "content": [{"type": "text", "text": "a cat"}]}]},
+            {"image": "a.jpg", "texts": [["alt", "a cat"], ["title", "one cat"]]},
+            "image",
+            ["a cat", "one cat"],
+        ),
+        (
+            {"image": "a.jpg", "sentences": [{"raw": "a cat"}, "one cat"]},
+            "image",
+            ["a cat", "one cat"],
+        ),
+        (
+            {
+                "image": "a.jpg",
+                "messages": [{"role": "assistant", "content": [{"type": "text", "text": "a cat"}]}],
+            },
             "image",
             ["a cat"],
         ),
     ],
 )
-def test_fields_are_told_by_known_names_and_values(record: dict, image: str, captions: list[str]) -> None:
+def test_fields_are_told_by_known_names_and_values(
+    record: dict, image: str, captions: list[str]
+) -> None:
     assert chosen(record) == (image, captions)
 
 
 @pytest.mark.parametrize(
     ("setting", "captions"),
-    [("talk.1.value", ["a cat"]), ("c_*", ["one", "two"]), ("inner.deep", ["three"]), ("C_1", ["two"])],
+    [
+        ("talk.1.value", ["a cat"]),
+        ("c_*", ["one", "two"]),
+        ("inner.deep", ["three"]),
+        ("C_1", ["two"]),
+    ],
 )
-def test_a_setting_is_a_name_a_path_or_a_pattern_and_comes_first(setting: str, captions: list[str]) -> None:
-    record = {"image": "a.jpg", "caption": "no", "talk": TALK, "c_0": "one", "c_1": "two", "inner": {"deep": "three"}}
+def test_a_setting_is_a_name_a_path_or_a_pattern_and_comes_first(
+    setting: str, captions: list[str]
+) -> None:
+    record = {
+        "image": "a.jpg",
+        "caption": "no",
+        "talk": TALK,
+        "c_0": "one",
+        "c_1": "two",
+        "inner": {"deep": "three"},
+    }
     assert chosen(record, caption_column=setting) == ("image", captions)
     assert chosen(record | {"other": "b.jpg"}, image_column="other")[0] == "other"
 
@@ -70,7 +103,10 @@ def test_a_setting_is_a_name_a_path_or_a_pattern_and_comes_first(setting: str, c
             {"image": "a.jpg", "width": 5},
             r"no caption column .*its columns: image, width.*caption-column",
         ),
-        ({"url": "http://x/a.jpg", "caption": "x", "key": "0"}, "no image column .*url holds addresses.*img2dataset"),
+        (
+            {"url": "http://x/a.jpg", "caption": "x", "key": "0"},
+            "no image column .*url holds addresses.*img2dataset",
+        ),
     ],
 )
 def test_what_cannot_be_told_names_the_candidates_and_the_flag(record: dict, message: str) -> None:
@@ -78,7 +114,9 @@ def test_what_cannot_be_told_names_the_candidates_and_the_flag(record: dict, mes
         chosen(record)
 
 
-@pytest.mark.parametrize("setting", ["image_column", "caption_column", "key_column", "split_column"])
+@pytest.mark.parametrize(
+    "setting", ["image_column", "caption_column", "key_column", "split_column"]
+)
 def test_a_setting_that_names_no_field_is_an_error(setting: str) -> None:
     with pytest.raises(FieldsError, match=r"'nothing'.*its columns: image, caption"):
         chosen({"image": "a.jpg", "caption": "x"}, **{setting: "nothing"})
@@ -111,11 +149,16 @@ def test_names_of_images_in_their_several_forms(value: object, expected: tuple[s
 
 def test_a_column_of_sentences_is_the_caption_whatever_its_name() -> None:
     first = [
-        {"file_name": f"{number}.jpg", "label": "cat", "additional_feature": "a cat on a mat"} for number in (1, 2)
+        {"file_name": f"{number}.jpg", "label": "cat", "additional_feature": "a cat on a mat"}
+        for number in (1, 2)
     ]
     names = list(first[0])
-    assert resolve_fields("metadata.csv", names, first, SourceConfig()).captions == ("additional_feature",)
+    assert resolve_fields("metadata.csv", names, first, SourceConfig()).captions == (
+        "additional_feature",
+    )
 
     two = [{**record, "other": "a mat below a cat"} for record in first]
-    with pytest.raises(FieldsError, match=r"several columns of sentences \(additional_feature, other\)"):
+    with pytest.raises(
+        FieldsError, match=r"several columns of sentences \(additional_feature, other\)"
+    ):
         resolve_fields("metadata.csv", [*names, "other"], two, SourceConfig())

@@ -12,7 +12,15 @@ import pytest
 from jaxtyping import Int64
 from PIL import Image, ImageOps, ImageSequence, PngImagePlugin
 
-from curation.pairs.images import MAX_PIXELS, PNG_MARK, ImageError, bytes_hash, decode, pixel_hash, thumbnail
+from curation.pairs.images import (
+    MAX_PIXELS,
+    PNG_MARK,
+    ImageError,
+    bytes_hash,
+    decode,
+    pixel_hash,
+    thumbnail,
+)
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
@@ -30,7 +38,9 @@ def test_png_pixels_come_back_exactly(picture: Draw, encoded: Encode) -> None:
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF"])
-def test_common_formats_decode_close_to_the_original(picture: Draw, encoded: Encode, format: str) -> None:
+def test_common_formats_decode_close_to_the_original(
+    picture: Draw, encoded: Encode, format: str
+) -> None:
     image = picture(1)
     decoded = decode(encoded(image, format))
     assert decoded.mode == "RGB"
@@ -48,7 +58,9 @@ def test_cmyk_jpeg_becomes_rgb(picture: Draw, encoded: Encode) -> None:
 def test_sixteen_bit_png_keeps_its_high_byte(encoded: Encode) -> None:
     values = np.arange(48 * 40, dtype=np.uint16).reshape(40, 48) * 33
     decoded = np.asarray(decode(encoded(Image.fromarray(values), "PNG")))
-    np.testing.assert_array_equal(decoded, np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2))
+    np.testing.assert_array_equal(
+        decoded, np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    )
 
 
 @pytest.mark.parametrize("num_bits", [8, 10, 12, 14])
@@ -68,7 +80,12 @@ def sixteen_bit_color_png(values: Int64[np.ndarray, "h w 3"]) -> bytes:
     height, width = values.shape[:2]
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    return PNG_MARK + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        PNG_MARK
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_sixteen_bit_color_keeps_its_high_byte_and_is_refused_where_that_is_empty() -> None:
@@ -101,7 +118,9 @@ def test_heic_without_its_reader_says_what_to_install(monkeypatch: pytest.Monkey
 
 def test_palette_png_becomes_rgb(picture: Draw, encoded: Encode) -> None:
     palette = picture(3).convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
-    np.testing.assert_array_equal(np.asarray(decode(encoded(palette, "PNG"))), np.asarray(palette.convert("RGB")))
+    np.testing.assert_array_equal(
+        np.asarray(decode(encoded(palette, "PNG"))), np.asarray(palette.convert("RGB"))
+    )
 
 
 def test_alpha_is_composited_on_white(encoded: Encode) -> None:
@@ -144,7 +163,10 @@ def test_fifty_megapixels_decode(encoded: Encode) -> None:
 def test_too_many_pixels_are_rejected_before_decoding(encoded: Encode) -> None:
     data = encoded(Image.new("1", (20_000, 10_000)), "PNG")
     assert reason_of(data) == "too many pixels"
-    assert reason_of(encoded(Image.new("1", (9_000, MAX_PIXELS // 9_000 + 1)), "PNG")) == "too many pixels"
+    assert (
+        reason_of(encoded(Image.new("1", (9_000, MAX_PIXELS // 9_000 + 1)), "PNG"))
+        == "too many pixels"
+    )
 
 
 def test_draft_shrinks_a_jpeg_but_not_below_what_is_asked(picture: Draw, encoded: Encode) -> None:
@@ -197,7 +219,8 @@ def test_float_pixels_are_rejected(encoded: Encode) -> None:
 
 
 def test_hashes_tell_files_and_pixels_apart(picture: Draw, encoded: Encode) -> None:
-    png, stored = encoded(picture(8), "PNG"), encoded(picture(8), "PNG", compress_level=0)
+    png = encoded(picture(8), "PNG")
+    stored = encoded(picture(8), "PNG", compress_level=0)
     assert bytes_hash(png) != bytes_hash(stored)
     assert pixel_hash(decode(png)) == pixel_hash(decode(stored)) != pixel_hash(picture(9))
 

@@ -16,7 +16,8 @@ def test_a_good_source_shows_its_layout_fields_splits_files_and_first_pairs(imag
     assert is_read
     for part in (
         "1 list (table)",
-        "captions.csv: table, delimited by comma, with header, quoted, utf-8; image 'image', caption 'caption'",
+        "captions.csv: table, delimited by comma, with header, quoted, utf-8; image 'image', "
+        "caption 'caption'",
         "reading train; no row names a split",
         "list 1, part of a pair 3",
         "pairs      3",
@@ -28,7 +29,9 @@ def test_a_good_source_shows_its_layout_fields_splits_files_and_first_pairs(imag
 
 
 def test_an_ambiguity_shows_the_candidates_and_the_flag(images: Path) -> None:
-    (images / "captions.csv").write_text("image,short_caption,long_caption\na.jpg,a cat,a cat on a mat\n")
+    (images / "captions.csv").write_text(
+        "image,short_caption,long_caption\na.jpg,a cat,a cat on a mat\n"
+    )
     text, is_read = inspect_source(images, SourceConfig())
     assert not is_read
     assert "several caption columns (short_caption, long_caption)" in text
@@ -38,5 +41,8 @@ def test_an_ambiguity_shows_the_candidates_and_the_flag(images: Path) -> None:
 
 
 def test_neither_torch_nor_ray_is_imported() -> None:
-    code = "import sys, curation.pairs.inspect; sys.exit(any(name in sys.modules for name in ('torch', 'ray')))"
+    code = (
+        "import sys, curation.pairs.inspect; sys.exit(any(name in sys.modules for name in "
+        "('torch', 'ray')))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,6 @@
-"""The decision what is read of a source: mixed layouts, several lists, what is left out, and the account of it all."""
+"""The decision what is read of a source: mixed layouts, several lists, what is left out, and the
+account of it all.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -54,13 +56,16 @@ def reasons(account: Account) -> dict[str, list[str]]:
 
 def coco(names: Sequence[str]) -> str:
     images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
-    captions = [{"image_id": number, "caption": f"text {name}"} for number, name in enumerate(names)]
+    captions = [
+        {"image_id": number, "caption": f"text {name}"} for number, name in enumerate(names)
+    ]
     return json.dumps({"images": images, "annotations": captions})
 
 
 def test_four_layouts_in_one_folder_are_all_read(write: Write) -> None:
     folder = write(
-        named(["list/a.jpg", "beside/b.jpg"]) | {"beside/b.txt": "b", "list/captions.csv": "image,text\na.jpg,a\n"}
+        named(["list/a.jpg", "beside/b.jpg"])
+        | {"beside/b.txt": "b", "list/captions.csv": "image,text\na.jpg,a\n"}
     )
     write_tar(folder / "shard.tar", [("c.jpg", b"c"), ("c.txt", b"c text")])
     pq.write_table(pa.table({"image": [b"d"], "text": ["d text"]}), folder / "table.parquet")
@@ -84,18 +89,24 @@ def test_too_much_that_is_not_read_stops_with_its_reason_and_the_flag(write: Wri
     files = named([f"{n}.jpg" for n in range(100)]) | {f"{n}.txt": "text" for n in range(97)}
     folder = write(files)
     with pytest.raises(
-        ValueError, match=r"3 of 197 .*without a caption.*97\.jpg, 98\.jpg, 99\.jpg.*--embed\.source\.unread-budget"
+        ValueError,
+        match=r"3 of 197 .*without a caption.*97\.jpg, 98\.jpg, 99\.jpg.*--embed\.source\.unread-budget",
     ):
         list_parts(SourceConfig(), folder)
     assert len(read_all(folder, unread_budget=0.02)) == 97
     assert reasons(opened(folder).account) == {
-        "an image without a caption: no list names it, and no text lies beside it": ["97.jpg", "98.jpg", "99.jpg"]
+        "an image without a caption: no list names it, and no text lies beside it": [
+            "97.jpg",
+            "98.jpg",
+            "99.jpg",
+        ]
     }
 
 
 def test_documents_and_other_files_are_counted_but_do_not_stop(write: Write) -> None:
     folder = write(
-        named(["a.jpg"]) | {"a.txt": "a", "README.txt": "About.", "stats.json": '{"count": 5}', "run.sh": "#"}
+        named(["a.jpg"])
+        | {"a.txt": "a", "README.txt": "About.", "stats.json": '{"count": 5}', "run.sh": "#"}
     )
     assert captions_of(read_all(folder, unread_budget=0.0)) == {"a.jpg": ["a"]}
     assert opened(folder).account.summary()["files_not_read"] == 3
@@ -117,25 +128,47 @@ def test_what_may_be_an_image_or_a_caption_and_is_not_read_stops(write: Write, n
         {"1.jpg": b"1.jpg", "1.json": '{"caption": "text", "width": 5}'},
         {"1.jpg": b"1.jpg", "1.json": '{"width": 5}', "1.txt": "text"},
         {"Images/1.jpg": b"1", "captions.txt": "image,caption\n1.jpg,text\n", "README.txt": "x"},
-        {"Images/1.jpg": b"1", "Flickr8k.token.txt": "1.jpg#0\ttext\n", "Flickr_8k.trainImages.txt": "1.jpg\n"},
+        {
+            "Images/1.jpg": b"1",
+            "Flickr8k.token.txt": "1.jpg#0\ttext\n",
+            "Flickr_8k.trainImages.txt": "1.jpg\n",
+        },
         {"1.jpg": b"1", "metadata.json": '{"/home/me/1": {"caption": "text", "tags": "x"}}'},
-        {"1.jpg": b"1", "x.json": '{"info": {}, "annotations": [{"image_id": "1", "caption": "text"}]}'},
-        {"1.jpg": b"1", "x.json": '{"data": [{"image_path": "train/1.jpg", "caption_str": "text", "set_name": "x"}]}'},
-        {"1.jpg": b"1", "x.json": '{"train": [{"image": "1.jpg", "caption": "text"}], "val": [{"image": "2.jpg"}]}'},
-        {"1.jpg": b"1", "x.json": '{"image": "1.jpg", "caption": "text"}\n{"image": "1.jpg", "caption": "text"}\n'},
+        {
+            "1.jpg": b"1",
+            "x.json": '{"info": {}, "annotations": [{"image_id": "1", "caption": "text"}]}',
+        },
+        {
+            "1.jpg": b"1",
+            "x.json": '{"data": [{"image_path": "train/1.jpg", "caption_str": "text", "set_name": "x"}]}',
+        },
+        {
+            "1.jpg": b"1",
+            "x.json": '{"train": [{"image": "1.jpg", "caption": "text"}], "val": [{"image": "2.jpg"}]}',
+        },
+        {
+            "1.jpg": b"1",
+            "x.json": '{"image": "1.jpg", "caption": "text"}\n{"image": "1.jpg", "caption": "text"}\n',
+        },
         {"img/1.jpg": b"1", "captions.csv": "image,caption\nimg\\1.jpg,text\n"},
         {"img/1.jpg": b"1", "captions.csv": "image,caption\nimg//1.jpg,text\n"},
         {"cafe\u0301/1.jpg": b"1", "captions.csv": "image,caption\ncaf\u00e9/1.jpg,text\n"},
     ],
 )
-def test_conventions_of_others_come_as_they_are(write: Write, files: dict[str, bytes | str]) -> None:
+def test_conventions_of_others_come_as_they_are(
+    write: Write, files: dict[str, bytes | str]
+) -> None:
     ((_, captions),) = captions_of(read_all(write(files), unread_budget=0.0)).items()
     assert captions == ["text"]
 
 
 def test_img2datasets_files_are_pairs_and_its_tables_are_not(write: Write) -> None:
-    folder = write({"00000/0.jpg": b"x", "00000/0.txt": "text", "00000/0.json": '{"url": "http://x/a.jpg"}'})
-    table = pa.table({"url": ["http://x/a.jpg"], "caption": ["text"], "key": ["0"], "status": ["success"]})
+    folder = write(
+        {"00000/0.jpg": b"x", "00000/0.txt": "text", "00000/0.json": '{"url": "http://x/a.jpg"}'}
+    )
+    table = pa.table(
+        {"url": ["http://x/a.jpg"], "caption": ["text"], "key": ["0"], "status": ["success"]}
+    )
     pq.write_table(table, folder / "00000.parquet")
     assert captions_of(read_all(folder, unread_budget=0.0)) == {"00000/0.jpg": ["text"]}
 
@@ -147,30 +180,53 @@ def test_all_lists_are_read_and_captions_of_one_image_are_joined(write: Write) -
         "metadata.jsonl": '{"file_name": "b.jpg", "text": "three"}\n{"file_name": "c.jpg", "text": "four"}\n',
     }
     folder = write(files | lists)
-    assert captions_of(read_all(folder)) == {"a.jpg": ["one"], "b.jpg": ["two", "three"], "c.jpg": ["four"]}
+    assert captions_of(read_all(folder)) == {
+        "a.jpg": ["one"],
+        "b.jpg": ["two", "three"],
+        "c.jpg": ["four"],
+    }
     assert any("1 images are in several lists" in note for note in opened(folder).account.notes)
 
 
 def test_a_list_of_which_no_image_is_here_gives_way_to_one_that_fits(write: Write) -> None:
     def listing(names: Sequence[str]) -> str:
-        images = [{"filename": name, "split": "train", "sentences": [{"raw": "text"}]} for name in names]
+        images = [
+            {"filename": name, "split": "train", "sentences": [{"raw": "text"}]} for name in names
+        ]
         return json.dumps({"images": images})
 
-    folder = write(named(["b.jpg"]) | {"dataset_1.json": listing(["a.jpg"]), "dataset_2.json": listing(["b.jpg"])})
+    folder = write(
+        named(["b.jpg"])
+        | {"dataset_1.json": listing(["a.jpg"]), "dataset_2.json": listing(["b.jpg"])}
+    )
     assert images_of(folder, unread_budget=0.0) == {"b.jpg": b"b.jpg"}
-    assert any(note.startswith("dataset_1.json: none of the 1 images") for note in opened(folder).account.notes)
+    assert any(
+        note.startswith("dataset_1.json: none of the 1 images")
+        for note in opened(folder).account.notes
+    )
 
 
 def test_cocos_lists_mean_the_images_of_their_own_folder(write: Write) -> None:
     images = named(["train2017/1.jpg", "val2017/1.jpg"])
-    folder = write(images | {f"annotations/captions_{split}2017.json": coco(["1.jpg"]) for split in ("train", "val")})
+    folder = write(
+        images
+        | {f"annotations/captions_{split}2017.json": coco(["1.jpg"]) for split in ("train", "val")}
+    )
     assert images_of(folder, unread_budget=0.0) == {"1.jpg": b"train2017/1.jpg"}
     assert images_of(folder, split="val", unread_budget=0.0) == {"1.jpg": b"val2017/1.jpg"}
 
 
-def test_an_image_that_karpathy_keeps_for_a_test_is_not_read_through_cocos_list(write: Write) -> None:
-    entries = [{"filename": f"{n}.jpg", "split": split, "sentences": ["x"]} for n, split in ((1, "train"), (2, "test"))]
-    lists = {"annotations/captions_train.json": coco(["1.jpg", "2.jpg"]), "x.json": json.dumps({"images": entries})}
+def test_an_image_that_karpathy_keeps_for_a_test_is_not_read_through_cocos_list(
+    write: Write,
+) -> None:
+    entries = [
+        {"filename": f"{n}.jpg", "split": split, "sentences": ["x"]}
+        for n, split in ((1, "train"), (2, "test"))
+    ]
+    lists = {
+        "annotations/captions_train.json": coco(["1.jpg", "2.jpg"]),
+        "x.json": json.dumps({"images": entries}),
+    }
     folder = write(named(["1.jpg", "2.jpg"]) | lists)
     assert captions_of(read_all(folder, unread_budget=0.0)) == {"1.jpg": ["x", "text 1.jpg"]}
 
@@ -184,7 +240,10 @@ def test_a_file_never_stands_in_for_images_of_several_folders(write: Write) -> N
 
 def test_a_name_that_fits_two_files_is_ambiguous_and_not_missing(write: Write) -> None:
     rows = read_all(
-        write(named(["x/1.jpg", "y/1.jpg", "2.jpg"]) | {"captions.csv": "image,caption\n1.jpg,x\n2.jpg,y\n"})
+        write(
+            named(["x/1.jpg", "y/1.jpg", "2.jpg"])
+            | {"captions.csv": "image,caption\n1.jpg,x\n2.jpg,y\n"}
+        )
     )
     assert reasons_of(rows) == {"1.jpg": "ambiguous name"}
     assert "x/1.jpg, y/1.jpg" in rows[0].detail
@@ -195,7 +254,10 @@ def test_lists_may_name_images_outside_the_source(write: Write) -> None:
     lines = f"image,caption\n../images/1.jpg,one\n{outside / '2.jpg'},two\n"
     folder = write({"captions.csv": lines}, "lists")
     for source in (folder, folder / "captions.csv"):
-        assert images_of(source, unread_budget=0.0) == {"../images/1.jpg": b"1.jpg", str(outside / "2.jpg"): b"2.jpg"}
+        assert images_of(source, unread_budget=0.0) == {
+            "../images/1.jpg": b"1.jpg",
+            str(outside / "2.jpg"): b"2.jpg",
+        }
         assert any("2 images of lists lie outside" in note for note in opened(source).account.notes)
 
 
@@ -217,24 +279,37 @@ def test_images_in_a_tar_beside_their_list_are_read(write: Write, in_one_tar: bo
 
 
 def test_texts_beside_images_that_a_list_names_are_chosen_by_a_flag(write: Write) -> None:
-    folder = write(named(["1.jpg"]) | {"1.txt": "0 0.5 0.5", "captions.csv": "image,caption\n1.jpg,a cat\n"})
+    folder = write(
+        named(["1.jpg"]) | {"1.txt": "0 0.5 0.5", "captions.csv": "image,caption\n1.jpg,a cat\n"}
+    )
     with pytest.raises(ValueError, match=r"1\.txt.*--embed\.source\.format list"):
         list_parts(SourceConfig(), folder)
     assert captions_of(read_all(folder, format="list", unread_budget=0.0)) == {"1.jpg": ["a cat"]}
-    assert captions_of(read_all(folder, format="text", unread_budget=0.0)) == {"1.jpg": ["0 0.5 0.5"]}
+    assert captions_of(read_all(folder, format="text", unread_budget=0.0)) == {
+        "1.jpg": ["0 0.5 0.5"]
+    }
 
 
 def test_a_split_named_among_other_words_is_read_and_said(write: Write) -> None:
-    files = named(["dolomites/1.jpg", "val_gardena/2.jpg"]) | {"dolomites/1.txt": "a", "val_gardena/2.txt": "b"}
+    files = named(["dolomites/1.jpg", "val_gardena/2.jpg"]) | {
+        "dolomites/1.txt": "a",
+        "val_gardena/2.txt": "b",
+    }
     folder = write(files)
     assert set(images_of(folder, unread_budget=0.0)) == {"dolomites/1.jpg", "val_gardena/2.jpg"}
-    assert any("val_gardena: 'val' is read as a word" in note for note in opened(folder).account.notes)
+    assert any(
+        "val_gardena: 'val' is read as a word" in note for note in opened(folder).account.notes
+    )
 
 
 @pytest.mark.parametrize("lines", ["captions", "one caption"])
-def test_lines_of_a_text_mean_the_same_in_a_folder_and_in_a_tar(write: Write, tmp_path: Path, lines: str) -> None:
+def test_lines_of_a_text_mean_the_same_in_a_folder_and_in_a_tar(
+    write: Write, tmp_path: Path, lines: str
+) -> None:
     folder = write(named(["1.jpg"]) | {"1.txt": "a cat\none cat\n"})
-    tar = write_tar(tmp_path / "x.tar", [(name, (folder / name).read_bytes()) for name in ("1.jpg", "1.txt")])
+    tar = write_tar(
+        tmp_path / "x.tar", [(name, (folder / name).read_bytes()) for name in ("1.jpg", "1.txt")]
+    )
     expected = ["a cat", "one cat"] if lines == "captions" else ["a cat one cat"]
     for source in (folder, tar):
         assert list(captions_of(read_all(source, text_lines=lines)).values()) == [expected]
@@ -246,16 +321,22 @@ def test_text_that_is_not_utf_8_is_a_reject_or_follows_the_setting(write: Write)
     assert reasons_of(read_all(write(files))) == {"1.jpg": "undecodable text"}
     assert captions_of(read_all(write(files), encoding="cp1252"))["1.jpg"] == [text]
     csv = {"captions.csv": b"image,caption\n1.jpg,caf\xe9\n2.jpg,fine\n"}
-    assert reasons_of(read_all(write(named(["1.jpg", "2.jpg"]) | csv, "list"))) == {"1.jpg": "undecodable text"}
+    assert reasons_of(read_all(write(named(["1.jpg", "2.jpg"]) | csv, "list"))) == {
+        "1.jpg": "undecodable text"
+    }
 
 
 @pytest.mark.parametrize("name", ["x.arrow", "x.xlsx", "x.pkl", "x.bin"])
 def test_files_of_unread_kinds_are_named(write: Write, name: str) -> None:
-    with pytest.raises(ValueError, match=r"which is not read: give a folder, an uncompressed \.tar, \.parquet"):
+    with pytest.raises(
+        ValueError, match=r"which is not read: give a folder, an uncompressed \.tar, \.parquet"
+    ):
         list_parts(SourceConfig(), write({name: b"\x00\x01binary\x00\x02\x03"}) / name)
 
 
-def test_links_and_names_without_suffix_are_known_by_their_first_bytes(write: Write, tmp_path: Path) -> None:
+def test_links_and_names_without_suffix_are_known_by_their_first_bytes(
+    write: Write, tmp_path: Path
+) -> None:
     folder = write({"x": b""})
     pq.write_table(pa.table({"image": [b"1"], "text": ["one"]}), folder / "9f86d0")
     write_tar(folder / "4e0740", [("1.jpg", b"1"), ("1.txt", b"one")])
@@ -265,7 +346,11 @@ def test_links_and_names_without_suffix_are_known_by_their_first_bytes(write: Wr
 
 
 def test_addresses_are_named_as_such(write: Write) -> None:
-    rows = read_all(write(named(["1.jpg"]) | {"captions.csv": "image,caption\n1.jpg,x\nhttps://x.org/2.jpg,y\n"}))
+    rows = read_all(
+        write(
+            named(["1.jpg"]) | {"captions.csv": "image,caption\n1.jpg,x\nhttps://x.org/2.jpg,y\n"}
+        )
+    )
     assert list(reasons_of(rows).values()) == ["image is an address"]
 
 
@@ -275,20 +360,29 @@ def test_a_blank_line_of_an_image_with_captions_is_counted(write: Write) -> None
 
 
 def test_json_lines_of_which_none_parses_say_why(write: Write) -> None:
-    folder = write(named(["1.jpg"]) | {"metadata.jsonl": '{"file_name": "1.jpg", "text": "x"},\n' * 2})
-    with pytest.raises(ValueError, match=r"metadata\.jsonl has no line that is JSON: line 1 is .*without commas"):
+    folder = write(
+        named(["1.jpg"]) | {"metadata.jsonl": '{"file_name": "1.jpg", "text": "x"},\n' * 2}
+    )
+    with pytest.raises(
+        ValueError, match=r"metadata\.jsonl has no line that is JSON: line 1 is .*without commas"
+    ):
         list_parts(SourceConfig(), folder)
 
 
 @pytest.mark.parametrize("orient", ["lists", "objects"])
 def test_columns_of_pandas_are_records(images: Path, orient: str) -> None:
     columns = {"image": list(CAPTIONS), "captions": list(CAPTIONS.values())}
-    by_number = {name: {str(number): value for number, value in enumerate(values)} for name, values in columns.items()}
+    by_number = {
+        name: {str(number): value for number, value in enumerate(values)}
+        for name, values in columns.items()
+    }
     (images / "captions.json").write_text(json.dumps(columns if orient == "lists" else by_number))
     assert captions_of(read_all(images)) == CAPTIONS
 
 
-def test_an_image_is_looked_for_by_its_id_where_its_path_is_that_of_another_folder(images: Path) -> None:
+def test_an_image_is_looked_for_by_its_id_where_its_path_is_that_of_another_folder(
+    images: Path,
+) -> None:
     (images / "train_images").mkdir()
     (images / "a.jpg").rename(images / "train_images" / "a.jpg")
     records = [{"image_id": "a", "image_path": "train/a.jpg", "caption_str": "text"}]
@@ -298,22 +392,30 @@ def test_an_image_is_looked_for_by_its_id_where_its_path_is_that_of_another_fold
 
 def test_names_as_in_addresses_are_files(images: Path) -> None:
     (images / "a.jpg").rename(images / "my cat.jpg")
-    (images / "captions.json").write_text(json.dumps({"my%20cat.jpg": "a cat", "b.jpg": "a dog", "sub/c.jpg": "a cow"}))
+    (images / "captions.json").write_text(
+        json.dumps({"my%20cat.jpg": "a cat", "b.jpg": "a dog", "sub/c.jpg": "a cow"})
+    )
     assert len(captions_of(read_all(images))) == 3
 
 
 @pytest.mark.parametrize("image", ["data:image/png;base64,AAAA", "A" * 5000])
 def test_an_image_inside_a_list_is_a_reject_of_few_words(images: Path, image: str) -> None:
-    lines = [{"image": name, "caption": "text"} for name in CAPTIONS] + [{"image": image, "caption": "text"}]
+    lines = [{"image": name, "caption": "text"} for name in CAPTIONS] + [
+        {"image": image, "caption": "text"}
+    ]
     (images / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
     reject = next(row for row in read_all(images) if isinstance(row, Reject))
     assert (reject.key, reject.reason) == ("captions.jsonl:4", "unreadable record")
     assert len(reject.detail) < 200
 
 
-def test_a_list_means_the_images_below_its_own_folder_where_others_have_the_same_names(write: Write) -> None:
+def test_a_list_means_the_images_below_its_own_folder_where_others_have_the_same_names(
+    write: Write,
+) -> None:
     files = named(["kaggle/Images/1.jpg", "beside/1.jpg"])
-    folder = write({**files, "beside/1.txt": "a dog", "kaggle/captions.txt": "image,caption\n1.jpg,a cat\n"})
+    folder = write(
+        {**files, "beside/1.txt": "a dog", "kaggle/captions.txt": "image,caption\n1.jpg,a cat\n"}
+    )
     rows = read_all(folder, unread_budget=0.0)
     assert {row.image: row.captions for row in rows} == {
         b"kaggle/Images/1.jpg": ("a cat",),

@@ -29,7 +29,9 @@ def test_parquet_images_as_bytes_structs_and_paths(images: Path, kind: str) -> N
     assert len(list_parts(SourceConfig(part_rows=2), images / "pairs.parquet")) == 2
 
 
-def test_parquet_columns_keys_split_and_bad_rows(images: Path, picture: Draw, encoded: Encode) -> None:
+def test_parquet_columns_keys_split_and_bad_rows(
+    images: Path, picture: Draw, encoded: Encode
+) -> None:
     image = encoded(picture(0))
     table = pa.table(
         {
@@ -58,9 +60,12 @@ def test_parquet_columns_keys_split_and_bad_rows(images: Path, picture: Draw, en
 def test_parquet_parts_are_no_longer_than_asked_and_cover_the_file_once(
     images: Path, row_group_size: int, part_rows: int, expected: list[int]
 ) -> None:
-    path, texts = images / "pairs.parquet", [f"text {number}" for number in range(1000)]
+    path = images / "pairs.parquet"
+    texts = [f"text {number}" for number in range(1000)]
     split = ["test" if number % 7 == 3 else "train" for number in range(1000)]
-    table = pa.table({"image": [b"%d" % number for number in range(1000)], "text": texts, "split": split})
+    table = pa.table(
+        {"image": [b"%d" % number for number in range(1000)], "text": texts, "split": split}
+    )
     pq.write_table(table, path, row_group_size=row_group_size)
     config = SourceConfig(part_rows=part_rows)
     parts = list_parts(config, path)
@@ -68,27 +73,38 @@ def test_parquet_parts_are_no_longer_than_asked_and_cover_the_file_once(
     rows = [row for part in parts for row in read_part(config, part)]
     assert rows == [
         Sample(f"pairs/{number:08d}", b"%d" % number, (texts[number],), row.source)
-        for row, number in zip(rows, (number for number in range(1000) if number % 7 != 3), strict=True)
+        for row, number in zip(
+            rows, (number for number in range(1000) if number % 7 != 3), strict=True
+        )
     ]
 
 
 @pytest.mark.parametrize("row_group_size", [2, 9])
 def test_parquet_keys_repeated_in_another_part_are_seen(images: Path, row_group_size: int) -> None:
-    keys, split = [1, 2, 1, 3, 4, 2, 5, 6, 6], ["train"] * 7 + ["test", "train"]
+    keys = [1, 2, 1, 3, 4, 2, 5, 6, 6]
+    split = ["train"] * 7 + ["test", "train"]
     table = pa.table({"image": [b"x"] * 9, "text": ["text"] * 9, "id": keys, "split": split})
     pq.write_table(table, images / "pairs.parquet", row_group_size=row_group_size)
     rows = read_all(images / "pairs.parquet", key_column="id", part_rows=2)
-    assert [row.key for row in rows if isinstance(row, Sample)] == [f"pairs/{key}" for key in (1, 2, 3, 4, 5, 6)]
+    assert [row.key for row in rows if isinstance(row, Sample)] == [
+        f"pairs/{key}" for key in (1, 2, 3, 4, 5, 6)
+    ]
     assert reasons_of(rows) == {"pairs/1": "duplicate key", "pairs/2": "duplicate key"}
-    assert len(list_parts(SourceConfig(key_column="id", part_rows=2), images / "pairs.parquet")) == 5
+    assert (
+        len(list_parts(SourceConfig(key_column="id", part_rows=2), images / "pairs.parquet")) == 5
+    )
 
 
 def test_parquet_without_the_column_names_those_it_has(tmp_path: Path) -> None:
     pq.write_table(pa.table({"pixels": [1], "alt": [""]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match=r"no image column .*its columns: pixels, alt.*source\.image_column"):
+    with pytest.raises(
+        ValueError, match=r"no image column .*its columns: pixels, alt.*source\.image_column"
+    ):
         list_parts(SourceConfig(), tmp_path / "x.parquet")
     pq.write_table(pa.table({"one": [b"x"], "two": [b"x"], "alt": [""]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match=r"several image columns \(one, two\).*--embed\.source\.image-column"):
+    with pytest.raises(
+        ValueError, match=r"several image columns \(one, two\).*--embed\.source\.image-column"
+    ):
         list_parts(SourceConfig(), tmp_path / "x.parquet")
 
 
@@ -122,14 +138,19 @@ def test_captions_lie_under_a_path_or_in_several_columns(images: Path) -> None:
     talk = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a cat"}]
     record = {"image": image, "talk": talk, "caption_0": "one", "caption_1": "two"}
     pq.write_table(pa.Table.from_pylist([record]), images / "x.parquet")
-    for setting, expected in ((None, ("one", "two")), ("talk.1.value", ("a cat",)), ("caption_1", ("two",))):
+    for setting, expected in (
+        (None, ("one", "two")),
+        ("talk.1.value", ("a cat",)),
+        ("caption_1", ("two",)),
+    ):
         (sample,) = read_all(images / "x.parquet", caption_column=setting)
         assert sample.captions == expected
 
 
 def test_metadata_parquet_names_images_beside_it(images: Path) -> None:
     pq.write_table(
-        pa.table({"file_name": ["a.jpg", "b.jpg"], "prompt": ["a cat", "a dog"]}), images / "metadata.parquet"
+        pa.table({"file_name": ["a.jpg", "b.jpg"], "prompt": ["a cat", "a dog"]}),
+        images / "metadata.parquet",
     )
     source = open_source(SourceConfig(), images)
     assert list(captions_of(read_all(images)).values()) == [["a cat"], ["a dog"]]

@@ -17,7 +17,10 @@ def photo(seed: int, size: tuple[int, int] = (400, 300)) -> Image.Image:
     pixels = np.full((size[1], size[0], 3), 128.0)
     for cells in (3, 6, 12, 24, 48):
         coarse = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
-        pixels += (np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), np.float64) - 128) * 0.45
+        pixels += (
+            np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), np.float64)
+            - 128
+        ) * 0.45
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
@@ -34,7 +37,9 @@ def bits_between(a: Image.Image, b: Image.Image) -> int:
         (lambda p: ImageEnhance.Contrast(ImageEnhance.Brightness(p).enhance(1.1)).enhance(1.1), 30),
     ],
 )
-def test_scaling_and_colors_change_few_bits(change: Callable[[Image.Image], Image.Image], most: int) -> None:
+def test_scaling_and_colors_change_few_bits(
+    change: Callable[[Image.Image], Image.Image], most: int
+) -> None:
     for seed in range(5):
         assert bits_between(photo(seed), change(photo(seed))) <= most
 
@@ -46,7 +51,9 @@ def test_other_pictures_differ_in_half_of_the_bits() -> None:
 
 
 def test_turned_hashes_are_those_of_turned_images() -> None:
-    """All eight orientations, each once; the bits between the median and its negative may differ."""
+    """All eight orientations, each once; the bits between the median and its negative may
+    differ.
+    """
     picture = photo(3)
     forms = [picture.transpose(Image.Transpose.TRANSPOSE), picture]
     forms = [flipped for form in forms for flipped in (form, ImageOps.mirror(form))]
@@ -74,10 +81,17 @@ def test_a_form_has_the_hash_of_the_altered_image(number: int) -> None:
         width, height = picture.size
         border = round(max(0.0, -window.left) * width), round(max(0.0, -window.top) * height)
         if any(border):
-            altered = Image.new("RGB", (width + 2 * border[0], height + 2 * border[1]), (int(window.fill),) * 3)
+            altered = Image.new(
+                "RGB", (width + 2 * border[0], height + 2 * border[1]), (int(window.fill),) * 3
+            )
             altered.paste(picture, border)
         else:
-            box = window.left * width, window.top * height, window.right * width, window.bottom * height
+            box = (
+                window.left * width,
+                window.top * height,
+                window.right * width,
+                window.bottom * height,
+            )
             altered = picture.crop(tuple(round(side) for side in box))
         expected = pdq_hashes(picture, NUM_HASHES)[number]
         assert np.bitwise_count(expected ^ pdq_hashes(altered)[0]).sum() <= 24

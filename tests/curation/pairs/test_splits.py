@@ -4,7 +4,14 @@ import pytest
 
 from curation.pairs.splits import Splits
 
-OF_ALL = ["a.tar", "000/captions.json", "latest.json", "evaluation/trainees.csv", "trainval.json", "restval.tar"]
+OF_ALL = [
+    "a.tar",
+    "000/captions.json",
+    "latest.json",
+    "evaluation/trainees.csv",
+    "trainval.json",
+    "restval.tar",
+]
 
 
 def others(names: list[str], split: str) -> list[str]:
@@ -39,7 +46,9 @@ def test_one_folder_of_another_split_is_enough(name: str) -> None:
     assert others([name], "test") == [name]
 
 
-@pytest.mark.parametrize("name", ["val_gardena/a.json", "colour-test-charts-00.tar", "dev-boards/a.csv"])
+@pytest.mark.parametrize(
+    "name", ["val_gardena/a.json", "colour-test-charts-00.tar", "dev-boards/a.csv"]
+)
 def test_a_split_among_other_words_counts_only_beside_a_name_of_the_wanted_split(name: str) -> None:
     folder = name.partition("/")[0]
     splits = Splits([name, "dolomites/a.json"], "train")

@@ -27,7 +27,9 @@ def captions_of(text: str, name: str = "captions.csv", **options: str) -> dict[o
         ("x.csv", 'id,"a;b",file_name', ","),
     ],
 )
-def test_the_delimiter_is_the_one_that_cuts_out_known_fields(name: str, header: str, delimiter: str) -> None:
+def test_the_delimiter_is_the_one_that_cuts_out_known_fields(
+    name: str, header: str, delimiter: str
+) -> None:
     assert find_dialect(name, header) == (delimiter, True)
 
 
@@ -40,9 +42,15 @@ def test_open_clips_tables_have_tabs_in_a_csv() -> None:
 
 
 def test_flickr30ks_blanks_around_its_delimiter_are_no_part_of_names() -> None:
-    table = parse_table("results.csv", "image_name| comment_number| comment\na.jpg| 0| A cat, so .\n", SourceConfig())
+    table = parse_table(
+        "results.csv",
+        "image_name| comment_number| comment\na.jpg| 0| A cat, so .\n",
+        SourceConfig(),
+    )
     assert table.names == ["image_name", "comment_number", "comment"]
-    assert table.records == [{"image_name": "a.jpg", "comment_number": "0", "comment": "A cat, so ."}]
+    assert table.records == [
+        {"image_name": "a.jpg", "comment_number": "0", "comment": "A cat, so ."}
+    ]
 
 
 def test_excels_line_of_the_separator_is_no_header() -> None:
@@ -50,7 +58,9 @@ def test_excels_line_of_the_separator_is_no_header() -> None:
 
 
 def test_a_first_line_with_an_image_is_no_header() -> None:
-    table = parse_table("Flickr8k.token.txt", "a.jpg#0\ta cat\na.jpg#1\ta black cat\n", SourceConfig())
+    table = parse_table(
+        "Flickr8k.token.txt", "a.jpg#0\ta cat\na.jpg#1\ta black cat\n", SourceConfig()
+    )
     assert table.records == [{"0": "a.jpg#0", "1": "a cat"}, {"0": "a.jpg#1", "1": "a black cat"}]
 
 
@@ -68,7 +78,9 @@ def test_quotes_that_would_swallow_lines_are_text(delimiter: str) -> None:
 
 def test_quotes_that_swallow_lines_among_others_that_are_needed_name_the_line() -> None:
     text = 'image,caption\na.jpg,"one, two"\nb.jpg,"Sunrise\nc.jpg,24"\n'
-    with pytest.raises(ValueError, match=r"captions\.csv cannot be parsed \(a quote swallows .*line 3"):
+    with pytest.raises(
+        ValueError, match=r"captions\.csv cannot be parsed \(a quote swallows .*line 3"
+    ):
         parse_table("captions.csv", text, SourceConfig())
 
 
@@ -84,4 +96,6 @@ def test_fields_may_be_long() -> None:
 
 def test_rows_wider_than_their_header_are_captions_with_delimiters_or_unreadable() -> None:
     assert captions_of("image,caption\na.jpg,a cat, a dog\n") == {"a.jpg": "a cat, a dog"}
-    assert parse_table("x.csv", "caption,image\na cat, a dog,a.jpg\n", SourceConfig()).records == [{}]
+    assert parse_table("x.csv", "caption,image\na cat, a dog,a.jpg\n", SourceConfig()).records == [
+        {}
+    ]

@@ -89,7 +89,10 @@ def test_sparse_members_are_read_with_their_holes(tmp_path: Path, format: str) -
 
 def test_doubled_slashes_are_one_and_hidden_members_are_left_out(tmp_path: Path) -> None:
     members = [("./a//b.jpg", b"1"), (".DS_Store", b"2"), ("a/._b.jpg", b"3"), ("/abs.jpg", b"4")]
-    assert [member.name for member in tar_members(write_tar(tmp_path / "x.tar", members))] == ["a/b.jpg", "abs.jpg"]
+    assert [member.name for member in tar_members(write_tar(tmp_path / "x.tar", members))] == [
+        "a/b.jpg",
+        "abs.jpg",
+    ]
 
 
 def test_samples_that_lie_apart_are_joined(tmp_path: Path, picture: Draw, encoded: Encode) -> None:
@@ -102,7 +105,9 @@ def test_samples_that_lie_apart_are_joined(tmp_path: Path, picture: Draw, encode
 
 def test_many_samples_that_lie_apart_are_joined(tmp_path: Path) -> None:
     members = [(f"{n:03d}.{suffix}", b"x") for suffix in ("jpg", "txt") for n in range(200)]
-    assert list(captions_of(read_all(write_tar(tmp_path / "x.tar", members)))) == [f"{n:03d}" for n in range(200)]
+    assert list(captions_of(read_all(write_tar(tmp_path / "x.tar", members)))) == [
+        f"{n:03d}" for n in range(200)
+    ]
 
 
 def test_a_sample_that_comes_again_with_its_other_half_names_the_order(tmp_path: Path) -> None:
@@ -114,7 +119,9 @@ def test_a_sample_that_comes_again_with_its_other_half_names_the_order(tmp_path:
     assert "tar --sort=name" in rows[-1].detail
 
 
-def test_links_to_members_of_an_earlier_part_belong_to_the_part_of_their_own_header(tmp_path: Path) -> None:
+def test_links_to_members_of_an_earlier_part_belong_to_the_part_of_their_own_header(
+    tmp_path: Path,
+) -> None:
     names = [f"{n:03d}" for n in range(40)]
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         for number, name in enumerate(names):

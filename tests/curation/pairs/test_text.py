@@ -32,4 +32,7 @@ def test_bytes_that_do_not_fit_are_named_and_never_replaced() -> None:
 
 
 def test_captions_are_one_clean_line() -> None:
-    assert clean_captions([" a\tcat\n", "", "\x00", None, 5, "x" * 20_000]) == ("a cat", "x" * 10_000)
+    assert clean_captions([" a\tcat\n", "", "\x00", None, 5, "x" * 20_000]) == (
+        "a cat",
+        "x" * 10_000,
+    )

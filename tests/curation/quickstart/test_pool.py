@@ -16,11 +16,22 @@ from PIL import Image
 pytest.importorskip("emoji")
 
 from curation.quickstart import pool
-from curation.quickstart.pool import SCENE_CONCEPTS, Concept, EmojiConfig, read_concepts, read_drawings, run, write_tar
+from curation.quickstart.pool import (
+    SCENE_CONCEPTS,
+    Concept,
+    EmojiConfig,
+    read_concepts,
+    read_drawings,
+    run,
+    write_tar,
+)
 from curation.quickstart.scenes import Cutout, background, compose, draw_scenes
 
 CONFIG = EmojiConfig(
-    vendors=("apple", "google", "twitter"), held_out=("apple", "twitter"), scenes=6, retrieval_images=90
+    vendors=("apple", "google", "twitter"),
+    held_out=("apple", "twitter"),
+    scenes=6,
+    retrieval_images=90,
 )
 
 
@@ -58,7 +69,9 @@ def test_skin_tones_are_described() -> None:
     assert concept("🤝🏽").captions[0] == "handshake, medium skin tone"
     both = concept("👩🏻‍🤝‍👨🏿")
     assert both.tones == ("light skin tone", "dark skin tone")
-    assert all(caption.endswith(", light skin tone and dark skin tone") for caption in both.captions)
+    assert all(
+        caption.endswith(", light skin tone and dark skin tone") for caption in both.captions
+    )
 
 
 @pytest.mark.parametrize("text", ["👨‍💻", "🏃‍♀️", "👩‍❤️‍👨", "👋🏿", "👨‍👩‍👦"])
@@ -71,12 +84,16 @@ def test_concepts_of_their_own_are_classes(text: str) -> None:
     assert not concept(text).is_variant
 
 
-def test_training_pairs_leave_out_the_held_out_vendors(output: tuple[Path, dict[str, float]]) -> None:
+def test_training_pairs_leave_out_the_held_out_vendors(
+    output: tuple[Path, dict[str, float]],
+) -> None:
     out, summary = output
     keys = []
     for file in sorted((out / "train").iterdir()):
         with tarfile.open(file) as archive:
-            keys += [name.removesuffix(".json") for name in archive.getnames() if name.endswith(".json")]
+            keys += [
+                name.removesuffix(".json") for name in archive.getnames() if name.endswith(".json")
+            ]
     assert len(keys) == len(set(keys)) == summary["train_pairs"]
     assert {key.split("-")[0] for key in keys} == {"google"}
 
@@ -107,7 +124,9 @@ def test_classification_has_a_name_for_every_folder(output: tuple[Path, dict[str
 def test_retrieval_caption_has_one_image(output: tuple[Path, dict[str, float]]) -> None:
     with opened(output[0] / "retrieval.tar") as read:
         images = json.loads(read("dataset.json"))["images"]
-        assert all(Image.open(io.BytesIO(read(f"images/{image['filename']}"))) for image in images[:5])
+        assert all(
+            Image.open(io.BytesIO(read(f"images/{image['filename']}"))) for image in images[:5]
+        )
     names = [image["sentences"][0]["raw"] for image in images]
     assert len(names) == len(set(names)) == 90
     assert {image["filename"].split("-")[0] for image in images} == {"apple", "twitter"}
@@ -126,7 +145,8 @@ def test_segmentation_masks_hold_the_labels(output: tuple[Path, dict[str, float]
 
 
 def test_same_bytes_on_every_run(output: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
-    first, second = output[0], tmp_path
+    first = output[0]
+    second = tmp_path
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "pairs-00000.tar").write_bytes(b"left by an interrupted run")
     run(CONFIG, out=second)
@@ -168,9 +188,14 @@ def test_backgrounds_vary_like_photographs() -> None:
 
 @pytest.mark.parametrize(
     ("vendors", "held_out", "message"),
-    [(("apple", "google"), ("apple", "google"), "hold out"), (("apple", "nokia"), ("apple",), "unknown")],
+    [
+        (("apple", "google"), ("apple", "google"), "hold out"),
+        (("apple", "nokia"), ("apple",), "unknown"),
+    ],
 )
-def test_vendors_are_checked(vendors: tuple[str, ...], held_out: tuple[str, ...], message: str) -> None:
+def test_vendors_are_checked(
+    vendors: tuple[str, ...], held_out: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         EmojiConfig(vendors=vendors, held_out=held_out)
 

@@ -8,7 +8,15 @@ import pytest
 
 from curation.encoders.config import BackboneConfig, geometry_of
 from curation.shards.codec import Dtype, decode_tokens, encode_tokens
-from curation.shards.schema import CLS, PATCHES, REGISTERS, EmbeddingSpec, arrow_schema, scale_column, spec_of
+from curation.shards.schema import (
+    CLS,
+    PATCHES,
+    REGISTERS,
+    EmbeddingSpec,
+    arrow_schema,
+    scale_column,
+    spec_of,
+)
 
 MakeSpec = Callable[..., EmbeddingSpec]
 
@@ -54,7 +62,9 @@ def test_row_bytes_counts_every_vector(embedding_spec: MakeSpec) -> None:
 def test_float16_round_trip_is_numpy_rounding(tokens: np.ndarray) -> None:
     stored, scale = encode_tokens(tokens, "float16")
     assert scale is None
-    np.testing.assert_array_equal(decode_tokens(stored, scale, "float16"), tokens.astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(
+        decode_tokens(stored, scale, "float16"), tokens.astype(np.float16).astype(np.float32)
+    )
 
 
 def test_bfloat16_round_trip_equals_torch(tokens: np.ndarray) -> None:
@@ -93,7 +103,9 @@ def test_stored_bytes_follow_content_and_format() -> None:
     geometry = geometry_of(BackboneConfig("dinov2-vitl14-reg"))
     assert EmbeddingSpec.for_content(geometry, "pooled", 4).row_bytes() == 4096
     assert EmbeddingSpec.for_content(geometry, "tokens", 4).row_bytes() == 261 * 1024 * 2
-    assert EmbeddingSpec.for_content(geometry, "tokens", 4, dtype="int8").row_bytes() == 261 * (1024 + 4)
+    assert EmbeddingSpec.for_content(geometry, "tokens", 4, dtype="int8").row_bytes() == 261 * (
+        1024 + 4
+    )
     assert EmbeddingSpec.for_content(geometry, "grid", 2).num_image_tokens == 1 + 4 + 4
 
 

@@ -18,18 +18,25 @@ def shards(tmp_path, embedding_spec, write_pool):
 
 
 def test_selection_round_trip(tmp_path, shards):
-    pool, rows = shards("pool", (20, 0, 30)), np.array([0, 3, 19, 20, 49])
+    pool = shards("pool", (20, 0, 30))
+    rows = np.array([0, 3, 19, 20, 49])
     write_selection(tmp_path, pool, rows)
     selection = read_selection(tmp_path, pool)
     np.testing.assert_array_equal(selection.rows, rows)
     assert selection.keys.to_pylist() == [f"key-{row}" for row in rows]
-    assert pa.ipc.open_file(tmp_path / "selection.arrow").schema.field("key").type == pa.large_string()
+    assert (
+        pa.ipc.open_file(tmp_path / "selection.arrow").schema.field("key").type == pa.large_string()
+    )
 
 
-def test_a_selection_is_of_pairs_whatever_embedded_them(tmp_path, embedding_spec, shards, write_pool):
+def test_a_selection_is_of_pairs_whatever_embedded_them(
+    tmp_path, embedding_spec, shards, write_pool
+):
     write_selection(tmp_path, shards("pool", (9,)), np.array([2, 5]))
     write_pool(tmp_path / "other", embedding_spec(digest="1" * 64, dim=4), (9,))
-    np.testing.assert_array_equal(read_selection(tmp_path, EmbeddingShards(tmp_path / "other")).rows, [2, 5])
+    np.testing.assert_array_equal(
+        read_selection(tmp_path, EmbeddingShards(tmp_path / "other")).rows, [2, 5]
+    )
 
 
 def test_empty_selection(tmp_path, shards):
@@ -45,7 +52,9 @@ def test_selection_is_refused_for_other_embeddings(tmp_path, shards, monkeypatch
         read_selection(tmp_path, shards("shorter", (49,)))
     other = shards("other", (50,))
     keys = pa.chunked_array([other.keys().combine_chunks().take(np.r_[0:40, 41:50, 40])])
-    monkeypatch.setattr(other, "strings", lambda column, span: keys.slice(span[0], span[1] - span[0]))
+    monkeypatch.setattr(
+        other, "strings", lambda column, span: keys.slice(span[0], span[1] - span[0])
+    )
     with pytest.raises(SelectionError, match="has key key-40 at row 40"):
         read_selection(tmp_path, other)
 

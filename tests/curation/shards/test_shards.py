@@ -101,7 +101,11 @@ def test_a_folder_is_mapped_once_by_all_that_read_it(folder: Path) -> None:
     shards = open_shards(folder)
     shards.keys()
     before = MAPS.read_text().count(".arrow")
-    readers = [open_shards(folder), pickle.loads(pickle.dumps(shards)), ShardVectors(folder, CLS).shards]
+    readers = [
+        open_shards(folder),
+        pickle.loads(pickle.dumps(shards)),
+        ShardVectors(folder, CLS).shards,
+    ]
     assert all(reader is shards and len(reader.keys()) == 70 for reader in readers)
     assert MAPS.read_text().count(".arrow") == before
 
@@ -127,7 +131,9 @@ def test_maps_that_another_reader_will_make_are_counted(
     (tmp_path / "most").write_text(str(MAPS.read_bytes().count(b"\n") + 750))
     monkeypatch.setattr(curation.shards.mapped, "MOST_MAPS", tmp_path / "most")
     pool = open_shards(tmp_path / "pool")
-    with pytest.raises(ShardError, match=r"other has 500 shards.* 500 shards of other folders to map"):
+    with pytest.raises(
+        ShardError, match=r"other has 500 shards.* 500 shards of other folders to map"
+    ):
         open_shards(tmp_path / "other")
     assert open_shards(tmp_path / "pool") is pool
 
@@ -136,13 +142,17 @@ def test_a_shard_that_finds_no_room_is_not_blamed(folder: Path) -> None:
     """With its address space full, a process maps nothing more."""
     code = (
         "import sys, resource; from pathlib import Path\n"
-        "from curation.shards.mapped import ShardError; from curation.shards.reader import open_shards\n"
-        "shards = open_shards(Path(sys.argv[1])); used = int(Path('/proc/self/statm').read_text().split()[0]) * 4096\n"
+        "from curation.shards.mapped import ShardError; from curation.shards.reader import "
+        "open_shards\n"
+        "shards = open_shards(Path(sys.argv[1])); used = "
+        "int(Path('/proc/self/statm').read_text().split()[0]) * 4096\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used, used))\n"
         "try: shards.shard(2)\n"
         "except ShardError as error: print(error)"
     )
-    told = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
+    ).stdout
     assert "shard-00002.arrow cannot be mapped" in told
     assert "vm.max_map_count" in told
     assert "delete" not in told
@@ -166,7 +176,9 @@ def test_gather_stored_fills_the_buffer_given(pool: Pool) -> None:
     buffer = np.empty((4, 4, 8), shards.shard(0).views(PATCHES)[0].dtype)
     stored, scale = shards.gather_stored(rows, PATCHES, buffer)
     assert stored is buffer
-    np.testing.assert_array_equal(decode_tokens(buffer, scale, shards.spec.dtype), values[PATCHES][rows])
+    np.testing.assert_array_equal(
+        decode_tokens(buffer, scale, shards.spec.dtype), values[PATCHES][rows]
+    )
 
 
 def test_vectors_are_views_of_the_file(pool: Pool) -> None:
@@ -180,7 +192,10 @@ def test_strings_and_hashes_come_in_row_order(pool: Pool) -> None:
     shards, _ = pool
     assert shards.keys().to_pylist() == [f"key-{row}" for row in range(70)]
     np.testing.assert_array_equal(shards.hashes("pixel_hash"), 2 * np.arange(70, dtype=np.uint64))
-    assert shards.captions(np.array([69, 0])) == [["caption 69", "again 69"], ["caption 0", "again 0"]]
+    assert shards.captions(np.array([69, 0])) == [
+        ["caption 69", "again 69"],
+        ["caption 0", "again 0"],
+    ]
     assert shards.thumbnails(np.array([30])) == [b"jpeg 30"]
 
 
@@ -188,11 +203,15 @@ def test_reader_survives_pickling(pool: Pool) -> None:
     shards, _ = pool
     shards.keys()
     copy = pickle.loads(pickle.dumps(shards))
-    np.testing.assert_array_equal(copy.gather(np.array([4]), CLS), shards.gather(np.array([4]), CLS))
+    np.testing.assert_array_equal(
+        copy.gather(np.array([4]), CLS), shards.gather(np.array([4]), CLS)
+    )
 
 
 def test_any_text_survives(tmp_path: Path, embedding_spec: MakeSpec, small_batches: None) -> None:
-    spec = embedding_spec(num_registers=0, grid=(1, 1), content="pooled", caption_dim=0, caption_encoder="")
+    spec = embedding_spec(
+        num_registers=0, grid=(1, 1), content="pooled", caption_dim=0, caption_encoder=""
+    )
     captions = ["a" * 10_000, "\N{GRINNING FACE}\N{ZERO WIDTH JOINER}", "قطة على الطاولة", ""]
     batch = {
         "key": ["ключ"],
@@ -211,14 +230,21 @@ def test_any_text_survives(tmp_path: Path, embedding_spec: MakeSpec, small_batch
     assert shards.hashes("bytes_hash")[0] == 2**64 - 1
 
 
-def test_bytes_do_not_depend_on_batching(folder: Path, tmp_path: Path, embedding_spec: MakeSpec) -> None:
+def test_bytes_do_not_depend_on_batching(
+    folder: Path, tmp_path: Path, embedding_spec: MakeSpec
+) -> None:
     shards = EmbeddingShards(folder)
     rows = np.arange(40) + shards.offsets[2]
-    columns = {name: shards.strings(name).to_pylist() for name in shards.shard(2).batches[0].schema.names}
+    columns = {
+        name: shards.strings(name).to_pylist() for name in shards.shard(2).batches[0].schema.names
+    }
     for column in shards.spec.vector_columns():
         columns[column] = shards.gather(np.arange(70), column)
     whole = [{name: values[rows[0] : rows[-1] + 1] for name, values in columns.items()}]
-    pieces = [{name: values[a:b] for name, values in columns.items()} for a, b in ((23, 24), (24, 55), (55, 63))]
+    pieces = [
+        {name: values[a:b] for name, values in columns.items()}
+        for a, b in ((23, 24), (24, 55), (55, 63))
+    ]
     for batches in (whole, pieces):
         entry = write_shard(tmp_path / "again.arrow", shards.spec, batches)
         assert entry.sha256 == shards.manifest.shards[2].sha256
@@ -287,7 +313,11 @@ def test_shard_of_another_pool_is_refused_when_opened(
 def test_missing_column_is_refused_by_name(folder: Path) -> None:
     victim = folder / "shard-00003.arrow"
     size = victim.stat().st_size
-    table = pa.ipc.open_file(pa.memory_map(str(victim))).read_all().drop_columns(["captions", "thumbnail"])
+    table = (
+        pa.ipc.open_file(pa.memory_map(str(victim)))
+        .read_all()
+        .drop_columns(["captions", "thumbnail"])
+    )
     victim.unlink()
     with pa.ipc.new_file(str(victim), table.schema) as writer:
         writer.write_table(table)
@@ -327,7 +357,9 @@ def test_perceptual_hashes_come_in_the_order_asked(
 ) -> None:
     """Of the image alone, or with those of its forms; across shards and record batches."""
     stored = np.random.default_rng(0).integers(0, 256, (70, 3, 32), dtype=np.uint8)
-    write_pool(tmp_path, embedding_spec(num_hashes=3), (40, 30), columns={"perceptual_hash": stored})
+    write_pool(
+        tmp_path, embedding_spec(num_hashes=3), (40, 30), columns={"perceptual_hash": stored}
+    )
     rows = np.random.default_rng(1).permutation(70)
     for num_hashes in (1, 3):
         found = EmbeddingShards(tmp_path).perceptual_hashes(rows, num_hashes)

@@ -13,5 +13,9 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Two head blocks on all tokens, with either vocabulary."""
     if request.param == "clip":
         tokenizer: Tokenizer = clip_words(tmp_path_factory.mktemp("clip"))
-        return make_subject(tokenizer, ModelConfig(TextConfig(64, 1, 1, 40), VisionConfig(blocks=1)))
-    return make_subject(sentencepiece_words(), ModelConfig(TextConfig(128, 2, 2, 24), VisionConfig(blocks=2)))
+        return make_subject(
+            tokenizer, ModelConfig(TextConfig(64, 1, 1, 40), VisionConfig(blocks=1))
+        )
+    return make_subject(
+        sentencepiece_words(), ModelConfig(TextConfig(128, 2, 2, 24), VisionConfig(blocks=2))
+    )

@@ -37,7 +37,9 @@ def small_backbone(kind: str = "dinov2-registers") -> Backbone:
 
     if kind.startswith("dinov2"):
         encoder = dinov2.build(architecture, dinov2.random_state(architecture))
-        return Backbone(encoder, Geometry(64, 14, num_registers, (3, 3), 42), "random-vit", "float32")
+        return Backbone(
+            encoder, Geometry(64, 14, num_registers, (3, 3), 42), "random-vit", "float32"
+        )
     code = {"dinov3": dinov3, "radio": radio}[kind]
     name = {"dinov3": "dinov3-vits16", "radio": "c-radio-v4-h"}[kind]
     encoder = code.build(architecture, code.random_state(architecture))
@@ -54,8 +56,15 @@ def clip_words(folder: Path) -> ClipTokenizer:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = list(bytes_to_unicode().values())
-    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
+    pieces = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    (folder / "vocab.json").write_text(
+        json.dumps({piece: index for index, piece in enumerate(pieces)})
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return ClipTokenizer(folder)
 
@@ -69,7 +78,9 @@ def make_subject(
 ) -> Subject:
     """A model with random weights on a small backbone."""
     backbone = backbone or small_backbone()
-    spec = EmbeddingSpec.for_content(backbone.geometry, content, 2, backbone=backbone.name, digest="d")
+    spec = EmbeddingSpec.for_content(
+        backbone.geometry, content, 2, backbone=backbone.name, digest="d"
+    )
     torch.manual_seed(0)
     model = DinoTxt(config, tokenizer.vocab_size, spec.dim)
     with torch.no_grad():

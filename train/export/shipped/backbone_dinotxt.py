@@ -31,7 +31,9 @@ class TransformerBackbone(nn.Module):
         super().__init__()
         self.num_registers = num_registers
         self.model = AutoModel.from_config(AutoConfig.for_model(**config))
-        if config["model_type"] == "dinov2":  # the one whose positions the library resamples in its own way
+        if (
+            config["model_type"] == "dinov2"
+        ):  # the one whose positions the library resamples in its own way
             self.model.embeddings.interpolate_pos_encoding = self._positions
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +72,13 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         far = self.weight.shape[-1] // 2
         near = far if self.stride == 1 else far - 1
-        x = F.conv2d(F.pad(x, [near, far, near, far]), self.weight, self.bias, self.stride, groups=self.groups)
+        x = F.conv2d(
+            F.pad(x, [near, far, near, far]),
+            self.weight,
+            self.bias,
+            self.stride,
+            groups=self.groups,
+        )
         return F.relu6(x) if self.has_relu else x
 
 
@@ -81,7 +89,9 @@ class InvertedResidual(nn.Module):
         super().__init__()
         last = len(layers) - 1
         self.has_residual = has_residual
-        self.layers = nn.Sequential(*(Convolution(sizes, has_relu=i < last) for i, sizes in enumerate(layers)))
+        self.layers = nn.Sequential(
+            *(Convolution(sizes, has_relu=i < last) for i, sizes in enumerate(layers))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x) if self.has_residual else self.layers(x)
@@ -94,24 +104,35 @@ class EfficientNetLite(nn.Module):
     def __init__(self, config: dict) -> None:
         super().__init__()
         self.stem = Convolution(config["stem"], has_relu=True)
-        blocks = (InvertedResidual(block["layers"], block["has_residual"]) for block in config["blocks"])
+        blocks = (
+            InvertedResidual(block["layers"], block["has_residual"]) for block in config["blocks"]
+        )
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         maps = self.blocks(self.stem(pixel_values))
-        return maps.amax(dim=(2, 3)), maps.new_zeros(len(maps), 0, maps.shape[1]), maps.flatten(2).transpose(1, 2)
+        return (
+            maps.amax(dim=(2, 3)),
+            maps.new_zeros(len(maps), 0, maps.shape[1]),
+            maps.flatten(2).transpose(1, 2),
+        )
 
 
 def referenced_weights(reference: dict, config: Any) -> dict[str, Tensor]:
     """Weights of a public backbone, fetched from the hub and verified by their sha256."""
     from huggingface_hub import hf_hub_download
 
-    file = Path(hf_hub_download(reference["repository"], reference["file"], revision=reference["revision"]))
+    file = Path(
+        hf_hub_download(reference["repository"], reference["file"], revision=reference["revision"])
+    )
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
+
     if digest != reference["sha256"]:
         raise ValueError(
-            f"{file} has sha256 {digest[:12]}, this model was trained on {reference['sha256'][:12]}: the backbone must "
-            "be that one; remove the file from the hub's cache and load again"
+            f"{file} has sha256 {digest[:12]}, this model was trained on "
+            f"{reference['sha256'][:12]}: the backbone must be that one; remove the file from the "
+            "hub's cache and load again"
         )
+
     return AutoModel.from_pretrained(file.parent, config=config).state_dict()

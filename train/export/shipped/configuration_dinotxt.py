@@ -88,7 +88,9 @@ class DinoTxtConfig(PretrainedConfig):
         is_text = isinstance(text_config, DinoTxtTextConfig)
         is_vision = isinstance(vision_config, DinoTxtVisionConfig)
         self.text_config = text_config if is_text else DinoTxtTextConfig(**(text_config or {}))
-        self.vision_config = vision_config if is_vision else DinoTxtVisionConfig(**(vision_config or {}))
+        self.vision_config = (
+            vision_config if is_vision else DinoTxtVisionConfig(**(vision_config or {}))
+        )
         self.projection_dim = projection_dim
         self.logit_scale_init_value = logit_scale_init_value
         super().__init__(**others)

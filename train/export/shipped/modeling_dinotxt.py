@@ -104,7 +104,9 @@ class TextEncoder(nn.Module):
         # nothing
         place = torch.arange(length, device=x.device)
         hidden = place[None, :] > place[:, None]
-        mask = torch.zeros(length, length, dtype=x.dtype, device=x.device).masked_fill(hidden, -torch.inf)
+        mask = torch.zeros(length, length, dtype=x.dtype, device=x.device).masked_fill(
+            hidden, -torch.inf
+        )
         for block in self.blocks:
             x = block(x, mask)
 
@@ -112,7 +114,9 @@ class TextEncoder(nn.Module):
         return self.projection(self.norm(x.gather(1, ends)[:, 0]))
 
 
-def find_captions(input_ids: Tensor, attention_mask: Tensor | None, config: DinoTxtTextConfig) -> tuple[Tensor, Tensor]:
+def find_captions(
+    input_ids: Tensor, attention_mask: Tensor | None, config: DinoTxtTextConfig
+) -> tuple[Tensor, Tensor]:
     """Token ids moved to the left edge, and tokens per caption, wherever the padding is.
 
     A caption starts at begin-of-text, or at the first token that is no padding and no end-of-text,
@@ -129,22 +133,28 @@ def find_captions(input_ids: Tensor, attention_mask: Tensor | None, config: Dino
         is_start = input_ids == config.bos_token_id
     else:
         is_start = ~is_end
+
     start = is_start.int().argmax(1)  # the first one; 0 where there is none, as in an empty caption
 
     is_last = is_end & (place >= start[:, None])
+
     if not torch.compiler.is_compiling() and not is_last.any(1).all():
         rows = (~is_last.any(1)).nonzero()[:, 0].tolist()
         raise ValueError(
-            f"captions {rows[:5]} have no end-of-text token ({config.eos_token_id}): its place holds their feature; "
-            "encode them with the tokenizer of this folder, and cut them with truncation=True"
+            f"captions {rows[:5]} have no end-of-text token ({config.eos_token_id}): its place "
+            "holds their feature; encode them with the tokenizer of this folder, and cut them "
+            "with truncation=True"
         )
+
     lengths = is_last.int().argmax(1) - start + 1
 
     source = (start[:, None] + place).clamp(max=length - 1)
     return input_ids.gather(1, source), lengths
 
 
-def cut_captions(input_ids: Tensor, lengths: Tensor, config: DinoTxtTextConfig) -> tuple[Tensor, Tensor]:
+def cut_captions(
+    input_ids: Tensor, lengths: Tensor, config: DinoTxtTextConfig
+) -> tuple[Tensor, Tensor]:
     """Captions of at most the context, the last token end-of-text; a warning says how many were
     cut."""
     context = config.max_position_embeddings
@@ -154,10 +164,11 @@ def cut_captions(input_ids: Tensor, lengths: Tensor, config: DinoTxtTextConfig) 
     is_long = lengths > context
     if is_long.any():
         warnings.warn(
-            f"{int(is_long.sum())} captions have more than {context} tokens and are cut: this text encoder takes no "
-            "more; shorten them",
+            f"{int(is_long.sum())} captions have more than {context} tokens and are cut: this "
+            "text encoder takes no more; shorten them",
             stacklevel=3,
         )
+
     input_ids = input_ids[:, :context].clone()
     input_ids[is_long, -1] = config.eos_token_id
     return input_ids, lengths.clamp(max=context)
@@ -233,7 +244,9 @@ class DinoTxtModel(PreTrainedModel):
         self.text = TextEncoder(config.text_config, config.projection_dim)
         self.vision = VisionHead(vision)
         self.logit_scale = LogitScale(config.logit_scale_init_value)
-        self.backbone = build_backbone(vision.backbone_config, vision.backbone_registers).requires_grad_(False)
+        self.backbone = build_backbone(
+            vision.backbone_config, vision.backbone_registers
+        ).requires_grad_(False)
         if vision.backbone_reference:
             self._keys_to_ignore_on_load_missing = [r"^backbone\."]
         self.post_init()
@@ -249,11 +262,15 @@ class DinoTxtModel(PreTrainedModel):
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
         reference = model.config.vision_config.backbone_reference
         if reference:
-            model.backbone.model.load_state_dict(referenced_weights(reference, model.backbone.model.config))
+            model.backbone.model.load_state_dict(
+                referenced_weights(reference, model.backbone.model.config)
+            )
             model.backbone.to(model.dtype)
         return loaded
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Tensor:
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any
+    ) -> Tensor:
         """batch, projection_dim; not normalized. pooling=concat: its halves align with CLS and with
         patches."""
         ids, lengths = find_captions(input_ids, attention_mask, self.config.text_config)
@@ -301,28 +318,40 @@ class DinoTxtModel(PreTrainedModel):
             image_embeds=images,
             patch_embeds=patches,
         )
+
         return output.to_tuple() if return_dict is False else output
 
     def _loss(self, logits: Tensor | None) -> Tensor:
         """Mean cross entropy of both directions; image i belongs to caption i."""
         if logits is None:
-            raise ValueError("return_loss without input_ids or without pixel_values: both are needed")
+            raise ValueError(
+                "return_loss without input_ids or without pixel_values: both are needed"
+            )
         labels = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits.float(), labels) + F.cross_entropy(logits.T.float(), labels)) / 2
+        return (
+            F.cross_entropy(logits.float(), labels) + F.cross_entropy(logits.T.float(), labels)
+        ) / 2
 
     def _tokens(self, pixel_values: Tensor, is_dense: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The backbone's tokens as the head was trained on them; dense: with all patches."""
         config = self.config.vision_config
         with torch.no_grad():
             cls, registers, patches = self.backbone(pixel_values.to(self.logit_scale.log.dtype))
+
         registers = registers[:, : config.num_registers]
         if is_dense or config.content == "tokens":
             return cls, registers, patches
 
         height = pixel_values.shape[2] // config.patch_size
         maps = patches.transpose(1, 2).unflatten(2, (height, -1))
-        return cls, registers, F.adaptive_avg_pool2d(maps, tuple(config.grid)).flatten(2).transpose(1, 2)
+        return (
+            cls,
+            registers,
+            F.adaptive_avg_pool2d(maps, tuple(config.grid)).flatten(2).transpose(1, 2),
+        )
 
     def _pool(self, cls: Tensor, patches: Tensor) -> Tensor:
         mean = patches.mean(1)
-        return {"cls": cls, "mean": mean, "concat": torch.cat([cls, mean], dim=-1)}[self.config.vision_config.pooling]
+        return {"cls": cls, "mean": mean, "concat": torch.cat([cls, mean], dim=-1)}[
+            self.config.vision_config.pooling
+        ]

@@ -36,10 +36,19 @@ class DinoTxtImageProcessor(BaseImageProcessor):
     def __call__(self, images: Any, *args: Any, **options: Any) -> BatchFeature:  # type: ignore[override]
         return self.preprocess(images, *args, **options)
 
-    def preprocess(self, images: Any, return_tensors: str | None = "pt", **options: Any) -> BatchFeature:
+    def preprocess(
+        self, images: Any, return_tensors: str | None = "pt", **options: Any
+    ) -> BatchFeature:
         """pixel_values: batch, 3, height, width."""
-        many = images if isinstance(images, list | tuple) else list(images) if _is_batch(images) else [images]
+        many = (
+            images
+            if isinstance(images, list | tuple)
+            else list(images)
+            if _is_batch(images)
+            else [images]
+        )
         pixels = torch.stack([self._pixels(_as_image(image)) for image in many])
+
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     def _pixels(self, image: Image.Image) -> torch.Tensor:
@@ -49,9 +58,12 @@ class DinoTxtImageProcessor(BaseImageProcessor):
         top = (height - side) / 2
         size = (self.crop_size["width"], self.crop_size["height"])
 
-        square = image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        square = image.resize(
+            size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+        )
         values = torch.from_numpy(np.array(square, dtype=np.float32)) / 255.0
         standardized = (values - torch.tensor(self.image_mean)) / torch.tensor(self.image_std)
+
         return standardized.permute(2, 0, 1).contiguous()
 
 
@@ -72,4 +84,5 @@ def _as_image(image: Any) -> Image.Image:
         values = (values * 255).round().clip(0, 255).astype(np.uint8)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
+
     return Image.fromarray(values).convert("RGB")

@@ -21,7 +21,12 @@ class DinoTxtTokenizer(PreTrainedTokenizer):
     def __init__(self, vocab_file: str, **options: object) -> None:
         self.vocab_file = vocab_file
         self.processor = sentencepiece.SentencePieceProcessor(model_file=vocab_file)
-        fixed = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "</s>", "padding_side": "right"}
+        fixed = {
+            "unk_token": "<unk>",
+            "eos_token": "</s>",
+            "pad_token": "</s>",
+            "padding_side": "right",
+        }
         super().__init__(**{**options, **fixed, "split_special_tokens": True})
 
     @property
@@ -48,8 +53,13 @@ class DinoTxtTokenizer(PreTrainedTokenizer):
     ) -> list[int]:
         return [*token_ids_0, *(token_ids_1 or []), self.processor.eos_id()]
 
-    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        target = Path(save_directory) / f"{filename_prefix + '-' if filename_prefix else ''}tokenizer.model"
+    def save_vocabulary(
+        self, save_directory: str, filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        target = (
+            Path(save_directory)
+            / f"{filename_prefix + '-' if filename_prefix else ''}tokenizer.model"
+        )
         if target.resolve() != Path(self.vocab_file).resolve():
             shutil.copyfile(self.vocab_file, target)
         return (str(target),)
