@@ -33,6 +33,8 @@ from curation.shards.schema import (
     HASHES,
     KEY,
     PATCHES,
+    PERCEPTUAL_BYTES,
+    PERCEPTUAL_HASH,
     REGISTERS,
     SOURCE,
     THUMBNAIL,
@@ -151,6 +153,7 @@ def written(spec: EmbeddingSpec, folder: Path, rows: int) -> float:
         SOURCE: [""] * rows,
         CAPTIONS: [[""]] * rows,
         THUMBNAIL: [b""] * rows,
+        PERCEPTUAL_HASH: [bytes(PERCEPTUAL_BYTES * spec.num_hashes)] * rows,
         **dict.fromkeys(HASHES, np.zeros(rows, np.uint64)),
     }
     started_s = time.perf_counter()

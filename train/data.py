@@ -281,7 +281,10 @@ def times_before(
 
 def _same_rows(view: EmbeddingShards, shards: EmbeddingShards) -> EmbeddingShards:
     """The view; ValueError unless it holds the same rows in the same format."""
-    specs = [replace(each.spec, caption_encoder="", caption_dim=0) for each in (view, shards)]
+    specs = [
+        replace(each.spec, caption_encoder="", caption_dim=0, num_hashes=0)
+        for each in (view, shards)
+    ]
     if specs[0] != specs[1] or not view.keys().equals(shards.keys()):
         raise ValueError(
             f"{view.folder} is no view of {shards.folder}: both must hold the same keys in the "

@@ -72,12 +72,12 @@ class Arithmetic:
         return torch.get_num_threads(), faiss.omp_get_max_threads(), os.environ["OMP_NUM_THREADS"]
 
 
-class DiesAtBirth:
+class DiesAtBirth(Arithmetic):
     def __init__(self) -> None:
         os._exit(1)
 
 
-class RefusesToStart:
+class RefusesToStart(Arithmetic):
     def __init__(self) -> None:
         raise FileNotFoundError("no weights")
 

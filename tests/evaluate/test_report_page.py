@@ -224,4 +224,4 @@ def test_terminal_table_has_a_column_for_each_model(inputs: dict[str, Path]) -> 
         "blind",
         "trivial baseline",
     ]
-    assert table.row_count == 3 + 8 + 5
+    assert table.row_count == 3 + 9 + 5

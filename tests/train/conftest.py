@@ -86,7 +86,7 @@ def columns(spec: EmbeddingSpec, start: int, stop: int) -> dict[str, object]:
         "thumbnail": [b""] * count,
     }
     hashes = np.arange(start, stop, dtype=np.uint64)
-    return values | dict.fromkeys(("bytes_hash", "pixel_hash", "perceptual_hash"), hashes)
+    return values | dict.fromkeys(("bytes_hash", "pixel_hash"), hashes)
 
 
 @pytest.fixture(scope="session")

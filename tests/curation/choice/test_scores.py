@@ -104,4 +104,4 @@ def test_a_score_that_no_pair_reaches_is_an_error_with_the_range(
 ) -> None:
     path = scores_of(tmp_path, {row: row for row in range(10)})
     with pytest.raises(ValueError, match=r"at least 11 .* are 0 to 9"):
-        drop_low_scores(decisions, path, 11, 0.0)
+        drop_low_scores(decisions, path, 11.0, 0.0)
