@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from evaluate.encoder import Encoder, checked
+from evaluate.features import Shelf, image_vectors
 from evaluate.metrics import Ranks, Tally, expected_hits, ranks
 from evaluate.prompts import fill
 from evaluate.sets.kinds import ClassificationSet
-from evaluate.views import UNCUT, View, batches
+from evaluate.views import UNCUT, View
 
 TEXTS_AT_ONCE = 2048
 FIRST = 5
@@ -64,6 +65,7 @@ def classify(
     batch_size: int,
     view: View = UNCUT,
     advance: Callable[[int], None] = lambda count: None,
+    shelf: Shelf | None = None,
 ) -> Classified:
     """Scores every image against every class; ties count with their expected value under random
     order.
@@ -81,16 +83,17 @@ def classify(
     placed = []
     start = 0
 
-    for images in batches(dataset.images, view, batch_size):
-        vectors = checked(encoder.encode_image(images), "images", len(images), prompts.shape[1])
+    for vectors in image_vectors(encoder, dataset.images, view, batch_size, shelf):
+        count = min(batch_size, len(dataset.images) - start)
+        vectors = checked(vectors, "images", count, prompts.shape[1])
         scores = _best_of_names(vectors @ prompts.T, owners, num_classes)
 
         top = scores.topk(first, dim=1)
         ranked.append(top.indices.numpy())
         confidence.append(top.values.numpy())
-        placed.append(ranks(scores, targets[start : start + len(images)] == labels))
-        start += len(images)
-        advance(len(images))
+        placed.append(ranks(scores, targets[start : start + count] == labels))
+        start += count
+        advance(count)
 
     all_ranks = Ranks(*(np.concatenate(part) for part in zip(*placed, strict=True)))
     return Classified(

@@ -29,9 +29,12 @@ TEXTS_AT_ONCE = 512
 
 
 class DinoTxtEncoder:
-    """A frozen backbone with a trained dino.txt on top."""
+    """A frozen backbone with a trained dino.txt on top.
 
-    def __init__(self, backbone: Backbone, loaded: LoadedModel) -> None:
+    `weights` is the identity of the backbone's weights; without it, features are not shared.
+    """
+
+    def __init__(self, backbone: Backbone, loaded: LoadedModel, weights: str = "") -> None:
         has_name = bool(
             loaded.spec.backbone
         )  # published weights do not say what they were made for
@@ -47,6 +50,12 @@ class DinoTxtEncoder:
             "precision": backbone.precision,
         }
         self._at_once = IMAGES_AT_ONCE[backbone.device.type]
+
+        spec = loaded.spec
+        side = backbone.geometry.image_size
+        tokens = f"{spec.num_registers} registers, grid {spec.grid}"
+        made_by = f"{side} px, {tokens}, {backbone.precision} on {backbone.device.type}"
+        self.backbone = f"{backbone.name} {weights}, {made_by}" if weights else ""
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
@@ -67,22 +76,41 @@ class DinoTxtEncoder:
 
         return normalize(features, dim=-1)
 
-    @torch.inference_mode()
     def encode_image(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
         """Resized and cropped as in training."""
+        return self.encode_features(self.image_features([self.prepare(image) for image in images]))
+
+    def prepare(self, image: Image.Image) -> Float[Tensor, "3 s s"]:
+        return self._backbone.preprocess(image)
+
+    @torch.inference_mode()
+    def image_features(self, pixels: Sequence[Tensor]) -> Float[Tensor, "n tokens width"]:
+        """CLS, registers and patches of each image, pooled to the content that the model was
+        trained on.
+        """
+        spec = self._loaded.spec
         blocks = []
-        for start in range(0, len(images), self._at_once):
-            pixels = torch.stack(
-                [
-                    self._backbone.preprocess(image)
-                    for image in images[start : start + self._at_once]
-                ]
-            )
-            spec = self._loaded.spec
+        for start in range(0, len(pixels), self._at_once):
+            batch = torch.stack(list(pixels[start : start + self._at_once]))
             features = store_features(
-                self._backbone(pixels), self._grid(pixels), spec.num_registers, spec.grid
+                self._backbone(batch), self._grid(batch), spec.num_registers, spec.grid
             )
-            blocks.append(self._loaded.model.encode_image_features(*features).float().cpu())
+            tokens = (features.cls[:, None], features.registers, features.patches)
+            blocks.append(torch.cat(tokens, dim=1).cpu())
+
+        return torch.cat(blocks)
+
+    @torch.inference_mode()
+    def encode_features(self, features: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n d"]:
+        """The head's vectors of what `image_features` gave."""
+        first_patch = 1 + self._loaded.spec.num_registers
+        blocks = []
+        for block in features.split(self._at_once):
+            tokens = block.to(self._backbone.device)
+            vectors = self._loaded.model.encode_image_features(
+                tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:]
+            )
+            blocks.append(vectors.float().cpu())
 
         return normalize(torch.cat(blocks), dim=-1)
 
@@ -145,4 +173,5 @@ def load_encoder(
         )
 
     frozen = load_backbone(resolved, precision)
-    return DinoTxtEncoder(frozen, loaded._replace(model=loaded.model.to(frozen.device)))
+    loaded = loaded._replace(model=loaded.model.to(frozen.device))
+    return DinoTxtEncoder(frozen, loaded, resolved.digest)

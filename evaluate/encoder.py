@@ -39,6 +39,29 @@ class Encoder(Protocol):
         ...
 
 
+@runtime_checkable
+class StagedEncoder(Encoder, Protocol):
+    """An encoder whose `encode_image` is three stages: pixels, which are made beside the encoder;
+    the features of a frozen backbone, which all models on it share; and the head.
+    """
+
+    backbone: str
+    """What decides the features: two encoders of one `backbone` give the same. Empty: not shared.
+    """
+
+    def prepare(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
+        """The pixels of one image as the backbone takes them; called from several threads."""
+        ...
+
+    def image_features(self, pixels: Sequence[Tensor]) -> Float[Tensor, "n tokens width"]:
+        """What the backbone makes of each image: float32, on the CPU."""
+        ...
+
+    def encode_features(self, features: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n d"]:
+        """One unit vector for each image."""
+        ...
+
+
 def checked(vectors: Tensor, what: str, count: int, width: int | None = None) -> Tensor:
     """The vectors; ValueError when one is not finite, or when their number or width is not the
     expected one.

@@ -29,6 +29,7 @@ from evaluate.classification import classify
 from evaluate.config import EvaluateConfig, SegmentationConfig
 from evaluate.dinotxt import load_encoder
 from evaluate.encoder import Encoder
+from evaluate.features import Shelf
 from evaluate.metrics import Tally, chance_of_hit, estimate
 from evaluate.openclip import OpenClipEncoder
 from evaluate.prompts import TEMPLATES_INPUT, Prompts, choose_prompts, named_templates
@@ -206,32 +207,34 @@ class Evaluator:
         """
         started = time.monotonic()
         tallies: dict[str, Tally] = {}
+        data = ""
         try:
-            measured = self._measure(name)
+            data = source_digest(self._inputs[name])
+            measured = self._measure(name, data)
             tallies = measured.tallies
-            result = self._result(name, measured)
+            result = self._result(name, measured, data)
         except Exception as error:  # one set may not take down the others: its reason is its result
             logger.exception("evaluation_set=%s failed=true", name)
-            result = self._result(name, Measured({}, {}, {}, {}), _reason(error))
+            result = self._result(name, Measured({}, {}, {}, {}), data, _reason(error))
 
         result["seconds"] = round(time.monotonic() - started, 2)
         write_result(self._out, result, tallies)
 
-    def _measure(self, name: str) -> Measured:
+    def _measure(self, name: str, data: str) -> Measured:
         pictures = examples_folder(self._out, name)
         pictures.mkdir(parents=True, exist_ok=True)
         task, _ = split_name(name)
-        measure = {
-            "classification": _classification,
-            "retrieval": _retrieval,
-            "segmentation": _segmentation,
-        }[task]
-        return measure(self._encoder, name, self._inputs, self._config, pictures, self._advance)
+        common = (self._encoder, name, self._inputs, self._config, pictures, self._advance)
+        if task == "segmentation":
+            return _segmentation(*common)
+
+        measure = _classification if task == "classification" else _retrieval
+        return measure(*common, Shelf(self._out, data))
 
     def _advance(self, count: int) -> None:
         self._count += count
 
-    def _result(self, name: str, measured: Measured, error: str = "") -> Result:
+    def _result(self, name: str, measured: Measured, data: str, error: str = "") -> Result:
         config = self._config
         metrics = {}
         for metric, tally in measured.tallies.items():
@@ -260,7 +263,7 @@ class Evaluator:
             "classes": measured.classes,
             "encoder": self._encoder.description,
             "model": self._model,
-            "data": "" if error else source_digest(path)[:FINGERPRINT],
+            "data": data[:FINGERPRINT],
             "seconds": 0.0,
         }
 
@@ -286,11 +289,12 @@ def _classification(
     config: EvaluateConfig,
     pictures: Path,
     advance: Callable[[int], None],
+    shelf: Shelf,
 ) -> Measured:
     dataset = open_classification(inputs[name], split_name(name)[1])
     prompts = _prompts(config, dataset.facts, inputs)
     view = choose_view(config.view, dataset.facts, encoder.protocol)
-    result = classify(encoder, dataset, prompts.templates, config.batch_size, view, advance)
+    result = classify(encoder, dataset, prompts.templates, config.batch_size, view, advance, shelf)
     examples.write_classification(pictures, dataset, result, config.num_examples)
 
     num_classes = len(dataset.class_names)
@@ -326,10 +330,11 @@ def _retrieval(
     config: EvaluateConfig,
     pictures: Path,
     advance: Callable[[int], None],
+    shelf: Shelf,
 ) -> Measured:
     dataset = open_retrieval(inputs[name], config.split, split_name(name)[1])
     view = choose_view(config.view, dataset.facts, encoder.protocol)
-    result = retrieve(encoder, dataset, config.batch_size, view, advance)
+    result = retrieve(encoder, dataset, config.batch_size, view, advance, shelf)
     examples.write_retrieval(pictures, dataset, result, config.num_examples)
 
     sizes = {"images": len(dataset.images), "captions": len(dataset.captions)}

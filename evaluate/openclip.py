@@ -1,7 +1,8 @@
 """open_clip's models as an encoder, for comparison: the package is optional and imported only here.
 
 Dense features are the visual tower's patch tokens after its final norm and projection, for towers
-that give them.
+that give them. Texts are encoded without their padding where the tower allows it: open_clip pads
+all of them to 77 tokens, of which a caption has about 14.
 """
 
 import difflib
@@ -10,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import normalize
 
 TEXTS_AT_ONCE = 256
-IMAGES_AT_ONCE = 64
+IMAGES_AT_ONCE = {"cpu": 16, "cuda": 128}
 
 
 class OpenClipEncoder:
@@ -37,26 +39,57 @@ class OpenClipEncoder:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model.to(self._device).eval()
         self._tokenize = open_clip.get_tokenizer(architecture)
+        self._text = EncodeText(self._model)
+        self._per_position = tensors_per_position(self._model)
+        self.backbone = ""  # a tag or a file does not say which weights it stands for
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
         """The same vectors serve images and patches."""
+        tokens = self._tokenize(list(texts))
+        lengths = torch.full((len(tokens),), tokens.shape[1])
+        if self._per_position:  # the end token has the highest number
+            lengths = tokens.argmax(1) + 1
+
+        # Texts of like length go together, so that hardly any padding is left in a block.
+        order = lengths.argsort(stable=True)
         blocks = [
-            self._model.encode_text(
-                self._tokenize(list(texts[start : start + TEXTS_AT_ONCE])).to(self._device)
-            )
-            for start in range(0, len(texts), TEXTS_AT_ONCE)
+            self._encode_tokens(tokens[rows, : int(lengths[rows].max())])
+            for rows in order.split(TEXTS_AT_ONCE)
         ]
-        return normalize(torch.cat(blocks).float(), dim=-1).cpu()
+        vectors = normalize(torch.cat(blocks), dim=-1)
+
+        return vectors[order.argsort()]
+
+    def _encode_tokens(self, tokens: Int64[Tensor, "n length"]) -> Float[Tensor, "n d"]:
+        """Vectors of texts that are cut behind the longest of them."""
+        length = tokens.shape[1]
+        cut = {
+            name: tensor[:length, :length] if name.endswith("mask") else tensor[:length]
+            for name, tensor in self._per_position.items()
+        }
+        return functional_call(self._text, cut, (tokens.to(self._device),)).float().cpu()
 
     @torch.inference_mode()
     def encode_image(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
         """Preprocessed as the model's own configuration says."""
+        return self.encode_features(self.image_features([self.prepare(image) for image in images]))
+
+    def prepare(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
+        return self._preprocess(image)
+
+    @torch.inference_mode()
+    def image_features(self, pixels: Sequence[Tensor]) -> Float[Tensor, "n tokens width"]:
+        """One token per image: the whole visual tower is the backbone."""
+        at_once = IMAGES_AT_ONCE[self._device]
         blocks = []
-        for start in range(0, len(images), IMAGES_AT_ONCE):
-            batch = [self._preprocess(image) for image in images[start : start + IMAGES_AT_ONCE]]
-            blocks.append(self._model.encode_image(torch.stack(batch).to(self._device)))
-        return normalize(torch.cat(blocks).float(), dim=-1).cpu()
+        for start in range(0, len(pixels), at_once):
+            batch = torch.stack(list(pixels[start : start + at_once]))
+            blocks.append(self._model.encode_image(batch.to(self._device)).float().cpu())
+        return torch.cat(blocks)[:, None]
+
+    def encode_features(self, features: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n d"]:
+        return normalize(features[:, 0], dim=-1)
 
     @torch.inference_mode()
     def encode_patches(self, images: Sequence[Image.Image]) -> Float[Tensor, "n h w p"]:
@@ -85,6 +118,38 @@ class OpenClipEncoder:
         return (
             normalize(tokens.float(), dim=-1).cpu().unflatten(1, (math.isqrt(tokens.shape[1]), -1))
         )
+
+
+class EncodeText(nn.Module):
+    """A model's text encoder as a module, so that `functional_call` can cut its positions."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Int64[Tensor, "n length"]) -> Float[Tensor, "n d"]:
+        return self.model.encode_text(tokens)
+
+
+def tensors_per_position(model: nn.Module) -> dict[str, Tensor]:
+    """What the text tower has for each of its 77 positions, by name: the position embeddings and
+    the causal mask.
+
+    Empty for a tower whose vector depends on the padding: one without a causal mask, or one that
+    pools elsewhere than at the end token.
+    """
+    tower = getattr(model, "text", model)
+    pooling = getattr(tower, "pool_type", getattr(tower, "text_pool_type", ""))
+    mask = getattr(tower, "attn_mask", None)
+    positions = getattr(tower, "positional_embedding", None)
+    sees_padding = (
+        getattr(tower, "use_pad_mask", False) or getattr(tower, "cls_emb", None) is not None
+    )
+
+    if pooling != "argmax" or sees_padding or mask is None or positions is None:
+        return {}
+    prefix = "model.text." if hasattr(model, "text") else "model."
+    return {f"{prefix}attn_mask": mask, f"{prefix}positional_embedding": positions}
 
 
 def check_architecture(name: str) -> Any:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from evaluate.counting import both_ranks, sibling_ranks
 from evaluate.encoder import Encoder, checked
+from evaluate.features import Shelf, image_vectors
 from evaluate.metrics import Tally, chance_of_hit, expected_hits
 from evaluate.sets.kinds import RetrievalSet
-from evaluate.views import UNCUT, View, batches
+from evaluate.views import UNCUT, View
 
 RECALL_AT = (1, 5, 10)
 TEXTS_AT_ONCE = 2048
@@ -47,15 +48,17 @@ def retrieve(
     batch_size: int,
     view: View = UNCUT,
     advance: Callable[[int], None] = lambda count: None,
+    shelf: Shelf | None = None,
 ) -> Retrieved:
     """Text to image and image to text over the whole set; ties count with their expected value
     under random order.
     """
     captions = encode_texts(encoder, dataset.captions)
-    blocks = []
-    for batch in batches(dataset.images, view, batch_size):
-        blocks.append(checked(encoder.encode_image(batch), "images", len(batch), captions.shape[1]))
-        advance(len(batch))
+    blocks: list[Tensor] = []
+    for vectors in image_vectors(encoder, dataset.images, view, batch_size, shelf):
+        count = min(batch_size, len(dataset.images) - batch_size * len(blocks))
+        blocks.append(checked(vectors, "images", count, captions.shape[1]))
+        advance(count)
 
     images = torch.cat(blocks)
     tallies = recall_tallies(images, captions, dataset.owners) | sibling_tallies(

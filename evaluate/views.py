@@ -85,14 +85,16 @@ def resize_crop(image: Image.Image, resize: int, side: int) -> Image.Image:
     return resized.crop((left, top, left + side, top + side))
 
 
-def batches(images: Images, view: View, batch_size: int) -> Iterator[list[Image.Image]]:
-    """All images, cut, a batch at a time; the next batches are decoded while the encoder works on
-    this one.
+def batches(
+    images: Images, prepare: Callable[[Image.Image], T], batch_size: int
+) -> Iterator[list[T]]:
+    """All images as `prepare` makes them, a batch at a time; the next batches are decoded while the
+    encoder works on this one.
     """
     starts = range(0, len(images), batch_size)
 
-    def load(index: int) -> Image.Image:
-        return view(images.load(index))
+    def load(index: int) -> T:
+        return prepare(images.load(index))
 
     loaded = ahead(load, range(len(images)), 2 * batch_size)
     for start in starts:

@@ -18,6 +18,7 @@ MASK_FOLDERS = ("masks", "mask", "labels", "annotations", "SegmentationClass")
 NAME_FILES = ("labels.json", "labels.txt", "classes.txt", "classnames.txt")
 BACKGROUND_WORDS = (
     "background",
+    "null",
     "void",
     "unlabeled",
     "unlabelled",
@@ -42,11 +43,14 @@ def open_masks(tree: Tree, facts: Facts, variant: str = "") -> SegmentationSet:
 
     root = PurePosixPath(listing).parent
     images, masks = _same_stems(tree, root)
-    named, ignored = _value_names(tree, listing)
+    named, ignored, is_list = _value_names(tree, listing)
 
     counted = {value: name for value, name in named.items() if value not in ignored}
     names = checked_names(f"{listing} of {tree.root}", list(counted.values())) if counted else ()
-    background = next((label for label, each in enumerate(names) if "background" in each), None)
+
+    # The first name of a list is the background's, whatever it is called ("null", "void").
+    called = next((label for label, each in enumerate(names) if "background" in each), None)
+    background = 0 if is_list else called
 
     if len(names) <= (background is not None):
         raise ValueError(
@@ -103,16 +107,18 @@ def _stem(name: str, folder: PurePosixPath) -> str:
     return str(PurePosixPath(name).relative_to(folder).with_suffix(""))
 
 
-def _value_names(tree: Tree, listing: str) -> tuple[dict[int, Any], set[int]]:
-    """Names by mask value, and the mask values that are not counted."""
+def _value_names(tree: Tree, listing: str) -> tuple[dict[int, Any], set[int], bool]:
+    """Names by mask value, the mask values that are not counted, and whether a list gave the
+    names.
+    """
     where = f"{listing} of {tree.root}"
     if not listing.endswith(".json"):
-        return _text_names(where, read_lines(tree, listing)), set()
+        return _text_names(where, read_lines(tree, listing)), set(), False
 
     content = read_json(tree, listing)
     if isinstance(content, list):
         _check_starts_with_background(where, content)
-        return dict(enumerate(content)), set()
+        return dict(enumerate(content)), set(), True
     if (
         not isinstance(content, dict)
         or not isinstance(content.get("labels"), list)
@@ -142,7 +148,7 @@ def _value_names(tree: Tree, listing: str) -> tuple[dict[int, Any], set[int]]:
 
     # Masks that count from 1 leave 0 for pixels without a class.
     ignored = set(listed) | set(range(first))
-    return dict(enumerate(content["labels"], start=first)), ignored
+    return dict(enumerate(content["labels"], start=first)), ignored, False
 
 
 def _check_starts_with_background(where: str, content: list[object]) -> None:

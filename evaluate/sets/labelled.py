@@ -184,14 +184,12 @@ def _imagenet(
         return open_folders(tree, Facts("folders"))
 
     classes = sorted(set(wordnet_ids))
-    notes = dict(facts.notes)
     if len(classes) < num_classes:
-        notes["classes"] = (
-            f"{len(classes)} of the {num_classes:,} classes of {facts.kind}: not the "
-            "published figure"
-        )
+        # Under another name, so that no table shows the published figures beside it.
+        notes = {**facts.notes, "classes": f"{len(classes)} of the {num_classes:,} of {facts.kind}"}
+        kind = f"{facts.kind}, {len(classes)} classes"
+        facts = Facts(kind, facts.published, facts.templates, notes)
 
-    facts = Facts(facts.kind, facts.published, facts.templates, notes)
     checked = checked_names(str(tree.root), [names[each] for each in classes], may_repeat=True)
     return _labelled(facts, images, wordnet_ids, classes, checked)
 

@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import normalize
 
 from evaluate.openclip import OpenClipEncoder
 
@@ -31,3 +32,21 @@ def test_vectors_have_unit_norm_and_dense_ones_compare() -> None:
     assert encoder.encode_image(images).shape == (2, texts.shape[1])
     torch.testing.assert_close(texts, dense)
     torch.testing.assert_close(patches.norm(dim=-1), torch.ones(2, 7, 7))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not IS_INSTALLED, reason="open_clip is not installed")
+@pytest.mark.parametrize("architecture", ["ViT-B-32", "EVA02-B-16", "coca_ViT-B-32"])
+@torch.inference_mode()
+def test_texts_without_padding_have_the_vectors_of_padded_ones(architecture: str) -> None:
+    import open_clip
+
+    texts = ["a photo of two dogs that run through deep snow behind a house", "a cat", "x"]
+    torch.manual_seed(0)
+    encoder = OpenClipEncoder(architecture, "")
+    torch.manual_seed(0)
+    model = open_clip.create_model(architecture).eval()
+    padded = model.encode_text(open_clip.get_tokenizer(architecture)(texts))
+    torch.testing.assert_close(
+        encoder.encode_text(texts), normalize(padded, dim=-1), rtol=0, atol=1e-6
+    )

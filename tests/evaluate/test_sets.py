@@ -233,6 +233,13 @@ def test_segmentation_list_has_a_background_at_zero(write: Callable) -> None:
     assert load_mask(dataset, 0, (96, 64)).shape == (64, 96)
 
 
+@pytest.mark.parametrize("first", ["background", "null", "void"])
+def test_segmentation_list_has_its_background_first_whatever_it_is_called(
+    write: Callable, first: str
+) -> None:
+    assert open_segmentation(write(segmentation_files(labels=[first, *NAMES[1:]]))).background == 0
+
+
 def test_segmentation_object_names_the_ignored_index(write: Callable) -> None:
     files = segmentation_files(labels={"labels": [*NAMES, "void"], "ignore_index": 8})
     dataset = open_segmentation(write(files))
