@@ -1,9 +1,9 @@
 """Causal attention over packed captions: laid end to end, without padding.
 
-Captions are sorted by length, so that those of equal length are one contiguous block. On a CPU a
-block is a view and one `scaled_dot_product_attention`; on a GPU the whole pack is one kernel: ours
-(train/attention_kernels.py), torch's or that of xformers. The text encoder is causal and pools at
-end-of-text: packing changes no feature.
+Captions are sorted by length, so that those of equal length form one contiguous block. On a CPU,
+each block is a view and takes one `scaled_dot_product_attention`. On a GPU, one kernel takes the
+whole pack: ours (train/attention_kernels.py), torch's or that of xformers. The text encoder is
+causal and pools at end-of-text, so packing changes no feature.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from torch import Tensor
 from train.config import AttentionChoice
 
 TRITON_WIDTHS = (16, 32, 64, 128)
-"""Channels per head that our kernel knows."""
+"""Channels per head that our kernel supports: Triton's blocks are powers of two."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Packed:
 
     tokens: Int64[Tensor, " n"]
     positions: Int64[Tensor, " n"]
-    """Place of each token in its caption."""
+    """Position of each token in its caption, from 0."""
     ends: Int64[Tensor, " b"]
-    """Where the end-of-text of each caption is, in the caller's order of captions."""
+    """Index in `tokens` of each caption's end-of-text, in the caller's order of captions."""
     starts: Int32[Tensor, " s"]
-    """Where each packed caption starts, and the total at the end."""
+    """Index in `tokens` where each packed caption starts, and the number of tokens at the end."""
     groups: tuple[tuple[int, int], ...]
-    """Runs of equal length, as (captions, tokens each), in packed order."""
+    """Runs of equal length as (number of captions, tokens per caption), in packed order."""
 
     def to(self, device: torch.device | str) -> "Packed":
         """The same pack with its tensors on a device."""
@@ -55,11 +55,20 @@ class Packed:
 
 
 PackedAttention = Callable[[Tensor, Packed], Tensor]
-"""Queries, keys and values "n 3 h d", and their layout, to what each token attends to, "n h d"."""
+"""Queries, keys and values "n 3 h d" and their layout to the output of attention, "n h d"."""
 
 
 def pack(captions: Sequence[Sequence[int]]) -> Packed:
-    """Lay token lists end to end, sorted by length (stable)."""
+    """Lay token lists end to end, sorted by length (stable). ValueError if one of them is empty.
+
+    The captions [5, 6, 1], [7, 1] and [8, 1], with end-of-text 1, become
+
+        tokens     7 1 8 1 5 6 1
+        positions  0 1 0 1 0 1 2
+        starts     0 2 4 7
+        ends       6 1 3            the first caption of the caller is the last of the pack
+        groups     (2, 2), (1, 3)   two captions of 2 tokens, then one of 3
+    """
     lengths = np.array([len(caption) for caption in captions])
     if not len(lengths) or lengths.min() < 1:
         raise ValueError(
@@ -73,10 +82,16 @@ def pack(captions: Sequence[Sequence[int]]) -> Packed:
     tokens = np.fromiter(
         (token for row in order for token in captions[row]), np.int64, int(starts[-1])
     )
+
+    # Packed caption i is the caller's caption order[i], and its last token is the one before the
+    # next start: the assignment through `order` puts the ends back in the caller's order.
     ends = np.empty(len(lengths), np.int64)
     ends[order] = starts[1:] - 1
+
+    # A token's index in the pack, minus the start of its caption, is its position in the caption.
     positions = np.arange(starts[-1]) - np.repeat(starts[:-1], packed_lengths)
 
+    # The starts are int32, the type that flash kernels require of sequence offsets.
     return Packed(
         torch.from_numpy(tokens),
         torch.from_numpy(positions),
@@ -89,6 +104,8 @@ def pack(captions: Sequence[Sequence[int]]) -> Packed:
 def unpack(packed: Packed) -> list[list[int]]:
     """The token lists that were packed, in the caller's order."""
     tokens = packed.tokens.tolist()
+
+    # Positions count from 0, so the position of a caption's last token is its length minus 1.
     lengths = (packed.positions[packed.ends] + 1).tolist()
     return [
         tokens[end + 1 - length : end + 1]
@@ -127,14 +144,14 @@ def installed_kernels() -> frozenset[str]:
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that would hold it
+    except ModuleNotFoundError:  # of a dotted name, the parent package is missing
         return False
 
 
 def choose_attention(choice: AttentionChoice, case: Case) -> PackedAttention:
-    """The kernel that a name stands for.
+    """The kernel for a configured name.
 
-    ValueError, with the names that are possible, where it is not installed or cannot run.
+    ValueError, listing the names that are possible, if it is not installed or cannot run here.
     """
     if choice == "auto":
         choice = "grouped" if why_not("triton", case) else "triton"
@@ -150,19 +167,19 @@ def choose_attention(choice: AttentionChoice, case: Case) -> PackedAttention:
 
 
 def why_not(kernel: str, case: Case) -> str:
-    """Why a kernel cannot be used; empty where it can."""
+    """Why a kernel cannot be used; empty if it can."""
     if kernel == "grouped":
         return ""
     if case.device != "cuda":
-        return "it runs on GPUs alone"
+        return "it runs on GPUs only"
     if kernel not in case.installed:
         return f"{PACKAGES[kernel]} is not installed, which comes with {SOURCES[kernel]}"
     if kernel == "triton" and case.width not in TRITON_WIDTHS:
         return (
-            f"heads have {case.width} channels, and it takes {', '.join(map(str, TRITON_WIDTHS))}"
+            f"heads have {case.width} channels, and it needs {', '.join(map(str, TRITON_WIDTHS))}"
         )
     if kernel == "varlen" and case.is_float32:
-        return "it does not multiply float32"
+        return "it does not support float32"
 
     return ""
 
@@ -170,8 +187,8 @@ def why_not(kernel: str, case: Case) -> str:
 def grouped_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "n h d"]:
     """One call of torch per run of captions of equal length; works on any device.
 
-    In float32 on CPU, also for bfloat16 input: torch's bfloat16 kernel is six times slower on
-    captions of ten tokens.
+    On a CPU it computes in float32 even for bfloat16 input, because torch's bfloat16 kernel is six
+    times slower on captions of ten tokens.
     """
     if qkv.device.type == "cpu" and qkv.dtype != torch.float32:
         return grouped_attention(qkv.float(), layout).to(qkv.dtype)
@@ -179,12 +196,15 @@ def grouped_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Te
     sizes = [count * length for count, length in layout.groups]
     outputs = []
     for (count, length), group in zip(layout.groups, qkv.split(sizes), strict=True):
-        if length == 1:  # a token that is alone attends to itself
+        if length == 1:
+            # A single token attends to itself with weight 1: its output is its value, number 2 of
+            # (query, key, value).
             outputs.append(group[:, 2])
             continue
-        q, k, v = (
-            group.unflatten(0, (count, length)).transpose(1, 3).unbind(2)
-        )  # captions heads tokens channels
+
+        # As all captions of a group have one length, the tokens become an axis of their own. These
+        # are three views, "captions heads tokens channels"; nothing is copied.
+        q, k, v = group.unflatten(0, (count, length)).transpose(1, 3).unbind(2)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
 
@@ -192,7 +212,7 @@ def grouped_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Te
 
 
 def triton_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "n h d"]:
-    """One kernel of ours, made for captions of a few tokens."""
+    """Our own Triton kernel, written for captions of a few tokens."""
     from train import attention_kernels  # needs Triton, which only a torch for GPUs brings along
 
     return attention_kernels.attend(qkv, layout.starts)
@@ -203,8 +223,8 @@ def varlen_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Ten
     from torch.nn.attention.varlen import varlen_attn  # not in every torch that is supported
 
     query, key, value = qkv.unbind(1)
-    longest = layout.groups[-1][1]
-    causal = (-1, 0)  # a window: all tokens before one, none after it
+    longest = layout.groups[-1][1]  # groups are sorted by length
+    causal = (-1, 0)  # attention window: all tokens before, none after
     attended = varlen_attn(
         query, key, value, layout.starts, layout.starts, longest, longest, window_size=causal
     )
@@ -216,6 +236,7 @@ def xformers_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[T
     """The kernel of xformers, with a mask of one causal block per caption."""
     from xformers.ops import memory_efficient_attention  # optional, in the extra `gpu`
 
+    # xformers wants a batch axis: the pack is one sequence, and the mask keeps captions apart.
     query, key, value = qkv[None].unbind(2)
     return memory_efficient_attention(
         query, key, value, attn_bias=xformers_mask(layout, qkv.device)
@@ -223,7 +244,7 @@ def xformers_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[T
 
 
 def xformers_mask(layout: Packed, device: torch.device) -> Any:
-    """What lets a token see the tokens of its own caption up to itself."""
+    """The mask under which a token attends to the tokens of its own caption, up to itself."""
     from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
 
     lengths = [length for count, length in layout.groups for _ in range(count)]

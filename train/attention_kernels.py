@@ -1,9 +1,12 @@
 """GPU kernels in Triton: attention over packed captions, forward and backward.
 
-Captions are short: with 13 tokens, most of a flash kernel's block of 128 is empty. Here a program
-takes one caption and one head, in blocks of 32 tokens. It reads queries, keys and values where
-their common product has left them, and writes their gradients side by side. Nothing is summed by
-atomics: the same input gives the same bits.
+Captions are short: at 13 tokens, most of a flash kernel's block of 128 is empty. Here one program
+handles one caption and one head, in blocks of 32 tokens. It reads queries, keys and values in the
+layout of their common product, "n 3 h d", and writes their gradients in the same layout. No sum
+uses atomics, so that the same input gives the same bits.
+
+The method is FlashAttention's (arXiv:2205.14135, algorithms 1 and 4): the forward pass keeps one
+log-sum-exp per query, and the backward pass recomputes the weights from it.
 """
 
 from typing import Any, no_type_check
@@ -14,9 +17,11 @@ import triton.language as tl
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-BLOCK = tl.constexpr(32)
+BLOCK = tl.constexpr(32)  # tokens; most captions fit in one block
 
 
+# One block of rows of a matrix with `stride` numbers per row. Rows from `stop` on belong to the
+# next caption: they read as 0.
 @triton.jit
 @no_type_check
 def _load(base, row, stop, stride, WIDTH: tl.constexpr):
@@ -39,6 +44,7 @@ def _store(base, block, row, stop, stride, WIDTH: tl.constexpr):
 @triton.jit
 @no_type_check
 def _dot(a, b):
+    # Without "ieee", Triton rounds float32 operands to TensorFloat-32.
     return tl.dot(a, b, input_precision="ieee")
 
 
@@ -47,8 +53,10 @@ def _dot(a, b):
 def _scores(q, k, i, j, stop, scale):
     rows = i + tl.arange(0, BLOCK)
     columns = j + tl.arange(0, BLOCK)
-    is_seen = (rows[:, None] >= columns[None, :]) & (columns < stop)[None, :]
-    return tl.where(is_seen, _dot(q, tl.trans(k)) * scale, float("-inf"))
+
+    # Causal, and within the caption. A score of -inf becomes a weight of 0.
+    is_visible = (rows[:, None] >= columns[None, :]) & (columns < stop)[None, :]
+    return tl.where(is_visible, _dot(q, tl.trans(k)) * scale, float("-inf"))
 
 
 @triton.jit
@@ -56,8 +64,11 @@ def _scores(q, k, i, j, stop, scale):
 def _attend(qkv, starts, out, log_sums, heads, scale, WIDTH: tl.constexpr):
     caption = tl.program_id(0)
     head = tl.program_id(1)
+    # int64, because a token's index times 3 * row can exceed 2**31.
     start = tl.load(starts + caption).to(tl.int64)
     stop = tl.load(starts + caption + 1).to(tl.int64)
+
+    # A token's numbers are its queries (`row` of them), its keys, its values.
     row = heads * WIDTH
     queries = qkv + head * WIDTH
     out = out + head * WIDTH
@@ -65,6 +76,9 @@ def _attend(qkv, starts, out, log_sums, heads, scale, WIDTH: tl.constexpr):
     values = queries + 2 * row
 
     for i in range(start, stop, BLOCK):
+        # Softmax over blocks of keys: `total` and `attended` are relative to the largest score so
+        # far, and shrink by exp(old largest - new largest) when it rises. Key blocks after i lie
+        # in the future of all its queries.
         q = _load(queries, i, stop, 3 * row, WIDTH)
         largest = tl.full((BLOCK,), float("-inf"), tl.float32)
         total = tl.zeros((BLOCK,), tl.float32)
@@ -90,8 +104,13 @@ def _score_gradients(
     q, k, v, d_out, out, log_sums, i, j, stop, head, heads, scale, WIDTH: tl.constexpr
 ):
     rows = i + tl.arange(0, BLOCK)
+
+    # Queries past the end of the caption get the log-sum inf, and so the weight exp(-inf) = 0.
     log_sum = tl.load(log_sums + rows * heads + head, mask=rows < stop, other=float("inf"))
     weights = tl.exp(_scores(q, k, i, j, stop, scale) - log_sum[:, None])
+
+    # Gradient of a softmax: d_score_ij = weight_ij * (d_weight_ij - sum_k weight_ik d_weight_ik),
+    # with d_weight_ij = d_out_i . v_j. The sum over k equals out_i . d_out_i.
     share = tl.sum(
         _load(out, i, stop, heads * WIDTH, WIDTH).to(tl.float32) * d_out.to(tl.float32), 1
     )
@@ -112,6 +131,8 @@ def _attend_backward(qkv, starts, out, log_sums, d_out, d_qkv, heads, scale, WID
     d_out = d_out + head * WIDTH
     is_one_block = stop - start <= BLOCK
 
+    # Keys and values: for one block of them, sum over the blocks of queries that see it, i >= j. A
+    # caption of one block has the gradient of its queries at the same time.
     for j in range(start, stop, BLOCK):
         k = _load(queries + row, j, stop, 3 * row, WIDTH)
         v = _load(queries + 2 * row, j, stop, 3 * row, WIDTH)
@@ -130,6 +151,9 @@ def _attend_backward(qkv, starts, out, log_sums, d_out, d_qkv, heads, scale, WID
         _store(d_queries + row, d_k, j, stop, 3 * row, WIDTH)
         _store(d_queries + 2 * row, d_v, j, stop, 3 * row, WIDTH)
 
+    # Queries of longer captions: sum over the blocks of keys that they see, in a second pass, since
+    # adding to them from the loop above would need a buffer for all. The range is empty for a
+    # caption of one block.
     for i in range(start, tl.where(is_one_block, start, stop), BLOCK):
         q = _load(queries, i, stop, 3 * row, WIDTH)
         d_o = _load(d_out, i, stop, row, WIDTH)
@@ -179,7 +203,8 @@ class _Attend(torch.autograd.Function):
 
 
 def attend(qkv: Float[Tensor, "n 3 h d"], starts: Int32[Tensor, " s"]) -> Float[Tensor, "n h d"]:
-    """Causal attention within each caption; `starts` has where each begins, and the number of
-    tokens at the end.
+    """Causal attention within each caption.
+
+    `starts` holds the index of each caption's first token, and the number of tokens at the end.
     """
     return _Attend.apply(qkv.contiguous(), starts)

@@ -1,8 +1,8 @@
 """One rank's slice of a batch: packed captions, and image tokens in their format on disk.
 
 Vectors are copied to the device as they are stored (half or a quarter of the bytes of float32) and
-decoded there. On a machine with a GPU they are gathered into page-locked memory, which is used
-again and copied while the GPU computes.
+decoded there. On a machine with a GPU they are gathered into page-locked memory. That memory is
+reused from batch to batch, and is copied while the GPU computes.
 """
 
 from dataclasses import dataclass
@@ -16,22 +16,23 @@ from train.attention import Packed, pack, unpack
 
 @dataclass(frozen=True)
 class Stored:
-    """Vectors, or pixels, of a batch as they are stored; int8 has one float32 scale per token."""
+    """Vectors or pixels of a batch in their stored format; int8 has one float32 scale per token."""
 
     values: Shaped[Tensor, "b ..."]
     scale: Float32[Tensor, "b t"] | None = None
 
     def to(self, device: torch.device) -> "Stored":
-        """The same on a device, copied in order with what the device computes."""
+        """A copy on a device, queued behind the work that the device already has."""
         scale = None if self.scale is None else self.scale.to(device, non_blocking=True)
         return Stored(self.values.to(device, non_blocking=True), scale)
 
     def rows(self, cut: slice) -> "Stored":
-        """Some rows."""
+        """The rows of a slice, as views."""
         return Stored(self.values[cut], None if self.scale is None else self.scale[cut])
 
     def decoded(self) -> Float[Tensor, "b ..."]:
-        """The values as floating-point numbers, on the device where they are."""
+        """The values as floating-point numbers, on the device that holds them."""
+        # int8 times float32 is float32; the scale of a token holds for all of its channels.
         return self.values if self.scale is None else self.values * self.scale[..., None]
 
 
@@ -54,14 +55,15 @@ class Batch:
     def inputs(self) -> tuple[Packed, Tensor, Tensor, Tensor]:
         """The arguments of the model: captions, CLS, registers, patches."""
         cls, registers, patches = (stored.decoded() for stored in self.vision)
-        return self.captions, cls[:, 0], registers, patches
+        return self.captions, cls[:, 0], registers, patches  # CLS without its axis of one token
 
 
 def split(batch: Batch, most_pairs: int) -> list[Batch]:
-    """The batch in parts of at most `most_pairs`, each packed by itself; 0: one part."""
+    """The batch in parts of at most `most_pairs` pairs; 0: one part."""
     if not most_pairs or len(batch.keys) <= most_pairs:
         return [batch]
 
+    # A pack is sorted by length, so a part of the batch is no slice of it: unpack, cut, pack again.
     captions = unpack(batch.captions)
     cuts = [slice(start, start + most_pairs) for start in range(0, len(batch.keys), most_pairs)]
     return [

@@ -1,10 +1,9 @@
-"""Checkpoints of sharded training: tensors through DCP, one directory per step, complete once it
-has a marker.
+"""Checkpoints of sharded training through DCP: one directory per step, complete with its marker.
 
 A save may run behind the training steps, on a process group of its own (on the default group, gloo
 aborts the process). Rank 0 writes the marker when every rank has written its part; directories
-without one are never read. A checkpoint can be loaded on another number of ranks. The best one, by
-the score in its marker, is not deleted.
+without a marker are never read. A checkpoint can be loaded on another number of ranks. The best
+one, by the score in its marker, is not deleted.
 """
 
 import json
@@ -49,15 +48,14 @@ class Checkpoints:
         self.best_score = self._from_first(lambda: best_score(folder))
 
     def is_due(self, step: int) -> bool:
-        """Whether this rank would save after this number of finished steps."""
+        """Whether this rank would save after `step` finished steps; clocks of ranks may differ."""
         minutes = (time.monotonic() - self.last_save_s) / 60
         return step % self.config.every_steps == 0 or minutes >= self.config.every_minutes
 
     def load(self) -> int:
-        """Read the last complete checkpoint into the model and optimizer; returns its step, 0 when
-        there is none.
+        """Read the last complete checkpoint into the model and optimizer; returns its step.
 
-        Directories of interrupted saves are removed.
+        Without one it returns 0. Directories of interrupted saves are removed.
         """
         last = self._from_first(self._clean)
         if last is None:
@@ -72,8 +70,9 @@ class Checkpoints:
         return complete[-1] if complete else None
 
     def _from_first(self, find: Callable[[], T]) -> T:
-        """The result of rank 0: on a network file system the others may still have an older view of
-        the folder.
+        """The result of `find` on rank 0, for all ranks.
+
+        On a network file system the other ranks may still see an older state of the folder.
         """
         result: list[Any] = [find() if dist.get_rank() == 0 else None]
         dist.broadcast_object_list(result, group=self.group)
@@ -90,8 +89,10 @@ class Checkpoints:
             dcp.load(self.tensors, checkpoint_id=path, process_group=self.group)
 
     def save(self, step: int, score: float = -math.inf) -> None:
-        """Save the state after `step` finished steps, with its score; an earlier save is completed
-        first.
+        """Save the state after `step` finished steps, with its score.
+
+        An earlier save is completed first. All ranks call it; an asynchronous save copies the
+        tensors before it returns.
         """
         self.wait()
         self.last_save_s = time.monotonic()
@@ -101,6 +102,7 @@ class Checkpoints:
         if dist.get_rank() == 0 and path.exists():
             shutil.rmtree(path)  # of an interrupted save, perhaps on more ranks
 
+        # No rank may write before rank 0 has removed the old directory.
         dist.barrier(self.group)
 
         with _quiet():
@@ -113,12 +115,12 @@ class Checkpoints:
                 self._complete(step, score)
 
     def poll(self) -> None:
-        """Mark the save as complete if it has ended in the meantime."""
+        """Mark the pending save as complete if it has ended."""
         if self.pending and self.pending[2].done():
             self.wait()
 
     def wait(self) -> None:
-        """Return when no save is under way; an error of the save is raised here."""
+        """Wait for the pending save, if there is one; an error of the save is raised here."""
         if self.pending:
             step, score, future = self.pending
             future.result()
@@ -126,12 +128,11 @@ class Checkpoints:
             self._complete(step, score)
 
     def _complete(self, step: int, score: float) -> None:
-        """DCP has collected every rank's part before it returns on rank 0: mark the directory and
-        drop old ones.
-        """
+        """Mark the directory as complete, then drop old ones."""
         if dist.get_rank() != 0:
             return
 
+        # DCP returns on rank 0 only after every rank has reported its part, so all files are there.
         path = self.folder / f"step-{step:08d}"
         marker = {"world_size": dist.get_world_size(), "score": score, "files": _sizes(path)}
         write_atomic(path / MARKER, json.dumps(marker))
@@ -142,9 +143,7 @@ class Checkpoints:
 
 
 def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor that training carries from step to step, by a name that does not depend on the
-    sharding.
-    """
+    """Every tensor that training carries from step to step, by a name independent of sharding."""
     tensors = {}
     for name, parameter in model.named_parameters():
         tensors[f"model.{plain_name(name)}"] = parameter.data
@@ -154,12 +153,12 @@ def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Directories with a marker and all the files that it lists, by step."""
+    """Directories with a marker and all the files that it lists, in the order of steps."""
     return [path for path in _marked(folder) if not _damage(path)]
 
 
 def damaged_checkpoints(folder: Path) -> list[str]:
-    """One line for every directory with a marker that no longer holds what it lists."""
+    """One line for every directory whose files differ from the list in its marker."""
     return [
         f"checkpoint {path} is damaged ({damage})"
         for path in _marked(folder)
@@ -172,8 +171,9 @@ def _marked(folder: Path) -> list[Path]:
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a marked directory; empty when nothing is. Sizes alone are compared:
-    reading takes long.
+    """What is wrong with a marked directory; empty when nothing is.
+
+    Only sizes are compared, because reading whole checkpoints takes long.
     """
     try:
         listed = json.loads((path / MARKER).read_text())["files"]
@@ -190,14 +190,14 @@ def _damage(path: Path) -> str:
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    """Bytes of each file of a checkpoint but its marker."""
+    """Bytes of each file of a checkpoint, without its marker."""
     return {
         file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.name != MARKER
     }
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint of the highest score; None when none was scored."""
+    """The complete checkpoint with the highest score; None when none was scored."""
     scored = [path for path in complete_checkpoints(folder) if score_of(path) > -math.inf]
     return max(scored, key=score_of, default=None)
 
@@ -208,12 +208,12 @@ def best_score(folder: Path) -> float:
 
 
 def score_of(path: Path) -> float:
-    """The score that a complete checkpoint was saved with; minus infinity without one."""
+    """The score with which a complete checkpoint was saved; minus infinity if it had none."""
     return float(json.loads((path / MARKER).read_text())["score"])
 
 
 def step_of(path: Path) -> int:
-    """Finished steps that a checkpoint directory holds."""
+    """Number of finished steps, from the name of a checkpoint directory."""
     return int(path.name.removeprefix("step-"))
 
 

@@ -9,7 +9,7 @@ from cluster.resources import Resources
 from curation.encoders.views import AugmentConfig
 from curation.pairs.config import SourceConfig
 
-UNKNOWN = 0
+UNKNOWN = 0  # ids of the special pieces of a sentencepiece vocabulary
 END_OF_TEXT = 1
 SPECIAL_PIECES = 2 + 256  # unknown, end-of-text and the byte fallback
 CaptionUse = Literal["draw", "all"]
@@ -22,19 +22,17 @@ class TokenizerConfig:
     """The vocabulary of the text encoder."""
 
     kind: Literal["sentencepiece", "clip"] = "sentencepiece"
-    """sentencepiece: trained on the selected captions; clip: the published byte pairs, needed by
-    published weights.
+    """sentencepiece: trained on the selected captions; clip: the published byte pairs, which
+    published weights need.
     """
     vocab_size: int = 4096
     """Pieces of a sentencepiece vocabulary; fewer when the captions cannot fill it."""
     algorithm: Literal["bpe", "unigram"] = "bpe"
-    """How the pieces are learned; unigram takes about eight times as long."""
+    """Algorithm that learns the pieces; unigram takes about eight times as long."""
     lowercase: bool = True
     """Fold case, as CLIP does."""
     max_captions: int = 2_000_000
-    """Largest number of captions that the vocabulary is learned from, evenly spread over the
-    selection.
-    """
+    """Largest number of captions that train the vocabulary, evenly spread over the selection."""
     weights: str = field(default="", metadata=MACHINE_FACT)
     """Folder with CLIP's vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz, for
     kind=clip.
@@ -50,18 +48,16 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Size of the text encoder; the published one is 1280 wide with 24 layers, 20 heads and a
-    context of 77.
-    """
+    """Size of the text encoder; the published one has width 1280, 24 layers and 20 heads."""
 
     width: int = 384
     """Channels of a token."""
     layers: int = 6
     """Transformer blocks."""
     heads: int = 6
-    """Attention heads; the width must be a multiple of it."""
+    """Attention heads; the width must be a multiple of their number."""
     context: int = 77
-    """Longest caption in tokens, end-of-text included; longer ones are cut."""
+    """Longest caption in tokens, including end-of-text; longer ones are cut."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -76,11 +72,11 @@ class VisionConfig:
     """The head on frozen features; the published one has two blocks."""
 
     blocks: int = 2
-    """Transformer blocks; 0 leaves a LayerNorm, and is all that pooled embeddings allow."""
+    """Transformer blocks; 0: a LayerNorm alone, which is all that pooled embeddings allow."""
     drop_path: float = 0.3
-    """Share of a batch that skips a branch during training."""
+    """Share of the images of a batch that skip each branch of a block during training."""
     layer_scale: float = 1e-5
-    """Initial LayerScale of both branches."""
+    """Initial LayerScale of both branches of a block."""
     pooling: Literal["cls", "mean", "concat"] = "concat"
     """Image feature: the CLS token, the mean of the patches, or both side by side."""
 
@@ -95,13 +91,15 @@ class ModelConfig:
     """The head on the frozen backbone's tokens."""
 
     def feature_dim(self, image_dim: int) -> int:
-        """Length of an image or caption feature, for backbone tokens of this width."""
+        """Channels of an image or caption feature, for backbone tokens of `image_dim` channels."""
         return 2 * image_dim if self.vision.pooling == "concat" else image_dim
 
 
 def swiglu_hidden(dim: int) -> int:
-    """Hidden size of the head's gated MLP: two thirds of four times the width, up to a multiple of
-    64.
+    """Hidden channels of the head's gated MLP: 8/3 of the width, rounded up to a multiple of 64.
+
+    A gated MLP has three matrices. At two thirds of the usual four times the width, it has as many
+    weights as an MLP of two.
     """
     return (int(8 * dim / 3) + 63) // 64 * 64
 
@@ -111,11 +109,11 @@ class ShuffleConfig:
     """The order of the rows in an epoch."""
 
     order: Literal["rows", "blocks"] = "rows"
-    """rows: a permutation of all rows, best where the pool fits in memory; blocks: within windows,
-    which a disk reads at its full rate.
+    """rows: a permutation of all rows, best if the pool fits in memory; blocks: blocks of
+    neighboring rows, shuffled within windows, which a disk reads at its full rate.
     """
     block_rows: int = 512
-    """Selected rows that are read together; 64 rows of tokens are about 12 MB, a record batch."""
+    """Neighboring selected rows that are read together; 64 rows of tokens are about 12 MB."""
     window_blocks: int = 32
     """Blocks whose rows are shuffled together; a window must fit in memory beside the model."""
 
@@ -132,17 +130,17 @@ class LiveConfig:
     """Whether the frozen backbone runs during training, and on which crops."""
 
     enabled: bool = False
-    """Run the frozen backbone on the images instead of reading stored tokens; embeddings then serve
-    curation only.
+    """Run the frozen backbone on the images instead of reading stored tokens; curation still needs
+    the embeddings.
     """
     augment: AugmentConfig = AugmentConfig()
     """Sizes of the random crops."""
     source: SourceConfig = SourceConfig()
-    """How the pairs are stored; a recipe takes the embed step's."""
+    """How the pairs are stored; a recipe copies it from the embed step."""
     precision: PrecisionChoice = field(default=AUTO, metadata=PRECISION)
-    """Number format of the backbone's products; a recipe takes the embed step's."""
+    """Number format of the backbone's matrix products; a recipe copies it from the embed step."""
     weights: str = field(default="", metadata=MACHINE_FACT)
-    """Weights of the backbone, as in embed.backbone.weights; a recipe takes the embed step's."""
+    """Weights of the backbone; a recipe copies embed.backbone.weights."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +150,13 @@ class OptimConfig:
     lr: float = 7e-4
     """Peak learning rate."""
     weight_decay: float = 1e-4
-    """Decay of matrices and embeddings per step, times the learning rate."""
+    """Weight decay of matrices and embeddings per step, as a multiple of the learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Decay of the two moments of the gradient."""
+    """Decay rates of the first and second moment of the gradient."""
     eps: float = 1e-8
     """Constant added to the root of the second moment."""
     warmup_steps: int = 100
-    """Steps of linear warm-up; then a cosine that would reach 0 one step after the last."""
+    """Steps of linear warm-up; a cosine follows, which would reach 0 one step after the last."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient; 0: no clipping."""
 
@@ -172,8 +170,8 @@ class LossConfig:
     per pair (SigLIP).
     """
     dtype: Precision = "float32"
-    """Number format of the products of the loss. No `auto`: bfloat16 changes the gradient by about
-    0.3 %.
+    """Number format of the matrix products of the loss. There is no `auto`, because bfloat16
+    changes the gradient by about 0.3 %.
     """
     sigmoid_bias: float = -10.0
     """Constant added to the logits of the sigmoid loss."""
@@ -181,46 +179,46 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the model is spread over devices and run on them; dtype, attention and compile change the
-    last bits.
+    """How the model is spread over devices and computed on them.
+
+    Of these settings, dtype, attention and compile change the last bits of the results.
     """
 
     dtype: PrecisionChoice = field(default=AUTO, metadata=PRECISION)
-    """Number format of matrix products; auto: bfloat16 where the workers' device is fast in it,
-    otherwise float32. Parameters, their moments and the sums of gradients are float32 in any
-    case.
+    """Number format of matrix products; auto: bfloat16 if the workers' device is fast in it,
+    otherwise float32. Parameters, their moments and the sums of gradients are always float32.
     """
     attention: AttentionChoice = "auto"
-    """Kernel of attention over packed captions. grouped: one call of torch per length of caption,
-    on any device. For GPUs: triton (ours), varlen (torch's), xformers (the package's). auto: triton
-    on a GPU, otherwise grouped.
+    """Kernel of attention over packed captions. grouped: one call of torch per caption length, on
+    any device. For GPUs: triton (ours), varlen (torch's), xformers (the package's). auto: triton on
+    a GPU, otherwise grouped.
     """
     recompute_blocks: bool = field(default=False, metadata=MACHINE_FACT)
     """Recompute the activations of each block in the backward pass: less memory, a third more
-    arithmetic.
+    computation.
     """
     compile: bool = False
     """Compile each block with torch.compile."""
     reshard_after_forward: bool = field(default=True, metadata=MACHINE_FACT)
     """Free a block's gathered parameters after its forward pass and gather them again in the
-    backward pass; one rank gathers nothing.
+    backward pass: less memory, more communication. No effect on one rank.
     """
     replicas: int = field(default=1, metadata=MACHINE_FACT)
-    """Groups of ranks that each hold a whole model (HSDP); 1: one group."""
+    """Groups of ranks that each hold a whole model (HSDP); 1: all ranks share one model (FSDP)."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When checkpoints are made and how many are kept."""
+    """When checkpoints are saved and how many are kept."""
 
     every_steps: int = 1000
     """Steps between checkpoints."""
     every_minutes: float = 15.0
-    """Longest time between checkpoints, minutes."""
+    """Longest time between checkpoints, in minutes."""
     keep: int = 2
-    """Complete checkpoints kept, beside the best one."""
+    """Number of complete checkpoints to keep, besides the best one."""
     asynchronous: bool = True
-    """Write behind the next steps instead of stopping for it."""
+    """Write checkpoints in the background while training continues."""
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep"):
@@ -239,28 +237,28 @@ class TrainConfig:
     """One training run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    """Sizes of what is trained."""
+    """Sizes of the text encoder and the head."""
     batch_size: int = 512
-    """Pairs per step, over all workers; the loss contrasts each with all the others."""
+    """Pairs per step, over all workers; the loss contrasts each pair with all the others."""
     num_steps: int = 1000
     """Optimizer steps."""
     seed: int = 0
     """Seed of the initial weights, the shuffle, the choice of captions and drop path."""
     holdout: float = 0.02
-    """Share of the selected pairs kept for validation, chosen by key."""
+    """Share of the selected pairs held out for validation, chosen by key."""
     val_rows: int = 1024
     """Largest number of pairs in one validation."""
     val_every: int = 200
     """Steps between validations; the last step always has one."""
     best: HeldOutMetric = ""
-    """Held-out metric that chooses the best step, which is exported as best_model/ beside the last
-    one; empty: none.
+    """Held-out metric that chooses the best step. That step's model is exported as best_model/,
+    beside the last one; empty: only the last one.
     """
     log_every: int = 10
     """Steps between lines of metrics."""
     micro_batch: int = 0
-    """Pairs that a rank encodes at once, for batches that do not fit: features are cached between
-    two passes, and the gradient is the same; 0: all in one pass.
+    """Pairs that a rank encodes at once, for batches that do not fit in memory (GradCache: two
+    passes, the same gradient); 0: all in one pass.
     """
     captions: CaptionUse = "draw"
     """draw: one caption per pair and epoch; all: every caption once per epoch, no image twice in a
@@ -269,17 +267,17 @@ class TrainConfig:
     shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
     """Order of the pairs in an epoch."""
     live: LiveConfig = field(default_factory=LiveConfig)
-    """Images instead of stored tokens."""
+    """Whether the backbone reads images instead of stored tokens."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and learning rate."""
     loss: LossConfig = field(default_factory=LossConfig)
     """The loss over the global batch."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """How the model is spread over devices and run on them."""
+    """How the model is spread over devices and computed on them."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=MACHINE_FACT)
-    """When checkpoints are made."""
+    """When checkpoints are saved."""
     resources: Resources = field(default_factory=Resources)
-    """Workers, and cores and GPUs per worker."""
+    """Number of workers, and cores and GPUs per worker."""
 
     def __post_init__(self) -> None:
         at_least = {
@@ -300,7 +298,7 @@ class TrainConfig:
         if self.optim.warmup_steps >= self.num_steps:
             raise ValueError(
                 f"train.optim.warmup_steps is {self.optim.warmup_steps} of {self.num_steps} "
-                "steps: must be fewer, or the rate never falls; lower it, or raise "
+                "steps: must be fewer, or the learning rate never falls; lower it, or raise "
                 "train.num_steps"
             )
         if not 0 <= self.holdout < 1:

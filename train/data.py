@@ -1,13 +1,12 @@
-"""Shards and a selection to batches: batch i is arithmetic over (seed, i), and is cut among ranks
-afterwards.
+"""Shards and a selection to batches: batch i is arithmetic over (seed, i), then cut among ranks.
 
-Each epoch walks the training pairs in a shuffled order (train/shuffle.py); batches do not straddle
-epochs. The state of the loader is one integer, and the sequence of keys is the same for any number
-of ranks and after any resume. Validation pairs are chosen by key.
+Each epoch goes through the training pairs in a shuffled order (train/shuffle.py); no batch spans
+two epochs. The state of the loader is one integer, and the sequence of keys is the same for any
+number of ranks and after any resume. Validation pairs are chosen by key.
 
-Either one caption per pair is drawn by (seed, epoch, key), or all are used, in rounds: round r
-holds the pairs with more than r captions, each with another of its captions, so that no image
-occurs twice in a batch.
+Either one caption per pair is drawn by (seed, epoch, key), or all captions are used, in rounds.
+Round r holds the pairs with more than r captions, each with a caption that it has not used yet, so
+that no image occurs twice in a batch.
 """
 
 import itertools
@@ -36,21 +35,23 @@ from train.images import Images
 from train.shuffle import key_hashes, mix, mix_array, shuffled
 from train.tokenizer import Tokenizer
 
-PREFETCH = 2
-ROWS_AT_ONCE = 1 << 16  # of a pass over all keys or captions, of which only numbers stay in memory
+PREFETCH = 2  # batches that are ready before they are asked for
+ROWS_AT_ONCE = 1 << 16  # a pass over all keys or captions reads this many, and keeps only numbers
 CPU = torch.device("cpu")
+
+# NumPy has no bfloat16: it is stored and gathered as its 16 bits.
 TORCH_TYPES = {
     "float16": torch.float16,
     "bfloat16": torch.uint16,
     "int8": torch.int8,
-}  # bfloat16 is stored as its bits
+}
 
 Buffers = dict[str, Tensor]
-"""Memory for the vectors of a batch, by column; made at the first use and used again."""
+"""Memory for the vectors of a batch, by column; allocated at the first use and then reused."""
 
 
 class Share(NamedTuple):
-    """Some pairs of one epoch: places in the selection, and which round of captions they are in."""
+    """Some pairs of one epoch: their places in the selection, and their round of captions."""
 
     epoch: int
     turn: int
@@ -69,8 +70,10 @@ class Pairs:
         config: TrainConfig,
         views: Sequence[Path] = (),
     ) -> None:
-        """Of the config, what decides on pairs, captions and their order counts: not the model, not
-        the loss.
+        """Open the embeddings and their `views`, and split the selection.
+
+        Of the config, only what decides on pairs, captions and their order matters here. ValueError
+        if a view does not hold the same rows in the same format.
         """
         self.config = config
         self.tokenizer = tokenizer
@@ -86,6 +89,8 @@ class Pairs:
         self.selection = selected
         self.selected_rows = selected.rows
         self.train_places, held_out = split_by_key(selected.keys, config.holdout)
+
+        # A row that was selected several times is validated once.
         self.val_places = held_out[times_before(self.selected_rows, held_out) == 0]
         self.rounds = [self.train_places] if config.captions == "draw" else self._rounds()
 
@@ -95,7 +100,9 @@ class Pairs:
         self.spec = images.spec
 
     def _rounds(self) -> list[Int64[np.ndarray, " n"]]:
-        """Places of the training pairs with more than 0, 1, 2, ... captions."""
+        """Places of the training pairs with more than 0, 1, 2, ... captions, one array each."""
+        # Only the lengths of the lists are kept, and some rows are read at a time: the captions of
+        # a large pool need not fit in memory.
         spans = itertools.pairwise(
             [*range(0, self.shards.num_rows, ROWS_AT_ONCE), self.shards.num_rows]
         )
@@ -107,14 +114,17 @@ class Pairs:
         return [self.train_places[counts > turn] for turn in range(counts.max(initial=1))]
 
     def epoch_steps(self, batch_size: int) -> int:
-        """Steps per epoch; the incomplete last batch of a round is dropped, of other rows in each
-        epoch.
+        """Steps per epoch.
+
+        The incomplete last batch of each round is dropped; the shuffle drops other rows each epoch.
         """
         return sum(len(places) // batch_size for places in self.rounds)
 
     def positions(self, step: int, batch_size: int) -> Share:
-        """The pairs of the global batch of a step."""
+        """The pairs of the global batch of a step, which counts from 0 over all epochs."""
         epoch, batch = divmod(step, self.epoch_steps(batch_size))
+
+        # An epoch is its rounds one after another: skip the rounds that end before this batch.
         turn = 0
         while batch >= len(self.rounds[turn]) // batch_size:
             batch -= len(self.rounds[turn]) // batch_size
@@ -133,8 +143,9 @@ class Pairs:
         world: int = 1,
         buffers: Buffers | None = None,
     ) -> Batch:
-        """One rank's share of the batch of a step; its vectors are in the buffers, where there are
-        some.
+        """One rank's share of the batch of a step: pairs rank * count to (rank + 1) * count.
+
+        Its vectors are written into `buffers`, if there are any, which the next use overwrites.
         """
         whole = self.positions(step, batch_size)
         count = batch_size // world
@@ -143,8 +154,9 @@ class Pairs:
         )
 
     def val_batch(self, start: int, stop: int) -> Batch:
-        """Some validation pairs, always with the same captions; places past the end repeat the last
-        pair.
+        """Validation pairs start to stop, with the same captions each time.
+
+        Every rank needs the same number of pairs: indices past the end repeat the last pair.
         """
         index = np.minimum(np.arange(start, stop), len(self.val_places) - 1)
         return self._load(Share(0, 0, self.val_places[index], is_held_out=True))
@@ -158,6 +170,8 @@ class Pairs:
         times = times_before(self.selected_rows, share.places)
         hashes = np.where(times > 0, mix_array(hashes ^ times), hashes)
 
+        # One number per pair and epoch is the first caption; the rounds of the epoch count on from
+        # it, so that each uses another one.
         draws = mix_array(hashes ^ np.uint64(mix(self.config.seed, share.epoch))).tolist()
         captions = [
             texts[(draw + share.turn) % len(texts)]
@@ -173,9 +187,11 @@ class Pairs:
     def _vision(
         self, share: Share, hashes: UInt64[np.ndarray, " b"], buffers: Buffers
     ) -> tuple[Stored, ...]:
-        """Pixels, or vectors of the view that (seed, epoch, round, key) draws; of held-out pairs
-        always the center.
+        """Pixels, or vectors of the view that (seed, epoch, round, key) draws.
+
+        Held-out pairs always have the center crop.
         """
+        # The last number, 1, makes these draws independent of those for captions.
         draws = mix_array(hashes ^ np.uint64(mix(self.config.seed, share.epoch, share.turn, 1)))
         if self.images:
             return (
@@ -202,8 +218,9 @@ class Pairs:
         column: str,
         buffers: Buffers,
     ) -> Stored:
-        """Some rows of a column as stored, each of its view, in page-locked memory where there is a
-        GPU.
+        """Rows of a column in their stored format, each from its own view.
+
+        They are in page-locked memory if there is a GPU, so that the copy to it is asynchronous.
         """
         dtype = self.spec.dtype_of(column)
         shape = (len(rows), self.spec.num_tokens(column), self.spec.dim)
@@ -217,15 +234,16 @@ class Pairs:
 
         for index, shards in enumerate(self.views if shape[1] else ()):
             chosen = np.flatnonzero(view == index)
-            out = (
-                values.numpy() if len(chosen) == len(rows) else None
-            )  # of one view: no copy in between
+
+            # When all rows are of one view, they are read straight into the buffer.
+            out = values.numpy() if len(chosen) == len(rows) else None
             stored, its_scales = shards.gather_stored(rows[chosen], column, out)
             if out is None:
                 values.numpy()[chosen] = stored
             if scales is not None:
                 scales.numpy()[chosen] = its_scales
 
+        # The same 16 bits under their real name.
         return Stored(values.view(torch.bfloat16) if dtype == "bfloat16" else values, scales)
 
     @contextmanager
@@ -238,11 +256,11 @@ class Pairs:
         world: int = 1,
         device: torch.device = CPU,
     ) -> Iterator[Iterator[Batch]]:
-        """The rank's batches of steps [start, stop), read, tokenized and copied to the device by a
-        thread ahead.
+        """The rank's batches of steps [start, stop), prefetched by a thread.
 
-        The thread ends with the context. A batch is valid until the next but one is asked for: its
-        buffers are used again, because touching new memory takes as long as the copy.
+        The thread reads, tokenizes and copies to the device; it ends with the context. A batch
+        stays valid until the next but one is requested. Its buffers are then reused, because
+        touching new memory takes as long as the copy.
         """
         steps = range(start, stop)
         with closing(_ahead(self, steps, batch_size, rank, world, device)) as iterator:
@@ -252,8 +270,11 @@ class Pairs:
 def split_by_key(
     keys: pa.ChunkedArray, holdout: float
 ) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " held_out"]]:
-    """Places of training keys, ascending, and of held-out ones by hash: the first of them are from
-    everywhere.
+    """Places of the training keys, ascending, and of the held-out keys, by hash.
+
+    A key is held out if its hash, as a share of 2**64, is below `holdout`; so a pair stays on its
+    side when the selection changes. In the order of hashes, the first n held-out pairs are a random
+    sample of all.
     """
     bound = np.uint64(int(holdout * 2**64))
     train = []
@@ -273,14 +294,17 @@ def split_by_key(
 def times_before(
     rows: Int64[np.ndarray, " n"], places: Int64[np.ndarray, " b"]
 ) -> UInt64[np.ndarray, " b"]:
-    """How often the row at each place has occurred before it; rows ascend: of 4 5 5 8 at 0 1 2 3 it
-    is 0 0 1 0.
+    """How often the row at each place occurs before that place. The rows ascend.
+
+    With rows 4 5 5 8, the places 0 1 2 3 give 0 0 1 0.
     """
+    # searchsorted finds the first place of a row's value: the distance to it is the count.
     return (places - np.searchsorted(rows, rows[places])).astype(np.uint64)
 
 
 def _same_rows(view: EmbeddingShards, shards: EmbeddingShards) -> EmbeddingShards:
     """The view; ValueError unless it holds the same rows in the same format."""
+    # Only the first folder serves captions and curation, so a view may lack their vectors and hashes.
     specs = [
         replace(each.spec, caption_encoder="", caption_dim=0, num_hashes=0)
         for each in (view, shards)
@@ -297,6 +321,8 @@ def _ahead(
     pairs: Pairs, steps: range, batch_size: int, rank: int, world: int, device: torch.device
 ) -> Generator[Batch, None, None]:
     """Batches in order, made by a thread; an exception of the thread is raised here."""
+    # `free` counts the batches that the thread may still make ahead. It blocks there, not on the
+    # queue, so that `ended` can release it.
     ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
     free = threading.Semaphore(PREFETCH)
     ended = threading.Event()
@@ -304,9 +330,10 @@ def _ahead(
     def produce() -> None:
         try:
             copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-            buffers: list[Buffers] = [
-                {} for _ in range(PREFETCH + 2)
-            ]  # of those ahead, in use, and just used
+
+            # One set per batch that is ready, one for the batch in use, and one for the batch
+            # before it, which stays valid until then.
+            buffers: list[Buffers] = [{} for _ in range(PREFETCH + 2)]
             for step in steps:
                 free.acquire()
                 if ended.is_set():
@@ -331,16 +358,18 @@ def _ahead(
             yield batch
     finally:
         ended.set()
-        free.release()
+        free.release()  # wake the thread if it waits
         thread.join()
 
 
 def encode(
     tokenizer: Tokenizer, captions: Sequence[str], context: int
 ) -> tuple[list[list[int]], int]:
-    """Token ids of each caption, at most `context` and always with end-of-text, and how many
-    captions were cut.
+    """Token ids of each caption, and how many captions were cut.
+
+    A caption has at most `context` tokens, and the last one is end-of-text.
     """
+    # One token more than fits shows whether the caption was longer.
     one_more = tokenizer.encode(captions, context + 1)
     cut = [
         ids if len(ids) <= context else [*ids[: context - 1], tokenizer.end_of_text]

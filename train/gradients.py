@@ -1,9 +1,9 @@
-"""The gradient of the global loss with respect to a model's parameters, in one pass, or in two for
-large batches.
+"""The gradient of the global loss with respect to the parameters, in one pass or in two.
 
-Two passes (GradCache, arXiv:2101.06983): encode all parts without a graph, compute the gradient of
-the loss with respect to the features, then encode each part again and propagate the gradient of its
-features. The result is that of one pass; the cost is one more forward pass.
+Two passes serve batches that do not fit in memory (GradCache, arXiv:2101.06983): encode all parts
+without a graph, compute the gradient of the loss with respect to the features, then encode each
+part again and propagate the gradient of its features. The result is the same as in one pass; the
+cost is one more forward pass.
 """
 
 import torch
@@ -22,10 +22,13 @@ from train.shuffle import mix
 def backward(
     model: DinoTxt, parts: list[Batch], config: LossConfig, seed: int
 ) -> tuple[Float32[Tensor, ""], PairFeatures]:
-    """Add the gradient of the global loss to the parameters; the loss, and this rank's features
-    without a graph.
+    """Add the gradient of the global loss to the parameters.
+
+    Returns the loss over all ranks and this rank's features, both without a graph.
     """
-    world = dist.get_world_size()  # FSDP averages gradients over ranks; these are to be summed
+    # FSDP averages gradients over ranks, but those of the loss must be summed: multiply by the
+    # number of ranks.
+    world = dist.get_world_size()
     group = dist.group.WORLD if world > 1 else None
 
     if len(parts) == 1:
@@ -34,8 +37,8 @@ def backward(
         (loss * world).backward()
         return loss.detach(), PairFeatures(*(tensor.detach() for tensor in features))
 
-    # First pass: features of all parts without a graph, and the gradient of the loss with respect
-    # to them.
+    # First pass: encode all parts without a graph, and compute the gradient of the loss with
+    # respect to their features.
     with torch.no_grad():
         encoded = [_encode(model, part, mix(seed, index)) for index, part in enumerate(parts)]
 
@@ -50,7 +53,8 @@ def backward(
     assert leaves.texts.grad is not None
     assert leaves.scale.grad is not None
 
-    # Second pass: the gradient of <features, constant> is that constant, sent on to the parameters.
+    # Second pass: for each part, the inner product of its features with their gradient g. Its
+    # gradient with respect to the features is g again, and autograd carries it to the parameters.
     sizes = [len(part.keys) for part in parts]
     d_images = leaves.images.grad.split(sizes)
     d_texts = leaves.texts.grad.split(sizes)
@@ -60,6 +64,8 @@ def backward(
         product = (features.images * d_images[index]).sum() + (
             features.texts * d_texts[index]
         ).sum()
+
+        # Every part has the scale in its graph, so each adds its share of the scale's gradient.
         (world * (product + features.scale * leaves.scale.grad / len(parts))).backward()
 
     return loss.detach(), PairFeatures(*(leaf.detach() for leaf in leaves))
@@ -71,10 +77,10 @@ def _encode(model: DinoTxt, part: Batch, seed: int) -> PairFeatures:
 
 
 def clip_gradients(model: DinoTxt, clip_norm: float, replicas: int) -> Float32[Tensor, ""]:
-    """Scale the gradient to at most this global norm (0: leave it as it is); returns the norm
-    before.
+    """Scale the gradient to at most this global norm (0: no scaling); returns the norm before.
 
-    On the local shards: through DTensor the same takes ten times as long for a small model.
+    It works on the local shards: for a small model, the same through DTensor takes ten times as
+    long.
     """
     gradients = [
         p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad
@@ -82,11 +88,13 @@ def clip_gradients(model: DinoTxt, clip_norm: float, replicas: int) -> Float32[T
         if p.grad is not None
     ]
 
-    squares = (
-        torch.stack(torch._foreach_norm(gradients)).square().sum()
-    )  # an empty shard has norm 0
+    # Squares add up over shards, and an empty shard adds 0. Each replica holds all shards, so the
+    # sum over all ranks counts them `replicas` times.
+    squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
     dist.all_reduce(squares)
     norm = (squares / replicas).sqrt()
+
+    # The factor stays on the device: no host waits for it, and below the limit it is 1.
     if clip_norm:
         torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1.0))
 

@@ -1,8 +1,7 @@
-"""The images of the selected pairs, read from the raw pairs and cropped at random: the input of a
-live backbone.
+"""The images of the selected pairs, cropped at random: the input of a live backbone.
 
-Shard i was made of part i of the source, and row keys are unique in it; headers and annotations say
-where images are.
+They are read from the raw pairs. Shard i was made from part i of the source, and row keys are
+unique in it; tar headers and annotations say where the images are.
 """
 
 from collections.abc import Sequence
@@ -44,8 +43,13 @@ class Images:
     def pixels(
         self, places: Int64[np.ndarray, " b"], draws: Sequence[int] | None
     ) -> UInt8[Tensor, "b 3 s s"]:
-        """The images at some places, cropped by their draws; at the center without draws."""
+        """The images at some places of the selection, as RGB bytes.
+
+        `draws` has the random number of each crop; None crops at the center.
+        """
         views = list(self.threads.map(self._view, places.tolist(), draws or [None] * len(places)))
+
+        # Height, width, channels to the model's order; bytes are a quarter of float32 to copy.
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous()
         return pixels.pin_memory() if torch.cuda.is_available() else pixels
 
@@ -55,14 +59,14 @@ class Images:
             return np.asarray(
                 center_view(decode(self.files.read(place), draft_px=self.side), self.side)
             )
+
+        # A JPEG may be decoded at a fraction of its size, as long as no crop is enlarged more.
         image = decode(self.files.read(place), draft_px=draft_px(self.side, augment.least_area))
         return np.asarray(random_view(image, self.side, augment, draw))
 
 
 class ImageFiles:
-    """The encoded images of some rows of a folder of embeddings, as byte ranges of the source's
-    files.
-    """
+    """The encoded images of some embedding rows, as byte ranges of the source's files."""
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class ImageFiles:
         shards: EmbeddingShards,
         rows: Int64[np.ndarray, " n"],
     ) -> None:
+        """Find the images. ValueError if the source is not the one that was embedded."""
         parts = list_parts(config, source)
         if len(parts) != shards.num_shards:
             raise ValueError(
@@ -80,10 +85,13 @@ class ImageFiles:
             )
 
         self.paths: list[str] = []
-        self.where: Int64[np.ndarray, "n 3"] = np.empty(
-            (len(rows), 3), np.int64
-        )  # path, offset, size
+
+        # Per row: index in `paths`, offset and size in bytes. One array of numbers, because an
+        # object per row would take several times the memory.
+        self.where: Int64[np.ndarray, "n 3"] = np.empty((len(rows), 3), np.int64)
         keys = shards.keys()
+
+        # Rows ascend, so those of shard i are the places cuts[i] to cuts[i + 1].
         cuts = np.searchsorted(rows, shards.offsets)
         numbers = dict[str, int]()
         walks = dict[str, TarWalk]()
@@ -103,6 +111,6 @@ class ImageFiles:
         self.paths = list(numbers)
 
     def read(self, place: int) -> bytes:
-        """The encoded image of one of the rows."""
+        """The encoded image at a place of the selection."""
         number, offset, size = self.where[place].tolist()
         return ByteRange(self.paths[number], offset, size).read()

@@ -1,9 +1,9 @@
-"""The frozen backbone in the training loop: other crops of the images in each epoch, instead of
-stored tokens.
+"""The frozen backbone in the training loop: new crops of the images each epoch, no stored tokens.
 
-For augmentation, or where reading tokens is slower than computing them. The loader's thread reads
-and crops; the backbone runs in the training step. A crop is a function of (seed, epoch, key), so
-that a resumed run uses the same ones. Held-out pairs are cropped at the center, as embeddings are.
+It serves augmentation, and machines that read tokens more slowly than they compute them. The
+loader's thread reads and crops; the backbone runs in the training step. A crop is a function of
+(seed, epoch, key), so that a resumed run uses the same crops. Held-out pairs are cropped at the
+center, as embeddings are.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from train.batch import Batch, Stored
 from train.config import LiveConfig
 
 EncodeImages = Callable[[Batch], Batch]
-"""A batch with pixels to one with tokens."""
+"""A batch with pixels to a batch with tokens."""
 
 
 class LiveBackbone:
@@ -34,24 +34,28 @@ class LiveBackbone:
         batch = batch.to(self.backbone.device)
         pixels = batch.vision[0].values.float() / 255.0
         cls, registers, patches = self.backbone(self.backbone.normalize_batch(pixels))
+
+        # CLS gets an axis of one token, as in stored batches.
         return replace(batch, vision=(Stored(cls[:, None]), Stored(registers), Stored(patches)))
 
 
 def identity(batch: Batch) -> Batch:
-    """The batch itself, where it holds stored vectors."""
+    """The batch itself: its vectors are stored, and nothing is left to encode."""
     return batch
 
 
 def live_spec(config: LiveConfig, spec: EmbeddingSpec) -> EmbeddingSpec:
-    """What the model is trained on: all tokens of the backbone that the embeddings were made
-    with.
-    """
-    seen = EmbeddingSpec.for_content(geometry_of(backbone_of(config, spec)), "tokens", 0)
+    """The format of live tokens: all tokens of the backbone, whatever the embeddings hold."""
+    tokens = EmbeddingSpec.for_content(geometry_of(backbone_of(config, spec)), "tokens", 0)
     return replace(
-        spec, content="tokens", grid=seen.grid, num_registers=seen.num_registers, dtype=seen.dtype
+        spec,
+        content="tokens",
+        grid=tokens.grid,
+        num_registers=tokens.num_registers,
+        dtype=tokens.dtype,
     )
 
 
 def backbone_of(config: LiveConfig, spec: EmbeddingSpec) -> BackboneConfig:
-    """The backbone that the embeddings were made with."""
+    """The backbone that made the embeddings."""
     return BackboneConfig(spec.backbone, config.weights, spec.digest, spec.image_size)

@@ -1,11 +1,11 @@
-"""Exact contrastive losses over the global batch, by tiles: no B x B logits, no gathered features
-or gradients.
+"""Exact contrastive losses over the global batch, by tiles of the logits.
 
-Each rank holds its own rows. The texts of the other ranks arrive one after another on a ring, and
-in the backward pass their gradient travels with them, so that memory grows with the local batch
-only. Logits are recomputed in the backward pass. Softmax and sums are float32; `dtype` is that of
-the matrix products. Every rank returns the value for the whole batch and its gradient with respect
-to the rank's own rows; the sum over ranks is the gradient of the global loss.
+Neither the B x B logits nor the features or gradients of all ranks are ever in memory at once. Each
+rank holds its own rows. The texts of the other ranks arrive one after another on a ring, and in the
+backward pass their gradient travels with them, so that memory grows with the local batch only. The
+backward pass recomputes the logits. Softmax and sums are float32; `dtype` is the number format of
+the matrix products. Every rank returns the value for the whole batch, and the gradient with respect
+to its own rows; the sum over ranks is the gradient of the global loss.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,12 +23,13 @@ from train.config import LossConfig
 if find_spec("triton"):  # comes with a torch for GPUs
     from train import loss_kernels as kernels
 
-TILE = {"cpu": (2048, 2048), "cuda": (4096, 8192)}  # rows, columns; a GPU wants few calls
-SINGLE_EXP_LIMIT = 80.0  # exp(-80) is a normal float32
+# Rows and columns of a tile: 17 MB of float32 logits on a CPU, 134 MB on a GPU, to make few calls
+TILE = {"cpu": (2048, 2048), "cuda": (4096, 8192)}
+SINGLE_EXP_LIMIT = 80.0  # exp(-80) is 2e-35, still a normal float32 (these end at 1.2e-38)
 
 
 class Ring:
-    """Neighbours of this rank; without a group, a ring of one."""
+    """The ranks of a group in a circle, seen from this rank; without a group, a ring of one."""
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.group = group
@@ -36,10 +37,14 @@ class Ring:
         self.size = dist.get_world_size(group) if group else 1
 
     def shift(self, tensor: Tensor) -> tuple[list[dist.Work], Tensor]:
-        """Start sending a tensor to the next rank and receiving that of the previous one; wait
-        before using it.
+        """Start sending a tensor to the next rank and receiving the previous rank's.
+
+        Returns the work to wait for before the received tensor is used, and that tensor.
         """
         received = torch.empty_like(tensor)
+
+        # Both operations start together: if every rank sent first and then received, all could wait
+        # for each other.
         following, previous = (self._global((self.rank + step) % self.size) for step in (1, -1))
         operations = [
             dist.P2POp(dist.isend, tensor, following, self.group),
@@ -52,11 +57,14 @@ class Ring:
         return dist.get_global_rank(self.group, rank)
 
     def chunks(self, local: Float[Tensor, "b d"]) -> Iterator[tuple[int, Float[Tensor, "b d"]]]:
-        """Every rank's chunk as (owner, chunk), this rank's first; the next one travels while one
-        is used.
+        """Every rank's chunk as (owner, chunk), this rank's own first.
+
+        While the caller uses one chunk, the next one travels. Of three ranks, rank 0 gets the
+        chunks of the owners 0, 2, 1; rank 1 those of 1, 0, 2.
         """
         chunk = local
         for hop in range(self.size):
+            # After `hop` shifts the chunk here comes from `hop` ranks back. The last one stops.
             works, received = self.shift(chunk) if hop + 1 < self.size else ([], chunk)
             yield (self.rank - hop) % self.size, chunk
             for work in works:
@@ -81,9 +89,7 @@ def global_loss(
     config: LossConfig,
     group: dist.ProcessGroup | None = None,
 ) -> Float32[Tensor, ""]:
-    """The configured loss over the rows of all ranks; every rank must hold the same number of
-    rows.
-    """
+    """The configured loss over the rows of all ranks. ValueError if ranks hold unequal numbers."""
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     if config.kind == "sigmoid":
         return sigmoid_loss(images, texts, scale, config.sigmoid_bias, group, dtype)
@@ -97,7 +103,20 @@ def contrastive_loss(
     group: dist.ProcessGroup | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float32[Tensor, ""]:
-    """Symmetric softmax cross-entropy of scale * images @ texts.T over the global batch."""
+    """Symmetric softmax cross-entropy of scale * images @ texts.T over the global batch (CLIP).
+
+    Image i belongs to text i, and rows have unit norm. With logits z and B pairs,
+
+        loss = sum_i (log sum_j exp z_ij + log sum_j exp z_ji - 2 z_ii) / 2B
+        d loss / d z_ij = (softmax of row i at j + softmax of column j at i - 2 [i = j]) / 2B
+
+    Example: the images (1, 0) and (0, 1), equal texts, scale 1. The logits are [[1, 0], [0, 1]].
+    The log-sum-exp of row 0 grows tile by tile: 1 after the first column, then
+    log(exp 1 + exp 0) = 1.3133. By symmetry all four sums are that, and the loss is
+    2 * (1.3133 + 1.3133 - 2) / 4 = 0.3133. Off the diagonal, both softmaxes are
+    exp(0 - 1.3133) = 0.2689, so the gradient of a logit is 2 * 0.2689 / 4 = 0.1345; on it,
+    (2 * 0.7311 - 2) / 4 = -0.1345. The gradient of image 0 is (-0.1345, 0.1345).
+    """
     _check_even(images, group)
     return _Contrastive.apply(images, texts, scale, Ring(group), dtype)
 
@@ -110,8 +129,9 @@ def sigmoid_loss(
     group: dist.ProcessGroup | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float32[Tensor, ""]:
-    """Mean over images of the summed binary losses against all texts (SigLIP, arXiv:2303.15343,
-    algorithm 1).
+    """Mean over images of the summed binary losses against all texts.
+
+    SigLIP (arXiv:2303.15343, algorithm 1), with a fixed bias. Image i belongs to text i.
     """
     _check_even(images, group)
     return _Sigmoid.apply(images, texts, scale, bias, Ring(group), dtype)
@@ -120,6 +140,7 @@ def sigmoid_loss(
 def _check_even(images: Float32[Tensor, "b d"], group: dist.ProcessGroup | None) -> None:
     if group is None:
         return
+    # One maximum over ranks gives both extremes: the largest of -n is minus the smallest n.
     extremes = torch.tensor([len(images), -len(images)], device=images.device)
     dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group)
     most, fewest = extremes.tolist()
@@ -131,6 +152,7 @@ def _check_even(images: Float32[Tensor, "b d"], group: dist.ProcessGroup | None)
 
 
 def _tiles(x: Float[Tensor, "m d"], y: Float[Tensor, "n d"]) -> Iterator[tuple[slice, slice]]:
+    """Rows of x and rows of y for each tile of x @ y.T."""
     rows, columns = TILE[x.device.type]
     for top in range(0, len(x), rows):
         for left in range(0, len(y), columns):
@@ -138,14 +160,15 @@ def _tiles(x: Float[Tensor, "m d"], y: Float[Tensor, "n d"]) -> Iterator[tuple[s
 
 
 def _product(a: Float[Tensor, "m k"], b: Float[Tensor, "k n"]) -> Float32[Tensor, "m n"]:
-    """In float32; a GPU adds up products of bfloat16 in float32, too."""
+    """a @ b in float32, whatever the format of a and b."""
+    # A GPU adds up bfloat16 products in float32 anyway: this keeps its sums unrounded.
     if a.dtype == torch.bfloat16 and a.is_cuda:
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b).float()
 
 
 class _Contrastive(torch.autograd.Function):
-    """Forward saves two vectors of log-sum-exps; backward recomputes each tile of logits once."""
+    """Forward saves the log-sum-exps of rows and columns; backward recomputes each tile once."""
 
     @staticmethod
     def forward(
@@ -156,13 +179,16 @@ class _Contrastive(torch.autograd.Function):
         factor = scale.detach()
         batch = len(images)
 
-        # Log-sum-exps over the rows and columns of the logits; texts of other ranks get their part
-        # from each rank.
+        # Running log-sum-exps; -inf is the logarithm of an empty sum. An image meets all texts on
+        # its own rank. A text meets only this rank's images here, so `by_text` has a row per owner,
+        # and holds this rank's part of each sum.
         by_image = images.new_full((batch,), -torch.inf)
         by_text = images.new_full((ring.size, batch), -torch.inf)
-        is_narrow = (
-            not images.is_cuda and 2 * float(factor) <= SINGLE_EXP_LIMIT
-        )  # a GPU would have to wait for it
+
+        # Logits lie between -factor and factor. If exp(-2 * factor) does not underflow, one
+        # exponential per logit serves rows and columns. On a GPU, reading the factor would make the
+        # host wait.
+        is_narrow = not images.is_cuda and 2 * float(factor) <= SINGLE_EXP_LIMIT
 
         for owner, chunk in ring.chunks(y):
             for i, j in _tiles(x, chunk):
@@ -170,9 +196,12 @@ class _Contrastive(torch.autograd.Function):
                 by_image[i] = torch.logaddexp(by_image[i], over_columns)
                 by_text[owner, j] = torch.logaddexp(by_text[owner, j], over_rows)
 
+        # Log-sum-exp over ranks, relative to the largest part so that no exponential overflows. The
+        # order of collectives is the same on every rank: ring, maximum, sum, and the loss below.
         top = ring.max(by_text.clone())
         by_text = ring.sum((by_text - top).exp_()).log_().add_(top)
 
+        # The logits of the pairs themselves, from the float32 features.
         positives = factor * (images * texts).sum(1)
         total = (by_image + by_text[ring.rank] - 2 * positives).sum(dtype=torch.float64)
         ctx.save_for_backward(images, texts, scale, by_image, by_text)
@@ -195,10 +224,10 @@ class _Contrastive(torch.autograd.Function):
         d_images -= 2 * texts
         d_texts -= 2 * images
 
+        # z_ij = scale x_i.y_j, so d_scale is the sum of g_ij x_i.y_j. Row i of d_images is the sum
+        # of g_ij y_j at this point: its product with x_i saves another pass over the tiles.
         share = upstream / (2 * len(images) * ctx.ring.size)
-        d_scale = (
-            images * d_images
-        ).sum() * share  # sum of g_ij x_i y_j, without another pass over the tiles
+        d_scale = (images * d_images).sum() * share
 
         return d_images.mul_(scale * share), d_texts.mul_(scale * share), d_scale, None, None
 
@@ -206,8 +235,9 @@ class _Contrastive(torch.autograd.Function):
 def _log_sums(
     x: Float[Tensor, "m d"], y: Float[Tensor, "n d"], factor: Float32[Tensor, ""], is_narrow: bool
 ) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " m"]]:
-    """Log-sum-exp of factor * x @ y.T over rows and over columns; in a narrow range both share one
-    exponential.
+    """Log-sum-exps of the columns and of the rows of factor * x @ y.T.
+
+    If the range of logits is narrow, both share one exponential per logit.
     """
     products = _product(x, y.T)
     if products.is_cuda:
@@ -217,9 +247,9 @@ def _log_sums(
     if not is_narrow:
         return logits.logsumexp(0), logits.logsumexp(1)
 
-    exponentials = logits.sub_(
-        factor
-    ).exp_()  # vectors have unit norm, so no logit is above the factor
+    # In place: a tile is read from memory once. Vectors have unit norm, so no logit exceeds the
+    # factor, and no exponential exceeds 1.
+    exponentials = logits.sub_(factor).exp_()
     return exponentials.sum(0).log_().add_(factor), exponentials.sum(1).log_().add_(factor)
 
 
@@ -254,13 +284,17 @@ def _ring_backward(
     dtype: torch.dtype,
     weights: Callable[..., Tensor],
 ) -> tuple[Float32[Tensor, "b d"], Float32[Tensor, "b d"]]:
-    """Sums over all pairs of weight_ij * text_j for the local images, and of weight_ij * image_i
-    for the local texts.
+    """The sums of weight_ij text_j over j, for the local images, and of weight_ij image_i over i.
 
-    The sums for texts travel one hop behind their chunk and end where they belong.
+    The second sums, for the local texts, are over the images of all ranks. They travel one hop
+    behind their chunk and end on the rank that owns it. Of three ranks, the sums for the texts of
+    rank 0 start there, go to rank 1, which adds the part of its images, then to rank 2, and with
+    the last shift back to rank 0.
     """
     x = images.to(dtype)
     y = texts.to(dtype)
+
+    # Sums are float32 even when the products are bfloat16.
     d_images = torch.zeros_like(images)
     traveling = torch.zeros_like(texts)
     works: list[dist.Work] = []
@@ -271,6 +305,8 @@ def _ring_backward(
             tile = weights(x[i], chunk[j], i, owner, j)
             _add_product(d_images[i], tile, chunk[j])
             _add_product(d_chunk[j], tile.T, x[i])
+
+        # The sums that the previous rank has for this chunk have arrived: add ours and pass on.
         for work in works:
             work.wait()
         works, traveling = ring.shift(d_chunk.add_(traveling)) if ring.size > 1 else ([], d_chunk)
@@ -284,15 +320,17 @@ def _ring_backward(
 def _add_product(
     total: Float32[Tensor, "m d"], a: Float[Tensor, "m n"], b: Float[Tensor, "n d"]
 ) -> None:
+    """total += a @ b, in place."""
     if a.dtype == total.dtype:
-        total.addmm_(a, b)
+        total.addmm_(a, b)  # no tensor for the product
     else:
         total.add_(_product(a, b))
 
 
 class _Sigmoid(torch.autograd.Function):
-    """loss = -sum_ij log sigmoid(z_ij (scale x_i y_j + bias)) / B, with z = 1 on the diagonal and
-    -1 elsewhere.
+    """loss = -sum_ij log sigmoid(s_ij z_ij) / B, with z_ij = scale x_i.y_j + bias.
+
+    The sign s_ij is 1 on the diagonal and -1 elsewhere.
     """
 
     @staticmethod
@@ -309,6 +347,7 @@ class _Sigmoid(torch.autograd.Function):
         y = texts.to(dtype)
         factor = scale.detach()
 
+        # -log sigmoid(-z) = softplus(z): first every pair counts as a negative one.
         total = images.new_zeros((), dtype=torch.float64)
 
         for _, chunk in ring.chunks(y):
@@ -316,9 +355,8 @@ class _Sigmoid(torch.autograd.Function):
                 logits = _product(x[i], chunk[j].T).mul_(factor).add_(bias)
                 total += F.softplus(logits).sum(dtype=torch.float64)
 
-        total -= (factor * (images * texts).sum(1) + bias).sum(
-            dtype=torch.float64
-        )  # softplus(z) - z = softplus(-z)
+        # Then the diagonal becomes positive: -log sigmoid(z) = softplus(-z) = softplus(z) - z.
+        total -= (factor * (images * texts).sum(1) + bias).sum(dtype=torch.float64)
 
         ctx.save_for_backward(images, texts, scale)
         ctx.bias = bias
@@ -334,6 +372,7 @@ class _Sigmoid(torch.autograd.Function):
         def weights(x: Tensor, y: Tensor, *_: object) -> Float[Tensor, "m n"]:
             return _product(x, y.T).mul_(scale).add_(ctx.bias).sigmoid_().to(x.dtype)
 
+        # The gradient of softplus(z) is sigmoid(z); on the diagonal, of softplus(z) - z, one less.
         d_images, d_texts = _ring_backward(images, texts, ctx.ring, ctx.dtype, weights)
         d_images -= texts
         d_texts -= images

@@ -1,7 +1,7 @@
-"""GPU kernels in Triton for the contrastive loss: what happens to a tile of logits between its two
-products.
+"""GPU kernels in Triton for the contrastive loss: the work on a tile between its matrix products.
 
-Nothing is summed by atomics: the same input gives the same bits.
+Each kernel reads a tile of products once. No sum uses atomics, so that the same input gives the
+same bits.
 """
 
 from typing import no_type_check
@@ -12,11 +12,14 @@ import triton.language as tl
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+# The part of a tile that one program holds in registers at once.
 SUM_ROWS = 16
 SUM_COLUMNS = 512
-SPREAD_COLUMNS = 1024  # of a tile of logits that one program has at once
+SPREAD_COLUMNS = 1024
 
 
+# One program goes along all columns of a block of rows. Its rows are complete at the end; each
+# column gets a log-sum-exp over this block of rows only, and the caller adds up the blocks.
 @triton.jit
 @no_type_check
 def _log_sums(
@@ -41,10 +44,15 @@ def _log_sums(
         values = tl.load(
             products + rows[:, None] * num_columns + columns[None, :], mask=is_there, other=0.0
         )
+
+        # -inf adds nothing to a sum of exponentials. Rows past the end are never stored.
         logits = tl.where(is_there, values * scale, float("-inf"))
         top = tl.max(logits, 0)
         column_sums = top + tl.log(tl.sum(tl.exp(logits - top[None, :]), 0))
         tl.store(by_column + block * num_columns + columns, column_sums, mask=columns < num_columns)
+
+        # The running sum of a row is relative to its largest logit so far, and shrinks when a
+        # larger one comes.
         higher = tl.maximum(largest, tl.max(logits, 1))
         total = total * tl.exp(largest - higher) + tl.sum(tl.exp(logits - higher[:, None]), 1)
         largest = higher
@@ -68,7 +76,7 @@ def _softmax_sum(products, factor, by_row, by_column, out, num_columns, COLUMNS:
 def log_sums(
     products: Float32[Tensor, "m n"], factor: Float32[Tensor, ""]
 ) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " m"]]:
-    """Log-sum-exp of factor * products over rows and over columns, in one pass."""
+    """Log-sum-exps of the columns and of the rows of factor * products, in one pass."""
     num_rows, num_columns = products.shape
     num_blocks = triton.cdiv(num_rows, SUM_ROWS)
     by_row = products.new_empty(num_rows)
@@ -95,8 +103,9 @@ def softmax_sum(
     by_column: Float32[Tensor, " n"],
     dtype: torch.dtype,
 ) -> Float[Tensor, "m n"]:
-    """The row-wise plus the column-wise softmax of factor * products, given both log-sum-exps;
-    float32 in place.
+    """The row-wise plus the column-wise softmax of factor * products, from both log-sum-exps.
+
+    A float32 result overwrites `products`.
     """
     num_rows, num_columns = products.shape
     out = products if dtype == torch.float32 else torch.empty_like(products, dtype=dtype)

@@ -1,6 +1,4 @@
-"""metrics.jsonl: a line every few steps, cut at a checkpoint, followed while it grows, summarized
-at the end.
-"""
+"""metrics.jsonl: written every few steps, cut back on resume, followed as it grows, summarized."""
 
 import json
 import threading
@@ -14,14 +12,15 @@ from cluster.progress import progress
 
 METRICS = "metrics.jsonl"
 STEP = "step.txt"
-FOLLOW_S = 0.5
+FOLLOW_S = 0.5  # between two looks of the progress bar
 NOTE_S = 1.0
-SHOWN = ("loss", "pairs_per_s")
+SHOWN = ("loss", "pairs_per_s")  # metrics beside the progress bar
 
 
 class StepNote:
-    """Tells the driver between two lines of metrics how many steps are finished, at most once per
-    second.
+    """Tells the driver how many steps are finished, between two lines of metrics.
+
+    It writes at most once per second.
     """
 
     def __init__(self, metrics: Path) -> None:
@@ -35,12 +34,10 @@ class StepNote:
 
 
 def last_step(metrics: Path) -> int:
-    """The last step that was noted beside a metrics file; 0 without a note, or with one that is
-    being written.
-    """
+    """The last step that was noted beside a metrics file; 0 without a readable note."""
     try:
         return int(metrics.with_name(STEP).read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError):  # no note yet, or one that is being written: empty
         return 0
 
 
@@ -59,6 +56,7 @@ def followed(metrics: Path, num_steps: int) -> Iterator[None]:
     def follow() -> None:
         shown = started_at
         with progress(num_steps - started_at, "train", "steps") as meter:
+            # The file is read once more after the end, so that the bar shows the last step.
             is_ended = False
             while not is_ended:
                 is_ended = ended.wait(FOLLOW_S)
@@ -78,9 +76,11 @@ def followed(metrics: Path, num_steps: int) -> Iterator[None]:
 
 
 def summary(rows: list[dict], batch_size: int) -> dict[str, float]:
-    """The last value of every metric, those of the held-out pairs first; speed and cut captions
-    over the whole run.
+    """The last value of every metric, those of the held-out pairs first.
+
+    Speed and cut captions are over the whole run: pairs per second, number and share of captions.
     """
+    # Not every line has every metric: of each, the last line that has it counts.
     last: dict[str, float] = {}
     for row in rows:
         last |= row
@@ -88,10 +88,13 @@ def summary(rows: list[dict], batch_size: int) -> dict[str, float]:
     del last["time"]
 
     num_cut = sum(row["captions_cut"] for row in rows)
+
+    # A line's rate holds for the steps since the line before it. Lines at steps 10 and 12 stand for
+    # 10 and 2 steps: their times add up, their rates do not.
     steps = [row["step"] for row in rows]
-    weights = [after - before for before, after in zip([0, *steps], steps, strict=False)]
+    num_steps = [after - before for before, after in zip([0, *steps], steps, strict=False)]
     seconds = sum(
-        batch_size * count / row["pairs_per_s"] for count, row in zip(weights, rows, strict=True)
+        batch_size * count / row["pairs_per_s"] for count, row in zip(num_steps, rows, strict=True)
     )
     num_pairs = batch_size * steps[-1]
 

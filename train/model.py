@@ -1,9 +1,8 @@
-"""dino.txt: a causal text encoder and a small head on frozen DINOv2 features, aligned with each
-other.
+"""dino.txt: a causal text encoder aligned with a small head on frozen DINOv2 features.
 
-"DINOv2 Meets Text" (arXiv:2412.16334), with the published architecture and initialization, sized by
-config. Everything here is single-device. The residual stream, norms and features are float32; only
-matrix products run in the dtype of their weights.
+"DINOv2 Meets Text" (arXiv:2412.16334), with the published architecture and initialization; the
+sizes come from the config. Everything here is single-device. The residual stream, norms and
+features are float32; only matrix products run in the dtype of their weights.
 """
 
 import math
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from train.attention import Packed, pack, packed_attention
 from train.config import AttentionChoice, ModelConfig, TextConfig, VisionConfig, swiglu_hidden
 
-HEAD_DIM = 64
-MAX_LOGIT_SCALE = math.log(100)
+HEAD_DIM = 64  # channels per attention head, as in every ViT of DINOv2
+MAX_LOGIT_SCALE = math.log(100)  # CLIP's limit (arXiv:2103.00020, section 2.5)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -29,7 +28,7 @@ class LayerNorm(nn.LayerNorm):
         return self.float32(x).to(self.weight.dtype)
 
     def float32(self, x: Float[Tensor, "*b d"]) -> Float32[Tensor, "*b d"]:
-        """As it was computed."""
+        """The float32 result itself."""
         return F.layer_norm(
             x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
         )
@@ -42,19 +41,20 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.kernel: AttentionChoice = "auto"
-        """Of attention over packed captions."""
+        """Kernel of attention over packed captions."""
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """Every token of an image attends to all of them."""
+        """Every token of an image attends to all tokens of that image."""
         q, k, v = self._qkv(x).transpose(1, 3).unbind(2)  # b heads t d/heads
         attended = F.scaled_dot_product_attention(q, k, v)
         return self.proj(attended.transpose(1, 2).flatten(-2))
 
     def attend(self, x: Float[Tensor, "n d"], layout: Packed) -> Float[Tensor, "n d"]:
-        """Every token of a caption attends to those before it and to itself; before the output
-        projection.
+        """Every token of a caption attends to itself and to those before it.
+
+        The result is not yet projected: the last block projects only the tokens that it needs.
         """
         return packed_attention(self._qkv(x), layout, self.kernel).flatten(-2)
 
@@ -75,9 +75,7 @@ class TextMlp(nn.Module):
 
 
 class TextBlock(nn.Module):
-    """Pre-norm causal transformer block on packed tokens; the last of a stack computes only the
-    ends of captions.
-    """
+    """Pre-norm causal transformer block on packed tokens."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -89,13 +87,11 @@ class TextBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "n d"], layout: Packed, is_last: bool = False
     ) -> Float[Tensor, "m d"]:
-        """All tokens; of the last block the end-of-text tokens, in the caller's order of
-        captions.
-        """
+        """All tokens, packed; for the last block, end-of-text alone, in the caller's order."""
         attended = self.attention.attend(self.attention_norm(x), layout)
         if is_last:
-            # What follows attention treats each token alone, and nobody reads the others after the
-            # last block.
+            # All operations after attention treat each token by itself, and only end-of-text is
+            # read after the last block: the other tokens can go now.
             x = x[layout.ends]
             attended = attended[layout.ends]
 
@@ -104,9 +100,7 @@ class TextBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Packed captions to one feature each: the end-of-text token, then a linear projection without
-    bias.
-    """
+    """Packed captions to one feature each: the end-of-text token through a linear projection."""
 
     def __init__(self, config: TextConfig, vocab_size: int, feature_dim: int) -> None:
         super().__init__()
@@ -132,6 +126,9 @@ class TextEncoder(nn.Module):
             attention = block.attention
             mlp = block.mlp
             nn.init.normal_(attention.qkv.weight, std=width**-0.5)
+
+            # The 2 * layers branches add up in the residual stream: with these factors its variance
+            # does not grow with depth.
             nn.init.normal_(attention.proj.weight, std=(2 * layers * width) ** -0.5)
             nn.init.normal_(mlp.fc1.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(mlp.fc2.weight, std=(2 * layers * width) ** -0.5)
@@ -141,8 +138,9 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def forward(self, captions: Packed) -> Float32[Tensor, "b f"]:
-        # In float32, because the gradients of a token that occurs often are added up in the format
-        # of its row.
+        # The table is cast to float32, because the backward pass adds up the gradients of a token
+        # in the format of its row. A token that occurs 1,000 times with a gradient of 1 each has a
+        # sum of 1,000; in bfloat16, with 8 bits of precision, 256 + 1 is 256, and the sum stops.
         words = F.embedding(captions.tokens, self.token_embedding.weight.float())
         x = words + F.embedding(captions.positions, self.position_embedding.float())
         for index, block in enumerate(self.blocks):
@@ -151,9 +149,7 @@ class TextEncoder(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """w3(silu(w1 x) * (w2 x)), hidden size two thirds of four times the width, rounded up to a
-    multiple of 64.
-    """
+    """w3(silu(w1 x) * (w2 x)), the gated MLP of arXiv:2002.05202."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -190,28 +186,28 @@ class VisionBlock(nn.Module):
         branch: nn.Module,
         scale: Float[Tensor, " d"],
     ) -> Float[Tensor, "b t d"]:
-        """x plus its branch; in training the branch is computed for a random share of the images,
-        and scaled up.
+        """x + scale * branch(norm(x)), with drop path in training.
+
+        Drop path (DINOv2's batched form) computes the branch for a random share of the images only,
+        and scales it up so that its mean over the batch is the same.
         """
         if not self.training or not self.drop_path:
             return x + branch(norm(x)) * scale.float()
 
         num_rows = max(1, round(len(x) * (1 - self.drop_path)))
         rows = torch.randperm(len(x), device=x.device)[:num_rows]
+
+        # Images that are not among the rows pass through unchanged.
         return x.index_add(0, rows, branch(norm(x[rows])) * scale.float(), alpha=len(x) / num_rows)
 
 
 def num_heads(dim: int) -> int:
-    """Heads of a vision block: one per 64 channels, or the next number that divides the
-    channels.
-    """
+    """Heads of a vision block: one per 64 channels, or the next number that divides `dim`."""
     return next(heads for heads in range(math.ceil(dim / HEAD_DIM), dim + 1) if dim % heads == 0)
 
 
 class VisionHead(nn.Module):
-    """Blocks and a LayerNorm on the frozen backbone's tokens; without blocks, the LayerNorm
-    alone.
-    """
+    """Blocks and a LayerNorm on the tokens of the frozen backbone; blocks may be 0."""
 
     def __init__(self, config: VisionConfig, dim: int) -> None:
         super().__init__()
@@ -230,9 +226,8 @@ class VisionHead(nn.Module):
         patches: Float[Tensor, "b p d"],
     ) -> tuple[Float32[Tensor, "b d"], Float32[Tensor, "b p d"]]:
         """CLS and patches, aligned with text; the registers take part and are dropped."""
-        tokens = torch.cat(
-            [cls[:, None].float(), registers, patches], dim=1
-        )  # b 1+r+p d, float32 as its first part
+        # "b 1+r+p d". torch.cat promotes to the widest type: one float32 part makes all float32.
+        tokens = torch.cat([cls[:, None].float(), registers, patches], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
 
@@ -241,25 +236,27 @@ class VisionHead(nn.Module):
 
 
 class LogitScale(nn.Module):
-    """The learned temperature; a module of its own, so that it stays float32 when the rest is
-    sharded in bfloat16.
+    """The learned temperature.
+
+    It is a module of its own, so that it stays float32 when the rest is sharded in bfloat16.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        # CLIP's initial temperature, 0.07. One dimension, because FSDP shards no scalar.
         self.log = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))
 
     def forward(self) -> Float32[Tensor, ""]:
-        return self.log.exp().sum()  # a scalar; a view would upset the hooks of FSDP
+        return self.log.exp().sum()  # a scalar; FSDP's hooks do not work on a view such as [0]
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """Keep the scale within [1, 100]; call after each step."""
+        """Limit the scale to [1, 100]; call after each optimizer step."""
         self.log.clamp_(0, MAX_LOGIT_SCALE)
 
 
 class PairFeatures(NamedTuple):
-    """What the loss needs of a batch: unit-norm features and the scale of the logits."""
+    """The inputs of the loss: unit-norm features, row i a pair, and the scale of the logits."""
 
     images: Float32[Tensor, "b f"]
     texts: Float32[Tensor, "b f"]
@@ -278,8 +275,9 @@ class DinoTxt(nn.Module):
         self.logit_scale = LogitScale()
 
     def encode_tokens(self, captions: Packed | Sequence[Sequence[int]]) -> Float32[Tensor, "b f"]:
-        """Text features before normalization; with pooling=concat, CLS is aligned with the first
-        half, patches with the last.
+        """Text features before normalization, in the caller's order.
+
+        With pooling=concat, the first half is aligned with CLS and the second half with patches.
         """
         packed = captions if isinstance(captions, Packed) else pack(captions)
         return self.text(packed.to(self.text.position_embedding.device))
@@ -297,6 +295,7 @@ class DinoTxt(nn.Module):
         if pooling == "cls":
             return aligned_cls
 
+        # Concatenation has the order of the text feature's halves: CLS, then patches.
         mean = aligned_patches.mean(1)
         return mean if pooling == "mean" else torch.cat([aligned_cls, mean], dim=-1)
 

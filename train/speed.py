@@ -1,8 +1,8 @@
 """How fast training has been since the last line of metrics, summed over all ranks.
 
-Tokens, FLOP and cut captions are counted from the captions that were packed, not from a mean. MFU
+Tokens, FLOP and cut captions are counted from the packed captions, not estimated from a mean. MFU
 is the model's FLOP, without recomputation, over the dense bfloat16 peak of the GPUs; it is left out
-where no peak is known.
+when no peak is known.
 """
 
 import time
@@ -29,7 +29,7 @@ class Speed:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Count the time of the body as waiting."""
+        """Count the time of the body as waiting for data."""
         started_s = time.perf_counter()
         yield
         self.waited_s += time.perf_counter() - started_s
@@ -42,10 +42,13 @@ class Speed:
         self.flop += flop
 
     def rates(self, device: torch.device) -> dict[str, float]:
-        """Rates over all ranks, mean share of time spent waiting for data, largest memory; all
-        ranks call it.
+        """Rates over all ranks, mean share of time spent waiting for data, largest memory in GB.
+
+        All ranks must call it at the same step: it is a collective.
         """
         elapsed_s = max(1e-9, time.perf_counter() - self.started_s)
+
+        # All counts in one sum over ranks, in float64: float32 counts exactly only up to 2**24.
         counts = [
             self.num_pairs,
             self.num_tokens,
@@ -61,7 +64,7 @@ class Speed:
 
         world = dist.get_world_size()
         num_pairs, num_tokens, num_truncated, flop, waits, elapsed = sums.tolist()
-        mean_s = elapsed / world
+        mean_s = elapsed / world  # clocks of ranks differ a little
         tflops = flop / mean_s / 1e12
         peak = peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
@@ -77,7 +80,7 @@ class Speed:
 
 
 def memory_bytes(device: torch.device) -> float:
-    """Largest memory that was allocated on a GPU; on a CPU, what the process holds now."""
+    """Peak memory allocated on a GPU so far; on a CPU, the resident memory of the process now."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     return float(psutil.Process().memory_info().rss)

@@ -1,9 +1,8 @@
-"""Captions to token ids: a sentencepiece model trained on the selected captions, or CLIP's
-published byte pairs.
+"""Captions to token ids: sentencepiece trained on the selection, or CLIP's published byte pairs.
 
-Both end every caption with end-of-text, also when it is cut to the context, because the text
+Both end every caption with end-of-text, even when it is cut to the context, because the text
 encoder takes its feature there. The sentencepiece model has byte fallback, so that any string can
-be encoded, and no begin-of-text, which a causal encoder that pools at the end does not need.
+be encoded. It has no begin-of-text, because a causal encoder that pools at the end needs none.
 """
 
 import gzip
@@ -30,15 +29,17 @@ logger = logging.getLogger(__name__)
 MODEL_FILE = "tokenizer.model"
 CLIP_FILES = ("vocab.json", "merges.txt")
 BYTE_PAIRS_FILE = "bpe_simple_vocab_16e6.txt.gz"
-"""The same vocabulary as Meta and OpenAI publish it beside their weights: merges alone."""
+"""The same vocabulary as Meta and OpenAI publish it beside their weights: only the merges."""
 NUM_MERGES = 48_894
-"""Merges of that file that CLIP's vocabulary of 49,408 uses; the file lists five times as many."""
-ROWS_PER_READ = 8192
+"""Merges of that file that CLIP uses: 49,408 pieces less 2 x 256 bytes and 2 special pieces. The
+file lists five times as many.
+"""
+ROWS_PER_READ = 8192  # captions that are in memory at once
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What training and evaluation use of a vocabulary."""
+    """The part of a vocabulary that training and evaluation use."""
 
     vocab_size: int
     end_of_text: int
@@ -87,7 +88,11 @@ def run(
 
 
 def selected_captions(shards: EmbeddingShards, selection: Selection, limit: int) -> Iterator[str]:
-    """Captions of the selected rows in order; of more captions than `limit`, an even spread."""
+    """Captions of the selected rows in order; if there are more than `limit`, evenly spread ones.
+
+    Captions are numbered row by row. Rows with 3, 2 and 4 captions end before the numbers 3, 5 and
+    9: caption 7 is in row 2, where it is number 7 - 5 = 2, the last but one.
+    """
     own = pc.list_value_length(shards.strings(CAPTIONS)).to_numpy()[selection.rows]
     ends = np.cumsum(own + selection.num_more_captions())
     total = int(ends[-1]) if len(ends) else 0
@@ -95,8 +100,8 @@ def selected_captions(shards: EmbeddingShards, selection: Selection, limit: int)
         np.linspace(0, total - 1, limit).astype(np.int64) if total > limit else np.arange(total)
     )
 
-    # Caption number 7 of rows with 3, 2 and 4 captions (ends 3, 5, 9) is of row 2, and there at
-    # place 7 - 5.
+    # The row of a caption is the first one that ends after it; the captions before that row are
+    # subtracted.
     owners = np.searchsorted(ends, wanted, side="right")
     places = wanted - np.concatenate([[0], ends])[owners]
 
@@ -109,8 +114,10 @@ def selected_captions(shards: EmbeddingShards, selection: Selection, limit: int)
 
 
 def train_tokenizer(config: TokenizerConfig, captions: Iterator[str]) -> "SentencePieceTokenizer":
-    """A sentencepiece model of at most the wanted size; deterministic in the captions and their
-    order.
+    """A sentencepiece model of at most `vocab_size` pieces.
+
+    The same captions in the same order give the same bytes. ValueError if there are no captions, or
+    more characters than pieces.
     """
     model = io.BytesIO()
     try:
@@ -121,14 +128,14 @@ def train_tokenizer(config: TokenizerConfig, captions: Iterator[str]) -> "Senten
             model_type=config.algorithm,
             normalization_rule_name="nmt_nfkc_cf" if config.lowercase else "nmt_nfkc",
             byte_fallback=True,
-            character_coverage=0.9995,
+            character_coverage=0.9995,  # rarer characters are spelled in bytes
             hard_vocab_limit=False,
-            max_sentence_length=1 << 16,
+            max_sentence_length=1 << 16,  # bytes; sentencepiece skips longer ones, by default 4,192
             unk_id=UNKNOWN,
             eos_id=END_OF_TEXT,
             bos_id=-1,
             pad_id=-1,
-            num_threads=1,
+            num_threads=1,  # the same bytes on every machine
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -191,9 +198,9 @@ class ClipTokenizer:
         self.folder = folder
         if self._is_one_file:
             pieces, merges = read_byte_pairs(folder / BYTE_PAIRS_FILE)
-            pairs: Any = [
-                tuple(merge.split()) for merge in merges
-            ]  # as CLIPTokenizer takes them, its annotation aside
+
+            # CLIPTokenizer takes pairs, although its annotation says strings.
+            pairs: Any = [tuple(merge.split()) for merge in merges]
             self.tokenizer = CLIPTokenizer(vocab=pieces, merges=pairs)
         else:
             self.tokenizer = CLIPTokenizer(
@@ -226,10 +233,11 @@ class ClipTokenizer:
 
 
 def read_byte_pairs(file: Path) -> tuple[dict[str, int], list[str]]:
-    """Pieces with their ids, and merges, of the published file: a header, then one merge per line.
+    """Pieces with their ids, and the merges, from the published file.
 
-    Ids count the 256 bytes, the same at the end of a word, the merges, and the two special pieces:
-    "a" is 64, "a</w>" 320, and the first merge, "i n", makes "in" 512.
+    The file has a header and one merge per line. Ids number the 256 bytes, then the 256 bytes at
+    the end of a word, the merges, and the two special pieces: "a" is 64, "a</w>" is 320, and "in",
+    the result of the first merge "i n", is 512. ValueError if the file is not gzipped text.
     """
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -253,8 +261,9 @@ def read_byte_pairs(file: Path) -> tuple[dict[str, int], list[str]]:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that a folder holds: tokenizer.model (sentencepiece), or CLIP's byte pairs in
-    either form.
+    """The tokenizer of a folder: sentencepiece, or CLIP's byte pairs in either form.
+
+    ValueError if the folder has the files of neither.
     """
     if (folder / MODEL_FILE).is_file():
         return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes())

@@ -1,6 +1,6 @@
-"""The train step: the loop on Ray Train workers, which are started again when one dies.
+"""The train step: the training loop on Ray Train workers, which are restarted when one dies.
 
-Driver and workers talk through files in `out`; whatever Ray remembers is not used.
+Driver and workers talk through files in `out`; the state that Ray keeps is not used.
 
 | file | written by | read by | says |
 |---|---|---|---|
@@ -8,11 +8,12 @@ Driver and workers talk through files in `out`; whatever Ray remembers is not us
 | `metrics.jsonl` | rank 0 | driver, tracking | a line every few steps, from which progress is shown |
 | `step.txt` | rank 0 | driver | the last finished step, between two lines of metrics |
 | `stop` | driver (SIGTERM, SIGUSR2, `request_stop`) | rank 0 | save and end for good |
-| `grow` | rank 0 | driver | all ranks have saved and ended, since more workers fit now: start the workers again |
+| `grow` | rank 0 | driver | all ranks have saved and ended, because more workers fit now: start again with them |
 | `failed.txt` | any rank | ranks that start, driver | an error that another try would repeat: do not try again |
 
 A worker that starts continues from the last complete checkpoint. With `resources.min_workers`,
-training goes on with fewer workers when a node is lost; when a node comes, no step is done twice.
+training goes on with fewer workers when a node is lost, from that checkpoint. When a node joins, the
+workers save first, so that no step is repeated.
 """
 
 import logging
@@ -57,13 +58,12 @@ logger = logging.getLogger(__name__)
 STOP = "stop"
 GROW = "grow"
 RAY_FOLDER = "ray"
-GROWTH_S = (
-    60.0  # between two looks for new nodes: nodes that come together restart the workers once
-)
-MAX_FAILURES = 8
-# Threads that wait for each other by spinning keep cores from other processes: with two threads on
-# two busy cores, a step took fifteen times as long. The variable must be set before a worker
-# starts.
+# Between two looks for new nodes. Nodes that join within this time restart the workers only once.
+GROWTH_S = 60.0
+MAX_FAILURES = 8  # failures of workers after which Ray gives up; see `fit_to_the_end`
+# By default, threads of OpenMP spin while they wait for each other, and so take cores from other
+# processes: with two threads on two busy cores, a step took fifteen times as long. The variable
+# must be set before a worker starts.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 NOISY = ("ray.train", "ray.train.v2", "ray.data")
 
@@ -82,12 +82,13 @@ def run(
     source: Path | None = None,
     **views: Path,
 ) -> dict[str, float]:
-    """Step: train on the selected embeddings, continuing from what `out` holds; returns the last
-    value of each metric.
+    """Step: train on the selected embeddings; returns the last value of each metric.
 
-    `source` is the raw pairs, for a live backbone; `views` are embeddings of further views of the
-    same images.
+    It continues from the last checkpoint in `out`. `source` is the raw pairs, for a live backbone;
+    `views` are embeddings of further views of the same images. TrainingFailed for an error that
+    another try would repeat, StoppedError when it was asked to stop.
     """
+    # Workers run in other directories: paths must be absolute.
     job = Job(
         out.resolve(),
         embeddings.resolve(),
@@ -96,6 +97,7 @@ def run(
         absolute(source) if source else None,
         tuple(views[name].resolve() for name in sorted(views)),
     )
+    # Requests of an earlier run.
     for name in (STOP, GROW):
         (job.out / name).unlink(missing_ok=True)
 
@@ -125,6 +127,7 @@ def run(
             f"{config.num_steps} is saved"
         )
 
+    # The models are exported: neither the checkpoints nor Ray's files are needed any longer.
     for folder in (CHECKPOINTS, RAY_FOLDER):
         shutil.rmtree(job.out / folder, ignore_errors=True)
 
@@ -150,11 +153,11 @@ def run(
 
 
 def placement(config: TrainConfig) -> Resources:
-    """Workers for a run in this Ray session.
+    """The resources of a run in this Ray session.
 
-    Unless the config names a number: one worker per GPU, as many as divide the batch; on CPUs one
-    worker with all cores of a node, because threads share a model that several processes would each
-    have to gather.
+    If the config names a number of workers, that number. Otherwise, one worker per GPU, as many as
+    divide the batch; on CPUs, one worker with all cores of a node, because threads share the model,
+    while several processes would each have to gather it.
     """
     resources = resolve(config.resources, max_workers=config.batch_size)
     if config.resources.workers:
@@ -171,8 +174,8 @@ def placement(config: TrainConfig) -> Resources:
 def fit_to_the_end(config: TrainConfig, job: Job) -> None:
     """Run the loop until it ends.
 
-    It is run again with more workers when it asks for them, and again when Ray gives up after
-    MAX_FAILURES failures, as long as there were new checkpoints in between.
+    It runs again with more workers when it asks for them. It also runs again when Ray gives up
+    after MAX_FAILURES failures, as long as there was a new checkpoint in between.
     """
     while True:
         before = _saved_step(job)
@@ -180,7 +183,7 @@ def fit_to_the_end(config: TrainConfig, job: Job) -> None:
             _fit(config, job, placement(config))
         except ray.train.WorkerGroupError as error:
             if _saved_step(job) == before:
-                raise
+                raise  # no progress: the same failures would come again
             logger.warning(
                 "training failures=%d continues_at_step=%d last=%r",
                 MAX_FAILURES,
@@ -195,20 +198,20 @@ def fit_to_the_end(config: TrainConfig, job: Job) -> None:
 
 
 def _num_weights(config: TrainConfig, pairs: Pairs) -> int:
-    """Weights of the model, which is made without memory."""
+    """Number of weights of the model, which is built on the meta device, without memory."""
     with torch.device("meta"):
         model = DinoTxt(config.model, pairs.tokenizer.vocab_size, pairs.spec.dim)
     return sum(weight.numel() for weight in model.parameters())
 
 
 def _saved_step(job: Job) -> int:
-    """How many steps the last complete checkpoint holds."""
+    """Number of finished steps in the last complete checkpoint; 0 without one."""
     saved = complete_checkpoints(job.out / CHECKPOINTS)
     return step_of(saved[-1]) if saved else 0
 
 
 def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
-    """Run the loop on Ray Train workers, again from the last checkpoint when one is lost."""
+    """Run the loop on Ray Train workers; when one is lost, again from the last checkpoint."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -228,7 +231,8 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
             else resources.workers,  # type: ignore[arg-type]
             use_gpu=bool(resources.gpus),
             resources_per_worker=per_worker,
-            elastic_resize_monitor_interval_s=math.inf,  # Ray would stop workers to have more, and lose their steps
+            # Ray would stop the workers in the middle of a step when more fit; ours save first.
+            elastic_resize_monitor_interval_s=math.inf,
         ),
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
         run_config=RunConfig(  # type: ignore[call-arg]
@@ -241,12 +245,13 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
 
 
 class _Trainer(TorchTrainer):
-    """A trainer that leaves Ctrl-C to this process: Ray's own handler ends it with code 1 and
-    without a word.
+    """A trainer that leaves Ctrl-C to this process.
+
+    Ray's own handler would end the process with code 1 and without a message.
     """
 
     def _register_sigint_handler(self, controller: object) -> None:
-        """Nothing: KeyboardInterrupt ends the session, and with it the workers."""
+        """Do nothing: KeyboardInterrupt ends the session, and the workers with it."""
 
 
 def _worker(arguments: dict) -> None:
@@ -254,21 +259,23 @@ def _worker(arguments: dict) -> None:
     job: Job = arguments["job"]
     limit_threads(arguments["resources"].threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing is read before it is written
+
+    # Deterministic mode fills every new tensor; nothing here is read before it is written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if failure(job.out):
-        return  # another try would fail in the same way; the driver raises what the file says
+        return  # another try would fail in the same way; the driver raises the error from the file
 
     try:
         if shrink_group_to(largest_group(config, dist.get_world_size())):
             _train_and_grow(config, job, arguments["resources"], arguments["most"])
-    except BaseException as error:  # that of a checkpoint is no Exception
+    except BaseException as error:  # CheckpointException does not derive from Exception
         note_failure(job.out, error)
         raise
 
 
 def _train_and_grow(config: TrainConfig, job: Job, resources: Resources, most: int) -> None:
     if dist.get_rank() > 0:
-        train(config, job)  # the first rank decides for all when to save or end
+        train(config, job)  # rank 0 decides for all ranks when to save or end
         return
 
     is_complete = train(config, job, Interruptions(config, job.out, resources, most))
@@ -277,11 +284,11 @@ def _train_and_grow(config: TrainConfig, job: Job, resources: Resources, most: i
 
 
 class Interruptions:
-    """Asks to save, or to save and end: for the driver, a node that is about to be preempted, or
-    room for more workers.
+    """Asks rank 0 to save, or to save and end.
 
-    Only the first rank uses it. Ray's own `get_preemption_info` is a barrier of all workers, idle
-    ones too, per step.
+    The reasons are a request of the driver, a node that is about to be preempted, or room for more
+    workers. Ray's own `get_preemption_info` cannot serve: it is a barrier of all workers in each
+    step, and workers that were left out of the group never reach it.
     """
 
     def __init__(self, config: TrainConfig, out: Path, resources: Resources, most: int) -> None:
@@ -296,6 +303,8 @@ class Interruptions:
     def __call__(self) -> Interruption:
         if (self.out / STOP).exists() or self._has_grown():
             return "stop"
+
+        # The notice stays in place: one save is enough.
         if (
             not self.is_preempted
             and get_train_context().preemption_context.preemption_info is not None
@@ -305,7 +314,7 @@ class Interruptions:
         return ""
 
     def _has_grown(self) -> bool:
-        """Whether more workers could train than at the last check."""
+        """Whether more workers fit than at the last check; it checks once per GROWTH_S."""
         if not self.resources.min_workers or time.monotonic() - self.checked_s < GROWTH_S:
             return False
 
@@ -319,8 +328,9 @@ class Interruptions:
 
 
 def largest_group(config: TrainConfig, most: int) -> int:
-    """The largest number of workers up to `most` among which a batch can be split; 0 when there is
-    none.
+    """The largest number of workers, up to `most`, that divides a batch; 0 when there is none.
+
+    It is also a multiple of the replicas. A batch of 512 on up to 6 workers: 4.
     """
     sizes = range(most, 0, -1)
     return next(
@@ -334,16 +344,17 @@ def largest_group(config: TrainConfig, most: int) -> int:
 
 
 def shrink_group_to(size: int) -> bool:
-    """Make the default process group one of the first `size` ranks; False on a rank that is left
-    out.
+    """Rebuild the default process group from the first `size` ranks; False on a rank left out.
 
-    The group stays as it is when it has that size, and when 0 says that no size divides the batch.
+    The group stays as it is when it has that size already, or when `size` is 0 (no number of
+    workers divides the batch).
     """
     rank = dist.get_rank()
     backend = dist.get_backend()
     if size in (0, dist.get_world_size()):
         return True
 
+    # All ranks must learn the address of the new group while the old one still exists.
     address: list[str | None] = [
         f"tcp://{ray.util.get_node_ip_address()}:{free_port()}" if rank == 0 else None
     ]
@@ -358,8 +369,9 @@ def shrink_group_to(size: int) -> bool:
 
 @contextmanager
 def _stop_on_signal(out: Path) -> Iterator[None]:
-    """SIGTERM and SIGUSR2 ask the workers to save and stop; only the main thread can handle
-    signals.
+    """While the body runs, SIGTERM and SIGUSR2 ask the workers to save and stop.
+
+    Only the main thread can handle signals: in any other, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -378,5 +390,5 @@ def _stop_on_signal(out: Path) -> Iterator[None]:
 
 
 def request_stop(out: Path) -> None:
-    """Ask the training that writes into `out` to save a checkpoint and stop; from any process."""
+    """Ask the training that writes into `out` to save and stop; any process may call it."""
     (out / STOP).touch()

@@ -1,6 +1,4 @@
-"""Loss and retrieval on held-out pairs, computed by all ranks together: the same number for any
-count of them.
-"""
+"""Loss and retrieval on held-out pairs, the same for any number of ranks."""
 
 import math
 from collections.abc import Mapping
@@ -17,13 +15,11 @@ from train.live import EncodeImages, identity
 from train.loss import global_loss
 from train.model import DinoTxt, PairFeatures
 
-ACCURACY_ROWS = 512
+ACCURACY_ROWS = 512  # bounds the logits of `batch_accuracy` to 1 MB, whatever the batch
 
 
 def score(numbers: Mapping[str, float], metric: HeldOutMetric) -> float:
-    """How good a validation is, the higher the better; minus infinity when there is no such
-    number.
-    """
+    """How good a validation is, higher is better; minus infinity without a value of the metric."""
     if metric not in numbers:
         return -math.inf
     return -numbers[metric] if metric == "val_loss" else numbers[metric]
@@ -37,21 +33,23 @@ def validate(
     device: torch.device,
     encode_images: EncodeImages = identity,
 ) -> dict[str, float]:
-    """Validation loss, and recall at 1 in both directions among the held-out pairs; empty when
-    there are too few.
+    """Validation loss, and recall at 1 in both directions among the held-out pairs.
+
+    Empty if fewer than two pairs are held out. All ranks call it and get the same numbers.
     """
     num_rows = min(config.val_rows, len(pairs.val_places))
     if num_rows < 2:
         return {}
 
-    share = -(-num_rows // dist.get_world_size())
+    share = -(-num_rows // dist.get_world_size())  # rounded up: ranks gather equal sizes
     start = dist.get_rank() * share
     parts = split(pairs.val_batch(start, start + share), config.micro_batch)
     model.eval()
     encoded = [model(*encode_images(part).to(device).inputs()) for part in parts]
     model.train()
 
-    # The last ranks' shares may reach past the end, where the last pair is repeated.
+    # The shares of the last ranks may reach past the end, where the last pair is repeated: cut
+    # there. After that every rank holds all features, so the loss needs no group.
     images = _gather(torch.cat([part.images for part in encoded]))[:num_rows]
     texts = _gather(torch.cat([part.texts for part in encoded]))[:num_rows]
     loss = global_loss(images, texts, encoded[0].scale, config.loss)
@@ -66,7 +64,7 @@ def _gather(local: Float32[Tensor, "b d"]) -> Float32[Tensor, "n d"]:
 
 
 def recall_at_1(images: Float32[Tensor, "n d"], texts: Float32[Tensor, "n d"]) -> dict[str, float]:
-    """Share of images whose own text is nearest, and of texts whose own image is."""
+    """Share of images whose own text is nearest, and of texts whose own image is nearest."""
     logits = images @ texts.T
     own = torch.arange(len(logits), device=logits.device)
     return {
@@ -76,7 +74,7 @@ def recall_at_1(images: Float32[Tensor, "n d"], texts: Float32[Tensor, "n d"]) -
 
 
 def batch_accuracy(features: PairFeatures) -> float:
-    """Share of this rank's first images whose own text is nearest among as many texts."""
+    """Share of this rank's first 512 images whose own text is the nearest of these pairs' texts."""
     images = features.images[:ACCURACY_ROWS]
     texts = features.texts[:ACCURACY_ROWS]
     return recall_at_1(images, texts)["val_image_to_text_r1"]

@@ -34,7 +34,7 @@ def test_attention_that_cannot_run_is_refused_before_anything_runs() -> None:
     check_attention(TrainConfig(parallel=FLOAT32), CPU)
     with pytest.raises(
         ValueError,
-        match="attention is xformers, but it runs on GPUs alone; possible here: auto, grouped",
+        match="attention is xformers, but it runs on GPUs only; possible here: auto, grouped",
     ):
         check_attention(TrainConfig(parallel=replace(FLOAT32, attention="xformers")), CPU)
 

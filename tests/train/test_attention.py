@@ -65,7 +65,7 @@ def test_auto_is_the_grouped_kernel_on_a_cpu() -> None:
 @pytest.mark.parametrize("kernel", ["triton", "varlen", "xformers"])
 def test_a_kernel_that_cannot_run_here_is_refused_with_what_can(kernel: AttentionChoice) -> None:
     message = (
-        f"train.parallel.attention is {kernel}, but it runs on GPUs alone; possible here: "
+        f"train.parallel.attention is {kernel}, but it runs on GPUs only; possible here: "
         "auto, grouped$"
     )
     with pytest.raises(ValueError, match=message):
@@ -88,7 +88,7 @@ def test_a_kernel_that_cannot_run_here_is_refused_with_what_can(kernel: Attentio
         (
             "varlen",
             Case("cuda", 64, True, WITHOUT_XFORMERS),
-            "it does not multiply float32; .* auto, grouped, triton$",
+            "it does not support float32; .* auto, grouped, triton$",
         ),
     ],
 )

@@ -1,5 +1,4 @@
-"""The model card of an exported folder: what the model is, what it was made from, its scores, and
-its limits."""
+"""The model card of an exported folder: the model, its use, provenance, scores and limits."""
 
 import json
 from collections.abc import Sequence
@@ -7,9 +6,8 @@ from collections.abc import Sequence
 from curation.encoders.backbone import Backbone
 from train.export.subject import Facts, Score, Subject
 
-LICENSE_NAMES = {
-    "Apache-2.0": "apache-2.0"
-}  # what the hub's own list calls them; others are "other"
+# Names in the hub's own list of licenses; a license that is not in the list is "other" there.
+LICENSE_NAMES = {"Apache-2.0": "apache-2.0"}
 
 
 def model_card(subject: Subject, backbone: Backbone) -> str:
@@ -27,6 +25,7 @@ def model_card(subject: Subject, backbone: Backbone) -> str:
 
 
 def _front_matter(backbone: Backbone) -> list[str]:
+    """The YAML header that the hub reads. The folder holds the backbone, so its license applies."""
     license_name = LICENSE_NAMES.get(backbone.family.license, "other")
     repository = backbone.family.members[backbone.name].hub_name
     lines = ["---", "library_name: transformers", "pipeline_tag: zero-shot-image-classification"]
@@ -115,6 +114,7 @@ def _scores(scores: Sequence[Score]) -> list[str]:
     lines += ["| evaluation set | metric | score | interval | protocol |", "|---|---|---|---|---|"]
     for score in scores:
         cells = (score.evaluation_set, score.metric, score.value, score.interval, score.protocol)
+        # A bar in a cell would end it.
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, ""]
 

@@ -1,5 +1,4 @@
-"""A finished model as plain files: model.safetensors, config.json and its tokenizer; `load_model`
-reads them back."""
+"""A finished model as plain files, out and in: model.safetensors, config.json and a tokenizer."""
 
 import json
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from train.tokenizer import Tokenizer, load_tokenizer
 
 
 class LoadedModel(NamedTuple):
-    """A model in evaluation mode, its tokenizer, and what it was trained on."""
+    """A model in evaluation mode, its tokenizer, and the format of its training embeddings."""
 
     model: DinoTxt
     tokenizer: Tokenizer
@@ -33,8 +32,10 @@ def export_model(
     tokenizer: Tokenizer,
     spec: EmbeddingSpec,
 ) -> None:
-    """Write a model folder; config.json comes last, so that a folder with it is whole."""
+    """Write a model folder; config.json comes last, so that a folder that has it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
+
+    # safetensors refuses tensors that are not contiguous.
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
     tokenizer.save(folder)
     fields = {"model": asdict(config), "spec": asdict(spec), "vocab_size": tokenizer.vocab_size}
@@ -42,7 +43,7 @@ def export_model(
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
-    """The model that the train step left in a folder, in evaluation mode."""
+    """The model that the train step wrote, in evaluation mode. ValueError for any other folder."""
     if not (folder / CONFIG).is_file():
         raise ValueError(
             f"no {CONFIG} in {folder}: a model folder holds {CONFIG} and {WEIGHTS}; run the "

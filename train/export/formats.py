@@ -1,8 +1,8 @@
-"""A finished model in the formats of others, each proven before it is there.
+"""A finished model in the formats of other libraries, each checked before it appears.
 
 An export is written beside its final name, read back as its user would read it, and compared with
-our encoder on the same captions and images. Only one that agrees within its tolerance takes its
-name, with the figures in its record.json; of one that does not, nothing stays.
+our encoder on the same captions and images. If it agrees within its tolerance, it is renamed, with
+the differences in its record.json. If it does not, it is deleted.
 """
 
 import importlib.metadata
@@ -28,14 +28,14 @@ from train.export.subject import Subject
 PACKAGES = ("torch", "safetensors", "transformers", "onnx", "onnxruntime")
 
 Parity = dict[str, float]
-"""Largest absolute difference from our unit-norm features, by what was compared."""
+"""Largest absolute difference from our unit-norm features, by kind of feature and file."""
 
 
 class Format(NamedTuple):
-    """How a format is written, and what its user gets.
+    """How a format is written, and how its user reads it.
 
-    `read` gives unit-norm features under names that start with a kind (text, image, patches,
-    dense).
+    `read` returns unit-norm features. Their names start with the kind: text, image, patches or
+    dense.
     """
 
     write: Callable[[Path, Subject], None]
@@ -44,8 +44,10 @@ class Format(NamedTuple):
 
 
 def export_format(name: str, subject: Subject, to: Path) -> dict[str, Any]:
-    """Write one format into the folder `to / name` and return its record; ValueError when it does
-    not agree."""
+    """Write one format into the folder `to / name` and return its record.
+
+    ValueError if that folder exists, or if the export differs from the model by too much.
+    """
     final = to / name
     partial = to / f".{name}.partial"
     if final.exists():
@@ -78,6 +80,8 @@ def export_format(name: str, subject: Subject, to: Path) -> dict[str, Any]:
                 if path.is_file()
             },
         }
+
+        # The rename is the last step: a folder under its final name is complete and checked.
         write_atomic(partial / EXPORT_RECORD, json.dumps(record, indent=1) + "\n")
         partial.rename(final)
     finally:
@@ -87,7 +91,7 @@ def export_format(name: str, subject: Subject, to: Path) -> dict[str, Any]:
 
 
 def check_parity(name: str, folder: Path, subject: Subject) -> Parity:
-    """Largest absolute difference of each kind of feature; ValueError above the tolerance."""
+    """Largest absolute difference of each kind of feature. ValueError above the tolerance."""
     probe = make_probe(subject)
     ours = features_of(subject.loaded, probe)
     theirs = FORMATS[name].read(folder, probe)
@@ -99,6 +103,8 @@ def check_parity(name: str, folder: Path, subject: Subject) -> Parity:
     limits = {
         what: INT8_TOLERANCE if "int8" in what else FORMATS[name].tolerance for what in parity
     }
+
+    # `not <=` instead of `>`, because NaN must fail.
     bad = {what: value for what, value in parity.items() if not value <= limits[what]}
 
     if bad:
@@ -112,7 +118,7 @@ def check_parity(name: str, folder: Path, subject: Subject) -> Parity:
 
 
 def read_model(folder: Path) -> LoadedModel:
-    """A model of a folder of ours, or of one with published dino.txt files and their tokenizer."""
+    """The model of a folder of ours, or of one with published dino.txt files and a tokenizer."""
     return load_model(folder) if (folder / CONFIG).is_file() else load_published(folder)
 
 
@@ -134,7 +140,7 @@ def _version(package: str) -> str:
         return ""
 
 
-# Packed and padded captions differ by rounding alone; a whole backbone adds a little more
+# Packed and padded captions differ only by rounding; a whole backbone adds a little more.
 FORMATS: Mapping[str, Format] = {
     "safetensors": Format(_write_own, _read_own, 1e-5),
     "dinotxt": Format(write_published_folder, published_features, 1e-5),

@@ -1,10 +1,9 @@
-"""A whole model as a Hugging Face folder: backbone, head, text encoder, image processor, tokenizer
-and card.
+"""A whole model as a Hugging Face folder, from image processor and tokenizer to the model card.
 
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 
-The weights keep our names, so that the modeling file alone says what they mean.
+The weights keep the names of our model, so that only the modeling file gives them a meaning.
 """
 
 import json
@@ -38,22 +37,23 @@ PROCESSOR = "CLIPProcessor"  # of transformers: it pairs any image processor wit
 
 
 def write_huggingface(folder: Path, subject: Subject) -> None:
-    """Fill a folder that the Auto classes of transformers read."""
+    """Fill a folder that the Auto classes of transformers read. ValueError without a backbone."""
     backbone = subject.whole_backbone("the huggingface format")
     config = huggingface_config(subject)
     write_atomic(folder / CONFIG, _json(config))
 
+    # With a reference, the backbone's weights are not in the file: the modeling code fetches them.
     has_copy = subject.backbone_form == "copy"
     weights = {
         name: tensor.detach().contiguous()
         for name, tensor in whole_state(subject.loaded, backbone).items()
     }
-    kept = {
+    stored = {
         name: tensor
         for name, tensor in weights.items()
         if has_copy or not name.startswith("backbone.")
     }
-    save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})  # transformers demands "format"
 
     for module in SHIPPED:
         _copy_code(module, folder)
@@ -65,7 +65,7 @@ def write_huggingface(folder: Path, subject: Subject) -> None:
 
 
 def whole_state(loaded: LoadedModel, backbone: Backbone) -> dict[str, Tensor]:
-    """Every tensor of the whole model, by the names of the modeling file."""
+    """Every tensor of the whole model, under the names of the modeling file."""
     state = {f"backbone.{name}": tensor for name, tensor in backbone.encoder.state_dict().items()}
     return state | loaded.model.state_dict()
 
@@ -94,8 +94,7 @@ def _write_tokenizer(folder: Path, loaded: LoadedModel) -> None:
 
 
 def _write_sentence_transformers(folder: Path) -> None:
-    """What `SentenceTransformer(folder, trust_remote_code=True)` needs to embed texts with this
-    model."""
+    """The files with which `SentenceTransformer(folder, trust_remote_code=True)` embeds texts."""
     package = "sentence_transformers.base.modules"
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": f"{package}.Transformer"},
@@ -106,7 +105,7 @@ def _write_sentence_transformers(folder: Path) -> None:
         "module_output_name": "sentence_embedding",
     }
 
-    # The vectors of `encode` have unit norm, as in training
+    # The second module makes the vectors of `encode` unit-norm, as in training.
     write_atomic(folder / "modules.json", json.dumps(modules, indent=1) + "\n")
     write_atomic(folder / "sentence_bert_config.json", _json(text))
     (folder / "1_Normalize").mkdir()
@@ -129,7 +128,7 @@ def processor_config(backbone: Backbone) -> dict[str, Any]:
 
 
 def huggingface_config(subject: Subject) -> dict[str, Any]:
-    """The fields of `DinoTxtConfig`, and where transformers finds the code."""
+    """The fields of `DinoTxtConfig`, and the names by which transformers finds the code."""
     backbone = subject.whole_backbone("the huggingface format")
     model = subject.loaded.model
     modeling = "modeling_dinotxt.DinoTxtModel"
@@ -151,11 +150,11 @@ def huggingface_config(subject: Subject) -> dict[str, Any]:
 
 
 def text_config(loaded: LoadedModel) -> dict[str, Any]:
-    """The text encoder's sizes, and the tokens that the model must know."""
+    """The text encoder's sizes, and the special tokens that the model must know."""
     text = loaded.model.config.text
     tokenizer = loaded.tokenizer
 
-    # The first token of an empty caption is begin-of-text, where the vocabulary has one
+    # If the vocabulary has a begin-of-text, it is the first token of an empty caption.
     has_start = not isinstance(tokenizer, SentencePieceTokenizer)
 
     return {
@@ -170,7 +169,7 @@ def text_config(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def vision_config(subject: Subject, backbone: Backbone) -> dict[str, Any]:
-    """The head's sizes, the tokens that it was trained on, and the backbone below it."""
+    """The head's sizes, the format of the tokens that it was trained on, and its backbone."""
     loaded = subject.loaded
     spec = loaded.spec
     vision = loaded.model.config.vision
@@ -199,8 +198,11 @@ def vision_config(subject: Subject, backbone: Backbone) -> dict[str, Any]:
 
 
 def backbone_config(backbone: Backbone) -> dict[str, Any]:
-    """What the shipped code builds the backbone from."""
+    """The sizes from which the shipped code builds the backbone."""
     encoder = backbone.encoder
+
+    # A transformer has its own config in transformers, of which only the differences count. The
+    # convolutional stand-in has none: its sizes are read off its layers.
     if isinstance(encoder, TokenEncoder):
         config: dict[str, Any] = encoder.model.config.to_diff_dict()
         unused = ("architectures", "dtype", "transformers_version")
@@ -225,18 +227,21 @@ def backbone_config(backbone: Backbone) -> dict[str, Any]:
 
 def _sizes(layer: Convolution) -> list[int]:
     """Channels in and out, kernel, stride, groups."""
+    # A grouped convolution stores the input channels of one group only.
     dim_out, per_group, kernel, _ = layer.weight.shape
     return [per_group * layer.groups, dim_out, kernel, layer.stride, layer.groups]
 
 
 def backbone_reference(subject: Subject, backbone: Backbone) -> dict[str, str]:
-    """Repository, file, revision and digest of public weights; ValueError when the model's are not
-    those of the hub."""
+    """Repository, file, revision and digest of public weights.
+
+    ValueError if the weights that the model was trained with are not the ones from the hub.
+    """
     spec = subject.loaded.spec
     repository = backbone.family.members[backbone.name].hub_name
     file = huggingface_hub.try_to_load_from_cache(repository, HUB_FILE) if repository else None
 
-    # A name and a revision are a reference only if they lead to the very bytes of the training run
+    # A name and a revision are a reference only if they lead to the same bytes as in training.
     if not isinstance(file, str) or sha256_file(Path(file)) != spec.digest:
         raise ValueError(
             f"--backbone reference: the weights of {backbone.name} ({spec.digest[:12]}) are not a "
@@ -244,7 +249,7 @@ def backbone_reference(subject: Subject, backbone: Backbone) -> dict[str, str]:
             "--backbone out, and the folder holds a copy"
         )
 
-    # In the cache, a file lies in a folder named after its revision
+    # In the hub's cache, a file is in a folder that is named after its revision.
     assert repository is not None
     revision = Path(file).parent.name
     return {"repository": repository, "file": HUB_FILE, "revision": revision, "sha256": spec.digest}
@@ -252,7 +257,7 @@ def backbone_reference(subject: Subject, backbone: Backbone) -> dict[str, str]:
 
 @torch.inference_mode()
 def huggingface_features(folder: Path, probe: Probe) -> dict[str, Tensor]:
-    """Unit-norm features of the folder as a user of transformers gets them."""
+    """Unit-norm features of the folder, as a user of transformers gets them."""
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)

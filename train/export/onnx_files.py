@@ -1,13 +1,13 @@
-"""A whole model as ONNX graphs: captions to vectors, images to vectors, images to one vector per
-patch.
+"""A whole model as ONNX graphs for captions, images and patches.
 
     text_encoder.onnx    input_ids (captions padded on the right), lengths -> text_embeds
     image_encoder.onnx   pixel_values -> image_embeds
     dense_encoder.onnx   pixel_values -> patch_embeds, patches row by row
 
-All vectors have unit norm. The number of captions, tokens and images is free; images have the
-model's side. What is exported is the model of the Hugging Face folder. A graph's weights lie in a
-second file beside it, as ONNX demands above 2 GB; the tokenizer's files travel with them.
+All vectors have unit norm. The numbers of captions, tokens and images are free; images have the
+side of the model's training. The exported model is the one of the Hugging Face folder. The weights
+of a graph are in a second file beside it, as ONNX demands above 2 GB; the tokenizer's files are
+there, too.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ IMAGE = "image_encoder.onnx"
 DENSE = "dense_encoder.onnx"
 KINDS = {TEXT: "text", IMAGE: "image", DENSE: "dense"}
 INT8_SUFFIX = ".int8.onnx"
-INT8_TOLERANCE = 0.2  # of a unit-norm feature; the record states the difference of each file
+INT8_TOLERANCE = 0.2  # per component of a unit-norm feature; the record has each file's difference
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 NOISY = ("torch.onnx", "onnxscript", "onnx_ir")
 
@@ -51,8 +51,8 @@ class UnitText(nn.Module):
     def forward(
         self, input_ids: Int64[Tensor, "b t"], lengths: Int64[Tensor, " b"]
     ) -> Float32[Tensor, "b f"]:
-        # A length of 0 would read the last token in silence: it is sent out of bounds, which every
-        # runtime refuses
+        # The feature is read at lengths - 1. A length of 0 would silently read the last token, so
+        # it is replaced by an index out of bounds, which every runtime refuses.
         refused = torch.full_like(lengths, input_ids.shape[1] + 1)
         lengths = torch.where(lengths > 0, lengths, refused)
         return F.normalize(self.encoder(input_ids, lengths), dim=-1)
@@ -81,13 +81,15 @@ class UnitPatches(nn.Module):
 
 
 def write_onnx(folder: Path, subject: Subject) -> None:
-    """Write the graphs, their weights and the tokenizer. ValueError when a package is missing."""
+    """Write the graphs, their weights and the tokenizer. ValueError if a package is missing."""
     _check_installed()
     model = shipped_model(subject)
     config = subject.loaded.model.config.text
     side = subject.loaded.spec.image_size
 
     write_text_graph(folder / TEXT, model, config.context)
+
+    # Sizes of 0 and 1 would be compiled into the graph as constants: the examples have 2 rows.
     batch = torch.export.Dim("batch")
     pixels = {"pixel_values": torch.zeros(2, 3, side, side)}
     _export(UnitImage(model), pixels, {"pixel_values": {0: batch}}, folder / IMAGE, "image_embeds")
@@ -119,9 +121,8 @@ def _check_installed() -> None:
 
 def shipped_model(subject: Subject) -> Any:
     """The model of the Hugging Face folder, with the subject's weights."""
-    from train.export.shipped.configuration_dinotxt import (
-        DinoTxtConfig,
-    )  # loads much of transformers
+    # Imported here, because they load much of transformers.
+    from train.export.shipped.configuration_dinotxt import DinoTxtConfig
     from train.export.shipped.modeling_dinotxt import DinoTxtModel
 
     model = DinoTxtModel(DinoTxtConfig(**huggingface_config(subject)))
@@ -130,8 +131,9 @@ def shipped_model(subject: Subject) -> Any:
 
 
 def write_text_graph(file: Path, model: Any, context: int) -> None:
-    """Write the text encoder of the Hugging Face folder's model, for any number of captions and
-    tokens.
+    """Write the text encoder of the Hugging Face folder's model.
+
+    The graph takes any number of captions, and any number of tokens up to `context`.
     """
     batch = torch.export.Dim("batch")
     tokens = torch.export.Dim("tokens", max=context)
@@ -150,7 +152,7 @@ def _export(
     file: Path,
     output: str,
 ) -> None:
-    """Write one graph."""
+    """Write one graph, whose inputs have the names, example values and free sizes given here."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -170,8 +172,10 @@ def _export(
 
 
 def _quantize(graph: Path) -> None:
-    """Write the graph's int8 form beside it: products with int8 weights, activations scaled as they
-    come."""
+    """Write the graph's int8 form beside it.
+
+    Weights of matrix products are int8; activations are quantized as they come (dynamically).
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     to = graph.with_name(graph.name.removesuffix(".onnx") + INT8_SUFFIX)
@@ -192,6 +196,8 @@ def onnx_features(folder: Path, probe: Probe) -> dict[str, Tensor]:
     assert probe.pixels is not None, "ONNX graphs start from pixels"
     context = json.loads((folder / CONFIG).read_text())["context"]
     ids = load_tokenizer(folder).encode(probe.captions, context)
+
+    # Pad on the right with 0: causal attention never reads what comes after end-of-text.
     lengths = np.array([len(caption) for caption in ids], np.int64)
     padded = np.zeros((len(ids), lengths.max()), np.int64)
     for row, caption in zip(padded, ids, strict=True):

@@ -1,5 +1,4 @@
-"""What every export is compared on: captions of many kinds, and a few seeded images, or tokens in
-their place."""
+"""Inputs for the comparison of exports: captions of many kinds, and seeded images or tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,22 +30,23 @@ CAPTIONS = (
 
 @dataclass(frozen=True)
 class Probe:
-    """Inputs of a comparison. Images, pixels and all tokens are there only where the backbone
-    is."""
+    """Inputs of a comparison.
+
+    There are images, pixels and all tokens only if the backbone is available.
+    """
 
     captions: Sequence[str]
     tokens: Features
-    """As the model was trained on them."""
+    """In the format that the model was trained on."""
     images: Sequence[Image.Image] = ()
     pixels: Tensor | None = None
-    """batch, 3, side, side; as the backbone takes them."""
+    """batch, 3, side, side; standardized for the backbone."""
     all_tokens: Features | None = None
-    """With all patches."""
+    """The backbone's tokens with all patches and registers."""
 
 
 def make_probe(subject: Subject) -> Probe:
-    """Images through the backbone; without one, seeded tokens in the shape that the model was
-    trained on."""
+    """Images through the backbone; without one, seeded tokens of the shape used in training."""
     spec = subject.loaded.spec
     backbone = subject.backbone
     if backbone is None:
@@ -66,15 +66,17 @@ def make_probe(subject: Subject) -> Probe:
 
 
 def noise_image(seed: int, side: int) -> Image.Image:
-    """Smooth random colors, a little taller than wide."""
+    """Smooth random colors, a little taller than wide, so that cropping matters."""
     values = np.random.default_rng(seed).integers(0, 256, (7, 5, 3), dtype=np.uint8)
     return Image.fromarray(values).resize((side + 9, side + 30 + seed), Image.Resampling.BICUBIC)
 
 
 @torch.inference_mode()
 def features_of(loaded: LoadedModel, probe: Probe) -> dict[str, Tensor]:
-    """Unit-norm features of our own encoder, on packed captions: text, image, patches, and dense
-    for all patches."""
+    """Unit-norm features of our own encoder, on packed captions.
+
+    The kinds are text, image and patches, and dense for the patches of `all_tokens`.
+    """
     model = loaded.model
     features = {
         "text": model.encode_tokens(

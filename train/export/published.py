@@ -1,10 +1,9 @@
-"""The published dino.txt weights, in and out: two state dicts, a head and a text encoder, mapped by
-name.
+"""The published dino.txt weights, in and out: state dicts of head and text encoder, by name.
 
-The head's blocks are `block_list.N` in the DINOv2 release and `blocks.N` in DINOv3's; both are
-read, either is written. DINOv3's release holds both parts in one file, under the names of the whole
-model. The logit scale is not read: a model has the initial one, which matters only when it is
-trained on.
+The head's blocks are `block_list.N` in DINOv2's release and `blocks.N` in DINOv3's; both are read,
+and either can be written. DINOv3's release holds both parts in one file, under the names of the
+whole model. The logit scale is not read: the model gets the initial one, which matters only if it
+is trained further.
 """
 
 import json
@@ -31,14 +30,14 @@ TEXT_FILE = "dinotxt_text_encoder.pth"
 HEAD_PREFIX = "visual_model.head."
 TEXT_PREFIX = "text_model."
 NOT_READ = ("visual_model.backbone.", "logit_scale", "logit_bias")
-"""Of a file with the whole model: the backbone is named by itself, the scale is not needed."""
+"""Parts of a whole-model file that are not read: the backbone comes from its own weights."""
 SIZES_FROM = (
     "backbone.token_embedding.weight",
     "backbone.positional_embedding",
     "head.linear_projection.weight",
     "ln_final.weight",
 )
-# Our names to those of the release, as patterns
+# Our names, as patterns, and the release's. The first pattern that matches wins.
 HEAD_NAMES = (
     (r"vision\.norm\.", "ln_final."),
     (r"vision\.blocks\.(\d+)\.attention_norm\.", r"block_list.\1.norm1."),
@@ -68,7 +67,7 @@ def read_published(head: Path, text: Path) -> DinoTxt:
 
 
 def _parts(file: Path) -> tuple[Weights, Weights]:
-    """Head and text encoder of one file, without the prefixes of the whole model."""
+    """Head and text encoder of one whole-model file, without the prefixes of their names."""
     whole = torch.load(file, map_location="cpu", weights_only=True)
     unknown = [name for name in whole if not name.startswith((HEAD_PREFIX, TEXT_PREFIX, *NOT_READ))]
     if unknown:
@@ -93,19 +92,17 @@ def _parts(file: Path) -> tuple[Weights, Weights]:
 def write_published(
     model: DinoTxt, head: Path, text: Path, blocks: Literal["block_list", "blocks"] = "block_list"
 ) -> None:
-    """Write a model as the two published files, in the key style of DINOv2's release or
-    DINOv3's."""
+    """Write a model as the two published files, with the names of DINOv2's or DINOv3's blocks."""
     for state, path in zip(to_published(model.state_dict(), blocks), (head, text), strict=True):
         torch.save(state, path)
 
 
 def write_published_folder(folder: Path, subject: Subject) -> None:
-    """Write a model as the two published files beside its tokenizer; ValueError when their form
-    cannot hold it.
+    """Write a model as the two published files beside its tokenizer.
 
-    The code that reads them takes a caption's feature at its largest token id, so a sentencepiece
+    The release's code reads a caption's feature at its largest token id. So a sentencepiece
     vocabulary is written with end-of-text as its last id, and the token embeddings in the same
-    order.
+    order. ValueError if the published form cannot express the model.
     """
     loaded = subject.loaded
     _check_form(loaded)
@@ -123,7 +120,7 @@ def write_published_folder(folder: Path, subject: Subject) -> None:
 
 
 def _check_form(loaded: LoadedModel) -> None:
-    """ValueError for a model that the published form cannot express."""
+    """ValueError if the published form cannot express the model."""
     config = loaded.model.config
     if config.vision.pooling != "concat":
         raise ValueError(
@@ -155,14 +152,13 @@ def _check_heads(side: str, width: int, heads: int) -> None:
 
 
 def last_id_first_order(tokenizer: SentencePieceTokenizer) -> list[int]:
-    """Old ids in their new order: end-of-text moves to the end. With end-of-text 1 of four ids: [0,
-    2, 3, 1]."""
+    """Old ids in their new order, with end-of-text last: [0, 2, 3, 1] if it is 1 of four ids."""
     others = [index for index in range(tokenizer.vocab_size) if index != tokenizer.end_of_text]
     return [*others, tokenizer.end_of_text]
 
 
 def reorder(tokenizer: SentencePieceTokenizer, order: Sequence[int]) -> SentencePieceTokenizer:
-    """The same vocabulary with its pieces in another order; a piece's place is its id."""
+    """The same vocabulary with its pieces in another order; a piece's position is its id."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)  # type: ignore[attr-defined]
     pieces = [proto.pieces[index] for index in order]
     del proto.pieces[:]
@@ -171,11 +167,12 @@ def reorder(tokenizer: SentencePieceTokenizer, order: Sequence[int]) -> Sentence
 
 
 def load_published(folder: Path) -> LoadedModel:
-    """The model of a folder with the published files (`*head*.pth`, `*text*.pth`; one file may be
-    both) and a tokenizer's.
+    """The model of a folder with published files and a tokenizer.
 
-    The files do not name their backbone: our exports do, in the record beside them; without one its
-    tokens are taken to be those of the release: 224 pixels, 4 registers.
+    The files match `*head*.pth` and `*text*.pth`; one file may match both. They do not name their
+    backbone. Our exports name it in the record beside them; without a record, tokens are assumed to
+    be those of the release: 224 pixels, 4 registers. ValueError if files are missing, ambiguous, or
+    of two models.
     """
     heads = sorted(folder.glob("*head*.pth"))
     texts = sorted(folder.glob("*text*.pth"))
@@ -216,12 +213,16 @@ def load_published(folder: Path) -> LoadedModel:
 
 
 def from_published(head: Weights, text: Weights) -> DinoTxt:
-    """The model of two published state dicts; its sizes are read off the shapes. ValueError for
-    other weights."""
+    """The model of two published state dicts, whose shapes give its sizes.
+
+    ValueError if a tensor is missing or unknown.
+    """
+    # DINOv3's name of the head's blocks becomes DINOv2's.
     head = {re.sub(r"^blocks\.", "block_list.", name): tensor for name, tensor in head.items()}
     published = {**head, **text}
     _check_names(set(SIZES_FROM), published)
 
+    # The model is built without memory, and the tensors that were read become its own (`assign`).
     with torch.device("meta"):
         vocab_size = text["backbone.token_embedding.weight"].shape[0]
         model = DinoTxt(published_config(head, text), vocab_size, _dim(head))
@@ -240,8 +241,7 @@ def from_published(head: Weights, text: Weights) -> DinoTxt:
 
 
 def _check_names(required: set[str], published: Weights, is_complete: bool = False) -> None:
-    """ValueError when a required tensor is missing or, where the list is complete, another one is
-    there."""
+    """ValueError if a required tensor is missing or, for a complete list, one is unknown."""
     missing = sorted(required - set(published))
     unknown = sorted(set(published) - required) if is_complete else []
     if missing or unknown:
@@ -254,7 +254,7 @@ def _check_names(required: set[str], published: Weights, is_complete: bool = Fal
 def to_published(
     state: Weights, blocks: Literal["block_list", "blocks"] = "block_list"
 ) -> tuple[Weights, Weights]:
-    """Head and text encoder of a model's state dict, by published names."""
+    """Head and text encoder of a model's state dict, under published names."""
     head = {
         published_name(name): tensor for name, tensor in state.items() if name.startswith("vision.")
     }
@@ -268,7 +268,7 @@ def to_published(
 
 
 def published_name(name: str) -> str:
-    """What the DINOv2 release calls one of our tensors."""
+    """The name of one of our tensors in DINOv2's release."""
     for pattern, replacement in (*HEAD_NAMES, *TEXT_NAMES):
         if re.match(pattern, name):
             return re.sub(f"^{pattern}", replacement, name)
@@ -279,17 +279,18 @@ def published_name(name: str) -> str:
 
 
 def published_config(head: Weights, text: Weights) -> ModelConfig:
-    """The sizes of published state dicts."""
+    """The sizes of the model, from the shapes and the number of published tensors."""
     context, width = text["backbone.positional_embedding"].shape
     layers = sum(
         bool(re.fullmatch(r"backbone\.blocks\.\d+\.attention\.qkv\.weight", name)) for name in text
     )
     blocks = sum(bool(re.fullmatch(r"block_list\.\d+\.attn\.qkv\.weight", name)) for name in head)
 
-    # Text features twice as wide as a token align with CLS and with the patch mean, side by side
+    # A text feature twice as wide as a token is aligned with CLS and the patch mean, side by side.
     num_features = text["head.linear_projection.weight"].shape[0]
     pooling: Literal["concat", "cls"] = "concat" if num_features == 2 * _dim(head) else "cls"
 
+    # The number of heads leaves no trace in shapes: the release has one per 64 channels.
     text_heads = max(1, width // HEAD_DIM)
 
     return ModelConfig(

@@ -1,8 +1,8 @@
-"""The two published files as the code of their release reads them: an independent check of what is
-exported.
+"""The two published files as their release reads them: an independent check of the export.
 
-It shares no code with the model: strict lists of names, captions padded with 0 to the whole
-context, the feature at the largest token id, and every step written out (arXiv:2412.16334).
+It shares no code with the model. Lists of names are strict, captions are padded with 0 to the whole
+context, the feature is read at the largest token id, and every step is written out
+(arXiv:2412.16334).
 """
 
 import re
@@ -59,8 +59,7 @@ def published_features(folder: Path, probe: Probe) -> dict[str, Tensor]:
 
 
 def split_blocks(weights: Weights, stem: set[str], block: set[str]) -> list[Weights]:
-    """Weights by block. ValueError when there is no block, or when any name is missing or
-    unknown."""
+    """Weights by block. ValueError if there is no block, or if a name is missing or unknown."""
     blocks: dict[int, Weights] = {}
     for name, tensor in weights.items():
         match = BLOCK.fullmatch(name)
@@ -88,7 +87,7 @@ def split_blocks(weights: Weights, stem: set[str], block: set[str]) -> list[Weig
 def read_text(
     weights: Weights, blocks: list[Weights], ids: Int64[Tensor, "b t"]
 ) -> Float[Tensor, "b f"]:
-    """Features of padded captions, each at the place of its largest token id."""
+    """Features of padded captions, each at the position of its largest token id."""
     x = weights["backbone.token_embedding.weight"][ids] + weights["backbone.positional_embedding"]
     for block in blocks:
         x = x + attend(norm(x, block, "attention_norm"), block, "attention", is_causal=True)
@@ -133,9 +132,9 @@ def attend(
     """Multi-head self-attention, one head per 64 channels, with the scores written out."""
     batch, length, dim = x.shape
     qkv = (x @ block[f"{name}.qkv.weight"].T).reshape(batch, length, 3, dim // HEAD_DIM, HEAD_DIM)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each: batch, heads, tokens, channels
     scores = q @ k.transpose(-1, -2) / HEAD_DIM**0.5
-    if is_causal:
+    if is_causal:  # -inf above the diagonal: no weight on later tokens
         scores = scores + torch.full((length, length), -torch.inf).triu(1)
 
     mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, dim)

@@ -1,5 +1,4 @@
-"""What an export is made of: a trained model, the frozen backbone below it, and the facts that its
-card states."""
+"""The inputs of an export: a trained model, its frozen backbone, and the facts of its card."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ class Score:
     evaluation_set: str
     metric: str
     value: str
-    """In percent; a rank as it is."""
+    """In percent, except for ranks."""
     interval: str
     """The 95 % confidence interval, in the same unit."""
     protocol: str
@@ -27,10 +26,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model beside its weights."""
+    """What is known about a model besides its weights."""
 
     source: Mapping[str, str] = field(default_factory=dict)
-    """Recipe, step and fingerprint, or the digests of the files that it came from."""
+    """Recipe, step and fingerprint, or the digests of the files that the model came from."""
     data: str = ""
     """The pairs that it was trained on."""
     num_pairs: int | None = None
@@ -46,18 +45,19 @@ class Subject:
 
     loaded: LoadedModel
     backbone: Backbone | None = None
-    """On the CPU; None where its weights are not at hand."""
+    """On the CPU; None if its weights are not available."""
     problem: str = "no backbone was given"
     """Why there is no backbone."""
     facts: Facts = Facts()
     backbone_form: BackboneForm = "copy"
-    """copy: the backbone's weights are part of a whole export; reference: its name, revision and
-    digest on the hub."""
+    """copy: a whole export holds the backbone's weights; reference: it holds only their repository,
+    revision and digest on the hub.
+    """
     has_int8: bool = False
-    """Also write int8 forms, where a format has them."""
+    """Also write int8 forms, if the format has them."""
 
     def whole_backbone(self, name: str) -> Backbone:
-        """The backbone; ValueError when the format that is asked for cannot be made without it."""
+        """The backbone. ValueError if there is none, because the format `name` needs it."""
         if self.backbone is None:
             raise ValueError(
                 f"{name} holds the whole model, and its backbone "

@@ -1,1 +1,1 @@
-"""Code that travels inside an exported folder; nothing here imports it."""
+"""Code that is copied into exported folders; only the ONNX export imports it here."""

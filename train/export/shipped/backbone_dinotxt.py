@@ -1,9 +1,8 @@
-"""The frozen backbone of a dino.txt: images to CLS, registers and patches. This file travels in the
-exported folder.
+"""The frozen backbone of dino.txt: images to CLS, registers and patches.
 
-Transformers are the library's; the convolutional stand-in is written out here. A folder can also
-name its backbone instead of holding it: then its weights come from the hub, by revision, and are
-verified.
+This file is part of the exported folder. Vision transformers come from the transformers library;
+the small convolutional backbone is written out here. A folder can hold the weights of its backbone,
+or name them: then they are downloaded from the hub, by revision, and verified.
 """
 
 import hashlib
@@ -18,32 +17,35 @@ from transformers import AutoConfig, AutoModel
 
 
 def build_backbone(config: dict, num_registers: int) -> nn.Module:
-    """The frozen backbone that a vision config describes."""
+    """The backbone that `backbone_config` of a vision config describes, with empty weights."""
     if config["model_type"] == "efficientnet_lite":
         return EfficientNetLite(config)
     return TransformerBackbone(config, num_registers)
 
 
 class TransformerBackbone(nn.Module):
-    """A frozen vision transformer of the library: images to CLS, registers and patches."""
+    """A vision transformer of the transformers library."""
 
     def __init__(self, config: dict, num_registers: int) -> None:
         super().__init__()
         self.num_registers = num_registers
         self.model = AutoModel.from_config(AutoConfig.for_model(**config))
-        if (
-            config["model_type"] == "dinov2"
-        ):  # the one whose positions the library resamples in its own way
+        # The library resamples DINOv2's position embeddings in another way than DINOv2's own code.
+        if config["model_type"] == "dinov2":
             self.model.embeddings.interpolate_pos_encoding = self._positions
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """CLS (batch, dim), registers and patches (batch, tokens, dim; patches row by row)."""
         tokens = self.model(pixel_values=pixel_values).last_hidden_state
         first_patch = 1 + self.num_registers
         return tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:]
 
     def _positions(self, embeddings: Tensor, height: int, width: int) -> Tensor:
-        """Position embeddings for the image's grid, as DINOv2's own code resamples them: by (size +
-        0.1) / source."""
+        """Position embeddings for the image's grid of patches, resampled as in DINOv2's own code.
+
+        That code passes the factor (size + 0.1) / source to the bicubic resampling. The 0.1 keeps
+        rounding from giving one row or column less, and shifts the sampled positions a little.
+        """
         positions = self.model.embeddings.position_embeddings
         side = math.isqrt(positions.shape[1])
         rows = height // self.model.config.patch_size
@@ -58,7 +60,7 @@ class TransformerBackbone(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A convolution with its bias; stride 2 pads the far side more, as TensorFlow does."""
+    """A convolution with bias; at stride 2 it pads one more on the far side, as TensorFlow does."""
 
     def __init__(self, sizes: list[int], has_relu: bool) -> None:
         super().__init__()
@@ -83,7 +85,7 @@ class Convolution(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise, project; the input is added where the shape allows it."""
+    """Expand, depthwise, project; the input is added if it has the shape of the output."""
 
     def __init__(self, layers: list[list[int]], has_residual: bool) -> None:
         super().__init__()
@@ -98,8 +100,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """The convolutional stand-in for a DINOv2: CLS is the maximum of the patches, and there are no
-    registers."""
+    """A small convolutional backbone: CLS is the maximum over patches; there are no registers."""
 
     def __init__(self, config: dict) -> None:
         super().__init__()
@@ -119,7 +120,10 @@ class EfficientNetLite(nn.Module):
 
 
 def referenced_weights(reference: dict, config: Any) -> dict[str, Tensor]:
-    """Weights of a public backbone, fetched from the hub and verified by their sha256."""
+    """Weights of a public backbone, downloaded from the hub.
+
+    ValueError if their sha256 differs from the reference's.
+    """
     from huggingface_hub import hf_hub_download
 
     file = Path(

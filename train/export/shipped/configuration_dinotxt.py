@@ -1,5 +1,7 @@
-"""Sizes of a dino.txt under the names that transformers uses; this file travels in the exported
-folder."""
+"""Sizes of dino.txt under the names that transformers uses.
+
+This file is part of the exported folder.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +10,7 @@ from transformers import PretrainedConfig
 
 
 class DinoTxtTextConfig(PretrainedConfig):
-    """Sizes of the text encoder, and the tokens that it must know."""
+    """Sizes of the text encoder, and the ids of its special tokens."""
 
     model_type = "dinotxt_text"
 
@@ -34,7 +36,7 @@ class DinoTxtTextConfig(PretrainedConfig):
 
 
 class DinoTxtVisionConfig(PretrainedConfig):
-    """The frozen backbone, and the sizes of the head on its tokens."""
+    """The frozen backbone, the format of its tokens, and the sizes of the head on them."""
 
     model_type = "dinotxt_vision"
 
@@ -72,7 +74,7 @@ class DinoTxtVisionConfig(PretrainedConfig):
 
 
 class DinoTxtConfig(PretrainedConfig):
-    """Text encoder and vision side, as CLIP's config names them."""
+    """Text and vision configs, and the fields that CLIP's config has, under the same names."""
 
     model_type = "dinotxt"
     sub_configs = {"text_config": DinoTxtTextConfig, "vision_config": DinoTxtVisionConfig}  # noqa: RUF012

@@ -1,10 +1,9 @@
-"""dino.txt for `AutoModel.from_pretrained(folder, trust_remote_code=True)`: this file travels in
-the exported folder.
+"""dino.txt for `AutoModel.from_pretrained(folder, trust_remote_code=True)`.
 
-It needs torch and transformers alone and shares no code with training: padded captions and plain
-products, so that it is also an independent reading of the architecture (arXiv:2412.16334). Pixels
-go through the frozen backbone and the vision head, captions through a causal text encoder that
-reads its feature at end-of-text.
+This file is part of the exported folder. It needs only torch and transformers, and shares no code
+with training: it pads captions and writes attention out, and so is an independent implementation of
+the architecture (arXiv:2412.16334). Pixels go through the frozen backbone and the vision head.
+Captions go through a causal text encoder, whose feature is read at end-of-text.
 """
 
 import warnings
@@ -24,7 +23,11 @@ from .configuration_dinotxt import DinoTxtConfig, DinoTxtTextConfig, DinoTxtVisi
 
 @dataclass
 class DinoTxtOutput(ModelOutput):
-    """What a forward pass gives; every embedding has unit norm."""
+    """The result of a forward pass; every embedding has unit norm.
+
+    logits_per_image: images, captions; text_embeds and image_embeds: batch, projection_dim;
+    patch_embeds: batch, patches, hidden_size.
+    """
 
     loss: Tensor | None = None
     logits_per_image: Tensor | None = None
@@ -47,6 +50,8 @@ class Attention(nn.Module):
         """x: batch, tokens, dim; mask: tokens, tokens, added to the scores."""
         batch, length, dim = x.shape
         head_dim = dim // self.heads
+
+        # Each: batch, heads, tokens, head_dim.
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, head_dim).permute(2, 0, 3, 1, 4)
         scores = q @ k.transpose(-1, -2) * head_dim**-0.5
         if mask is not None:
@@ -55,7 +60,7 @@ class Attention(nn.Module):
 
 
 class TextMlp(nn.Module):
-    """Two linear layers with the exact GELU between them."""
+    """Two linear layers with the exact (erf) GELU between them."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -83,7 +88,7 @@ class TextBlock(GradientCheckpointingLayer):
 
 
 class TextEncoder(nn.Module):
-    """Causal transformer; a caption's feature is its end-of-text token, projected."""
+    """Causal transformer; the feature of a caption is its projected end-of-text token."""
 
     def __init__(self, config: DinoTxtTextConfig, projection_dim: int) -> None:
         super().__init__()
@@ -95,13 +100,15 @@ class TextEncoder(nn.Module):
         self.projection = nn.Linear(width, projection_dim, bias=False)
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """input_ids: batch, tokens, from the left; lengths: tokens per caption, end-of-text
-        included."""
+        """Features, not normalized: batch, projection_dim.
+
+        input_ids: batch, tokens, padded on the right; lengths: tokens per caption, including
+        end-of-text.
+        """
         length = input_ids.shape[1]
         x = self.token_embedding(input_ids) + self.position_embedding[:length]
 
-        # A token attends to itself and to those before it, so that padding on the right changes
-        # nothing
+        # A token attends to itself and to those before it. So padding on the right changes nothing.
         place = torch.arange(length, device=x.device)
         hidden = place[None, :] > place[:, None]
         mask = torch.zeros(length, length, dtype=x.dtype, device=x.device).masked_fill(
@@ -110,6 +117,7 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
 
+        # gather wants an index per channel: the position of end-of-text, repeated.
         ends = (lengths - 1)[:, None, None].expand(-1, 1, x.shape[2])
         return self.projection(self.norm(x.gather(1, ends)[:, 0]))
 
@@ -119,9 +127,11 @@ def find_captions(
 ) -> tuple[Tensor, Tensor]:
     """Token ids moved to the left edge, and tokens per caption, wherever the padding is.
 
-    A caption starts at begin-of-text, or at the first token that is no padding and no end-of-text,
-    and ends with the first end-of-text after its start. With end-of-text 1: [1, 1, 7, 8, 1] and [7,
-    8, 1, 1, 1] are both [7, 8, 1]. ValueError for a caption without end-of-text.
+    The attention mask marks the start of a caption. Without a mask, it starts at begin-of-text, or,
+    in a vocabulary without one, at the first token that is not end-of-text, which is also the
+    padding. It ends with the first end-of-text from its start on. With end-of-text 1, both
+    [1, 1, 7, 8, 1] and [7, 8, 1, 1, 1] are the caption [7, 8, 1]. ValueError if a caption has no
+    end-of-text.
     """
     length = input_ids.shape[1]
     place = torch.arange(length, device=input_ids.device)
@@ -134,7 +144,8 @@ def find_captions(
     else:
         is_start = ~is_end
 
-    start = is_start.int().argmax(1)  # the first one; 0 where there is none, as in an empty caption
+    # argmax gives the first maximum: the first start, or 0 without any, as in an empty caption.
+    start = is_start.int().argmax(1)
 
     is_last = is_end & (place >= start[:, None])
 
@@ -148,6 +159,7 @@ def find_captions(
 
     lengths = is_last.int().argmax(1) - start + 1
 
+    # Shift each row to the left by its start; past the end, the last token fills up.
     source = (start[:, None] + place).clamp(max=length - 1)
     return input_ids.gather(1, source), lengths
 
@@ -155,8 +167,10 @@ def find_captions(
 def cut_captions(
     input_ids: Tensor, lengths: Tensor, config: DinoTxtTextConfig
 ) -> tuple[Tensor, Tensor]:
-    """Captions of at most the context, the last token end-of-text; a warning says how many were
-    cut."""
+    """Captions cut to the context, with end-of-text as their last token.
+
+    A warning says how many were cut.
+    """
     context = config.max_position_embeddings
     if input_ids.shape[1] <= context:
         return input_ids, lengths
@@ -175,7 +189,7 @@ def cut_captions(
 
 
 class SwiGlu(nn.Module):
-    """w3(silu(w1 x) * (w2 x))."""
+    """w3(silu(w1 x) * (w2 x)), a gated MLP."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -206,7 +220,7 @@ class VisionBlock(GradientCheckpointingLayer):
 
 
 class VisionHead(nn.Module):
-    """Blocks and a LayerNorm on all tokens of the frozen backbone."""
+    """Blocks and a LayerNorm on the tokens of the frozen backbone."""
 
     def __init__(self, config: DinoTxtVisionConfig) -> None:
         super().__init__()
@@ -214,8 +228,10 @@ class VisionHead(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, cls: Tensor, registers: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """cls: batch, dim; registers, patches: batch, tokens, dim. CLS and patches, aligned with
-        text."""
+        """CLS and patches, aligned with text.
+
+        cls: batch, dim; registers and patches: batch, tokens, dim.
+        """
         x = torch.cat([cls[:, None], registers, patches], dim=1)
         for block in self.blocks:
             x = block(x)
@@ -224,7 +240,7 @@ class VisionHead(nn.Module):
 
 
 class LogitScale(nn.Module):
-    """The learned temperature, as the logarithm of what multiplies the cosines."""
+    """The learned temperature: the logarithm of the factor on the cosines."""
 
     def __init__(self, initial: float) -> None:
         super().__init__()
@@ -232,7 +248,7 @@ class LogitScale(nn.Module):
 
 
 class DinoTxtModel(PreTrainedModel):
-    """Frozen backbone, vision head, text encoder and temperature, with CLIP's method names."""
+    """Frozen backbone, vision head, text encoder and temperature, with the methods of CLIPModel."""
 
     config_class = DinoTxtConfig
     main_input_name = "input_ids"
@@ -247,17 +263,19 @@ class DinoTxtModel(PreTrainedModel):
         self.backbone = build_backbone(
             vision.backbone_config, vision.backbone_registers
         ).requires_grad_(False)
+
+        # The folder then has no backbone weights: `from_pretrained` loads them afterwards.
         if vision.backbone_reference:
             self._keys_to_ignore_on_load_missing = [r"^backbone\."]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Weights come from the folder: there is nothing to initialize."""
+        """Do nothing: all weights come from the folder."""
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
-        """The model of a folder; a backbone that the folder only names is fetched from the hub and
-        verified."""
+        """The model of a folder; a backbone that it only names is downloaded and verified."""
+        # With output_loading_info=True, transformers returns the model and a dict.
         loaded = super().from_pretrained(*arguments, **options)
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
         reference = model.config.vision_config.backbone_reference
@@ -271,19 +289,25 @@ class DinoTxtModel(PreTrainedModel):
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any
     ) -> Tensor:
-        """batch, projection_dim; not normalized. pooling=concat: its halves align with CLS and with
-        patches."""
+        """Text features, not normalized: batch, projection_dim.
+
+        With pooling=concat, the first half is aligned with CLS and the second half with patches.
+        """
         ids, lengths = find_captions(input_ids, attention_mask, self.config.text_config)
         return self.text(*cut_captions(ids, lengths, self.config.text_config))
 
     def get_image_features(self, pixel_values: Tensor, **others: Any) -> Tensor:
-        """batch, projection_dim; not normalized. pixel_values: batch, 3, sides that are multiples
-        of the patch."""
+        """Image features, not normalized: batch, projection_dim.
+
+        pixel_values: batch, 3, height, width; both sides are multiples of the patch size.
+        """
         return self._pool(*self.vision(*self._tokens(pixel_values, is_dense=False)))
 
     def get_patch_features(self, pixel_values: Tensor, **others: Any) -> Tensor:
-        """batch, patches row by row, hidden_size; not normalized; compare with the last part of the
-        text features."""
+        """Features of all patches, row by row, not normalized: batch, patches, hidden_size.
+
+        Compare them with the last hidden_size channels of the text features.
+        """
         return self.vision(*self._tokens(pixel_values, is_dense=True))[1]
 
     def forward(
@@ -295,8 +319,11 @@ class DinoTxtModel(PreTrainedModel):
         return_dict: bool | None = None,
         **others: Any,
     ) -> DinoTxtOutput | tuple:
-        """Cosines of every image with every caption, times the learned temperature; of one side
-        alone, its vectors."""
+        """Unit-norm embeddings, and cosines of every image with every caption as logits.
+
+        The logits are multiplied by the learned temperature; with input_ids or pixel_values alone,
+        there are none.
+        """
         if input_ids is None and pixel_values is None:
             raise ValueError("neither input_ids nor pixel_values: at least one of them is needed")
 
@@ -322,7 +349,7 @@ class DinoTxtModel(PreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
     def _loss(self, logits: Tensor | None) -> Tensor:
-        """Mean cross entropy of both directions; image i belongs to caption i."""
+        """Mean cross-entropy of both directions; image i belongs to caption i."""
         if logits is None:
             raise ValueError(
                 "return_loss without input_ids or without pixel_values: both are needed"
@@ -333,7 +360,7 @@ class DinoTxtModel(PreTrainedModel):
         ) / 2
 
     def _tokens(self, pixel_values: Tensor, is_dense: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The backbone's tokens as the head was trained on them; dense: with all patches."""
+        """The backbone's tokens in the format of the head's training; dense: with all patches."""
         config = self.config.vision_config
         with torch.no_grad():
             cls, registers, patches = self.backbone(pixel_values.to(self.logit_scale.log.dtype))
@@ -342,6 +369,7 @@ class DinoTxtModel(PreTrainedModel):
         if is_dense or config.content == "tokens":
             return cls, registers, patches
 
+        # Training averaged the patches into a grid: patches become a map again, and the map a grid.
         height = pixel_values.shape[2] // config.patch_size
         maps = patches.transpose(1, 2).unflatten(2, (height, -1))
         return (

@@ -1,8 +1,8 @@
-"""Images to pixel values as the model was trained on them; this file travels in the exported
-folder.
+"""Images to pixel values in the format of training.
 
-The largest square in the middle of an image is resized to the model's side in one step (bicubic),
-and standardized. It needs numpy, Pillow, torch and transformers alone.
+This file is part of the exported folder and needs only numpy, Pillow, torch and transformers. The
+largest square in the center of an image is resized to the model's side in one step (bicubic), and
+standardized.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ class DinoTxtImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images: Any, return_tensors: str | None = "pt", **options: Any
     ) -> BatchFeature:
-        """pixel_values: batch, 3, height, width."""
+        """One image, a list or a batch of them, to pixel_values: batch, 3, height, width."""
         many = (
             images
             if isinstance(images, list | tuple)
@@ -58,6 +58,7 @@ class DinoTxtImageProcessor(BaseImageProcessor):
         top = (height - side) / 2
         size = (self.crop_size["width"], self.crop_size["height"])
 
+        # Crop and resize at once: `box` may have fractions of pixels, and nothing is rounded.
         square = image.resize(
             size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
         )
@@ -72,8 +73,10 @@ def _is_batch(images: Any) -> bool:
 
 
 def _as_image(image: Any) -> Image.Image:
-    """An upright RGB image. Arrays and tensors hold bytes, or floats of 0 to 1, with channels first
-    or last."""
+    """An upright RGB image, rotated by its EXIF orientation.
+
+    Arrays and tensors hold bytes, or floats from 0 to 1, with channels first or last.
+    """
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image).convert("RGB")
 

@@ -1,8 +1,8 @@
 """The sentencepiece vocabulary for `AutoTokenizer.from_pretrained(folder, trust_remote_code=True)`.
 
-This file travels in the exported folder and needs transformers and sentencepiece alone. Every
-caption ends with end-of-text, also when it is truncated; padding is end-of-text again, on the
-right, and masked.
+This file is part of the exported folder and needs only transformers and sentencepiece. Every
+caption ends with end-of-text, even when it is truncated. Padding is on the right; it repeats
+end-of-text and is masked.
 """
 
 import shutil
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizer
 
 
 class DinoTxtTokenizer(PreTrainedTokenizer):
-    """The trained sentencepiece model, token for token."""
+    """The trained sentencepiece model; it gives the same token ids as in training."""
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012  # transformers reads it from the class
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
