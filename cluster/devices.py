@@ -1,8 +1,7 @@
-"""The devices that the workers of a Ray session compute on, measured once, and configs settled for
-them.
+"""The devices of the workers of a Ray session, measured once, and configs settled for them.
 
-A session on this host is measured in this process, without a GPU; anything else by a task where the
-workers will run.
+If all nodes are this host, its processor is measured in this process. GPUs and other hosts are
+measured by tasks, on the nodes where the workers will run.
 """
 
 import logging
@@ -35,16 +34,14 @@ T = TypeVar("T")
 
 
 def settled(config: T, resources: Resources) -> T:
-    """The config for workers with these resources: `auto` replaced by what it stands for on their
-    device.
-    """
+    """The config for workers with these resources, with each `auto` replaced for their device."""
     if not leaves_precision_open(config):
         return config
     return settle(config, {"precision": choose_precision(device_of(resources)).value})
 
 
 def precision_choice(config: object) -> Choice | None:
-    """What `auto` stands for in a step's config; None where no precision is open."""
+    """What `auto` stands for in a step's config; None if no precision is `auto`."""
     resources = getattr(config, "resources", None)
     if resources is None or not leaves_precision_open(config):
         return None
@@ -52,8 +49,9 @@ def precision_choice(config: object) -> Choice | None:
 
 
 def slow_choices(config: object, where: str) -> list[str]:
-    """Warnings of precisions that were named and are slow here. ValueError for one that is
-    impossible.
+    """Warnings about precisions that the user named and that are slow on the workers' device.
+
+    ValueError for a precision that is impossible there.
     """
     resources = getattr(config, "resources", None)
     if resources is None or not holds_precision(config):
@@ -62,9 +60,7 @@ def slow_choices(config: object, where: str) -> list[str]:
 
 
 def device_of(resources: Resources) -> Device:
-    """The device of workers with these resources: a GPU where they have one, else their
-    processor.
-    """
+    """The device of workers with these resources: a GPU if they have one, else their processor."""
     nodes = _alive_nodes()
     has_gpu = any(node["Resources"].get("GPU", 0) >= 1 for node in nodes)
     kind: Kind = "cuda" if (has_gpu if resources.gpus is None else resources.gpus > 0) else "cpu"
@@ -75,8 +71,10 @@ def device_of(resources: Resources) -> Device:
 
 @cache
 def _devices_of_session(kind: Kind, session: str) -> Sequence[Device]:
-    """A device of each host, this one first; a host that would be slow with the first one's choice
-    is named once.
+    """One device per host, this host's first; `session` only makes the cache one per session.
+
+    All workers compute in one precision, the choice for the first device. A warning names each host
+    that is slow in it.
     """
     wanted = {"GPU": 1.0} if kind == "cuda" else {"CPU": 1.0}
     hosts = {
@@ -92,6 +90,9 @@ def _devices_of_session(kind: Kind, session: str) -> Sequence[Device]:
         )
 
     names = sorted(hosts, key=lambda host: (host != socket.gethostname(), host))
+
+    # A task per node that takes no CPU, so that it also runs on a node whose CPUs are taken. It
+    # takes a small share of a GPU, or Ray would hide all GPUs from it.
     tasks = [
         ray.remote(measure_device)
         .options(

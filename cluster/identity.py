@@ -1,9 +1,8 @@
-"""What of a config bears identity: the literals that say what is computed, and nothing that says
-how or where.
+"""The identity of a config: the literals that say what is computed, not how or where.
 
-Machine facts bear none: values of type `Resources`, and fields whose metadata say so. Anything
+Machine facts are left out: values of type `Resources`, and fields whose metadata say so. A value
 whose text could differ between two runs of the same recipe (a path, a set, a NaN, an object)
-raises.
+raises an error.
 """
 
 import math
@@ -14,15 +13,16 @@ from typing import Any
 from cluster.resources import Resources
 
 MACHINE_FACT = {"machine_fact": True}
-"""Metadata of a config's field that says how or where, not what, is computed."""
+"""Metadata of a config field that says how or where something is computed, but not what."""
 
 Json = Any  # what the json module reads and writes
 
 
 def identity(value: object, where: str = "config") -> Json:
-    """`value` as JSON that is equal wherever the recipe is equal; names `where` when it raises.
+    """`value` as JSON that is equal wherever the recipe is equal.
 
-    TypeError for anything unstable, ValueError for a number that is not finite.
+    TypeError for a type without a stable text, ValueError for a number that is not finite; both
+    messages name `where`.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -34,6 +34,7 @@ def identity(value: object, where: str = "config") -> Json:
         return value
 
     if is_dataclass(value) and not isinstance(value, type):
+        # Names of classes are left out: renaming a class changes no fingerprint.
         settings = {
             item.name: getattr(value, item.name)
             for item in fields(value)
@@ -45,6 +46,7 @@ def identity(value: object, where: str = "config") -> Json:
             if not isinstance(setting, Resources)
         }
 
+    # JSON has one kind of sequence, and a mapping whose order must not matter.
     if isinstance(value, tuple | list):
         return [identity(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):

@@ -1,6 +1,4 @@
-"""Logging: one event per line, on the terminal or in a log file. Rank 0 speaks; the other ranks
-only warn.
-"""
+"""Logging: one event per line, on the terminal or in a log file; ranks above 0 only warn."""
 
 import logging
 import os
@@ -10,12 +8,14 @@ from functools import cache
 from rich.console import Console
 from rich.logging import RichHandler
 
+# Packages whose lines below WARNING are about their own internals.
 CHATTY = ("urllib3", "matplotlib", "PIL", "git", "submitit", "fsspec", "asyncio")
 
 
 def setup_logging(verbose: bool = False) -> None:
-    """Log to standard error: only warnings on a terminal, which shows bars; INFO elsewhere; all
-    when `verbose`.
+    """Log to standard error.
+
+    On a terminal, which shows progress bars: only warnings. Elsewhere: INFO. `verbose`: everything.
     """
     if console().is_terminal:
         handler: logging.Handler = RichHandler(
@@ -28,6 +28,7 @@ def setup_logging(verbose: bool = False) -> None:
             logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
         )
 
+    # RANK is set in the workers of Ray Train and in those of torchrun; other processes have none.
     is_rank_zero = os.environ.get("RANK", "0") == "0"
     is_quiet = console().is_terminal or not is_rank_zero
     level = logging.DEBUG if verbose else logging.WARNING if is_quiet else logging.INFO
@@ -38,7 +39,8 @@ def setup_logging(verbose: bool = False) -> None:
 
 @cache
 def console() -> Console:
-    """The terminal of this process. Log lines and bars go through it so that they do not overwrite
-    each other.
+    """The terminal of this process.
+
+    Log lines and bars both go through it, so that they do not overwrite each other.
     """
     return Console(stderr=True)

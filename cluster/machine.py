@@ -1,9 +1,9 @@
-"""What the devices of a run compute fast, and with it the meaning of `auto` in a config.
+"""What a device computes fast, and so what `auto` stands for in a config.
 
-A field that only makes its step faster is `auto` by default and carries metadata such as PRECISION.
-The driver measures the device once, before anything runs; a step replaces every `auto` by that
-choice before it hands its config to workers, so that all of them compute alike. Fingerprints cover
-the literal: `auto`, or the value that a user named.
+A field that only makes its step faster is `auto` by default and has metadata such as PRECISION. The
+driver measures the device once, before anything runs. A step replaces every `auto` by that choice
+before it sends its config to workers, so that all of them compute in the same way. Fingerprints
+cover the literal: `auto`, or the value that a user named.
 """
 
 import time
@@ -20,27 +20,26 @@ AUTO: Literal["auto"] = "auto"
 Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 PRECISION = {"chosen_by_machine": "precision"}
-"""Metadata of a config's field that holds a PrecisionChoice."""
+"""Metadata of a config field that holds a PrecisionChoice."""
 
-WORTH_IT = (
-    0.8  # bfloat16 rounds to three digits: it is chosen where it saves at least a fifth of the time
-)
-REPEATS = 3
+# bfloat16 rounds to less than three digits: it is chosen only if it saves a fifth of the time.
+WORTH_IT = 0.8
+REPEATS = 3  # of a measurement, of which the shortest counts
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Device:
-    """A processor or GPU, as far as choices depend on it."""
+    """The properties of a processor or GPU on which choices depend."""
 
     kind: Literal["cpu", "cuda"]
     name: str
-    """As its maker calls it; of a processor also the vector instructions that torch uses."""
+    """The vendor's name; for a processor, also the vector instructions that torch uses."""
     is_fast_in_bfloat16: bool
-    """Whether bfloat16 is worth its rounding here."""
+    """Whether bfloat16 saves enough time on it to be chosen."""
     bfloat16_cost: float | None
-    """Time of bfloat16 over time of float32, measured; None on a GPU, which either multiplies
+    """Measured time of bfloat16 divided by that of float32; None for a GPU, which either supports
     bfloat16 or does not.
     """
     memory_bytes: int
@@ -59,7 +58,7 @@ class Choice:
 
 
 def choose_precision(device: Device) -> Choice:
-    """bfloat16 where the device is fast in it, else float32."""
+    """bfloat16 if the device is fast in it, else float32."""
     value = "bfloat16" if device.is_fast_in_bfloat16 else "float32"
     if device.bfloat16_cost is not None:
         return Choice(value, f"{_cost(device.bfloat16_cost)} on {device.name}")
@@ -74,8 +73,9 @@ def _cost(cost: float) -> str:
 
 
 def settle(config: T, choices: Mapping[str, str]) -> T:
-    """The config with each `auto` of these kinds replaced, in nested configs too: {"precision":
-    "float32"}.
+    """The config, and the configs in it, with each `auto` replaced by the choice of its kind.
+
+    `choices` has a value per kind of field: {"precision": "float32"}.
     """
     changes: dict[str, Any] = {}
     for item in fields(config):  # type: ignore[arg-type]
@@ -90,14 +90,15 @@ def settle(config: T, choices: Mapping[str, str]) -> T:
 
 
 def settled_precision(choice: PrecisionChoice) -> Precision:
-    """The precision of a config that is settled."""
+    """The precision of a settled config."""
     assert choice != "auto", "a config must be settled for a device before it is computed with"
     return choice
 
 
 def chosen_fields(config: object, kind: str, where: str) -> Iterator[tuple[str, str]]:
-    """Name and value of every field of a config that holds a choice of this kind:
-    ("train.parallel.dtype", "auto").
+    """Name and value of every field that holds a choice: ("train.parallel.dtype", "auto").
+
+    Configs in the config are included; `kind` is the kind of choice.
     """
     for item in fields(config):  # type: ignore[arg-type]
         name = f"{where}.{item.name}"
@@ -121,8 +122,9 @@ def leaves_precision_open(config: object) -> bool:
 
 
 def check_precision(config: object, device: Device, where: str) -> list[str]:
-    """A warning for each precision that the user named and that is slow here. ValueError for one
-    that is impossible.
+    """A warning for each precision that the user named and that is slow on the device.
+
+    ValueError for a precision that is impossible on it.
     """
     warnings = []
     for name, value in chosen_fields(config, "precision", where):
@@ -143,9 +145,7 @@ def check_precision(config: object, device: Device, where: str) -> list[str]:
 
 
 def measure_device(kind: Literal["cpu", "cuda"]) -> Device:
-    """The processor, or the first GPU, of this process. Takes half a second of one processor at
-    most.
-    """
+    """The processor, or the first GPU, of this process. Takes at most half a second of one core."""
     return _this_gpu() if kind == "cuda" else _this_processor()
 
 
@@ -154,15 +154,15 @@ def _this_gpu() -> Device:
     import torch
 
     properties = torch.cuda.get_device_properties(0)
+
+    # Old GPUs emulate bfloat16, which is slower than float32.
     multiplies = torch.cuda.is_bf16_supported(including_emulation=False)
     return Device("cuda", properties.name, multiplies, None, properties.total_memory)
 
 
 @cache
 def _this_processor() -> Device:
-    """Processors emulate what they have no instructions for, and so do ours for bfloat16: only a
-    clock tells.
-    """
+    """This processor. Many emulate bfloat16, and only a measurement shows how fast it is."""
     import psutil
     import torch
 
@@ -179,13 +179,14 @@ def _processor_name() -> str:
 
 
 def _bfloat16_cost() -> float:
-    """Time of bfloat16 over time of float32 on this processor, for whichever of a product and a
-    convolution loses more.
+    """Time of bfloat16 divided by that of float32, for the worse of a product and a convolution.
 
-    On one thread and by its own clock, so that what else runs on the machine does not count.
+    It is measured on one thread, by the thread's own clock, so that other processes on the machine
+    do not count.
     """
     import torch
 
+    # Products and convolutions have kernels of their own, and one choice holds for both.
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -201,8 +202,8 @@ def _bfloat16_cost() -> float:
 
 
 def _seconds(work: Callable[[], None]) -> float:
-    """Shortest time of this thread for some work, after a first time that makes its kernels."""
-    work()
+    """Shortest CPU time of this thread for `work`, after one run that is not counted."""
+    work()  # compiles kernels and allocates memory
     times = []
     for _ in range(REPEATS):
         started_s = time.thread_time()

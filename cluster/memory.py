@@ -1,5 +1,6 @@
-"""Memory that a process alone holds (RssAnon of /proc, sampled every 20 ms): pages of mapped files,
-which processes share and the kernel can drop, are not counted.
+"""Private memory of a process: RssAnon of /proc, sampled every 20 ms.
+
+Pages of mapped files are not counted: processes share them, and the kernel can drop them.
 """
 
 import threading
@@ -10,7 +11,7 @@ STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
-    """The most private memory of this process while the context lasts, in MB."""
+    """The largest private memory of this process during the context, in MiB."""
 
     def __enter__(self) -> "PeakMemory":
         self.peak_mb = private_mb()
@@ -26,10 +27,10 @@ class PeakMemory:
     def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._thread.join()
-        self.peak_mb = max(self.peak_mb, private_mb())
+        self.peak_mb = max(self.peak_mb, private_mb())  # since the last sample
 
 
 def private_mb() -> float:
-    """Resident private pages of this process."""
+    """Resident private memory of this process, in MiB; the kernel reports kB of 1024 bytes."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon:"))
     return int(line.split()[1]) / 1024

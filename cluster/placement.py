@@ -1,6 +1,4 @@
-"""Where workers fit: resources as numbers for the running Ray cluster, node by node: a worker never
-spans two nodes.
-"""
+"""Resources as numbers for the running Ray cluster; a worker never spans two nodes."""
 
 import dataclasses
 import math
@@ -13,11 +11,10 @@ from cluster.resources import BYTES_PER_GB, Resources
 
 
 def resolve(asked: Resources, max_workers: int | None = None) -> Resources:
-    """Concrete workers, cpus and gpus for the Ray cluster of this session; at most `max_workers`,
-    at least one.
+    """Concrete workers, cpus and gpus for the Ray cluster of this session.
 
-    With `min_workers`, as many of the workers as there is room for now. Raises ValueError when the
-    cluster, even idle, has no room for them.
+    The number of workers is at least 1 and at most `max_workers`. With `min_workers`, it is as many
+    of `workers` as fit. ValueError if the cluster has no room for them even when it is idle.
     """
     nodes = _alive_nodes()
     gpus = (
@@ -33,6 +30,8 @@ def resolve(asked: Resources, max_workers: int | None = None) -> Resources:
     if room < least:
         raise ValueError(_too_large(one, least, room, nodes))
 
+    # The number that was asked for; otherwise as many as fit, but no more than the cluster has
+    # cores: the room is unlimited when a worker asks for nothing.
     cores = max(1, round(sum(node.get("CPU", 0) for node in nodes)))
     workers = min(asked.workers, room) or min(room, cores)
     return dataclasses.replace(
@@ -41,9 +40,7 @@ def resolve(asked: Resources, max_workers: int | None = None) -> Resources:
 
 
 def room_for(resources: Resources) -> int:
-    """How many workers of these resolved resources the nodes of this session could hold if they
-    were idle.
-    """
+    """How many workers with these resolved resources fit on the idle nodes of this session."""
     return _room(resources, _alive_nodes())
 
 
@@ -52,8 +49,10 @@ def _alive_nodes() -> list[Mapping[str, float]]:
 
 
 def _share_of_cpus(gpus: float, nodes: Sequence[Mapping[str, float]]) -> float:
-    """Cores for a worker of so many GPUs: as many on each node as its GPUs leave to it, at least
-    one.
+    """Cores for a worker with `gpus` GPUs: the node's cores times the worker's share of its GPUs.
+
+    A worker with 2 of the 8 GPUs of a node of 96 cores gets 24. With several kinds of nodes, the
+    smallest such number; without GPUs, 1.
     """
     shares = [
         node.get("CPU", 1.0) * gpus / node["GPU"]
@@ -64,7 +63,7 @@ def _share_of_cpus(gpus: float, nodes: Sequence[Mapping[str, float]]) -> float:
 
 
 def _room(one: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
-    """How many workers fit on the idle nodes; no limit when a worker asks for nothing."""
+    """How many workers fit on the idle nodes; unlimited if a worker asks for nothing."""
     asked = [
         ("CPU", one.cpus or 0.0),
         ("GPU", one.gpus or 0.0),
@@ -74,6 +73,8 @@ def _room(one: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
     if not asked:
         return sys.maxsize
 
+    # Per node, the scarcest resource decides. The 1e-9 corrects quotients such as 0.3 / 0.1, which
+    # is 2.9999999999999996 in floating point.
     return sum(
         min(math.floor(node.get(name, 0) / amount + 1e-9) for name, amount in asked)
         for node in nodes

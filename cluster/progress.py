@@ -1,10 +1,9 @@
-"""Progress that is never silent: a bar on a terminal, elsewhere a log line after ten seconds and
-every half minute.
+"""Progress that is never silent: bars on a terminal, log lines elsewhere.
 
-A meter is fed from any thread and shown by a thread of its own, so that work that takes long before
-its first item is finished is seen as well. Items inside unfinished parts count (`under_way`). A
-meter that is opened while another one of the same thread is open takes its place: a step shows its
-own clock only where no phase of it shows more.
+Log lines come after ten seconds and then every half minute. A meter is updated from any thread and
+shown by a thread of its own, so that work is visible even before its first item is finished. Items
+inside unfinished parts count (`under_way`). A meter that is opened while another one of the same
+thread is open takes its place: a step shows its own clock only while no phase of it shows more.
 """
 
 import logging
@@ -24,13 +23,13 @@ FIRST_LINE_S = 10.0
 LINE_EVERY_S = 30.0
 LINE_EVERY_SHARE = 0.25
 REFRESH_S = 0.2
-LEAST_S = 1e-9  # no rate is computed over less
+LEAST_S = 1e-9  # a rate is over at least this time, so that nothing is divided by 0
 
 logger = logging.getLogger(__name__)
 
 
 class Meter:
-    """How far a piece of work has come; every method may be called from any thread."""
+    """How much of a piece of work is done; every method may be called from any thread."""
 
     def __init__(self, total: int | None, label: str, unit: str) -> None:
         self.total = total
@@ -38,7 +37,7 @@ class Meter:
         self.unit = unit
         self.numbers: dict[str, float | int] = {}
         self.is_covered = False
-        """A phase of this work has a meter of its own, which speaks instead."""
+        """A phase of this work has a meter of its own, which is shown instead."""
 
         self._done = 0
         self._under_way = 0
@@ -46,24 +45,24 @@ class Meter:
         self._started_s = time.monotonic()
 
     def __call__(self, count: int = 1, **numbers: float | int) -> None:
-        """Count finished items; `numbers` stand beside the count."""
+        """Count finished items; `numbers` are shown beside the count."""
         with self._lock:
             self._done += count
             self.numbers |= numbers
 
     def under_way(self, count: int) -> None:
-        """Items that are finished inside parts that are not; the figure replaces the one before."""
+        """Set the number of items that are finished inside unfinished parts."""
         with self._lock:
             self._under_way = count
 
     @property
     def reached(self) -> int:
-        """Finished items, those inside unfinished parts included."""
+        """Number of finished items, including those inside unfinished parts."""
         return self._done + self._under_way
 
     @property
     def most(self) -> int:
-        """The total; one that turned out too small grows with what is done."""
+        """The total, or the number of finished items if that is larger."""
         return max(self.total or 0, self.reached)
 
     @property
@@ -75,11 +74,11 @@ class Meter:
         return time.monotonic() - self._started_s
 
     def count(self) -> str:
-        """'1,024 of 14,222 images', or nothing where no total is known."""
+        """'1,024 of 14,222 images'; empty if the total is unknown."""
         return f"{self.reached:,} of {self.most:,} {self.unit}" if self.total is not None else ""
 
     def speed(self) -> str:
-        """'122 images/s, 1 min 48 s left', or nothing before the first item."""
+        """'122 images/s, 1 min 48 s left'; empty before the first item."""
         if not self.reached:
             return ""
         rate = self.reached / max(LEAST_S, self.elapsed_s)
@@ -91,7 +90,7 @@ class Meter:
         )
 
     def beside(self) -> str:
-        """The numbers that stand beside the count: 'loss 4.31, rejects 2'."""
+        """The numbers beside the count: 'loss 4.31, rejects 2'."""
         return ", ".join(f"{name} {number(value)}" for name, value in self.numbers.items())
 
     def line(self) -> str:
@@ -103,17 +102,17 @@ class Meter:
 
 
 _OPEN: ContextVar[Meter | None] = ContextVar("open_meter", default=None)
-"""The innermost meter of this thread; a variable of the context, as it belongs to the work that
-runs in it.
+"""The innermost open meter. A context variable has a value per thread, so that steps in parallel
+threads do not cover each other's meters.
 """
 
 
 @contextmanager
 def progress(total: int | None, label: str, unit: str = "items") -> Iterator[Meter]:
-    """Show how far `label` has come while the body runs; the body calls the meter with what it has
-    finished.
+    """Show the progress of `label` while the body runs.
 
-    Without a total, the time that has passed is shown.
+    The body calls the meter with the number of items that it has finished. Without a total, the
+    elapsed time is shown.
     """
     meter = Meter(total, label, unit)
     outer = _OPEN.get()
@@ -132,9 +131,7 @@ def progress(total: int | None, label: str, unit: str = "items") -> Iterator[Met
 
 @contextmanager
 def _lines(meter: Meter) -> Iterator[None]:
-    """Log lines: one after ten seconds, at every quarter of the way, and at least one every half
-    minute.
-    """
+    """Log lines: after ten seconds, at every quarter, and at least every half minute."""
     ended = threading.Event()
 
     def write() -> None:
@@ -156,6 +153,7 @@ def _lines(meter: Meter) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+        # The last line says how much was done; a mere clock needs none.
         if meter.total and not meter.is_covered:
             logger.info("%s", meter.line())
 
@@ -185,7 +183,7 @@ class _Display:
             return task
 
     def remove(self, task: TaskID) -> None:
-        """Leave the bar as it stands, or take it away where it showed no more than a clock."""
+        """Leave the bar with its last state; remove it if it only showed a clock."""
         with self._lock:
             shown = self._progress
             assert shown is not None
@@ -201,7 +199,7 @@ class _Display:
         while True:
             time.sleep(REFRESH_S)
             with self._lock:
-                if self._progress is not shown:
+                if self._progress is not shown:  # closed, and perhaps opened again since
                     return
                 for task, meter in self._meters.items():
                     self._update(shown, task, meter)
@@ -217,7 +215,7 @@ class _Display:
 
 @cache
 def _display() -> _Display:
-    """The terminal of a process is one: steps in parallel threads share its display."""
+    """The display of this process: it has one terminal, which parallel steps share."""
     return _Display()
 
 

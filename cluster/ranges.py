@@ -1,9 +1,9 @@
 """Ranges of settings, declared at the field and checked by one function.
 
-A field says its range in its type, `share: Annotated[float, Interval(gt=0, le=1)] = 0.5`, with the
-marks of the package annotated-types (Ge, Gt, Le, Lt, Interval). `check_ranges(self, "curate")`,
-called by `__post_init__`, holds every field of a dataclass to it; None and words such as "auto" are
-not numbers, and pass.
+A field declares its range in its type, `share: Annotated[float, Interval(gt=0, le=1)] = 0.5`, with
+the marks of the package annotated-types (Ge, Gt, Le, Lt, Interval). `__post_init__` calls
+`check_ranges(self, "curate")`, which checks every field of a dataclass. Values that are no numbers,
+such as None and "auto", pass.
 """
 
 import dataclasses
@@ -14,10 +14,9 @@ from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
 
 
 def check_ranges(config: object, where: str) -> None:
-    """ValueError for the first number of a config that is not finite or outside of the range of its
-    field.
+    """ValueError for the first number of a config that is not finite or not in its field's range.
 
-    Of a tuple, each number is held to the range.
+    Of a tuple, each number must be in the range.
     """
     for name, (marks, default) in _ranges(type(config)).items():
         value = getattr(config, name)
@@ -31,8 +30,9 @@ def check_ranges(config: object, where: str) -> None:
 
 
 def _ranges(owner: type) -> dict[str, tuple[tuple[object, ...], object]]:
-    """The marks and the default of every field that has marks, or is a plain float, which must be
-    finite.
+    """The marks and the default of every field with a range.
+
+    A plain float has no marks, but must be finite.
     """
     hints = typing.get_type_hints(owner, include_extras=True)
     ranges = {}
@@ -47,6 +47,7 @@ def _ranges(owner: type) -> dict[str, tuple[tuple[object, ...], object]]:
 
 
 def _flat(marks: typing.Iterable[object]) -> typing.Iterator[object]:
+    """The marks, with Interval(gt=0, le=1) as Gt(0) and Le(1)."""
     for mark in marks:
         yield from mark if isinstance(mark, GroupedMetadata) else (mark,)
 

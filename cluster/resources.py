@@ -1,8 +1,7 @@
-"""What a step may ask for: the only spelling of Ray and SLURM options.
+"""The resources of a step: the only place where Ray and SLURM options are spelled.
 
-Resources are machine facts: they say how fast a step runs, never what it computes, so no
-fingerprint holds them. They become numbers in cluster/placement.py, against the running Ray
-cluster.
+Resources are machine facts: they decide how fast a step runs, never what it computes, so that no
+fingerprint contains them. cluster/placement.py turns them into numbers for the running Ray cluster.
 """
 
 import math
@@ -16,23 +15,23 @@ class Resources:
     workers: int = 0
     """Processes that share the work; 0: as many as the cluster has room for."""
     min_workers: int = 0
-    """Fewest that training goes on with when a node is lost, `workers` being the most; 0: always
-    `workers`.
+    """Elastic training: after a node is lost, continue with as few as this many workers, and with
+    at most `workers`; 0: always `workers`.
     """
     cpus: float | None = None
-    """CPU cores per worker, also the number of its BLAS threads; unset: 1, or with GPUs its share
-    of the node's.
+    """CPU cores per worker, and its number of BLAS threads; unset: 1, or with GPUs, its share of
+    the node's cores.
     """
     gpus: float | None = None
-    """GPUs per worker; unset: 1 when the cluster has GPUs, otherwise 0. To be set for a SLURM
-    partition with GPUs.
+    """GPUs per worker; unset: 1 if the cluster has GPUs, otherwise 0. Set it for a SLURM partition
+    with GPUs.
     """
     memory_gb: float | None = None
-    """Memory reserved per worker, GiB; unset: none is reserved."""
+    """Memory reserved per worker, in GiB; unset: none is reserved."""
     nodes: int = 1
-    """SLURM nodes that a submitted job asks for."""
+    """Number of SLURM nodes of a submitted job."""
     time_min: int = 60
-    """SLURM time limit, minutes; a job that runs into it is requeued and continues."""
+    """SLURM time limit, in minutes; a job that reaches it is requeued and continues."""
     partition: str | None = None
     """SLURM partition; unset: the site's default."""
     account: str | None = None
@@ -51,6 +50,8 @@ class Resources:
             ("time_min", 1),
         ):
             value = getattr(self, field)
+
+            # `not >=` instead of `<`, because NaN must fail.
             if value is not None and not value >= least:
                 raise ValueError(
                     f"resources.{field} is {value}: must be at least {least}; leave it out for "

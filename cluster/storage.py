@@ -1,10 +1,9 @@
-"""What users bring, read where it lies: on disks that all nodes see, or in an object store (s3://,
-gs://, abfs://).
+"""The user's data, read from shared disks or from an object store (s3://, gs://, abfs://).
 
-A URI is held as a Path, which writes it with one slash (s3:/bucket/key), so that steps know paths
-alone. Objects are read in blocks, of which a process keeps the last few: samples of a tar follow
-each other. Credentials are found as each store's own tools find them; `AWS_ENDPOINT_URL` names an
-S3 other than Amazon's.
+A URI is kept as a Path, which writes it with one slash (s3:/bucket/key), so that steps need to know
+paths only. Objects are read in blocks, and a process keeps the last few, because samples of a tar
+follow each other. Credentials are found in the same way as by each store's own tools;
+`AWS_ENDPOINT_URL` names an S3 service other than Amazon's.
 """
 
 import errno
@@ -22,8 +21,8 @@ import pyarrow.fs as pafs
 
 SCHEMES = ("s3", "gs", "abfs")
 BLOCK_BYTES = 8_000_000
-KEPT_BLOCKS = 8
-LOST_AND_FOUND = "lost+found"  # at the root of a disk, for root alone
+KEPT_BLOCKS = 8  # 64 MB per process
+LOST_AND_FOUND = "lost+found"  # at the root of an ext4 disk; only root may read it
 KINDS: dict[pafs.FileType, Literal["file", "folder", ""]] = {
     pafs.FileType.File: "file",
     pafs.FileType.Directory: "folder",
@@ -36,14 +35,12 @@ def is_remote(path: Path | str) -> bool:
 
 
 def absolute(path: Path) -> Path:
-    """The same place from any working directory, under the name it was given: a link keeps its own
-    suffix.
-    """
+    """The path made absolute without following links, because a link's own suffix counts."""
     return path if is_remote(path) else Path(os.path.abspath(path))
 
 
 def kind_of(path: Path) -> Literal["file", "folder", ""]:
-    """What is there; "" for nothing. OSError when the store refuses to say."""
+    """Whether a path is a file or a folder; "" if it does not exist. OSError if access fails."""
     if is_remote(path):
         store, inner = _store(str(path))
         return KINDS.get(store.get_file_info(inner).type, "")
@@ -59,7 +56,7 @@ def size_of(path: Path) -> int:
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, str, int]]:
-    """(name relative to the folder, path, bytes) of every file, hidden ones left out."""
+    """(name relative to the folder, path, bytes) of every file that is not hidden, in any order."""
     found = _objects_below(folder) if is_remote(folder) else _files_below(folder)
     return (file for file in found if not any(part.startswith(".") for part in file[0].split("/")))
 
@@ -73,7 +70,9 @@ def _objects_below(folder: Path) -> Iterator[tuple[str, str, int]]:
 
 
 def _files_below(folder: Path) -> Iterator[tuple[str, str, int]]:
-    """Links are followed, but for those back to a folder that they lie in."""
+    """Files of a disk. Links are followed, except links to a folder that contains them."""
+    # Each waiting folder has the identities of all folders above it: a link to one of them would
+    # be a cycle.
     waiting = [(str(folder), {_identity(folder.stat())})]
     while waiting:
         path, above = waiting.pop()
@@ -89,8 +88,9 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
-    """What a folder shows, a link as what it leads to; ValueError when this user may not read
-    it.
+    """The visible entries of a folder; a link has the stat of its target.
+
+    ValueError if the user may not read the folder.
     """
     try:
         with os.scandir(folder) as entries:
@@ -100,13 +100,13 @@ def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
                     yield entry, found
     except PermissionError as error:
         raise ValueError(
-            f"{error.filename} may not be read by this user: all folders of the data must be; "
-            "change its rights, or give a folder that does not hold it"
+            f"{error.filename} may not be read by this user: all folders of the data must be "
+            "readable; change its permissions, or name a folder that does not contain it"
         ) from error
 
 
 def _found(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """None for a link to nowhere, or to itself."""
+    """The stat of an entry's target; None for a link to nowhere, or to itself."""
     try:
         return entry.stat()
     except OSError as error:
@@ -116,14 +116,13 @@ def _found(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
-    """Bytes of a file from an offset; fewer where it ends. FileNotFoundError when it is not
-    there.
-    """
+    """`size` bytes of a file from an offset, fewer at its end. FileNotFoundError without a file."""
     if not is_remote(path):
         with open(path, "rb") as file:
             file.seek(offset)
             return file.read(size)
 
+    # All blocks that the range touches, joined, and the range cut out of them.
     first = offset // BLOCK_BYTES
     last = max(offset, offset + size - 1) // BLOCK_BYTES
     blocks = b"".join(_block(path, index) for index in range(first, last + 1))
@@ -134,6 +133,7 @@ def read_range(path: str, offset: int, size: int) -> bytes:
 
 @lru_cache(maxsize=KEPT_BLOCKS)
 def _block(path: str, index: int) -> bytes:
+    """Block number `index` of an object; the last one is shorter, and those after it are empty."""
     with open_arrow(path) as file:
         return file.read_at(
             min(BLOCK_BYTES, max(0, file.size() - index * BLOCK_BYTES)), index * BLOCK_BYTES
@@ -146,7 +146,7 @@ def open_file(path: Path) -> io.BufferedReader:
 
 
 class _Object(io.RawIOBase):
-    """An object of a store as a file of Python's."""
+    """An object of a store as a Python file."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -175,7 +175,7 @@ class _Object(io.RawIOBase):
 
 
 def open_arrow(path: Path | str) -> pa.NativeFile:
-    """A file for readers of pyarrow. FileNotFoundError when it is not there."""
+    """A file for pyarrow's readers. FileNotFoundError if it does not exist."""
     if is_remote(path):
         store, inner = _store(str(path))
         return store.open_input_file(inner)
@@ -191,8 +191,10 @@ def _store(path: str) -> tuple[pafs.FileSystem, str]:
 
 @lru_cache
 def _connection(scheme: str, bucket: str) -> pafs.FileSystem:
-    """One connection a bucket and process."""
+    """One connection per bucket and process."""
     options = ""
+
+    # pyarrow takes another S3 service, and its region, as parts of the URI.
     endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
     if scheme == "s3" and endpoint.netloc:
         region = os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))

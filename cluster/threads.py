@@ -1,6 +1,6 @@
 """Threads of numerical libraries in this process, and the kernels that OpenBLAS chooses.
 
-Environment variables reach libraries that are loaded later; threadpoolctl reaches those that are
+Environment variables affect libraries that are loaded later; threadpoolctl affects those that are
 loaded already.
 """
 
@@ -20,9 +20,7 @@ AVX512_FLAGS = {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
 
 
 def limit_threads(threads: int) -> None:
-    """Limit torch, OpenMP (and with it FAISS) and BLAS of this process to `threads` threads
-    each.
-    """
+    """Limit torch, OpenMP (and so FAISS) and BLAS in this process to `threads` threads each."""
     os.environ.update({name: str(threads) for name in THREAD_VARIABLES})
     choose_blas_kernels()
     limit_loaded_libraries(threads)
@@ -32,15 +30,15 @@ def limit_loaded_libraries(threads: int) -> None:
     """The part of `limit_threads` for libraries that this process has imported already."""
     threadpool_limits(limits=threads)
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)  # it counts its threads itself
+        sys.modules["torch"].set_num_threads(threads)  # torch has a setting of its own
 
 
 def choose_blas_kernels() -> None:
-    """Let OpenBLAS use AVX-512 where the CPU has it; a user's OPENBLAS_CORETYPE wins.
+    """Let OpenBLAS use AVX-512 if the CPU has it; a user's OPENBLAS_CORETYPE wins.
 
-    The OpenBLAS bundled with faiss-cpu does not know CPUs that are newer than itself and falls back
-    to SSE3 kernels there, which are 4 times slower (measured on AMD Zen 5). On Zen 4, SkylakeX is
-    as fast as what it picks itself.
+    The OpenBLAS in faiss-cpu does not recognize CPUs that are newer than itself, and falls back to
+    SSE3 kernels, which are 4 times slower (measured on AMD Zen 5). On Zen 4, SkylakeX is as fast as
+    its own choice.
     """
     if "OPENBLAS_CORETYPE" not in os.environ and _cpu_flags() >= AVX512_FLAGS:
         os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"

@@ -1,4 +1,4 @@
-"""Words for people: the nearest valid name, and numbers and durations as they are written."""
+"""Text for people: the nearest valid name; numbers and durations."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,15 +9,13 @@ DAY_S = 24 * HOUR_S
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """': did you mean X?', or nothing when no word is near."""
+    """': did you mean X?', or an empty text if no word is near."""
     near = difflib.get_close_matches(word, list(words), 1)
     return f": did you mean {near[0]!r}?" if near else ""
 
 
 def number(value: float | int) -> str:
-    """Whole numbers with separators, others with three or four digits: 11,264; 0.0123; 122;
-    9.87.
-    """
+    """Three significant digits, or a whole number with separators: 0.0123; 9.87; 122; 11,264."""
     is_long = abs(value) >= 100 or float(value).is_integer()
     return f"{value:,.0f}" if is_long else f"{value:.3g}"
 
@@ -27,7 +25,7 @@ def duration(seconds: float | int) -> str:
     if seconds < 10:
         return f"{max(0.0, seconds):.1f} s"
 
-    # rounded first, so that 59.7 s is 1 min 0 s and not 60 s
+    # Rounded first, so that 59.7 s is 1 min 0 s and not 60 s.
     whole = round(seconds)
     if whole < MINUTE_S:
         return f"{whole} s"

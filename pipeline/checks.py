@@ -1,4 +1,4 @@
-"""What the steps that will run need of this machine, checked before any of them starts."""
+"""Checks that this machine can run the steps, made before any of them starts."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,8 +16,9 @@ from train.train import placement
 
 
 def check_machine(steps: Sequence[Step]) -> Iterator[str]:
-    """Warnings of settings that are slow on the devices of this session. ValueError for one that is
-    impossible.
+    """Warnings about settings that are slow on the devices of this session.
+
+    ValueError for a setting that is impossible on them.
     """
     for step in steps:
         yield from slow_choices(step.config, step.label)
@@ -29,11 +30,11 @@ def check_machine(steps: Sequence[Step]) -> Iterator[str]:
 
 
 def check_attention(config: TrainConfig, device: Device) -> None:
-    """ValueError, with the names that are possible, for an attention kernel that cannot run on the
-    device.
-    """
+    """ValueError, listing the possible names, for an attention kernel that cannot run there."""
+    # Without a GPU here, the workers are on other nodes, and this process does not know what is
+    # installed there: each worker checks for itself.
     if device.kind == "cuda" and not torch.cuda.is_available():
-        return  # of other nodes this process cannot tell what is installed there: each worker checks for itself
+        return
 
     text = config.model.text
     precision = settled_precision(settled(config, config.resources).parallel.dtype)
@@ -42,9 +43,8 @@ def check_attention(config: TrainConfig, device: Device) -> None:
 
 
 def check_memory(step: Step, config: TrainConfig, device: Device) -> None:
-    """ValueError when the weights of a model, their gradients and moments do not fit the memory of
-    a GPU.
-    """
+    """ValueError if weights, gradients and moments of a model exceed the memory of a GPU."""
+    # All workers share one model, unless it is replicated.
     sharing = max(1, placement(config).workers // config.parallel.replicas)
     needed = memory_per_worker(_model(step, config), sharing)
     if needed > device.memory_bytes:
@@ -56,7 +56,7 @@ def check_memory(step: Step, config: TrainConfig, device: Device) -> None:
 
 
 def memory_per_worker(model: PaperModel, sharing: int) -> float:
-    """Bytes per worker of weights, gradients and moments, when `sharing` workers share a model."""
+    """Bytes of weights, gradients and moments per worker, when `sharing` workers share a model."""
     return ADAMW_BYTES * model.num_weights / sharing
 
 

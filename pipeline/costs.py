@@ -1,13 +1,11 @@
-"""What a recipe costs, by arithmetic: parameters, bytes on disk, GPU-hours; FLOP are counted in
-train/flop.py.
-"""
+"""The size of a model by arithmetic, without building it; FLOP are counted in train/flop.py."""
 
 from dataclasses import dataclass
 
 from train.config import ModelConfig, swiglu_hidden
 from train.flop import head_matrix_weights, text_matrix_weights
 
-ADAMW_BYTES = 16  # a trained weight in float32, its gradient and two moments
+ADAMW_BYTES = 16  # per trained weight: itself, its gradient and two moments, in float32
 
 
 @dataclass(frozen=True)
@@ -17,38 +15,43 @@ class PaperModel:
     config: ModelConfig
     vocab_size: int
     image_dim: int
-    """Width of the backbone's tokens."""
+    """Channels of the backbone's tokens."""
 
     @property
     def feature_dim(self) -> int:
-        """Length of an image or caption feature."""
+        """Channels of an image or caption feature."""
         return self.config.feature_dim(self.image_dim)
 
     @property
     def text_weights(self) -> int:
-        """Trained values of the text encoder."""
+        """Number of trained weights of the text encoder."""
         text = self.config.text
         embeddings = (self.vocab_size + text.context) * text.width
-        # biases: one of attention's projection, five of the MLP's two layers; two norms of gain and shift
+
+        # Vectors per block, in widths: the bias of attention's projection (1), of the MLP's layers
+        # (4 + 1), and gain and shift of two norms.
         vectors = text.layers * (1 + 5 + 2 * 2) * text.width
+
+        # The last norm, and the projection, which has no bias.
         last = 2 * text.width + text.width * self.feature_dim
         return embeddings + text_matrix_weights(self) + vectors + last
 
     @property
     def head_weights(self) -> int:
-        """Trained values of the vision head."""
+        """Number of trained weights of the vision head."""
         dim = self.image_dim
-        # biases of attention's projection and of the MLP, two LayerScales, two norms of gain and
-        # shift
+
+        # Vectors per block: the bias of attention's projection, of the MLP's three layers, two
+        # LayerScales, and gain and shift of two norms. The 2 * dim at the end is the last norm.
         vectors = dim + (2 * swiglu_hidden(dim) + dim) + 2 * dim + 2 * 2 * dim
         return head_matrix_weights(self) + self.config.vision.blocks * vectors + 2 * dim
 
     @property
     def num_weights(self) -> int:
-        """All trained values; one is the logit scale."""
+        """Number of all trained weights, including the logit scale."""
         return self.text_weights + self.head_weights + 1
 
 
 def gpu_hours(flop: float, tflops: float) -> float:
-    """Hours on one GPU that sustains a rate in TFLOP/s."""
+    """Hours on one GPU that sustains `tflops` TFLOP/s."""
     return flop / (tflops * 1e12) / 3600

@@ -1,8 +1,7 @@
-"""What curation costs, by arithmetic: every pass of k-means compares points with centroids; rates
-are measured ones.
+"""The cost of curation, by arithmetic and measured rates.
 
-Rates are of one core of the machine that the README names: `python -m benchmarks.kmeans` and
-`python -m benchmarks.curation` print them.
+Every pass of k-means compares points with centroids. The rates are those of one core of the machine
+in docs/benchmarks.md; `python -m benchmarks.kmeans` and `python -m benchmarks.curation` print them.
 """
 
 from collections.abc import Iterator
@@ -14,14 +13,14 @@ from curation.clusters.config import LevelPlan, LevelsConfig, automatic_clusters
 from curation.clusters.spans import cut_spans
 from curation.config import CurateConfig
 
-CORE_GFLOPS = 200.0  # of k-means, all its parts, at 384 to 1,024 values
-BALANCED_PAIRS_PER_S = 0.65e6  # coins, the tree, text clusters, the search for the exact size
-BALANCE_BYTES = 170  # a pair
-COMPARED_PAIRS_PER_S = 0.06e6  # the search for near-duplicates, 40 pairs a cluster, 4 neighbours
+CORE_GFLOPS = 200.0  # of k-means with all its parts, for vectors of 384 to 1,024 values
+BALANCED_PAIRS_PER_S = 0.65e6  # random draws, the tree, text clusters, the search for the size
+BALANCE_BYTES = 170  # memory per pair
+COMPARED_PAIRS_PER_S = 0.06e6  # near-duplicates, with 40 pairs per cluster and 4 neighbor clusters
 
 
 class Passes(NamedTuple):
-    """Points compared with centroids, so many times."""
+    """`points` points are compared with `centroids` centroids, `times` times."""
 
     stage: str
     points: float
@@ -29,14 +28,15 @@ class Passes(NamedTuple):
     times: float
 
     def flop(self, dim: int) -> float:
+        """FLOP for vectors of `dim` values: a multiply-add per value counts as 2."""
         return 2.0 * self.points * self.centroids * dim * self.times
 
 
 def curation_table(config: CurateConfig, rows: int, dim: int, caption_dim: int) -> Table:
-    """Core-hours of each stage for a pool of so many pairs."""
+    """Core-hours of each stage of curation for a pool of `rows` pairs."""
     columns = ("stage", "points", "each compared with", "times", "FLOP", "core-hours")
     title = (
-        f"\nCuration: {rows:,} pairs; assumed: {CORE_GFLOPS:.0f} GFLOP/s a core, no "
+        f"\nCuration: {rows:,} pairs; assumed: {CORE_GFLOPS:.0f} GFLOP/s per core, no "
         "clustering ends early"
     )
     table = Table(*columns, title=title, title_justify="left", box=None)
@@ -59,7 +59,7 @@ def curation_table(config: CurateConfig, rows: int, dim: int, caption_dim: int) 
     table.add_row("all", "", "", "", "", _hours(total))
     table.caption = (
         f"a pass over all pairs keeps at most {len(cut_spans(rows)):,} workers busy; balance runs "
-        f"in one process with {rows * BALANCE_BYTES / 1e9:,.3g} GB ({BALANCE_BYTES} bytes a pair)"
+        f"in one process with {rows * BALANCE_BYTES / 1e9:,.3g} GB ({BALANCE_BYTES} bytes per pair)"
     )
 
     return table
@@ -72,7 +72,8 @@ def _hours(hours: float) -> str:
 def _all_passes(
     config: CurateConfig, rows: int, dim: int, caption_dim: int
 ) -> Iterator[tuple[Passes, int]]:
-    """Each clustering with the width of its vectors."""
+    """The passes of each clustering, with the number of values of its vectors."""
+    # Each level clusters the centroids of the level below it.
     if config.method in ("both", "image"):
         points = rows
         for number, plan in enumerate(config.levels.resolve(rows), start=1):
@@ -95,8 +96,12 @@ def _all_passes(
 
 
 def level_passes(stage: str, points: int, plan: LevelPlan, iterations: int) -> Iterator[Passes]:
-    """k-means, one assignment after it; a second stage within each cluster; k-means anew on
-    resampled points.
+    """The passes of one level: k-means, its second stage, and resampling.
+
+    k-means compares all points once per iteration, and once more for the final assignment. A level
+    in two stages has num_clusters / split clusters, and splits each; a point is then compared with
+    the centroids of its own cluster only. Each round of resampling runs k-means on the points
+    nearest to the centroids (Vo et al. 2024), then assigns all points again.
     """
     clusters = plan.num_clusters // max(1, plan.split)
     yield Passes(stage, points, clusters, iterations + 1)

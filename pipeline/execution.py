@@ -1,8 +1,7 @@
-"""Runs the steps that are left to do: in order, what is independent side by side, continuing what
-was interrupted.
+"""Runs the steps that are left to do: in order, and independent steps side by side.
 
-A step's record is taken from what is known here: config, inputs, commit, environment; the step
-itself only returns its summary.
+A step that was interrupted continues in the folder that it left. A step itself only returns its
+summary; its record is written here, from the config, the inputs, the commit and the environment.
 """
 
 import logging
@@ -44,8 +43,9 @@ def execute(
     console: Console,
     open_tracking: Callable[[], Tracking],
 ) -> None:
-    """Bring the steps in `todo` to a record each. StepError, after the running steps have ended,
-    when one raises.
+    """Run the steps in `todo` until each has a record.
+
+    If one raises, no further step starts, and StepError follows once the running ones have ended.
     """
     again = {step.label for step in todo if store.record(step)}
     tracking = open_tracking()
@@ -62,8 +62,9 @@ def execute(
 
 
 def show_choices(todo: Sequence[Step], console: Console) -> None:
-    """Say what `auto` stands for on this machine. ValueError, before anything runs, for a choice
-    that is impossible.
+    """Print what `auto` stands for on this machine, before anything runs.
+
+    ValueError if a setting is impossible on this machine.
     """
     for warning in check_machine(todo):
         logger.warning("%s", warning)
@@ -74,7 +75,7 @@ def show_choices(todo: Sequence[Step], console: Console) -> None:
 
 
 class _Run:
-    """The steps of one run while they run."""
+    """The steps of one run, while they run."""
 
     def __init__(
         self,
@@ -89,20 +90,23 @@ class _Run:
         self.tracking = tracking
         self.console = console
         self.again = again
-        """Labels of finished steps that are to be run again."""
+        """Labels of finished steps that run again."""
         self._lock = threading.Lock()
         self._checked = set[Path]()
+        """Folders whose content this run has compared with its checksums."""
 
     def all(self, todo: Sequence[Step]) -> None:
-        """Run each step once its inputs are there, in threads or, for those that run alone, in this
-        one.
+        """Run each step once its inputs are there.
+
+        Steps that may run beside others run in threads; the others run in this thread, one at a
+        time.
         """
         waiting = list(todo)
         running = dict[Future[Record], Step]()
         errors: list[BaseException] = []
-        threads = ThreadPoolExecutor(
-            max_workers=len(todo)
-        )  # not a context: an interrupt must not wait for the steps
+
+        # Not as a context manager, which would wait for the threads on an interrupt.
+        threads = ThreadPoolExecutor(max_workers=len(todo))
 
         try:
             while waiting or running:
@@ -118,7 +122,7 @@ class _Run:
                     step = running.pop(future)
                     if error := future.exception():
                         errors.append(error)
-                        waiting.clear()
+                        waiting.clear()  # start no further step; let the running ones end
                     else:
                         self._show(step, future.result())
         finally:
@@ -128,17 +132,15 @@ class _Run:
             raise errors[0]
 
     def one(self, step: Step) -> Record:
-        """The record of a step, which runs unless another run on this workspace has built it
-        meanwhile.
-        """
+        """Run a step, unless another run on this workspace has built its output; its record."""
         with self.store.claim(step):
             done = self.store.record(step)
             if done and step.label not in self.again:
                 return done
 
-            out = self.store.partial(
-                step
-            )  # with what an interrupted run has left there, a forced one too
+            # The folder may hold the work of an interrupted run, which the step continues, even
+            # when it is forced.
+            out = self.store.partial(step)
             self.store.make_folder(out)
             (out / ERROR).unlink(missing_ok=True)
             remove_torn(out)
@@ -167,12 +169,14 @@ class _Run:
             }
             track(summary)
 
-        remove_torn(out)  # of workers that were lost while others went on
+        remove_torn(out)  # files of workers that were lost while others went on
         (out / CHOICES).unlink(missing_ok=True)
         return make_record(step, summary, out, started, time.perf_counter() - clock_s, choices)
 
     def _check_inputs(self, step: Step) -> None:
-        """Compare the outputs that the step reads with their checksums, each once in a run."""
+        """Compare the outputs that the step reads with their checksums, each once per run."""
+        # The lock is held only to mark a folder as taken: two steps that share an input do not
+        # check it twice, and the second one does not wait.
         for source in step.upstream():
             folder = self.store.folder(source)
             with self._lock:
@@ -187,8 +191,9 @@ class _Run:
 
 
 def _ready(waiting: Sequence[Step], running: Sequence[Step]) -> tuple[list[Step], list[Step]]:
-    """The steps to start now: those that run side by side; when there is none and nothing runs, one
-    that runs alone.
+    """The steps to start now: those that may run side by side, and those that must run alone.
+
+    A step that must run alone starts only when no other can start and none is running.
     """
     unfinished = {step.label for step in (*waiting, *running)}
     able = [
@@ -199,8 +204,9 @@ def _ready(waiting: Sequence[Step], running: Sequence[Step]) -> tuple[list[Step]
 
 
 def note_choices(step: Step, out: Path) -> dict[str, str]:
-    """What `auto` stands for in this run of a step and stood for in earlier, unfinished ones, which
-    `out` remembers.
+    """What `auto` stands for in this run of a step, and stood for in earlier, interrupted runs.
+
+    Each run notes its choice in `out`, because a step may continue on another machine.
     """
     choice = precision_choice(step.config)
     if choice is None:
@@ -213,11 +219,11 @@ def note_choices(step: Step, out: Path) -> dict[str, str]:
 
 
 def _failure(step: Step, error: Exception, out: Path) -> StepError:
-    """What the error is and where its traceback lies."""
+    """The error for the user; its traceback is written into the step's folder."""
     if isinstance(error, StoppedError):
         return StepError(f"step {step.label} was stopped: {error}")
 
-    with suppress(OSError):  # on a full disk the message has to do
+    with suppress(OSError):  # on a full disk, only the message is left
         write_atomic(out / ERROR, "".join(traceback.format_exception(error)))
 
     reason = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
@@ -229,8 +235,9 @@ def _failure(step: Step, error: Exception, out: Path) -> StepError:
 
 
 def _results(ordered: Sequence[Step], store: Store) -> tuple[dict[str, float], Mapping[str, Path]]:
-    """What the parent run shows: the scores of every model; the files to keep, by the folder they
-    go to.
+    """The content of the parent run in MLflow.
+
+    The scores of every model by name, and the files to attach by the folder that they go to.
     """
     metrics = dict[str, float]()
     artifacts = dict[str, Path]()
@@ -238,6 +245,7 @@ def _results(ordered: Sequence[Step], store: Store) -> tuple[dict[str, float], M
     for step in ordered:
         record = store.record(step)
         if record and step.name == "evaluate":
+            # MLflow allows no @ in names of metrics.
             metrics |= {
                 f"{step.label}/{name}".replace("@", "."): value
                 for name, value in record.summary.items()

@@ -1,5 +1,4 @@
-"""What an export is made from: a trained model of a recipe or of a folder, its backbone, and the
-facts of its card."""
+"""The inputs of an export: a model of a recipe or a folder, its backbone, and its card's facts."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -26,8 +25,10 @@ FORMS = get_args(BackboneForm)
 
 
 def folder_subject(recipe: Recipe, folder: Path, options: Namespace) -> Subject:
-    """The model of a folder, on the backbone that it names; published weights name none, and take
-    the recipe's."""
+    """The model of a folder, with the backbone that it names.
+
+    Published weights name no backbone: they get the recipe's, if its width fits.
+    """
     weights = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".pth"))
     loaded = read_model(folder)
     facts = Facts(source={path.name: sha256_file(path) for path in weights})
@@ -37,9 +38,11 @@ def folder_subject(recipe: Recipe, folder: Path, options: Namespace) -> Subject:
 def step_subject(
     recipe: Recipe, steps: Sequence[Step], step: Step, store: Store, options: Namespace
 ) -> Subject:
-    """The model that a finished train step left, with its arm's selection and scores."""
+    """The model of a finished train step, with the selection and the scores of its arm."""
     folder = store.folder(step)
     source = {"recipe": recipe.name, "step": step.label, "fingerprint": folder.name}
+
+    # "train@uncurated" belongs to "curate@uncurated" and "evaluate@uncurated".
     arm = step.label.removeprefix("train")
     by_label = {each.label: each for each in in_order(steps)}
 
@@ -60,14 +63,14 @@ def step_subject(
 
 
 def _scores(store: Store, step: Step | None) -> tuple[Score, ...]:
-    """What the arm's evaluate step measured; nothing when it has not run."""
+    """The scores of the arm's evaluate step; none when it has not run."""
     if step is None or store.record(step) is None:
         return ()
     return read_scores(store.folder(step))
 
 
 def read_scores(folder: Path) -> tuple[Score, ...]:
-    """The scores that an evaluation left in a folder, without the sets that it could not score."""
+    """The scores in an evaluation's folder, without the sets that could not be scored."""
     rows = [row for result in read_results(folder) for row in flat_rows(result) if not row["error"]]
     return tuple(
         Score(
@@ -84,6 +87,8 @@ def read_scores(folder: Path) -> tuple[Score, ...]:
 def _subject(recipe: Recipe, loaded: LoadedModel, facts: Facts, options: Namespace) -> Subject:
     spec = loaded.spec
     ours = recipe.embed.backbone
+
+    # Published weights do not name their backbone; the width is all that can be compared.
     if not spec.backbone and geometry_of(ours).dim == spec.dim:
         named = EmbeddingSpec.for_content(
             geometry_of(ours),
@@ -109,12 +114,16 @@ def _subject(recipe: Recipe, loaded: LoadedModel, facts: Facts, options: Namespa
 
 
 def _backbone(spec: EmbeddingSpec, ours: BackboneConfig) -> Backbone:
-    """The backbone that a model was trained on, on the CPU. FileNotFoundError or ValueError when it
-    cannot be had."""
+    """The backbone that a model was trained on, on the CPU.
+
+    FileNotFoundError or ValueError if it is not named or cannot be loaded.
+    """
     if not spec.backbone:
         raise ValueError(
             f"the model does not name it, and the recipe's {ours.name} has another width than "
             f"{spec.dim}"
         )
+
+    # The recipe's weights serve only if they are the same bytes; otherwise they are looked up.
     weights = ours.weights if spec.digest == ours.digest else ""
     return load_backbone(BackboneConfig(spec.backbone, weights, spec.digest, spec.image_size)).cpu()

@@ -1,4 +1,4 @@
-"""The verb `export`: a model in every format that was asked for, each compared with the model."""
+"""The verb `export`: a model in each requested format, compared with the original."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from train.export.subject import Subject
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """ValueError for a format that is not known."""
+    """ValueError for an unknown format."""
     for name in formats:
         if name not in FORMATS:
             raise ValueError(
@@ -24,8 +24,9 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def export_formats(subject: Subject, to: Path, formats: Sequence[str], console: Console) -> int:
-    """The exit code; a format that the model cannot have is named, and the others are still
-    made.
+    """Write each format and print a table; returns the exit code.
+
+    A format that fails is listed with the reason, and the others are still written.
     """
     table = Table("format", "folder", "differs from the model by at most", box=None)
     code = DONE
@@ -33,7 +34,7 @@ def export_formats(subject: Subject, to: Path, formats: Sequence[str], console: 
         try:
             parity = export_format(name, subject, to)["parity"]
             table.add_row(name, str(to / name), differences(parity))
-        except ValueError as error:
+        except ValueError as error:  # this model cannot have the format, or the export differs
             code = FAILED
             table.add_row(name, "[red]not made[/red]", escape(str(error)))
 
@@ -42,8 +43,7 @@ def export_formats(subject: Subject, to: Path, formats: Sequence[str], console: 
 
 
 def differences(parity: Mapping[str, float]) -> str:
-    """The largest difference of the format's features, and that of its int8 forms where it has
-    any."""
+    """The largest difference of the format's features, and of its int8 forms if it has any."""
     exact = [value for what, value in parity.items() if "int8" not in what]
     int8 = [value for what, value in parity.items() if "int8" in what]
     return f"{max(exact):.1e}" + (f" (int8 {max(int8):.1e})" if int8 else "")

@@ -1,6 +1,4 @@
-"""Fingerprints: sha256 over canonical JSON. Equal on every machine, for equal recipes and equal
-data.
-"""
+"""Fingerprints: sha256 over canonical JSON, equal on every machine for equal recipes and data."""
 
 import hashlib
 import json
@@ -11,13 +9,13 @@ from cluster.identity import Json
 from cluster.storage import absolute
 from curation.pairs.identity import source_digest
 
-LENGTH = (
-    12  # hexadecimal digits: 48 bits, a collision among 10,000 outputs has odds of 1 in 5 million
-)
+# Hexadecimal digits, so 48 bits: the odds of a collision among 10,000 outputs are 1 in 5 million.
+LENGTH = 12
 
 
 def digest(value: Json) -> str:
-    """Short sha256 of JSON, however its keys are ordered."""
+    """Short sha256 of JSON; the order of keys does not matter."""
+    # Sorted keys, no spaces, ASCII only: one text per value, whatever wrote it.
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
@@ -25,7 +23,7 @@ def digest(value: Json) -> str:
 
 
 def data_identity(path: Path) -> Json:
-    """Identity of user data by content, wherever it lies; read once per process."""
+    """Identity of user data by content, wherever it is stored; read once per process."""
     return ["data", _data_digest(absolute(path))]
 
 

@@ -1,7 +1,8 @@
-"""A recipe as steps: from pairs to scores, once for every arm.
+"""A recipe as steps: from pairs to scores, once per arm.
 
-Arms differ in one thing, the selection: the curated one, and others for comparison. What they share
-(pool, embeddings, evaluation sets) is built once. Models from elsewhere are scored only.
+Arms differ in one thing, the selection: the curated one, and others for comparison. The parts that
+they share (pool, embeddings, evaluation sets) are built once. Models from elsewhere are only
+scored.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,11 +45,12 @@ REPORT = RunOf("evaluate.report")
 
 
 def resolve_backbone(recipe: Recipe) -> Recipe:
-    """The recipe with its backbone named, its weights' digest and place known: done once, before
-    anything runs.
+    """The recipe with its backbone's name, and the digest and path of its weights.
+
+    This is done once, before anything runs.
     """
     backbone = resolve(recipe.embed.backbone)
-    if backbone.weights:  # workers have folders of their own
+    if backbone.weights:  # workers run in other folders: the path must be absolute
         backbone = replace(backbone, weights=str(Path(backbone.weights).expanduser().resolve()))
     return replace(
         recipe,
@@ -58,7 +60,7 @@ def resolve_backbone(recipe: Recipe) -> Recipe:
 
 
 def build_steps(recipe: Recipe) -> list[Step]:
-    """The steps of a recipe. ValueError or FileNotFoundError when what it names is not there."""
+    """The steps of a recipe. ValueError or FileNotFoundError if something it names is missing."""
     check_named(recipe)
     steps = draw_steps(recipe)
     for step in in_order(steps):
@@ -70,10 +72,11 @@ def build_steps(recipe: Recipe) -> list[Step]:
 
 
 def draw_steps(recipe: Recipe) -> list[Step]:
-    """The steps of a recipe, whether or not its data are there."""
+    """The steps of a recipe, whether or not its data exist."""
     if is_scored_only(recipe):
         return _scored_only(recipe)
 
+    # The quickstart draws its own pairs and evaluation sets; other recipes read the user's.
     pool_step = Step("pool", "pool", POOL, recipe.emoji, runs_beside=True) if recipe.emoji else None
     pairs = Output(pool_step, "train") if pool_step else user_data(recipe, recipe.data.pairs)
     embeddings = Step("embed", "embed", EMBED, recipe.embed, {"source": pairs})
@@ -97,6 +100,8 @@ def draw_steps(recipe: Recipe) -> list[Step]:
     arms += [
         [_other(recipe, name, label, datasets)] for name, label in other_labels(recipe).items()
     ]
+
+    # The page reads every step; an input's name is an argument of `run`, which allows no @.
     shown = {
         step.label.replace("@", "_"): Output(step)
         for step in (embeddings, *(step for arm in arms for step in arm))
@@ -107,7 +112,7 @@ def draw_steps(recipe: Recipe) -> list[Step]:
 
 
 def _scored_only(recipe: Recipe) -> list[Step]:
-    """The scores of models from elsewhere, and the page; nothing is embedded or trained."""
+    """Scores of models from elsewhere, and the report; nothing is embedded or trained."""
     datasets = _datasets(recipe, None)
     scores = [_other(recipe, name, label, datasets) for name, label in other_labels(recipe).items()]
     shown = {step.label.replace("@", "_"): Output(step) for step in scores}
@@ -122,34 +127,32 @@ def _arm(
     datasets: Mapping[str, Output | Path],
     further: Mapping[str, Output | Path],
 ) -> list[Step]:
-    """Selection, tokenizer and model of one arm; its scores, where there is a set to score it
-    on.
-    """
+    """Selection, tokenizer and model of one arm, and its scores if there is an evaluation set."""
     rows = Output(embeddings)
     entries = {"metadata": user_data(recipe, recipe.data.metadata)} if recipe.data.metadata else {}
     scores = {"scores": user_data(recipe, recipe.curate.scores)} if recipe.curate.scores else {}
     chosen_by: dict[str, Output | Path] = {"embeddings": rows, **leakage, **entries, **scores}
-    select = Step("curate", f"curate{suffix}", CURATE, recipe.curate, chosen_by)
-    pair = {"embeddings": rows, "selection": Output(select)}
-    words = Step(
-        "tokenizer", f"tokenizer{suffix}", TOKENIZER, recipe.tokenizer, pair, runs_beside=True
+    curate_step = Step("curate", f"curate{suffix}", CURATE, recipe.curate, chosen_by)
+    selected = {"embeddings": rows, "selection": Output(curate_step)}
+    tokenizer_step = Step(
+        "tokenizer", f"tokenizer{suffix}", TOKENIZER, recipe.tokenizer, selected, runs_beside=True
     )
-    seen = {**pair, "tokenizer": Output(words), **further}
-    model = Step("train", f"train{suffix}", TRAIN, _train_config(recipe), seen)
+    trained_on = {**selected, "tokenizer": Output(tokenizer_step), **further}
+    train_step = Step("train", f"train{suffix}", TRAIN, _train_config(recipe), trained_on)
     if not datasets:
-        return [select, words, model]
+        return [curate_step, tokenizer_step, train_step]
 
-    tested = {"model": Output(model, "model"), **datasets, **templates_file(recipe)}
+    scored = {"model": Output(train_step, "model"), **datasets, **templates_file(recipe)}
     return [
-        select,
-        words,
-        model,
-        Step("evaluate", f"evaluate{suffix}", EVALUATE, recipe.evaluate, tested),
+        curate_step,
+        tokenizer_step,
+        train_step,
+        Step("evaluate", f"evaluate{suffix}", EVALUATE, recipe.evaluate, scored),
     ]
 
 
 def _other(recipe: Recipe, name: str, label: str, datasets: Mapping[str, Output | Path]) -> Step:
-    """Scores of a model that is not made here."""
+    """Scores of a model from elsewhere."""
     datasets = {**datasets, **templates_file(recipe)}
     if name.startswith(OPEN_CLIP):
         config = replace(recipe.evaluate, open_clip=name.removeprefix(OPEN_CLIP))
@@ -160,9 +163,12 @@ def _other(recipe: Recipe, name: str, label: str, datasets: Mapping[str, Output 
 
 
 def _images(recipe: Recipe, pairs: Output | Path) -> dict[str, Output | Path]:
-    """What training sees besides the embeddings: the raw pairs, or embeddings of further views."""
+    """Further inputs of training: the raw pairs, or the embeddings of further views."""
     if recipe.train.live.enabled:
         return {"source": pairs}
+
+    # Curation uses the first embeddings only: further views need neither caption vectors nor
+    # thumbnails.
     config = replace(recipe.embed, captions=CaptionConfig(), thumbnail_px=0)
     return {
         f"view_{view:03d}": Output(
@@ -173,7 +179,7 @@ def _images(recipe: Recipe, pairs: Output | Path) -> dict[str, Output | Path]:
 
 
 def _train_config(recipe: Recipe) -> TrainConfig:
-    """Training with a live backbone reads the pairs as the embed step does."""
+    """The train config; a live backbone reads the pairs with the embed step's settings."""
     if not recipe.train.live.enabled:
         return recipe.train
     embed = recipe.embed
@@ -185,13 +191,13 @@ def _train_config(recipe: Recipe) -> TrainConfig:
 
 
 def _uncurated(config: CurateConfig) -> CurateConfig:
-    """Every pair of the pool; only leakage is still removed, so that scores compare."""
+    """Every pair of the pool; only leakage is still removed, so that scores are comparable."""
     every_pair = DuplicatesConfig(alike=OFF, captions="drop")
     return replace(config, method="none", duplicates=every_pair, scores=None, min_score=None)
 
 
 def _leaky(config: CurateConfig) -> CurateConfig:
-    """The same curation without the removal of leakage: what it would have feigned."""
+    """The same curation without the removal of leakage; shows by how much that inflates scores."""
     return replace(config, leakage=LeakageConfig(alike=OFF))
 
 
@@ -202,14 +208,16 @@ ARMS: dict[ComparedArm, Callable[[CurateConfig], CurateConfig]] = {
 
 
 def _leakage(recipe: Recipe, pool: Step | None) -> dict[str, Output]:
-    """Embeddings of the evaluation images that the pool is compared with: of every set that is
-    scored, and of others.
+    """Embeddings of the evaluation images that the pool is compared with, by input name.
 
-    None where `data.leakage` is off.
+    They are those of every set that is scored, and of the further sets in `data.leakage`; none if
+    `data.leakage` is off.
     """
     if is_leakage_off(recipe):
         return {}
 
+    # The comparison needs global features, and hashes of crops and bordered forms as well; the
+    # report shows thumbnails.
     embedding = replace(
         recipe.embed, source=SourceConfig(), content="pooled", thumbnail_px=48, hash_forms=True
     )

@@ -1,7 +1,6 @@
-"""What the user names, as files: pairs, evaluation sets, models from elsewhere; checked before
-hours are spent.
+"""Pairs, evaluation sets and models that the user names, as files, checked before anything runs.
 
-A bare name is looked for beside the pairs. Sets are called by their file stems, models by their
+A bare name is looked up beside the pairs. Sets are named after their file stems, models after their
 folders.
 """
 
@@ -24,9 +23,7 @@ LEAKAGE_OFF = "off"
 
 
 def check_named(recipe: Recipe) -> None:
-    """ValueError for pairs that are not named, models that are none, and models that nothing can
-    score.
-    """
+    """ValueError for a recipe without pairs, or with models that are none or cannot be scored."""
     if not recipe.emoji and not recipe.data.pairs and not is_scored_only(recipe):
         raise ValueError(
             f"recipe {recipe.name} has no pairs: set --data.pairs to a folder, tar, Parquet "
@@ -44,16 +41,15 @@ def check_named(recipe: Recipe) -> None:
 
 
 def is_scored_only(recipe: Recipe) -> bool:
-    """Whether a recipe has models and sets to score them on, but no pairs to train one: nothing
-    else runs then.
-    """
+    """Whether a recipe only scores models from elsewhere: it has models and sets, but no pairs."""
     has_sets = any(getattr(recipe.data, task) for task in TASKS)
     return not recipe.emoji and not recipe.data.pairs and bool(recipe.others) and has_sets
 
 
 def named_sets(names: Sequence[str]) -> dict[Task, tuple[str, ...]]:
-    """The sets of `--set [TASK:]PATH[@VARIANT]` by task; ValueError where the files do not tell the
-    task.
+    """The sets of `--set [TASK:]PATH[@VARIANT]` by task.
+
+    ValueError if the files fit no task, or several, and none is named.
     """
     sets: dict[Task, list[str]] = {task: [] for task in TASKS}
     for name in names:
@@ -62,6 +58,7 @@ def named_sets(names: Sequence[str]) -> dict[Task, tuple[str, ...]]:
             sets[task].append(path)  # type: ignore[index]  # one of TASKS
             continue
 
+        # A path may itself contain an @: it names a variant only if the whole is no path.
         whole = Path(name)
         tasks = tasks_of(whole if kind_of(whole) else Path(name.rpartition("@")[0] or name))
         if len(tasks) != 1:
@@ -77,9 +74,8 @@ def named_sets(names: Sequence[str]) -> dict[Task, tuple[str, ...]]:
 
 def _check_other(recipe: Recipe, name: str) -> None:
     if name.startswith(OPEN_CLIP):
-        from evaluate.openclip import (
-            check_architecture,
-        )  # imports torch, which other recipes need not wait for
+        # Imported here, because it imports torch, which other recipes need not wait for.
+        from evaluate.openclip import check_architecture
 
         check_architecture(name.split(":")[1])
     elif not is_model(user_data(recipe, name)):
@@ -91,13 +87,14 @@ def _check_other(recipe: Recipe, name: str) -> None:
 
 
 def check_inputs(recipe: Recipe) -> None:
-    """Everything that a recipe names and that steps read hours later. ValueError with all that
-    cannot be read.
+    """Open everything that a recipe names and that steps would read hours later.
+
+    ValueError lists all that cannot be read.
     """
+    # If models are only scored, a set that cannot be read costs no training: its error becomes a
+    # row of the results, and all other sets are scored.
     checks = [check_scores]
-    if not is_scored_only(
-        recipe
-    ):  # where no hours of training are at stake, all other sets are scored
+    if not is_scored_only(recipe):
         checks.insert(0, check_evaluation)
 
     problems = []
@@ -112,8 +109,9 @@ def check_inputs(recipe: Recipe) -> None:
 
 
 def check_evaluation(recipe: Recipe) -> None:
-    """Open every evaluation set that will be used, as evaluation does after training; reads names,
-    no pictures.
+    """Open every evaluation set that will be used, as evaluation does after training.
+
+    It reads the names of images, and no pixels but some masks. ValueError lists all problems.
     """
     sets: Mapping[str, Path] = {} if recipe.emoji else evaluation_sets(recipe)
     names = TASKS if recipe.emoji else tuple(sets)
@@ -146,17 +144,16 @@ def check_evaluation(recipe: Recipe) -> None:
 
 
 def check_scores(recipe: Recipe) -> None:
-    """Read the score file, where there is one, as curation does after embedding."""
+    """Read the score file, if there is one, as curation does after embedding."""
     if recipe.curate.scores:
-        from curation.choice.scores import (
-            read_scores,
-        )  # imports numba, which other recipes need not wait for
+        # Imported here, because it imports numba, which other recipes need not wait for.
+        from curation.choice.scores import read_scores
 
         read_scores(user_data(recipe, recipe.curate.scores))
 
 
 def _open(name: str, path: Path, split: str) -> None:
-    """Reads the names of a set, and checks some of its masks."""
+    """Read the names of a set, and check some of its masks."""
     task, variant = split_name(name)
     if task == "classification":
         open_classification(path, variant)
@@ -167,7 +164,7 @@ def _open(name: str, path: Path, split: str) -> None:
 
 
 def evaluation_sets(recipe: Recipe) -> dict[str, Path]:
-    """The user's evaluation sets by task, file stem and, behind an @, the variant that is named."""
+    """The user's evaluation sets by name: "task_stem", or "task_stem@variant"."""
     return {
         f"{task}_{stem}": path
         for task in TASKS
@@ -176,9 +173,7 @@ def evaluation_sets(recipe: Recipe) -> dict[str, Path]:
 
 
 def templates_file(recipe: Recipe) -> dict[str, Path]:
-    """The file of prompt templates that evaluate.templates names, as an input; none where it names
-    a known list.
-    """
+    """The file of prompt templates as an input, if evaluate.templates names no known list."""
     name = recipe.evaluate.templates
     is_known = name == AUTO or name in named_templates()
     return {} if is_known else {TEMPLATES_INPUT: user_data(recipe, name)}
@@ -197,12 +192,12 @@ def unscored_sets(recipe: Recipe) -> dict[str, Path]:
 
 
 def is_leakage_off(recipe: Recipe) -> bool:
-    """Whether evaluation images may be trained on, as `--data.leakage off` says."""
+    """Whether evaluation images may be trained on (`--data.leakage off`)."""
     return recipe.data.leakage == (LEAKAGE_OFF,)
 
 
 def by_stem(recipe: Recipe, names: Sequence[str]) -> dict[str, Path]:
-    """User data by file stem; where two have the same, by folder and stem."""
+    """User data by file stem; where two have the same stem, by folder and stem."""
     located = [_with_variant(recipe, name) for name in dict.fromkeys(names)]
     short = [f"{path.stem}{variant}" for path, variant in located]
     long = [f"{absolute(path).parent.name}-{path.stem}{variant}" for path, variant in located]
@@ -210,14 +205,17 @@ def by_stem(recipe: Recipe, names: Sequence[str]) -> dict[str, Path]:
 
 
 def _with_variant(recipe: Recipe, name: str) -> tuple[Path, str]:
-    """Where a set is, and "@20" where it was named as PATH@20."""
+    """The path of a set, and its variant with the @: PATH@20 gives (PATH, "@20")."""
     base, at, variant = name.rpartition("@")
     path = user_data(recipe, name)
     return (user_data(recipe, base), at + variant) if base and not kind_of(path) else (path, "")
 
 
 def other_labels(recipe: Recipe) -> dict[str, str]:
-    """The models from elsewhere with what each is called: its folder, or architecture."""
+    """The models from elsewhere, each with its label: the folder's name, or the architecture.
+
+    A label that two models share is made longer: by the folder above, or the weights.
+    """
     names = list(dict.fromkeys(recipe.others))
     words = [
         name.split(":")[1:]
@@ -236,7 +234,7 @@ def other_labels(recipe: Recipe) -> dict[str, str]:
 
 
 def _told_apart(short: Sequence[str], long: Sequence[str]) -> list[str]:
-    """The short names, but the long ones where several are alike."""
+    """The short names, or long ones where short ones are equal. ValueError if both are equal."""
     names = [long[index] if short.count(name) > 1 else name for index, name in enumerate(short)]
     for name in names:
         if names.count(name) > 1:
@@ -248,9 +246,7 @@ def _told_apart(short: Sequence[str], long: Sequence[str]) -> list[str]:
 
 
 def backbone_of(model: Path, ours: BackboneConfig) -> BackboneConfig:
-    """The backbone that a model of ours was trained on; published weights do not say theirs, and
-    take the recipe's.
-    """
+    """The backbone that a model of ours was trained on; for published weights, the recipe's."""
     if not (model / CONFIG).is_file():
         return ours
     spec = json.loads((model / CONFIG).read_text()).get("spec")
@@ -265,6 +261,6 @@ def backbone_of(model: Path, ours: BackboneConfig) -> BackboneConfig:
 
 
 def user_data(recipe: Recipe, name: str) -> Path:
-    """Where a set given by the user is: as named, or beside `pairs`."""
+    """The path of user data: the name itself, or a file of that name beside `pairs`."""
     beside = Path(recipe.data.pairs).parent / name
     return beside if kind_of(beside) else Path(name)

@@ -1,6 +1,4 @@
-"""How a step is shown on the terminal: one line with its number, label, state and the head of its
-summary.
-"""
+"""A step as one line on the terminal: number, label, state, and the start of its summary."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +9,7 @@ MOST_NUMBERS = 5
 
 
 def step_line(ordered: Sequence[Step], step: Step, state: str, text: str) -> str:
-    """One line on a step, with the markup of rich."""
+    """One line about a step, with rich's markup."""
     index = [other.label for other in ordered].index(step.label) + 1
     style = "dim" if state == "cached" else "green"
     return (
@@ -21,11 +19,11 @@ def step_line(ordered: Sequence[Step], step: Step, state: str, text: str) -> str
 
 
 def state_after(seconds: float) -> str:
-    """The state of a step that has just ended."""
+    """The state of a step that has just finished."""
     return f"done in {duration(seconds)}"
 
 
 def headline(summary: Mapping[str, float]) -> str:
-    """First entries of a summary that are not zero."""
+    """The first entries of a summary that are not zero."""
     entries = [(name, value) for name, value in summary.items() if value]
     return "  ".join(f"{name} {number(value)}" for name, value in entries[:MOST_NUMBERS])

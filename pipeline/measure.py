@@ -1,8 +1,8 @@
-"""Store tokens or run the backbone again: both rates measured on this machine, in some seconds.
+"""Measures on this machine whether to store tokens or to run the backbone in each epoch.
 
-Records are those of the recipe's content, written by the embed step's writer and gathered by the
-loader's gather, so that the figures are those of training. The backbone has random weights, which
-takes the same time.
+The records have the recipe's content. The embed step's writer writes them and the loader's function
+reads them, so that the rates are those of training. The backbone has random weights, which take the
+same time. All of it takes some seconds.
 """
 
 import math
@@ -42,37 +42,39 @@ from curation.shards.schema import (
 )
 from curation.shards.writer import write_shard
 
-SAMPLE_BYTES = 128_000_000
-MOST_ROWS = 32_768
-LEAST_S = 1.0
-READ_ROWS = 256
+SAMPLE_BYTES = 128_000_000  # written and read in a second or so
+MOST_ROWS = 32_768  # of small records, which would otherwise take long to make
+LEAST_S = 1.0  # a rate is measured for at least this long
+READ_ROWS = 256  # per batch
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Rows a second of one process on this machine."""
+    """Rows per second of one process on this machine."""
 
     row_bytes: int
     write: float
     read_disk: float
-    """Shuffled rows that no memory holds yet."""
+    """Shuffled rows that are not in the page cache."""
     read_memory: float
+    """Shuffled rows that are in the page cache."""
     backbone: float
-    """Images through the backbone."""
+    """Images per second through the backbone."""
 
     @property
     def break_even_epochs(self) -> float:
-        """Epochs from which storing costs less time than seeing the images anew in each; infinity:
-        never.
+        """Number of epochs from which storing tokens takes less time; infinity: never.
 
-        The backbone runs once in either case, since curation needs its global features.
+        The backbone runs once in either case, since curation needs its global features. Each epoch
+        saves 1 / backbone - 1 / read_disk seconds per pair, and writing costs 1 / write once. At
+        100 written, 50 read and 10 encoded pairs per second, that is 0.01 / (0.1 - 0.02) = 0.125.
         """
         saved_s = 1 / self.backbone - 1 / self.read_disk
         return (1 / self.write) / saved_s if saved_s > 0 else math.inf
 
 
 def print_rates(config: EmbedConfig, workspace: Path, console: Console) -> None:
-    """Measure, and show the arithmetic."""
+    """Measure the rates, and print them with the arithmetic."""
     workspace.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".measure-", dir=workspace) as folder:
         rates = measure(config, Path(folder))
@@ -83,7 +85,7 @@ def print_rates(config: EmbedConfig, workspace: Path, console: Console) -> None:
         else f"{torch.get_num_threads()} CPU threads"
     )
     console.print(
-        f"\nMeasured here, one process, {device}: a pair's tokens as {config.content} "
+        f"\nMeasured here, one process, {device}: the tokens of a pair as {config.content} "
         f"{config.dtype}"
     )
 
@@ -103,32 +105,32 @@ def print_rates(config: EmbedConfig, workspace: Path, console: Console) -> None:
 
 
 def verdict(rates: Rates) -> str:
-    """Which of the two is faster, and from how many epochs on, as arithmetic in milliseconds a
-    pair.
-    """
-    write, read, see = (1000 / rate for rate in (rates.write, rates.read_disk, rates.backbone))
+    """Which way is faster, and from how many epochs on, in milliseconds per pair."""
+    write, read, encode = (1000 / rate for rate in (rates.write, rates.read_disk, rates.backbone))
     costs = (
-        f"   a pair: store {write:.3g} ms once + read {read:.3g} ms an epoch, or see "
-        f"{see:.3g} ms an epoch"
+        f"   per pair: store {write:.3g} ms once + read {read:.3g} ms per epoch, or run the "
+        f"backbone {encode:.3g} ms per epoch"
     )
     if math.isinf(rates.break_even_epochs):
         return (
-            f"{costs}\n   seeing is faster than reading: use --train.live.enabled with "
+            f"{costs}\n   the backbone is faster than reading: use --train.live.enabled with "
             "--embed.content pooled"
         )
     return (
-        f"{costs}\n   reading is {see / read:.3g} times faster; storing pays after "
-        f"{write:.3g} / ({see:.3g} - {read:.3g}) = {rates.break_even_epochs:.3g} epochs"
+        f"{costs}\n   reading is {encode / read:.3g} times faster; storing pays after "
+        f"{write:.3g} / ({encode:.3g} - {read:.3g}) = {rates.break_even_epochs:.3g} epochs"
     )
 
 
 def measure(config: EmbedConfig, folder: Path) -> Rates:
-    """The rates of an embed config, with a sample written to a folder on the disk in question."""
+    """The rates of an embed config; a sample is written to `folder`, on the disk to be measured."""
     config = replace(settled(config, config.resources), captions=CaptionConfig())
     backbone = random_backbone(config.backbone, settled_precision(config.precision))
     spec = embedding_spec(config, backbone, CaptionEncoder(config.captions))
     rows = max(1, min(MOST_ROWS, SAMPLE_BYTES // spec.row_bytes()))
     write = written(spec, folder, rows)
+
+    # First from the disk, then the same rows again, from the page cache.
     order = np.random.default_rng(0).permutation(rows)
     forget(folder)
     cold = gathered(EmbeddingShards(folder), order)
@@ -139,9 +141,7 @@ def measure(config: EmbedConfig, folder: Path) -> Rates:
 
 
 def written(spec: EmbeddingSpec, folder: Path, rows: int) -> float:
-    """Write a shard of so many random rows, to the disk; rows a second, without the time to make
-    them.
-    """
+    """Write a shard of random rows to the disk; rows per second, without the time to make them."""
     values = {
         name: np.random.default_rng(0).standard_normal(
             (rows, spec.num_tokens(name), spec.width(name)), np.float32
@@ -168,12 +168,12 @@ def forget(folder: Path) -> None:
     """Drop a folder's files from the page cache, so that the next read comes from the disk."""
     for path in folder.iterdir():
         with path.open("rb") as file:
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # pages that are not yet on the disk cannot be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def gathered(shards: EmbeddingShards, order: Int64[np.ndarray, " n"]) -> float:
-    """Seconds to gather all rows in some order, a batch at a time, as the loader does."""
+    """Seconds to gather all rows in a given order, one batch at a time, as the loader does."""
     columns = [name for name in (CLS, REGISTERS, PATCHES) if name in shards.spec.vector_columns()]
     started_s = time.perf_counter()
     for start in range(0, len(order), READ_ROWS):
@@ -183,21 +183,21 @@ def gathered(shards: EmbeddingShards, order: Int64[np.ndarray, " n"]) -> float:
 
 
 def images_per_s(config: EmbedConfig, backbone: Backbone) -> float:
-    """Images a second through the backbone, in the embed step's precision."""
+    """Images per second through the backbone, in the embed step's precision."""
     side = config.backbone.image_size
     count = config.batch_size if backbone.device.type == "cuda" else 8
     images = torch.randn(count, 3, side, side, device=backbone.device)
 
     @torch.inference_mode()
-    def see() -> None:
-        float(backbone(images).cls.sum())  # waits for the device
+    def encode() -> None:
+        float(backbone(images).cls.sum())  # reading a number waits for the device
 
-    see()
-    return rate_of(see, count)
+    encode()  # the first call sets up kernels and memory
+    return rate_of(encode, count)
 
 
 def rate_of(work: Callable[[], object], count: int) -> float:
-    """Items a second of some work that does `count` of them, repeated for a few seconds."""
+    """Items per second of work on `count` items, repeated for at least LEAST_S."""
     started_s = time.perf_counter()
     done = 0
     while not done or time.perf_counter() - started_s < LEAST_S:

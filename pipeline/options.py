@@ -1,9 +1,8 @@
-"""The words of a command line: a verb, a recipe, further words and the verb's options; what is left
-are fields.
+"""The words of a command line: a verb, a recipe, further words and the verb's options.
 
-argparse reads the words, since they may stand anywhere among the options; tyro reads the fields of
-the recipe. The help of a verb shows both; `--help WORD` shows the options and fields that the word
-occurs in.
+All other options are fields of the recipe. argparse reads the words, because they may stand
+anywhere among the options; tyro reads the fields. The help of a verb shows both; `--help WORD`
+shows the options and fields that contain the word.
 """
 
 import re
@@ -24,6 +23,7 @@ from pipeline.recipe_file import field_docs
 from pipeline.recipes import Recipe
 from pipeline.verbs import VERBS
 
+# `--embed.backbone NAME` is short for `--embed.backbone.name NAME`.
 SHORT = re.compile(r"^--embed\.backbone(=.*)?$")
 CODES = (
     f"exit codes: {DONE} done, {FAILED} failed, {USAGE} wrong usage, {INTERRUPTED} interrupted, "
@@ -33,7 +33,7 @@ ALWAYS = ("verb", "recipe", "workspace", "verbose", "help", "flags")
 
 
 class Option(NamedTuple):
-    """One option of some verbs."""
+    """An option that one or more verbs have."""
 
     text: str
     metavar: str | None = None
@@ -41,7 +41,7 @@ class Option(NamedTuple):
     is_list: bool = False
 
     def add_to(self, parser: ArgumentParser, name: str) -> None:
-        """Make the parser know it; an option without a metavar is a switch."""
+        """Add the option to a parser; without a metavar it is a switch."""
         if self.metavar is None:
             parser.add_argument(f"--{name}", action="store_true", help=self.text)
         elif self.is_list:
@@ -60,14 +60,14 @@ OPTIONS = {
     "force": Option(
         "rerun these steps and everything downstream, done or not", "STEP", is_list=True
     ),
-    "rows": Option("pairs in the pool, where it is not embedded yet", "N", int),
+    "rows": Option("number of pairs in the pool, if it is not embedded yet", "N", int),
     "measure": Option("time reading and the backbone on this machine"),
     "json": Option("print JSON"),
     "csv": Option("print the scores as comma-separated values"),
     "markdown": Option("print the scores as a Markdown table"),
     "latex": Option("print the scores as a LaTeX table"),
     "to": Option("write the formats into folders below this one", "FOLDER", Path),
-    "format": Option("write these formats, not all", "FORMAT", is_list=True),
+    "format": Option("write only these formats", "FORMAT", is_list=True),
     "backbone": Option(
         "copy: write the backbone's weights; reference: name them on the hub, with digest", "FORM"
     ),
@@ -83,8 +83,9 @@ OPTIONS = {
 
 
 def parse_words(words: Sequence[str]) -> Namespace:
-    """The options of a command; `flags` holds the fields of the recipe. ValueError for what the
-    verb does not take.
+    """The options of a command; `flags` holds the words about fields of the recipe.
+
+    ValueError for an unknown verb, or a word or option that the verb does not have.
     """
     options, flags = _parser().parse_known_intermixed_args(words)
     options.flags = flags
@@ -97,6 +98,7 @@ def parse_words(words: Sequence[str]) -> Namespace:
             f"{', '.join(VERBS)}"
         )
 
+    # Every option is known to one parser, so that an option of another verb gets its own message.
     verb = VERBS[options.verb]
     options.recipe = options.recipe or verb.recipe
     if verb.needs == "nothing" and flags:
@@ -112,7 +114,7 @@ def parse_words(words: Sequence[str]) -> Namespace:
 
 
 def _parser() -> ArgumentParser:
-    """The parser of everything but the fields of a recipe."""
+    """The parser of all words except the fields of a recipe."""
     listing = "\n".join(f"  {name:<9} {verb.text}" for name, verb in VERBS.items())
     parser = ArgumentParser(
         prog="python -m pipeline",
@@ -138,18 +140,20 @@ def _parser() -> ArgumentParser:
         "--verbose", action="store_true", help="print every log line, and the workers' output"
     )
     parser.add_argument(
-        "--help", "-h", nargs="?", const="", metavar="WORD", help="help, on what WORD occurs in"
+        "--help", "-h", nargs="?", const="", metavar="WORD", help="help, on lines with WORD"
     )
     for name, option in OPTIONS.items():
         takers = ", ".join(verb for verb, entry in VERBS.items() if name in entry.takes)
+        # The general help has all options of all verbs, each with the verbs that have it.
         option._replace(text=f"with {takers}: {option.text}").add_to(parser, name)
 
     return parser
 
 
 def print_help(verb: str, recipe: Recipe | None, word: str, console: Console) -> None:
-    """What a verb takes: its options, then the fields of the recipe with their values, by
-    section.
+    """Print a verb's options, then the fields of the recipe with their values, by section.
+
+    With a `word`, only the lines that contain it, in any case of letters.
     """
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
@@ -164,6 +168,8 @@ def print_help(verb: str, recipe: Recipe | None, word: str, console: Console) ->
     for flag, text in rows:
         if word.lower() not in f"{flag} {text}".lower():
             continue
+
+        # A blank line between sections: "--train.optim.lr 0.001" is in section "--train.optim".
         here = flag.split()[0].rpartition(".")[0]
         if here != section:
             section = here

@@ -1,8 +1,7 @@
-"""What a run would do, before it does it: steps and what is cached, tensor sizes, FLOP, bytes,
-GPU-hours.
+"""A run as a plan: steps and their state, tensor sizes, FLOP, bytes and GPU-hours.
 
-Every estimate is arithmetic from pipeline/costs.py and says what it assumes; durations are those of
-earlier runs. Only `--measure` times anything: reading and the backbone, in pipeline/measure.py.
+Every estimate is arithmetic and states its assumptions; durations come from earlier runs. Only
+`--measure` times anything: reading and the backbone, in pipeline/measure.py.
 """
 
 import math
@@ -32,9 +31,9 @@ from pipeline.step import Output, Step, in_order
 from pipeline.store import Store
 from train.flop import TRAINING, head_flop, text_flop
 
-SUSTAINED_TFLOPS = 400.0  # bf16 on one H100
-CAPTION_TOKENS = 20.0  # mean of a web caption with end-of-text
-PADDED_TOKENS = 77.0
+SUSTAINED_TFLOPS = 400.0  # bfloat16 on one H100
+CAPTION_TOKENS = 20.0  # mean length of a web caption with end-of-text
+PADDED_TOKENS = 77.0  # CLIP's context, to which captions are usually padded
 
 
 def print_plan(
@@ -46,11 +45,11 @@ def print_plan(
     rows: int = 0,
     is_measured: bool = False,
 ) -> list[str]:
-    """Print the plan; the problems that keep what the recipe names from running. Reads records,
-    starts nothing.
+    """Print the plan; returns the problems that keep the recipe from running.
 
-    `rows`: pairs of the pool where no record tells. When it is to be measured, reading and the
-    backbone are timed on this machine, which takes some seconds.
+    It reads records and starts nothing. `rows` is the number of pairs in the pool, for a pool that
+    is not embedded yet. With `is_measured`, reading and the backbone are timed on this machine,
+    which takes some seconds.
     """
     console.print(f"[b]{recipe.name}[/b]: {escape(recipe.description)}\n")
     pool_rows = rows
@@ -80,9 +79,9 @@ def print_plan(
 
     if pool_rows:
         console.print(_storage_table(recipe, pool_rows))
-        clustered_dim = (
-            0 if recipe.data.metadata else recipe.embed.captions.dim
-        )  # entries are sought in the words
+
+        # With metadata, captions are searched for its entries instead of being clustered.
+        clustered_dim = 0 if recipe.data.metadata else recipe.embed.captions.dim
         console.print(curation_table(recipe.curate, pool_rows, full.dim, clustered_dim))
     if is_measured:
         from pipeline.measure import print_rates  # torch, and the backbone itself
@@ -93,7 +92,7 @@ def print_plan(
 
 
 def _problems(recipe: Recipe) -> list[str]:
-    """What keeps a recipe from running: all of it, so that one look is enough."""
+    """Everything that keeps a recipe from running, so that one look is enough."""
     problems = list[str]()
     for check in (build_steps, check_inputs):
         try:
@@ -104,16 +103,16 @@ def _problems(recipe: Recipe) -> list[str]:
 
 
 def stored_spec(recipe: Recipe, content: Content, dtype: Dtype) -> EmbeddingSpec:
-    """What a content keeps of the tokens that the recipe's backbone gives for one image."""
+    """The format in which `content` stores the tokens of one image of the recipe's backbone."""
     geometry = geometry_of(recipe.embed.backbone)
-    grid = min(
-        recipe.embed.grid, *geometry.grid
-    )  # contents that the recipe does not use are shown as well
+
+    # Tables also show contents that the recipe does not use, whose grid may exceed the backbone's.
+    grid = min(recipe.embed.grid, *geometry.grid)
     return EmbeddingSpec.for_content(geometry, content, grid, dtype=dtype)
 
 
 def _names_table(steps: Sequence[Step]) -> Table:
-    """The steps and what they take, where no fingerprint can be had yet."""
+    """The steps and their inputs, for a recipe that has no fingerprints yet."""
     table = Table("step", "takes", title="Steps", title_justify="left", box=None)
     for step in steps:
         table.add_row(
@@ -129,7 +128,11 @@ def _taken(source: Output | Path) -> str:
 
 
 def _steps_table(steps: Sequence[Step], store: Store, todo: Sequence[Step]) -> Table:
+    """The steps with the folder, state and duration of each."""
     table = Table("step", "output", "state", "took", title="Steps", title_justify="left", box=None)
+
+    # Records come oldest first, so the last one with a label is the latest. Its duration is shown
+    # for a step that has yet to run with the present settings.
     latest: dict[str, Record] = {record.label: record for record in store.records()}
     for step in steps:
         done = store.record(step)
@@ -158,6 +161,7 @@ def _sizes_table(recipe: Recipe, model: PaperModel, full: EmbeddingSpec) -> Tabl
     batch = train.batch_size
     side = embed.backbone.image_size
 
+    # Shape and bytes per element: pixels and features float32, tokens and captions 16 bits.
     for name, shape, bytes_each in (
         ("image", (batch, 3, side, side), 4),
         ("backbone tokens", (batch, full.num_image_tokens, full.dim), 2),
@@ -184,7 +188,7 @@ def _sizes_table(recipe: Recipe, model: PaperModel, full: EmbeddingSpec) -> Tabl
 
 @dataclass(frozen=True)
 class StepCost:
-    """FLOP per pair of one training step."""
+    """FLOP per pair in one training step."""
 
     backbone: float
     text: float
@@ -196,8 +200,10 @@ class StepCost:
 
 
 def _arithmetic_table(recipe: Recipe, model: PaperModel, full: EmbeddingSpec, rows: int) -> Table:
-    """Training as it is usually done, as the recipe does it, and, where tokens are stored,
-    embedding `rows` pairs.
+    """FLOP of the usual way of training, and of the recipe's.
+
+    The usual way runs the backbone in each step and pads captions. If the recipe stores tokens, a
+    third row is the embedding of `rows` pairs, which the last ratio includes.
     """
     is_live = recipe.train.live.enabled
     kept = full if is_live else stored_spec(recipe, recipe.embed.content, recipe.embed.dtype)
@@ -214,15 +220,15 @@ def _arithmetic_table(recipe: Recipe, model: PaperModel, full: EmbeddingSpec, ro
     )
     models = 1 + len(recipe.compare)
     pairs = recipe.train.batch_size * recipe.train.num_steps * models
-    seen = (
+    factors = (
         f"{recipe.train.num_steps:,} steps of {recipe.train.batch_size:,}"
         + f", {models} models" * (models > 1)
     )
     title = (
-        f"\nArithmetic: {pairs / 1e6:,.2f} M pairs seen ({seen}); assumed: {CAPTION_TOKENS:.0f} "
-        f"tokens a caption, {SUSTAINED_TFLOPS:.0f} TFLOP/s a GPU"
+        f"\nArithmetic: training on {pairs / 1e6:,.2f} M pairs ({factors}); assumed: "
+        f"{CAPTION_TOKENS:.0f} tokens per caption, {SUSTAINED_TFLOPS:.0f} TFLOP/s per GPU"
     )
-    columns = ("step", "backbone", "text", "head", "GFLOP a pair", "total FLOP", "GPU-hours")
+    columns = ("step", "backbone", "text", "head", "GFLOP per pair", "total FLOP", "GPU-hours")
     table = Table(*columns, title=title, title_justify="left", box=None)
     embedding = StepCost(0.0 if is_live else backbone * (1 + recipe.views), 0.0, 0.0)
     lines = [
@@ -236,16 +242,21 @@ def _arithmetic_table(recipe: Recipe, model: PaperModel, full: EmbeddingSpec, ro
         total = cost.total * times
         table.add_row(name, *cells, f"{total:.3g}", f"{gpu_hours(total, SUSTAINED_TFLOPS):,.3g}")
 
+    # How many times more the usual way computes: per pair, and in all with the embedding.
     whole = reference.total * pairs / (ours.total * pairs + embedding.total * rows)
     table.add_row("ratio", "", "", "", f"{reference.total / ours.total:.1f}", f"{whole:.1f}", "")
     return table
 
 
 def _storage_table(recipe: Recipe, rows: int) -> Table:
-    """Disk for each way to store, and the read rate below which a GPU would rather recompute."""
+    """Disk space of each way to store, and the read rate above which storing is faster.
+
+    A GPU runs the backbone on `rate` images per second. Reading is faster if it delivers the bytes
+    of that many pairs in a second.
+    """
     rate = SUSTAINED_TFLOPS * 1e12 / backbone_flop(recipe.embed.backbone)
     title = f"\nStore or recompute: {rows:,} pairs"
-    columns = ("content", "bytes a pair", "all", "reading beats recomputing above")
+    columns = ("content", "bytes per pair", "all", "reading beats recomputing above")
     table = Table(*columns, title=title, title_justify="left", box=None)
     ways: tuple[tuple[Content, Dtype], ...] = (
         ("pooled", "float16"),
@@ -258,14 +269,14 @@ def _storage_table(recipe: Recipe, rows: int) -> Table:
     for content, dtype in ways:
         size = stored_spec(recipe, content, dtype).row_bytes()
         mark = " (chosen)" if (content, dtype) == (recipe.embed.content, recipe.embed.dtype) else ""
-        limit = f"{human_bytes(size * rate)}/s a GPU"
+        limit = f"{human_bytes(size * rate)}/s per GPU"
         table.add_row(f"{content} {dtype}{mark}", f"{size:,}", human_bytes(size * rows), limit)
 
     return table
 
 
 def human_bytes(count: float | int) -> str:
-    """1234567 -> '1.2 MB'."""
+    """Bytes with three digits and a decimal unit: 1,234,567 is '1.23 MB'."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"

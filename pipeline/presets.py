@@ -1,4 +1,4 @@
-"""The recipes that come with the project."""
+"""The recipes that come with the project; every field that they leave out has its default."""
 
 from curation.choice.config import DuplicatesConfig
 from curation.clusters.config import KMeansConfig, LevelsConfig
@@ -136,7 +136,9 @@ VITL14 = Recipe(
         target_rows=650_000_000,
         metric="euclidean",
         kmeans=KMeansConfig(iterations=50),
-        levels=LevelsConfig(  # of Vo et al. for 743 M web images; resampling steps 1, 10, 10, 10 count the first pass
+        # Of Vo et al. 2024 for 743 M web images. Their resampling steps 1, 10, 10, 10 count the
+        # first pass; ours do not.
+        levels=LevelsConfig(
             clusters=(10_000_000, 500_000, 50_000, 10_000),
             split=(100, 0, 0, 0),
             resampling=(0, 9, 9, 9),

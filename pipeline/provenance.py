@@ -1,6 +1,4 @@
-"""How an output came to be: the record of a step, with the code, the versions and the machine that
-made it.
-"""
+"""The record of a finished step: its code, versions, machine, inputs and results."""
 
 import platform
 import socket
@@ -28,8 +26,9 @@ def make_record(
     seconds: float,
     choices: Mapping[str, str],
 ) -> Record:
-    """The record of a step that has just ended with its output in `out`, on this machine, with this
-    code.
+    """The record of a step that has just finished here, with its output in `out`.
+
+    `seconds` is the time of this run alone, `started` its start.
     """
     commit, dirty = git_state()
     return Record(
@@ -54,10 +53,12 @@ def make_record(
 
 
 def git_state() -> tuple[str, bool]:
-    """Commit of the code that runs, and whether it has uncommitted changes; ("", False) outside a
-    checkout.
+    """Commit of the running code, and whether it has uncommitted changes.
+
+    Outside a git checkout: ("", False).
     """
 
+    # In the folder of the code, wherever the command was started; a failure gives an empty text.
     def git(*words: str) -> str:
         done = subprocess.run(
             ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
@@ -68,6 +69,6 @@ def git_state() -> tuple[str, bool]:
 
 
 def environment() -> dict[str, str]:
-    """Versions and machine that a figure may depend on."""
+    """Versions and platform on which a figure may depend."""
     packages = {name: version(name) for name in VERSIONS_OF}
     return {"python": platform.python_version(), "platform": platform.platform(), **packages}

@@ -1,7 +1,8 @@
-"""A recipe as YAML and back: every field with its documentation out, strictly in.
+"""A recipe as YAML and back.
 
-A field that is left out has its default, not the preset's. Unknown or repeated keys and values of
-another type are errors that name the key, and the nearest valid one.
+It is written with the documentation of every field, and read strictly: unknown or repeated keys and
+values of another type are errors, which name the key and the nearest valid one. A field that is
+left out gets its default, not the preset's value.
 """
 
 import ast
@@ -20,7 +21,7 @@ from pipeline.recipes import Recipe
 
 
 class ConfigError(ValueError):
-    """A recipe file does not describe a recipe."""
+    """The recipe file does not describe a recipe."""
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -33,8 +34,9 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def load_recipe(text: str, source: str) -> Recipe:
-    """The recipe that `dump_recipe` wrote. ConfigError names the line's key; `source` is the file's
-    name.
+    """The recipe of a YAML text, such as `dump_recipe` writes.
+
+    `source` is the file's name for messages. ConfigError names the key that is wrong.
     """
     try:
         values = yaml.load(text, _Loader)
@@ -47,14 +49,14 @@ def load_recipe(text: str, source: str) -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without keys that are given twice."""
+    """A YAML loader that refuses repeated keys, of which PyYAML silently takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice: leave one", node.start_mark
+                    None, None, f"the key {key!r} occurs twice: leave one", node.start_mark
                 )
         return super().construct_mapping(node, deep)
 
@@ -77,6 +79,7 @@ def _dump(value: Any, indent: str = "") -> list[str]:
 
 
 def _literal(value: object) -> str:
+    """The value on one line; PyYAML ends a bare scalar with the document marker "..."."""
     return (
         yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000)
         .removesuffix("...\n")
@@ -90,11 +93,13 @@ def _plain(value: object) -> object:
 
 @cache
 def field_docs(owner: type) -> dict[str, str]:
-    """The text literal under each field of a dataclass."""
+    """The documentation of each field of a dataclass: the string literal under it."""
     body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}
 
+    # Python keeps no docstrings of fields: they are read from the source, as pairs of a field and
+    # the string that follows it.
     for name, text in zip(body.body, body.body[1:], strict=False):
         if (
             isinstance(name, ast.AnnAssign)
@@ -122,6 +127,7 @@ def _load(kind: object, value: object, where: str) -> object:
             )
         return value
     if origin is tuple and isinstance(value, list):
+        # tuple[int, ...] has one type for any number of entries; tuple[int, str] has one per entry.
         kinds = [options[0]] * len(value) if options[-1] is Ellipsis else list(options)
         if len(kinds) != len(value):
             raise ConfigError(f"{where} has {len(value)} entries: it must have {len(kinds)}")
@@ -130,6 +136,7 @@ def _load(kind: object, value: object, where: str) -> object:
             for index, (each, item) in enumerate(zip(kinds, value, strict=True))
         )
 
+    # bool is a subclass of int, but `true` is neither a float nor an int here.
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         return _number(value, where)
     if (
@@ -144,7 +151,7 @@ def _load(kind: object, value: object, where: str) -> object:
 
 
 def _number(value: int | str, where: str) -> float:
-    """Whole numbers, and what YAML takes for text without a dot: 3e-4."""
+    """A float from a whole number, or from text: YAML reads 3e-4, without a dot, as text."""
     try:
         return float(value)
     except ValueError:
@@ -174,6 +181,7 @@ def _load_union(options: tuple[object, ...], value: object, where: str) -> objec
     ):
         return value
 
+    # The option whose type the value has; otherwise the first one, for its message or conversion.
     present = [option for option in options if option is not type(None)]
     matching = [
         option for option in present if isinstance(option, type) and isinstance(value, option)

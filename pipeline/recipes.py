@@ -1,8 +1,7 @@
-"""Recipes: what to make, as data. A preset is an instance; every field can be set by flag or in a
-YAML file.
+"""Recipes: what to make, as data.
 
-`data` names the user's pairs and evaluation sets; when `emoji` is set, both are made by the recipe
-instead.
+A preset is an instance; every field can be set by flag or in a YAML file. `data` names the user's
+pairs and evaluation sets; if `emoji` is set, the recipe makes both instead.
 """
 
 import re
@@ -20,28 +19,28 @@ ComparedArm = Literal["uncurated", "leaky"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the user's pairs and evaluation sets are."""
+    """Paths of the user's pairs and evaluation sets."""
 
     pairs: str = ""
     """Image-caption pairs: a folder, tar files, a Parquet folder, or a COCO / Karpathy JSON."""
     classification: tuple[str, ...] = ()
-    """Labelled images, `<class>/<image>` in a tar or folder; a bare name is looked for beside
+    """Labelled images, `<class>/<image>` in a tar or folder; a bare name is looked up beside
     `pairs`.
     """
     retrieval: tuple[str, ...] = ()
-    """Images with captions, Karpathy JSON; a bare name is looked for beside `pairs`."""
+    """Images with captions, Karpathy JSON; a bare name is looked up beside `pairs`."""
     segmentation: tuple[str, ...] = ()
-    """images/, masks/ and labels.json in a tar or folder; a bare name is looked for beside
+    """images/, masks/ and labels.json, in a tar or folder; a bare name is looked up beside
     `pairs`.
     """
     metadata: str = ""
-    """Metadata entries, a text file with one a line: captions are balanced over those instead of
-    caption clusters.
+    """Metadata entries, a text file with one entry per line: captions are balanced over the entries
+    instead of over caption clusters.
     """
     leakage: tuple[str, ...] = ()
-    """Further sets whose images must not be trained on, images alone or pairs; copies of them are
-    removed from the pool, as are those of every evaluation set. `off`: of none, so that scores may
-    be of images that were trained on.
+    """Further sets, of images or pairs, on which the model must not be trained; copies of their
+    images are removed from the pool, like those of every evaluation set. `off`: nothing is removed,
+    so that scores may include images from training.
     """
 
 
@@ -54,14 +53,14 @@ class Recipe:
     `-`.
     """
     description: str
-    """One line on what it makes."""
+    """What the recipe makes, in one line."""
     data: DataConfig = DataConfig()
     emoji: EmojiConfig | None = None
     """Make pairs and evaluation sets from the emoji wheel; then `data` stays empty."""
     embed: EmbedConfig = EmbedConfig()
     views: int = 0
-    """Random crops embedded beside the centre of each image; training draws one of all, per pair
-    and epoch.
+    """Number of random crops to embed besides the center of each image; training draws one of all
+    per pair and epoch.
     """
     curate: CurateConfig = CurateConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -69,8 +68,8 @@ class Recipe:
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     compare: tuple[ComparedArm, ...] = ("uncurated",)
-    """Further models to train, on other selections, for the same number of steps: uncurated, every
-    pair but leakage; leaky, curated without the removal of leakage.
+    """Further models to train for the same number of steps, on other selections. uncurated: every
+    pair, without leakage; leaky: curated, but leakage is not removed.
     """
     others: tuple[str, ...] = ()
     """Models from elsewhere to score on the same sets: a model folder of ours, a folder of
@@ -81,32 +80,33 @@ class Recipe:
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(
                 f"name is {self.name!r}: a recipe's name has letters, digits, '.', '_' and '-' "
-                "alone, as files are called by it; change it"
+                "only, because files are named after it; change it"
             )
 
+        # Data that the user names would be ignored: say so. `leakage off` is no data.
         own = ("pairs", "classification", "retrieval", "segmentation", "leakage")
         named = [name for name in own if getattr(self.data, name) not in ("", (), ("off",))]
         if self.emoji and named:
             raise ValueError(
                 f"data.{named[0]} is {getattr(self.data, named[0])!r}, but recipe {self.name} "
-                "makes its own pairs and evaluation sets: such a recipe takes none; start from "
-                "the recipe own, or leave it out"
+                "makes its own pairs and evaluation sets: it takes no others; start from the "
+                "recipe `own`, or leave it out"
             )
         if "off" in self.data.leakage and len(self.data.leakage) > 1:
             raise ValueError(
-                f"data.leakage is {self.data.leakage}: `off` stands alone, as no set is compared "
-                "then; leave it or the others out"
+                f"data.leakage is {self.data.leakage}: `off` stands alone, because no set is "
+                "compared then; leave out `off` or the others"
             )
 
         self._check_overruled()
 
     def _check_overruled(self) -> None:
-        """ValueError for a setting that the recipe takes from elsewhere, where it says something
-        else.
-        """
+        """ValueError for a setting that differs from the one that the recipe would copy over it."""
         embed = self.embed
         live = self.train.live
         unset = LiveConfig()
+
+        # Setting, value, default, the value that the recipe copies over it, and where to set that.
         overruled = (
             (
                 "evaluate.backbone",
@@ -148,6 +148,6 @@ class Recipe:
 
         if self.views and live.enabled:
             raise ValueError(
-                f"views is {self.views} and train.live.enabled is set: a live backbone crops "
-                "anew, and would not use embedded views; leave out one of the two"
+                f"views is {self.views} and train.live.enabled is set: a live backbone makes its "
+                "own crops, and would not use embedded views; leave out one of the two"
             )

@@ -1,7 +1,7 @@
-"""What record.json holds: everything needed to say how an output came to be, sealed against edits.
+"""record.json: how an output was made, sealed against edits.
 
-The seal is the sha256 of all the rest, so that an edited score or setting is damage like a flipped
-byte of a file.
+The seal is the sha256 of all other fields, so that an edited score or setting is detected, like a
+changed byte of a file.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ RECORD = "record.json"
 
 
 class DamagedOutputError(ValueError):
-    """A finished output is not as its record says."""
+    """A finished output differs from its record."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,9 @@ class Record:
     files: dict[str, int]
     """Bytes of every file of the output."""
     checksums: dict[str, str]
-    """SHA-256 of every file but shards, whose manifest has theirs."""
+    """SHA-256 of every file except shards, whose checksums are in their manifest."""
     choices: dict[str, str] = field(default_factory=dict)
-    """What `auto` stood for on the machine that made the output, and why; of all machines that
-    continued it.
-    """
+    """What `auto` stood for, and why, on each machine that worked on the output."""
     seal: str = ""
     """SHA-256 of all other fields; empty in the records of earlier versions."""
 
@@ -55,7 +53,7 @@ class Record:
         return replace(self, seal=self.content())
 
     def content(self) -> str:
-        """SHA-256 of all fields but the seal."""
+        """SHA-256 of all fields except the seal."""
         values = asdict(replace(self, seal=""))
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -66,8 +64,9 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record of a finished output; None where there is none. DamagedOutputError if it is torn
-    or was edited.
+    """The record of an output; None if it is not finished.
+
+    DamagedOutputError if the record cannot be read, or was edited.
     """
     path = folder / RECORD
     try:
@@ -89,7 +88,7 @@ def read_record(folder: Path) -> Record | None:
 
 
 def _from_json(values: Json) -> Record:
-    """ValueError names the field that is missing or of another type."""
+    """The record of JSON values. ValueError or TypeError names a field that is wrong or missing."""
     if not isinstance(values, dict):
         raise ValueError(f"it holds a {type(values).__name__}, not an object")
 
@@ -99,11 +98,13 @@ def _from_json(values: Json) -> Record:
             raise ValueError(
                 f"{name} is {json.dumps(values[name])[:60]}: it must be of type {kind}"
             )
+    # Fields that this version does not know are dropped.
     return Record(**{name: value for name, value in values.items() if name in kinds})
 
 
 def _fits(value: Json, kind: object) -> bool:
     """Whether a value from JSON has the annotated type: a plain one, or dict[str, plain]."""
+    # bool is a subclass of int, but true is no number here.
     if kind is typing.Any:
         return True
     if typing.get_origin(kind) is dict:

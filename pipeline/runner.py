@@ -1,7 +1,7 @@
-"""Which steps a run has to do: skips what is done, and leaves the rest to pipeline/execution.py.
+"""Decides which steps a run has to do, and leaves them to pipeline/execution.py.
 
-Nothing heavy is imported before there is something to do, so that a run of a finished recipe
-answers at once.
+Nothing heavy is imported before there is something to do, so that a run of a finished recipe ends
+at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,9 @@ from pipeline.tracking import Tracking
 def pending(
     steps: Sequence[Step], store: Store, force: Sequence[str] = (), only: Sequence[str] = ()
 ) -> list[Step]:
-    """Steps to run, in order: without a record, forced or after a forced one; with `only`, those
-    and their inputs.
+    """The steps to run, in order: those without a record, and those downstream of `force`.
+
+    With `only`, these steps and their inputs alone are considered.
     """
 
     def is_forced(step: Step) -> bool:
@@ -28,7 +29,7 @@ def pending(
 
 
 def _asked(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
-    """All steps, or with `only` those and what they need, in order."""
+    """All steps in order; with `only`, these and the steps that they need."""
     ordered = in_order(steps)
     wanted = {
         need.label for step in ordered if step.label in only for need in (step, *ancestors(step))
@@ -44,10 +45,13 @@ def run_steps(
     force: Sequence[str] = (),
     only: Sequence[str] = (),
 ) -> None:
-    """Bring every step to a record. StepError, after the running steps have ended, when one
-    raises.
+    """Print the steps that are done, and run the others until each has a record.
+
+    StepError if a step raises; DamagedOutputError if files of a finished output are missing.
     """
     todo = pending(steps, store, force, only)
+
+    # A step that is skipped must still have its files, because later steps read them.
     store.check_sizes(*(step for step in _asked(steps, only) if step not in todo), forced=force)
 
     ordered = in_order(steps)

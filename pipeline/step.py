@@ -1,7 +1,7 @@
-"""A step: a name, a plain function, a frozen config, its inputs.
+"""A step: a name, a plain function, a frozen config, and its inputs.
 
 The function is called as `run(config, out=Path, **inputs: Path) -> Mapping[str, float]` and knows
-nothing of the conductor. Two steps of one recipe may share a name (two models, say); their labels
+nothing about this package. Two steps of one recipe may share a name (two models, say); their labels
 differ.
 """
 
@@ -23,20 +23,20 @@ VERSIONS = {
     "evaluate": 8,
     "report": 6,
 }
-"""Of the code of a kind of step, 1 if not named; raised by the change that makes it put out
-something else. What raises `embed` raises `images`, too.
+"""Version of the code of each kind of step, 1 if it is not listed. A change to the code that
+changes the output raises it. A change that raises `embed` raises `images`, too.
 """
 
 
 class StepError(RuntimeError):
-    """A step raised; its finished shards, iterations or checkpoints are kept for the next run."""
+    """A step failed; its finished shards, iterations or checkpoints are kept for the next run."""
 
 
 @dataclass(frozen=True)
 class RunOf:
     """The function `run` of a module, which is imported when the function is called.
 
-    So a recipe is drawn, planned and looked up without what its steps compute with.
+    So a recipe can be planned and looked up without importing what its steps compute with.
     """
 
     module: str
@@ -52,20 +52,20 @@ class RunOf:
 @dataclass(frozen=True)
 class Step:
     name: str
-    """Kind of work and folder in the workspace."""
+    """Kind of step, and its folder in the workspace."""
     label: str
     """Unique in its recipe: the name, or name@arm."""
     run: Callable[..., Mapping[str, float]]
     config: object
     inputs: "Mapping[str, Output | Path]" = field(default_factory=dict)
     runs_beside: bool = False
-    """In a thread beside other steps; otherwise alone, in the main thread, as signals and Ray Train
-    need it.
+    """True: in a thread, beside other steps; False: alone, in the main thread, because signals and
+    Ray Train need that.
     """
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of what the step puts out: of its name, code version, config and inputs."""
+        """Identity of the step's output: a digest of its name, code version, config and inputs."""
         return digest(
             {
                 "step": self.name,
@@ -80,28 +80,34 @@ class Step:
         return {name: input_identity(source) for name, source in sorted(self.inputs.items())}
 
     def upstream(self) -> "list[Step]":
+        """The steps whose outputs this step reads."""
         return [source.step for source in self.inputs.values() if isinstance(source, Output)]
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a step has put out, or one file or folder in it."""
+    """The output of a step, or one file or folder in it."""
 
     step: Step
     path: str = ""
 
 
 def input_identity(source: Output | Path) -> Json:
-    """[fingerprint, path inside] of a step's output; the content digest of user data."""
+    """[fingerprint, path inside it] for a step's output; the content digest for user data."""
     if isinstance(source, Output):
         return [source.step.fingerprint, source.path]
     return data_identity(source)
 
 
 def in_order(steps: Sequence[Step]) -> list[Step]:
-    """The steps and all they need, each after its inputs, otherwise in the order given."""
+    """The steps and all steps that they need, each after its inputs, otherwise in their order.
+
+    ValueError if two different steps have one label.
+    """
     placed: dict[str, Step] = {}
 
+    # Depth first: a step is placed after everything upstream of it. A step that is reached again is
+    # the same object, and stays where it is.
     def place(step: Step) -> None:
         for source in step.upstream():
             place(source)
@@ -117,7 +123,7 @@ def in_order(steps: Sequence[Step]) -> list[Step]:
 
 
 def ancestors(step: Step) -> Iterator[Step]:
-    """Every step whose output `step` needs, directly or not; may repeat."""
+    """Every step whose output `step` needs, directly or indirectly; a step may occur repeatedly."""
     for source in step.upstream():
         yield source
         yield from ancestors(source)

@@ -1,9 +1,8 @@
-"""Where outputs live: `<workspace>/<step>/<fingerprint>/`, done when it holds record.json, and not
-before.
+"""Outputs on disk: `<workspace>/<step>/<fingerprint>/`, finished if it holds record.json.
 
-A step builds in a `.partial` sibling that survives an interruption; the record is written into it
-and the folder is renamed. A file lock per output keeps two runs on one workspace from building the
-same thing at once.
+A step builds its output in a `.partial` sibling, which survives an interruption. At the end the
+record is written into it, and the folder is renamed. A file lock per output keeps two runs on one
+workspace from building the same output at once.
 """
 
 import logging
@@ -25,11 +24,9 @@ from pipeline.record import RECORD, DamagedOutputError, Record, read_record, wri
 from pipeline.step import Output, Step
 
 LOCKS = ".locks"
-CHECKED_SHARE = (
-    0.02  # of the time that an output took to make: what checking it before it is read may cost
-)
-CHECKED_BYTES_PER_S = 1e9  # sha256 of one core
-CHECKED_LEAST_BYTES = 16e6  # milliseconds
+CHECKED_SHARE = 0.02  # checking an output before it is read may take this share of making it
+CHECKED_BYTES_PER_S = 1e9  # sha256 on one core
+CHECKED_LEAST_BYTES = 16e6  # always checked: takes milliseconds
 
 logger = logging.getLogger(__name__)
 
@@ -41,25 +38,27 @@ class Store:
         self.workspace = workspace.resolve()
 
     def folder(self, output: Step | Record) -> Path:
-        """Final place of what a step puts out, or has put out, there or not."""
+        """Final folder of a step's output, whether or not it exists."""
         if isinstance(output, Record):
             return self.workspace / output.step / output.fingerprint
         return self.workspace / output.name / output.fingerprint
 
     def partial(self, step: Step) -> Path:
-        """Where a step builds its output."""
+        """The folder in which a step builds its output."""
         return self.folder(step).with_suffix(".partial")
 
     def make_places(self, steps: Sequence[Step]) -> None:
-        """Make the folders of these steps before hours are spent. ValueError names a file that lies
-        in place of one.
+        """Make the folders of these steps, before anything runs.
+
+        ValueError names a file that is in the place of a folder.
         """
         for name in (LOCKS, *dict.fromkeys(step.name for step in steps)):
             self.make_folder(self.workspace / name)
 
     def make_folder(self, folder: Path) -> None:
-        """Make a folder of the workspace. ValueError names the file that lies where a folder is
-        needed.
+        """Make a folder of the workspace, and the folders above it.
+
+        ValueError names a file that is in the place of a folder.
         """
         for path in (*reversed(folder.parents), folder):
             if path.is_relative_to(self.workspace) and path.exists() and not path.is_dir():
@@ -70,18 +69,19 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
 
     def resolve(self, source: Output | Path) -> Path:
-        """Path that a step receives for one of its inputs."""
+        """The path that a step receives for one of its inputs."""
         return (
             absolute(source) if isinstance(source, Path) else self.folder(source.step) / source.path
         )
 
     def record(self, step: Step) -> Record | None:
-        """The record of a step's output; None where it is not finished."""
+        """The record of a step's output; None if it is not finished."""
         return read_record(self.folder(step))
 
     def records(self) -> list[Record]:
-        """All finished outputs in the workspace, oldest first; a record that cannot be read is left
-        out and logged.
+        """The records of all finished outputs in the workspace, oldest first.
+
+        A record that cannot be read is logged and left out.
         """
         readable = []
         for folder in self.finished_folders():
@@ -92,15 +92,16 @@ class Store:
         return sorted((record for record in readable if record), key=lambda record: record.finished)
 
     def finished_folders(self) -> list[Path]:
-        """Where the workspace has a record, by step and fingerprint."""
+        """The folders of all finished outputs, sorted by step and fingerprint."""
+        # A folder with a suffix, .partial or .replaced, is not final even if it has a record.
         folders = (path.parent for path in sorted(self.workspace.glob(f"*/*/{RECORD}")))
         return [folder for folder in folders if not folder.suffix]
 
     def check_sizes(self, *steps: Step, forced: Sequence[str] = ()) -> None:
-        """DamagedOutputError naming all finished outputs of which a file is missing or has another
-        size than recorded.
+        """DamagedOutputError if a file of a finished output is missing or has another size.
 
-        The remedy rebuilds them, and what is `forced` already.
+        It names all such outputs, and as the remedy the command that rebuilds them, besides the
+        steps that are `forced` already.
         """
         damaged = {}
         for step in steps:
@@ -110,10 +111,10 @@ class Store:
         _refuse(damaged, forced)
 
     def check_content(self, step: Step) -> None:
-        """DamagedOutputError when a file of a finished output has other bytes than recorded.
+        """DamagedOutputError if a file of a finished output has other bytes than recorded.
 
-        Small files come first, as many as two hundredths of the time that the output took to make
-        allow.
+        Small files are checked first, and as many as fit in 2 % of the time that the output took to
+        make. `verify` checks all.
         """
         folder = self.folder(step)
         record = self.record(step)
@@ -134,8 +135,9 @@ class Store:
             _refuse({step.label: problems[0]})
 
     def verify(self, output: Step | Record) -> list[str]:
-        """Every problem of a finished output, one line each, none if it is not there; reads every
-        byte once.
+        """Every problem of a finished output, one line each; none if there is no output.
+
+        It reads every byte once.
         """
         folder = self.folder(output)
         record = read_record(folder)
@@ -160,9 +162,7 @@ class Store:
         return problems + (verify_shards(folder) if (folder / MANIFEST).exists() else [])
 
     def commit(self, step: Step, record: Record) -> None:
-        """Make the partial output final: all of it is on disk before its name says that it is
-        done.
-        """
+        """Make the partial output final, after all of it is on disk."""
         partial = self.partial(step)
         final = self.folder(step)
         write_record(partial, record)
@@ -170,11 +170,11 @@ class Store:
             if path.is_file():
                 sync(path)
 
+        # A folder that is not empty cannot be replaced by a rename: the old output steps aside
+        # first, and is deleted only when the new one has its name.
         replaced = final.with_suffix(".replaced")
         if final.exists():
-            shutil.rmtree(
-                replaced, ignore_errors=True
-            )  # of a run that was killed between these lines
+            shutil.rmtree(replaced, ignore_errors=True)  # left by a run that was killed right here
             final.rename(replaced)
 
         partial.rename(final)
@@ -183,8 +183,9 @@ class Store:
 
     @contextmanager
     def claim(self, step: Step) -> Iterator[None]:
-        """Hold the right to build this output; waits for another run that holds it, saying once who
-        that is.
+        """Hold the right to build this output while the body runs.
+
+        If another run holds it, log once which one that is, and wait.
         """
         path = self.workspace / LOCKS / f"{step.name}-{step.fingerprint}"
         self.make_folder(path.parent)
@@ -209,7 +210,7 @@ class Store:
 
 
 def _refuse(damaged: Mapping[str, str], forced: Sequence[str] = ()) -> None:
-    """DamagedOutputError for damaged outputs, by the labels of their steps."""
+    """DamagedOutputError if there are damaged outputs; `damaged` has a problem by step label."""
     if damaged:
         remedy = f"rebuild with --force {' '.join([*forced, *damaged])}"
         raise DamagedOutputError(
@@ -226,15 +227,16 @@ def list_files(folder: Path) -> dict[str, int]:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder` but the record and shards: those are in the folder's
-    manifest.
+    """SHA-256 of every file below `folder`, without the record and without shards.
+
+    The checksums of shards are in the folder's manifest.
     """
     shards = _shard_checksums(folder)
     return {name: sha256_file(folder / name) for name in list_files(folder) if name not in shards}
 
 
 def _shard_checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of the shards that a folder's manifest lists; none where it cannot be read."""
+    """SHA-256 of the shards in a folder's manifest; none if it has no manifest."""
     try:
         return {entry.file: entry.sha256 for entry in read_manifest(folder).shards}
     except (ValueError, OSError):
@@ -242,7 +244,7 @@ def _shard_checksums(folder: Path) -> dict[str, str]:
 
 
 def damaged_files(folder: Path, record: Record) -> list[str]:
-    """One line for every file that is missing or has another size than its record says."""
+    """One line for every file that is missing or has another size than recorded."""
     problems = []
     for name, size in record.files.items():
         path = folder / name

@@ -64,7 +64,7 @@ def test_every_field_is_documented() -> None:
         ("name: quickstart\n", "", "incomplete"),
         ("train:", "train: [", "is not YAML"),
         ("    lr: 0.001\n", "    lr: quick\n", "lr is 'quick': it must be of type float"),
-        ("views: 0\n", "views: 1\nviews: 2\n", "the key 'views' is given twice"),
+        ("views: 0\n", "views: 1\nviews: 2\n", "the key 'views' occurs twice"),
     ],
 )
 def test_wrong_files_are_refused_by_name(old: str, new: str, complaint: str) -> None:
