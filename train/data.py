@@ -304,7 +304,7 @@ def times_before(
 
 def _same_rows(view: EmbeddingShards, shards: EmbeddingShards) -> EmbeddingShards:
     """The view; ValueError unless it holds the same rows in the same format."""
-    # Only the first folder serves captions and curation, so a view may lack their vectors and hashes.
+    # Captions and hashes are read from the first folder only: a view may lack theirs.
     specs = [
         replace(each.spec, caption_encoder="", caption_dim=0, num_hashes=0)
         for each in (view, shards)
