@@ -110,8 +110,8 @@ def _devices_of_session(kind: Kind, session: str) -> Sequence[Device]:
     for name, device in zip(names, devices, strict=True):
         if choice.value == "bfloat16" and not device.is_fast_in_bfloat16:
             logger.warning(
-                "node %s (%s) is slow in bfloat16, which %s chose for all workers; name float32, "
-                "or leave the node out",
+                "node %s (%s) is slow in bfloat16, which all workers use because %s is fast in it; "
+                "set float32, or leave the node out",
                 name,
                 device.name,
                 names[0],

@@ -62,7 +62,7 @@ def choose_precision(device: Device) -> Choice:
     value = "bfloat16" if device.is_fast_in_bfloat16 else "float32"
     if device.bfloat16_cost is not None:
         return Choice(value, f"{_cost(device.bfloat16_cost)} on {device.name}")
-    ability = "multiplies" if device.is_fast_in_bfloat16 else "cannot multiply"
+    ability = "supports" if device.is_fast_in_bfloat16 else "does not support"
     return Choice(value, f"the {device.name} {ability} bfloat16")
 
 
@@ -132,7 +132,7 @@ def check_precision(config: object, device: Device, where: str) -> list[str]:
             continue
         if device.bfloat16_cost is None:
             raise ValueError(
-                f"{name} is bfloat16, which the {device.name} cannot multiply: float32 and auto "
+                f"{name} is bfloat16, which the {device.name} does not support: float32 and auto "
                 "are possible here"
             )
         if device.bfloat16_cost > 1:

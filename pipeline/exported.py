@@ -120,8 +120,8 @@ def _backbone(spec: EmbeddingSpec, ours: BackboneConfig) -> Backbone:
     """
     if not spec.backbone:
         raise ValueError(
-            f"the model does not name it, and the recipe's {ours.name} has another width than "
-            f"{spec.dim}"
+            f"the model does not name it, and the recipe's backbone, {ours.name}, does not have "
+            f"its width, {spec.dim}"
         )
 
     # The recipe's weights serve only if they are the same bytes; otherwise they are looked up.

@@ -66,8 +66,10 @@ def build_steps(recipe: Recipe) -> list[Step]:
     for step in in_order(steps):
         for path in step.inputs.values():
             if isinstance(path, Path) and not kind_of(path):
-                remedy = "give an existing path, or take it out of the recipe"
-                raise FileNotFoundError(f"{path} is not there, and {step.label} needs it: {remedy}")
+                remedy = "name an existing path, or remove it from the recipe"
+                raise FileNotFoundError(
+                    f"{path} does not exist, and {step.label} needs it: {remedy}"
+                )
     return steps
 
 

@@ -31,9 +31,9 @@ def check_named(recipe: Recipe) -> None:
         )
     if recipe.others and not recipe.emoji and not evaluation_sets(recipe):
         raise ValueError(
-            f"others: nothing can score {recipe.others[0]}, as recipe {recipe.name} has no "
+            f"others: {recipe.others[0]} cannot be scored, because recipe {recipe.name} has no "
             "evaluation set: at least one is needed; set "
-            f"--{', --'.join(f'data.{task}' for task in TASKS)}, or take the model out"
+            f"--{', --'.join(f'data.{task}' for task in TASKS)}, or remove the model"
         )
 
     for name in recipe.others:
@@ -119,8 +119,8 @@ def check_evaluation(recipe: Recipe) -> None:
         if name not in names:
             raise ValueError(
                 f"evaluate.sets: there is no evaluation set {name!r}{nearest(name, names)}; it "
-                f"must be one of those of recipe {recipe.name}: "
-                f"{', '.join(names) or 'it has none'}; correct it or take it out"
+                f"must be one of the sets of recipe {recipe.name}: "
+                f"{', '.join(names) or 'it has none'}; correct or remove it"
             )
 
     problems = []
@@ -252,9 +252,8 @@ def backbone_of(model: Path, ours: BackboneConfig) -> BackboneConfig:
     spec = json.loads((model / CONFIG).read_text()).get("spec")
     if not spec:
         raise ValueError(
-            f"others: {model / CONFIG} does not say what the model was trained on: a folder as "
-            "training leaves it, or as `export --format safetensors` writes it, is needed; name "
-            "that one"
+            f"others: {model / CONFIG} does not say what the model was trained on: name a folder "
+            "that the train step or `export --format safetensors` wrote"
         )
     weights = ours.weights if spec["digest"] == ours.digest else ""
     return BackboneConfig(spec["backbone"], weights, spec["digest"], spec["image_size"])

@@ -113,7 +113,7 @@ def in_order(steps: Sequence[Step]) -> list[Step]:
             place(source)
         if placed.setdefault(step.label, step) is not step:
             raise ValueError(
-                f"two steps carry the label {step.label!r}: labels must be unique; rename one"
+                f"two steps have the label {step.label!r}: labels must be unique; rename one"
             )
 
     for step in steps:

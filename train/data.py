@@ -312,7 +312,7 @@ def _same_rows(view: EmbeddingShards, shards: EmbeddingShards) -> EmbeddingShard
     if specs[0] != specs[1] or not view.keys().equals(shards.keys()):
         raise ValueError(
             f"{view.folder} is no view of {shards.folder}: both must hold the same keys in the "
-            "same format; embed both with the same settings, but for the view"
+            "same format; embed both with the same settings, except for the view"
         )
     return view
 
@@ -321,8 +321,8 @@ def _ahead(
     pairs: Pairs, steps: range, batch_size: int, rank: int, world: int, device: torch.device
 ) -> Generator[Batch, None, None]:
     """Batches in order, made by a thread; an exception of the thread is raised here."""
-    # `free` counts the batches that the thread may still make ahead. It blocks there, not on the
-    # queue, so that `ended` can release it.
+    # `free` counts the batches that the thread may still make ahead. The thread blocks on it and
+    # never on the queue, so that it can be woken at the end.
     ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
     free = threading.Semaphore(PREFETCH)
     ended = threading.Event()

@@ -80,7 +80,7 @@ class ImageFiles:
         if len(parts) != shards.num_shards:
             raise ValueError(
                 f"{source} has {len(parts)} parts, {shards.folder} {shards.num_shards} shards: "
-                "the embeddings must be made of these pairs, with these source settings; embed "
+                "the embeddings must be made from these pairs, with these source settings; embed "
                 "them again"
             )
 

@@ -247,7 +247,7 @@ def _log_sums(
     if not is_narrow:
         return logits.logsumexp(0), logits.logsumexp(1)
 
-    # In place: a tile is read from memory once. Vectors have unit norm, so no logit exceeds the
+    # In place, without a second tile in memory. Vectors have unit norm, so no logit exceeds the
     # factor, and no exponential exceeds 1.
     exponentials = logits.sub_(factor).exp_()
     return exponentials.sum(0).log_().add_(factor), exponentials.sum(1).log_().add_(factor)

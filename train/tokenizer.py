@@ -58,8 +58,8 @@ def run(
     if config.kind == "clip":
         if not config.weights:
             raise ValueError(
-                "kind=clip without a vocabulary: name the folder of vocab.json and merges.txt "
-                "as weights"
+                "tokenizer.kind is clip, without tokenizer.weights: it must be the folder of "
+                "CLIP's vocab.json and merges.txt; set it"
             )
         tokenizer: Tokenizer = ClipTokenizer(Path(config.weights))
         tokenizer.save(out)
@@ -140,9 +140,9 @@ def train_tokenizer(config: TokenizerConfig, captions: Iterator[str]) -> "Senten
         )
     except RuntimeError as error:
         raise ValueError(
-            f"no vocabulary of {config.vocab_size} pieces can be made of these captions "
-            f"({error}): there must be some, with fewer different characters than that; change "
-            "tokenizer.vocab_size or the selection"
+            f"no vocabulary of {config.vocab_size} pieces can be trained on these captions "
+            f"({error}): there must be captions, with fewer different characters than pieces; "
+            "change tokenizer.vocab_size or the selection"
         ) from error
 
     tokenizer = SentencePieceTokenizer(model.getvalue())

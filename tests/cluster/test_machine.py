@@ -63,7 +63,7 @@ def test_the_reason_has_the_factor_and_the_device() -> None:
         choose_precision(FAST).reason
         == "bfloat16 takes 50% of the time of float32 on Zen 5 with AVX512"
     )
-    assert choose_precision(OLD_GPU).reason == "the Tesla T4 cannot multiply bfloat16"
+    assert choose_precision(OLD_GPU).reason == "the Tesla T4 does not support bfloat16"
 
 
 def test_settling_replaces_auto_in_nested_configs_and_nothing_else() -> None:

@@ -47,7 +47,7 @@ from pipeline.recipe_file import dump_recipe, load_recipe
         ),
         (
             ["run", "flickr8k", "--data.pairs", "/absent/[/old]/x.tar"],
-            "/absent/[/old]/x.tar is not there",
+            "/absent/[/old]/x.tar does not exist",
         ),
     ],
 )

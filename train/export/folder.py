@@ -53,8 +53,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
     fields = json.loads((folder / CONFIG).read_text())
     if "spec" not in fields:
         raise ValueError(
-            f"{folder / CONFIG} does not say what the model was trained on: a folder as training "
-            "leaves it, or as `export --format safetensors` writes it, is needed; name that one"
+            f"{folder / CONFIG} does not say what the model was trained on: name a folder that "
+            "the train step or `export --format safetensors` wrote"
         )
 
     spec = spec_from_dict(fields["spec"])

@@ -52,7 +52,7 @@ def export_format(name: str, subject: Subject, to: Path) -> dict[str, Any]:
     partial = to / f".{name}.partial"
     if final.exists():
         raise ValueError(
-            f"{final} is there already: exports are never overwritten; remove it or name "
+            f"{final} exists already: exports are never overwritten; remove it or name "
             "another folder"
         )
 

@@ -114,8 +114,8 @@ def _check_installed() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"{', '.join(missing)} not installed: the onnx format needs {', '.join(PACKAGES)}; "
-            "`pip install -c constraints.txt '.[export]'`"
+            f"not installed: {', '.join(missing)}; the onnx format needs {', '.join(PACKAGES)}: "
+            "run `pip install -c constraints.txt '.[export]'`"
         )
 
 

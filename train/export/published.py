@@ -72,9 +72,9 @@ def _parts(file: Path) -> tuple[Weights, Weights]:
     unknown = [name for name in whole if not name.startswith((HEAD_PREFIX, TEXT_PREFIX, *NOT_READ))]
     if unknown:
         raise ValueError(
-            f"{file.name} holds {unknown[0]} ({len(unknown)} such in all): one file with both "
-            f"parts has names that begin with {HEAD_PREFIX} and {TEXT_PREFIX}; put the release's "
-            "own file there"
+            f"{file.name} holds {unknown[0]} ({len(unknown)} such in all): in one file with both "
+            f"parts, names must begin with {HEAD_PREFIX} or {TEXT_PREFIX}; put the release's own "
+            "file there"
         )
 
     head, text = (
@@ -124,19 +124,21 @@ def _check_form(loaded: LoadedModel) -> None:
     config = loaded.model.config
     if config.vision.pooling != "concat":
         raise ValueError(
-            f"pooling {config.vision.pooling!r} in published files: their reader takes "
-            "concat(CLS, patch mean); export another format, or train with pooling=concat"
+            f"published files cannot hold a model with pooling {config.vision.pooling!r}: their "
+            "reader uses concat(CLS, patch mean); export another format, or train with "
+            "pooling=concat"
         )
     if config.vision.blocks == 0:
         raise ValueError(
-            "0 head blocks in published files: their reader then has no final norm, which this "
-            "model has; export another format, or train with at least one block"
+            "published files cannot hold a model with 0 head blocks: their reader then has no "
+            "final norm, which this model has; export another format, or train with at least one "
+            "block"
         )
     if loaded.spec.content != "tokens":
         raise ValueError(
-            f"a model of {loaded.spec.content} embeddings in published files: their reader passes "
-            "all patches, which it was not trained on; export another format, or train on "
-            "content=tokens"
+            f"published files cannot hold a model of {loaded.spec.content} embeddings: their "
+            "reader passes all patches, and the model was not trained on them; export another "
+            "format, or train on content=tokens"
         )
 
     _check_heads("text", config.text.width, config.text.heads)
@@ -146,8 +148,9 @@ def _check_form(loaded: LoadedModel) -> None:
 def _check_heads(side: str, width: int, heads: int) -> None:
     if width != heads * HEAD_DIM:
         raise ValueError(
-            f"{side} width {width} with {heads} heads in published files: their reader takes one "
-            f"head per {HEAD_DIM} channels; export another format, or train with such a width"
+            f"published files cannot hold {side} width {width} with {heads} heads: their reader "
+            f"uses one head per {HEAD_DIM} channels; export another format, or train with such a "
+            "width"
         )
 
 
@@ -178,9 +181,9 @@ def load_published(folder: Path) -> LoadedModel:
     texts = sorted(folder.glob("*text*.pth"))
     if len(heads) != 1 or len(texts) != 1:
         raise ValueError(
-            f"{folder} holds {[path.name for path in (*heads, *texts)]}: one head (*head*.pth) "
-            "and one text encoder (*text*.pth), or one file of both, are needed, with the "
-            "tokenizer's files beside them"
+            f"{folder} has the weights {[path.name for path in (*heads, *texts)]}: one head "
+            "(*head*.pth) and one text encoder (*text*.pth), or one file with both, are required, "
+            "beside the tokenizer's files"
         )
 
     model = read_published(heads[0], texts[0])
@@ -188,8 +191,8 @@ def load_published(folder: Path) -> LoadedModel:
     if tokenizer.vocab_size != model.text.token_embedding.num_embeddings:
         raise ValueError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} pieces, the text encoder "
-            f"{model.text.token_embedding.num_embeddings}: they must be of one model; put its own "
-            "tokenizer there"
+            f"{model.text.token_embedding.num_embeddings}: they must belong to one model; put its "
+            "own tokenizer there"
         )
 
     if (folder / EXPORT_RECORD).is_file():
@@ -247,7 +250,7 @@ def _check_names(required: set[str], published: Weights, is_complete: bool = Fal
     if missing or unknown:
         raise ValueError(
             f"not dino.txt weights: missing {missing[:5]} ({len(missing)}), unknown {unknown[:5]} "
-            f"({len(unknown)}); give the head file first, then the text encoder's"
+            f"({len(unknown)}); pass the head's file first, then the text encoder's"
         )
 
 
