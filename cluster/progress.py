@@ -67,10 +67,12 @@ class Meter:
 
     @property
     def is_complete(self) -> bool:
+        """Whether all items are finished; never for an unknown total."""
         return self.total is not None and self._done >= self.total
 
     @property
     def elapsed_s(self) -> float:
+        """Seconds since the meter was opened."""
         return time.monotonic() - self._started_s
 
     def count(self) -> str:

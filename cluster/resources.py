@@ -12,6 +12,8 @@ BYTES_PER_GB = 1024**3
 
 @dataclass(frozen=True)
 class Resources:
+    """The resources that a step asks for, per worker, and for a SLURM job as a whole."""
+
     workers: int = 0
     """Processes that share the work; 0: as many as the cluster has room for."""
     min_workers: int = 0

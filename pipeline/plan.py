@@ -196,6 +196,7 @@ class StepCost:
 
     @property
     def total(self) -> float:
+        """FLOP of all parts."""
         return self.backbone + self.text + self.head
 
 

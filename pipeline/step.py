@@ -51,6 +51,8 @@ class RunOf:
 
 @dataclass(frozen=True)
 class Step:
+    """A function with its config and inputs; equal work has an equal fingerprint."""
+
     name: str
     """Kind of step, and its folder in the workspace."""
     label: str

@@ -72,11 +72,13 @@ class Ring:
             chunk = received
 
     def sum(self, tensor: Tensor) -> Tensor:
+        """The tensor, replaced by its sum over ranks."""
         if self.group is not None:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def max(self, tensor: Tensor) -> Tensor:
+        """The tensor, replaced by its element-wise maximum over ranks."""
         if self.group is not None:
             dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
         return tensor

@@ -58,9 +58,11 @@ logger = logging.getLogger(__name__)
 STOP = "stop"
 GROW = "grow"
 RAY_FOLDER = "ray"
+
 # Between two looks for new nodes. Nodes that join within this time restart the workers only once.
 GROWTH_S = 60.0
 MAX_FAILURES = 8  # failures of workers after which Ray gives up; see `fit_to_the_end`
+
 # By default, threads of OpenMP spin while they wait for each other, and so take cores from other
 # processes: with two threads on two busy cores, a step took fifteen times as long. The variable
 # must be set before a worker starts.
@@ -97,7 +99,8 @@ def run(
         absolute(source) if source else None,
         tuple(views[name].resolve() for name in sorted(views)),
     )
-    # Requests of an earlier run.
+
+    # Remove the requests of an earlier run.
     for name in (STOP, GROW):
         (job.out / name).unlink(missing_ok=True)
 
@@ -108,6 +111,8 @@ def run(
         resources = placement(config)
         is_elastic = bool(resources.min_workers)
         world = largest_group(config, resources.workers) if is_elastic else resources.workers
+
+        # The driver opens the pairs once itself, so that all checks come before any worker starts.
         pairs = read_pairs(config, job)
         check(config, pairs, world)
         check_space(config, job.out, job.out / CHECKPOINTS, _num_weights(config, pairs))

@@ -142,4 +142,5 @@ def attend(
 
 
 def norm(x: Float[Tensor, "b t d"], weights: Weights, name: str) -> Float[Tensor, "b t d"]:
+    """LayerNorm with the weights of this name."""
     return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-5)
