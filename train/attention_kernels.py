@@ -5,8 +5,8 @@ handles one caption and one head, in blocks of 32 tokens. It reads queries, keys
 layout of their common product, "n 3 h d", and writes their gradients in the same layout. No sum
 uses atomics, so that the same input gives the same bits.
 
-The method is FlashAttention's (arXiv:2205.14135, algorithms 1 and 4): the forward pass keeps one
-log-sum-exp per query, and the backward pass recomputes the weights from it.
+The method is that of FlashAttention-2 (arXiv:2307.08691, algorithms 1 and 2): the forward pass
+stores one log-sum-exp per query, and the backward pass recomputes the weights from it.
 """
 
 from typing import Any, no_type_check
