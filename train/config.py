@@ -150,7 +150,7 @@ class OptimConfig:
     lr: float = 7e-4
     """Peak learning rate."""
     weight_decay: float = 1e-4
-    """Weight decay of matrices and embeddings per step, as a multiple of the learning rate."""
+    """Weight decay of matrices and embeddings: a step shrinks them by lr times this share."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay rates of the first and second moment of the gradient."""
     eps: float = 1e-8
