@@ -64,6 +64,7 @@ def _scores(q, k, i, j, stop, scale):
 def _attend(qkv, starts, out, log_sums, heads, scale, WIDTH: tl.constexpr):
     caption = tl.program_id(0)
     head = tl.program_id(1)
+
     # int64, because a token's index times 3 * row can exceed 2**31.
     start = tl.load(starts + caption).to(tl.int64)
     stop = tl.load(starts + caption + 1).to(tl.int64)
@@ -93,6 +94,7 @@ def _attend(qkv, starts, out, log_sums, heads, scale, WIDTH: tl.constexpr):
             attended = attended * shrink[:, None] + _dot(weights.to(v.dtype), v)
             total = total * shrink + tl.sum(weights, 1)
             largest = higher
+
         _store(out, attended / total[:, None], i, stop, row, WIDTH)
         rows = i + tl.arange(0, BLOCK)
         tl.store(log_sums + rows * heads + head, largest + tl.log(total), mask=rows < stop)
@@ -148,6 +150,7 @@ def _attend_backward(qkv, starts, out, log_sums, d_out, d_qkv, heads, scale, WID
             d_k += _dot(tl.trans(d_scores).to(q.dtype), q)
             if is_one_block:
                 _store(d_queries, _dot(d_scores.to(k.dtype), k), i, stop, 3 * row, WIDTH)
+
         _store(d_queries + row, d_k, j, stop, 3 * row, WIDTH)
         _store(d_queries + 2 * row, d_v, j, stop, 3 * row, WIDTH)
 
@@ -165,6 +168,7 @@ def _attend_backward(qkv, starts, out, log_sums, d_out, d_qkv, heads, scale, WID
                 q, k, v, d_o, out, log_sums, i, j, stop, head, heads, scale, WIDTH
             )
             d_q += _dot(d_scores.to(k.dtype), k)
+
         _store(d_queries, d_q, i, stop, 3 * row, WIDTH)
 
 
