@@ -1,10 +1,10 @@
-"""Which rows a balanced sample keeps: water filling down the image clusters, probabilities over
-clusters or entries of captions.
+"""Which rows a balanced sample keeps: by image clusters, by captions, or by both together.
 
-Both selections are nested: a larger budget keeps all that a smaller one kept. So the budgets that
-give an intersection or a union of exactly the asked size are found by bisection. Pure NumPy over
-arrays, no loop over clusters. Balanced sampling: Vo et al. 2024 (arXiv:2405.15613); text: MetaCLIP
-(arXiv:2309.16671).
+Image clusters share a budget by water filling, level by level: hierarchical sampling of Vo et al.
+2024 (arXiv:2405.15613). Captions have keep probabilities by their clusters or entries: MetaCLIP
+(arXiv:2309.16671). Both selections are nested, that is, a larger budget keeps all rows of a smaller
+one. Bisection therefore finds the budgets whose intersection or union has exactly the wanted size.
+Everything is NumPy over arrays, without a loop over clusters.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float64, Int32, Int64
 from curation.choice.config import Combine
 from curation.clusters.groups import Entries, rank_in_groups
 
-HALVINGS = 52  # of an interval: float64 holds no more
+HALVINGS = 52  # of an interval: a float64 has 52 bits after its leading one
 
 
 class Balance(NamedTuple):
-    """A solved pair of budgets: both selections, and how often the combination takes each row."""
+    """A solved pair of budgets: both selections, and how often the combination uses each row."""
 
     image: Bool[np.ndarray, " rows"]
     text: Bool[np.ndarray, " rows"]
@@ -35,34 +35,52 @@ def water_fill(
     budgets: Int64[np.ndarray, " parents"],
     order: Float64[np.ndarray, " children"],
 ) -> Int64[np.ndarray, " children"]:
-    """Each parent's budget shared among its children as min(level, size); what is left goes one
-    each, in `order`.
+    """The quota of each child when every parent shares its budget as evenly as sizes allow.
 
-    Quotas sum to the budget exactly and never fall when it grows. ValueError when a budget exceeds
-    its children's sum.
+    A child has the quota min(level, size), where the level is the same for all children of a
+    parent, like water in vessels of different heights. Rows that remain go one each to the children
+    that are not full, in ascending `order`. Quotas of a parent sum to its budget exactly, and none
+    falls when the budget grows. Raises ValueError when a budget exceeds the sum of the sizes.
+
+    Example: one parent with the budget 11 and children of the sizes [2, 9, 5]. At level 4 they have
+    2, 4 and 4 rows. One row remains: with the order [0.3, 0.7, 0.1] it goes to the third child, so
+    the quotas are [2, 4, 5].
     """
     available = np.bincount(parents, sizes, len(budgets)).astype(np.int64)
     if (budgets > available).any():
         worst = int(np.argmax(budgets - available))
         raise ValueError(
-            f"a budget of {budgets[worst]} rows for {available[worst]}: at most what is there can "
+            f"a budget of {budgets[worst]} rows for {available[worst]} rows: at most as many can "
             "be kept; lower it"
         )
 
+    # Children by parent, then by size: a rising level fills the smallest child first. `first` is
+    # the position of each parent's first child.
     by_size = np.lexsort((sizes, parents))
     size = sizes[by_size]
     parent = parents[by_size]
     num_children = np.bincount(parents, minlength=len(budgets))
     first = np.cumsum(num_children) - num_children
+
+    # Rows in the smaller children of the same parent: a running sum over all children, less its
+    # value at the parent's first child. (Example: 0, 2 and 7 before the sizes 2, 5 and 9.)
     filled_before = np.cumsum(size) - size
     filled_before -= np.repeat(
         filled_before[first[num_children > 0]], num_children[num_children > 0]
     )
+
+    # A child is full if the budget reaches a level of its size: then the smaller children are full,
+    # and this one and all larger ones have `size` rows each. (6, 12 and 16 rows: only the first.)
     larger = num_children[parent] - (np.arange(len(size)) - first[parent])
     is_full = filled_before + size * larger <= budgets[parent]
+
+    # The open children share what the full ones leave. (11 - 2 = 9 rows for two: level 4, rest 1.)
     rest = budgets - np.bincount(parent, size * is_full, len(budgets)).astype(np.int64)
     num_open = np.bincount(parent[~is_full], minlength=len(budgets))
     level, remainder = np.divmod(rest, np.maximum(num_open, 1))
+
+    # Assigning at `by_size` restores the order of the children. An open child is larger than the
+    # level, so one row more always fits.
     quotas = np.empty_like(sizes)
     quotas[by_size] = np.where(is_full, size, level[parent])
     open_children = by_size[~is_full]
@@ -73,7 +91,12 @@ def water_fill(
 
 
 class ImageBalance:
-    """Balanced sampling of rows that lie in a tree of clusters; small clusters may be repeated."""
+    """Hierarchical balanced sampling of rows whose clusters form a tree.
+
+    Example: three leaves of 6, 2 and 4 rows. The first two have the parent 0, the third has the
+    parent 1, and the budget is 8. The parents get 4 rows each. Parent 0 shares its 4 rows among its
+    leaves as 2 and 2, so the quotas of the leaves are [2, 2, 4].
+    """
 
     def __init__(
         self,
@@ -84,11 +107,12 @@ class ImageBalance:
         seed: int,
         repeats: int = 1,
     ) -> None:
-        """`parents` gives each cluster's parent, level by level from the leaves; rows of low
-        `priority` go first.
+        """The tree of clusters, and the order in which rows are used.
 
-        A row is taken up to `repeats` times, again only when the whole leaf has been taken as
-        often.
+        `parents` has one array per level from the leaves upwards: the parent of each cluster. A
+        leaf uses its rows by ascending `priority`, each up to `repeats` times, and repeats a row
+        only after all its other rows have been used as often. `seed` decides which clusters get the
+        rows that remain after even sharing.
         """
         self.leaves = leaves
         self.leaf_sizes = np.bincount(leaves, minlength=num_leaves)
@@ -96,13 +120,16 @@ class ImageBalance:
         self.parents: list[Int64[np.ndarray, " _"]] = [
             labels.astype(np.int64) for labels in parents
         ]
+        # A cluster without children has the size 0. Only the level above tells how many clusters a
+        # level has; nothing lies above the last level.
         num_parents = [
             *(len(labels) for labels in self.parents[1:]),
             0,
-        ]  # the last ones may have no child
+        ]
         for labels, least in zip(self.parents, num_parents, strict=False):
             sizes.append(np.bincount(labels, sizes[-1], least).astype(np.int64))
 
+        # The clusters of the last level share one root, whose budget is the whole budget.
         self.sizes = sizes
         self.parents.append(np.zeros(len(sizes[-1]), np.int64))
         self.order = [
@@ -113,7 +140,7 @@ class ImageBalance:
         self.most = repeats * len(leaves)
 
     def quotas(self, budget: int) -> Int64[np.ndarray, " leaves"]:
-        """Rows to take from each leaf, water-filled from the top level down."""
+        """Rows to use from each leaf: the budget, water-filled from the top level down."""
         quotas = np.array([budget])
         for sizes, parents, order in zip(
             reversed(self.sizes), reversed(self.parents), reversed(self.order), strict=True
@@ -122,23 +149,27 @@ class ImageBalance:
         return quotas
 
     def copies(self, budget: int) -> Int64[np.ndarray, " rows"]:
-        """How often each row is taken: `budget` in all, in a leaf once more or once less than its
-        neighbour at most.
+        """Copies per row, summing to `budget`; within a leaf, counts differ by at most one.
+
+        A leaf of 3 rows with the quota 5 uses its rows 2, 2 and 1 times, by rank.
         """
+        # The row of rank r is used at the turns r, r + size, r + 2 size, ... below the quota: the
+        # number of these is (quota - r) / size, rounded up.
         rest = self.quotas(budget)[self.leaves] - self.rank
         return np.maximum(0, -(-rest // self.leaf_sizes[self.leaves]))
 
     def expected_copies(self, budget: int) -> Float64[np.ndarray, " rows"]:
-        """The share of its leaf that is taken, a row: its keep probability, above 1 where rows
-        repeat.
-        """
+        """Per row, the quota of its leaf per row: its keep probability, above 1 if rows repeat."""
         return (self.quotas(budget) / np.maximum(self.leaf_sizes, 1))[self.leaves]
 
 
 class TextBalance:
-    """Keep a pair with probability 1 - prod over its entries of (1 - t / max(c, t)), c an entry's
-    rows: when its coin is below, that is when t is above the row's critical value. Rows without
-    entries come first and are always kept.
+    """MetaCLIP's sampling: keep probabilities of rows by the entries of their captions.
+
+    A row is kept with probability 1 - prod over its entries of (1 - t / max(c, t)), where c is the
+    number of rows with the entry and t is the threshold. It is kept if its coin, a uniform random
+    number, is below that probability, that is, if t is above the row's critical value. Rows without
+    entries come first in `order` and are always kept.
     """
 
     def __init__(self, entries: Entries, coins: Float64[np.ndarray, " rows"]) -> None:
@@ -151,15 +182,18 @@ class TextBalance:
         self.rank[self.order] = np.arange(len(coins))
 
     def _critical(self, coins: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
-        """The largest t that does not keep a row: coin times c; for several entries by bisection
-        below the rarest.
-        """
+        """Per row, the largest t that does not keep it; 0 for rows without entries."""
         numbers = self.entries.counts()
         critical = np.zeros(len(coins))
+
+        # With one entry the probability is t / c, which exceeds the coin once t exceeds coin * c.
         single = np.flatnonzero(numbers == 1)
         critical[single] = (
             coins[single] * self.counts[self.entries.values[self.entries.offsets[single]]]
         )
+
+        # With several entries there is no closed form: bisection for all rows at once. The rarest
+        # entry bounds t from above, because a t of its c keeps the row with certainty.
         several = np.flatnonzero(numbers > 1)
         own = self.entries.take(several)
         low = np.zeros(len(several))
@@ -176,17 +210,17 @@ class TextBalance:
         return critical
 
     def keep(self, budget: int) -> Bool[np.ndarray, " rows"]:
-        """Exactly `budget` rows: the threshold is the order statistic of what each row needs."""
+        """Exactly `budget` rows: those with the lowest critical values."""
         return self.rank < budget
 
     def threshold(self, budget: int) -> float:
-        """The t that keeps `budget` rows."""
+        """The t that keeps `budget` rows: the critical value of the first row that is left out."""
         if budget >= len(self.order):
             return float(self.counts.max(initial=0))
         return float(self.critical[self.order[budget]])
 
     def budget(self, threshold: float) -> int:
-        """How many rows a threshold keeps."""
+        """The number of rows that a threshold keeps."""
         return int((self.critical < threshold).sum())
 
     def keep_probability(self, threshold: float) -> Float64[np.ndarray, " rows"]:
@@ -199,23 +233,31 @@ def keep_probability(
     counts: Int64[np.ndarray, " entries"],
     thresholds: Float64[np.ndarray, " rows"],
 ) -> Float64[np.ndarray, " rows"]:
-    """1 - prod over a row's entries of (1 - t / max(c, t)), each row with a t of its own; 1 without
-    entries.
+    """1 - prod over a row's entries of (1 - t / max(c, t)), one t per row; 1 without entries.
+
+    With t = 1, a row with an entry of 4 rows has 1 / 4; with a further entry of 2 rows it has
+    1 - 3/4 * 1/2 = 5/8.
     """
     rows = entries.rows()
+    # The product per row is a sum of logarithms, which bincount adds up by row. log1p and expm1
+    # keep the digits of tiny probabilities. log(0), for t >= c, is minus infinity: probability 1.
     with np.errstate(divide="ignore"):
         lost = np.log1p(-np.minimum(1.0, thresholds[rows] / counts[entries.values]))
 
-    kept = -np.expm1(np.bincount(rows, lost, len(thresholds)))
-    return np.where(entries.counts() > 0, kept, 1.0)
+    probability = -np.expm1(np.bincount(rows, lost, len(thresholds)))
+    return np.where(entries.counts() > 0, probability, 1.0)
 
 
 def tail_threshold(counts: Int64[np.ndarray, " entries"], share: float) -> float:
-    """The t below which entries hold `share` of all counts: MetaCLIP's rule for choosing t at
-    another scale.
+    """The largest count t such that entries below t have at most `share` of all counts.
+
+    MetaCLIP's rule for choosing t at another scale: the tail keeps its share. With the counts
+    [1, 2, 3, 4, 10] and the share 0.3, entries below 4 have 6 of 20 counts, so t is 4.
     """
     ordered = np.sort(counts[counts > 0])
-    held = np.cumsum(ordered) - ordered  # by entries strictly before
+    # Counts of all entries before each position. Equal counts all use the first of their positions,
+    # so that what is held is strictly below them.
+    held = np.cumsum(ordered) - ordered
     strictly_below = held[np.searchsorted(ordered, ordered, side="left")]
     return float(ordered[np.flatnonzero(strictly_below <= share * ordered.sum())[-1]])
 
@@ -227,22 +269,24 @@ def combine(
     how: Combine,
     text_budget: int | None = None,
 ) -> Balance:
-    """Both selections with budgets such that exactly `target` rows are kept, each counted as often
-    as it is taken.
+    """Both selections, with budgets that combine to exactly `target` rows, copies included.
 
-    Equal budgets for both are sought first, then the text budget takes up the slack; with
-    `text_budget` given, or where it would leave out rows without entries, only the image budget
-    moves. ValueError when no budget reaches the target.
+    First, equal budgets for both are searched. Then the image budget stays, and the text budget is
+    lowered to the least that reaches the target. If `text_budget` is not None, or if the text
+    budget would leave out rows without entries, only the image budget is searched. Raises
+    ValueError when no budget reaches the target.
     """
+    # Copies by image are numbers, text keeps a row once or not at all. In both: their product; in
+    # either: their maximum.
     joined = np.multiply if how == "intersection" else np.maximum
 
-    def taken(budget: int) -> Int64[np.ndarray, " rows"]:
+    def copies_at(budget: int) -> Int64[np.ndarray, " rows"]:
         return joined(
             image.copies(budget),
             text.keep(budget if text_budget is None else text_budget).astype(np.int64),
         )
 
-    if taken(image.most).sum() < target:
+    if copies_at(image.most).sum() < target:
         raise ValueError(
             f"a text threshold that keeps {text_budget} of {len(text.rank)} rows cannot give "
             f"{target}: raise text.threshold, text.tail_share or repeats, or lower target_rows"
@@ -253,13 +297,15 @@ def combine(
             "text.threshold or text.tail_share, or raise target_rows"
         )
 
-    budget = _smallest(image.most, lambda value: int(taken(value).sum()) >= target)
+    budget = _smallest(image.most, lambda value: int(copies_at(value).sum()) >= target)
     by_image = image.copies(budget)
     if text_budget is None:
         text_budget = _text_budget(by_image, text, target, how)
         if text_budget < text.num_unmatched:
             return combine(image, text, target, how, text.num_unmatched)
 
+    # The last row that text keeps may bring several copies at once and pass the target: it gives
+    # back what is too much.
     by_text = text.keep(text_budget)
     copies = joined(by_image, by_text.astype(np.int64))
     if text_budget:
@@ -271,9 +317,9 @@ def combine(
 def _text_budget(
     by_image: Int64[np.ndarray, " rows"], text: TextBalance, target: int, how: Combine
 ) -> int:
-    """The least that reaches the target; where the last row is repeated, it may pass it by some
-    copies.
-    """
+    """The least text budget that reaches the target; it passes it if its last row is repeated."""
+    # Copies after each further row of text's order. An intersection gains the row's copies by
+    # image. A union starts with all copies by image and gains rows that image does not keep.
     ordered = by_image[text.order]
     reached = (
         np.cumsum(ordered) if how == "intersection" else by_image.sum() + np.cumsum(ordered == 0)
@@ -285,6 +331,7 @@ def _text_budget(
 
 
 def _smallest(high: int, is_enough: Callable[[int], bool]) -> int:
+    """The smallest number from 0 to `high` that is enough, by bisection; `high` is known to be."""
     low = 0
     while low < high:
         middle = (low + high) // 2
@@ -296,17 +343,16 @@ def _smallest(high: int, is_enough: Callable[[int], bool]) -> int:
 
 
 def entropy(counts: Int64[np.ndarray, " n"]) -> float:
-    """Entropy in bits of rows over clusters; the optimum is log2 of the number of clusters."""
+    """Entropy in bits of rows over clusters; even clusters reach log2 of their number."""
     shares = counts[counts > 0] / max(1, counts.sum())
     return float(-(shares * np.log2(shares)).sum())
 
 
 def gini(counts: Int64[np.ndarray, " n"]) -> float:
-    """Gini coefficient of cluster sizes: 0 when all are equal, towards 1 when one holds
-    everything.
-    """
+    """Gini coefficient of cluster sizes: 0 if all are equal, near 1 if one has all rows."""
     ordered = np.sort(counts)
     if not ordered.sum():
         return 0.0
+    # sum of (2 i - n - 1) x_i / (n sum of x_i), with x_i ascending and i from 1 to n.
     position = np.arange(1, len(ordered) + 1)
     return float((2 * position - len(ordered) - 1) @ ordered / (len(ordered) * ordered.sum()))

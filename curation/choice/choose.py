@@ -1,6 +1,4 @@
-"""The balance stage: which of the surviving rows are kept, with what probability, and why the
-others are not.
-"""
+"""The balance stage: which of the surviving rows are kept, and with what probability."""
 
 from typing import NamedTuple
 
@@ -28,13 +26,17 @@ class Goal(NamedTuple):
     method: Method
     combine: Combine
     num_rows: int
+    """Rows to keep, copies included."""
     threshold: float | None
+    """MetaCLIP's t; None: whatever reaches `num_rows`."""
     tail_share: float | None
+    """Share of all counts that entries below t have, which decides t; None: not used."""
     repeats: int
+    """How often a row may be kept."""
 
 
 class Coins(NamedTuple):
-    """One number per row of the pool for each purpose."""
+    """One uniform random number per row of the pool for each purpose."""
 
     leaf: Float64[np.ndarray, " rows"]
     text: Float64[np.ndarray, " rows"]
@@ -44,23 +46,24 @@ class Coins(NamedTuple):
 def choose(
     decisions: Decisions, goal: Goal, image_levels: list[Level], coins: Coins, seed: int
 ) -> dict[str, float]:
-    """Drop what the method does not keep; returns the budgets and the threshold that were found.
+    """Drop what the method does not keep; return the budgets and the threshold that it used.
 
-    Raises ValueError when fewer rows survive than are asked for, or none.
+    Writes copies and keep probabilities to `decisions`. Raises ValueError when no row survives, or
+    fewer than the goal needs.
     """
     rows = decisions.surviving()
     if goal.method == "none":
         return {}
     if not len(rows):
-        found = {reason: count for reason, count in decisions.counts().items() if count}
+        dropped = {reason: count for reason, count in decisions.counts().items() if count}
         raise ValueError(
-            f"no pair is left to choose from, by reason {found}: one at least is needed; loosen "
-            "the largest"
+            f"no pair is left to choose from (dropped pairs by reason: {dropped}): at least one is "
+            "needed; loosen the setting that drops most"
         )
     if goal.num_rows > goal.repeats * len(rows):
         raise ValueError(
-            f"{goal.num_rows} pairs asked of {len(rows)} left after leakage and duplicates: at "
-            f"most those can be kept, {goal.repeats} times each; lower target_rows, loosen "
+            f"{goal.num_rows} pairs are asked for, but {len(rows)} are left after leakage and "
+            f"duplicates: each can be kept at most {goal.repeats} times; lower target_rows, loosen "
             "duplicates, or raise repeats"
         )
     if goal.method == "random":
@@ -93,6 +96,8 @@ def _image_balance(
     seed: int,
     goal: Goal,
 ) -> ImageBalance:
+    # The labels of a level are the parents of the clusters below it. The labels of the first level
+    # are the rows' own clusters, which come from the decisions.
     parents = [level.labels for level in levels[1:]]
     num_leaves = len(levels[0].centroids)
     return ImageBalance(
@@ -120,11 +125,13 @@ def _by_image(
 def _by_text(
     decisions: Decisions, rows: Int64[np.ndarray, " n"], goal: Goal, text: TextBalance
 ) -> dict[str, float]:
-    given = _given_threshold(goal, text)
-    if given is None:
+    configured = _configured_threshold(goal, text)
+    if configured is None:
         _check_unmatched(goal, text)
-    budget = goal.num_rows if given is None else text.budget(given)
-    threshold = text.threshold(budget) if given is None else given
+
+    # Either the threshold decides how many rows are kept, or the number decides the threshold.
+    budget = goal.num_rows if configured is None else text.budget(configured)
+    threshold = text.threshold(budget) if configured is None else configured
     decisions.text_keep[rows] = text.keep_probability(threshold)
     decisions.drop(rows[~text.keep(budget)], "balance: text")
     return {"text_budget": float(budget), "text_threshold": threshold}
@@ -137,17 +144,23 @@ def _by_both(
     image: ImageBalance,
     text: TextBalance,
 ) -> dict[str, float]:
-    given = _given_threshold(goal, text)
-    if given is None and goal.combine == "union":
+    configured = _configured_threshold(goal, text)
+    if configured is None and goal.combine == "union":
         _check_unmatched(goal, text)
 
     solved = combine(
-        image, text, goal.num_rows, goal.combine, None if given is None else text.budget(given)
+        image,
+        text,
+        goal.num_rows,
+        goal.combine,
+        None if configured is None else text.budget(configured),
     )
-    threshold = text.threshold(solved.text_budget) if given is None else given
+    threshold = text.threshold(solved.text_budget) if configured is None else configured
     decisions.image_keep[rows] = image.expected_copies(solved.image_budget)
     decisions.text_keep[rows] = text.keep_probability(threshold)
     decisions.copies[rows] = solved.copies
+
+    # A row is dropped once, so each line applies to the rows that the lines above have left.
     out = solved.copies == 0
     decisions.drop(rows[out & ~solved.image & ~solved.text], "balance: image and text")
     decisions.drop(rows[out & ~solved.image], "balance: image")
@@ -167,16 +180,14 @@ def _by_both(
 def _check_unmatched(goal: Goal, text: TextBalance) -> None:
     if goal.num_rows < text.num_unmatched:
         raise ValueError(
-            f"{goal.num_rows} pairs asked, {text.num_unmatched} hold no metadata entry, and "
-            "text.unmatched=keep keeps them all: at least those must be asked for; raise "
-            "target_rows or share, or set text.unmatched=drop"
+            f"{goal.num_rows} pairs are asked for, but {text.num_unmatched} hold no metadata "
+            "entry, and text.unmatched=keep keeps all of these: at least as many must be asked "
+            "for; raise target_rows or share, or set text.unmatched=drop"
         )
 
 
-def _given_threshold(goal: Goal, text: TextBalance) -> float | None:
-    """The t that the config names, itself or by the tail share; none when it is to be found for the
-    size.
-    """
+def _configured_threshold(goal: Goal, text: TextBalance) -> float | None:
+    """The t that the config sets, directly or by the tail share; None if the size decides it."""
     if goal.threshold is not None:
         return goal.threshold
     return None if goal.tail_share is None else tail_threshold(text.counts, goal.tail_share)
@@ -185,8 +196,10 @@ def _given_threshold(goal: Goal, text: TextBalance) -> float | None:
 def evenness(
     decisions: Decisions, image_levels: list[Level], text_levels: list[Level]
 ) -> dict[str, float]:
-    """Entropy (bits) and Gini coefficient of every level and of the metadata entries, over all rows
-    and over the kept ones, each as often as it is taken.
+    """Entropy (bits) and Gini coefficient of every level and of the metadata entries.
+
+    Each figure is there twice: before, over all rows of the clusters, and after, over the copies of
+    the selected rows.
     """
     figures = dict[str, float]()
     copies = decisions.taken()
@@ -194,10 +207,11 @@ def evenness(
         ("image", image_levels, decisions.image_cluster),
         ("text", text_levels, decisions.text_cluster),
     ):
-        taken = copies[bottom >= 0]
+        # Labels are those of the rows that were clustered, which are the rows with a cluster.
+        clustered = copies[bottom >= 0]
         for number, labels in enumerate(cluster_of_rows(levels) if levels else [], start=1):
             num_clusters = len(levels[number - 1].centroids)
-            figures |= _evenness(f"{side}_level{number}", labels, taken, num_clusters)
+            figures |= _evenness(f"{side}_level{number}", labels, clustered, num_clusters)
 
     if decisions.entries is not None:
         values = decisions.entries.values
@@ -209,10 +223,10 @@ def evenness(
 
 
 def _evenness(
-    name: str, labels: Int32[np.ndarray, " n"], taken: Int64[np.ndarray, " n"], num_clusters: int
+    name: str, labels: Int32[np.ndarray, " n"], copies: Int64[np.ndarray, " n"], num_clusters: int
 ) -> dict[str, float]:
     figures = dict[str, float]()
-    for when, weights in (("before", None), ("after", taken)):
+    for when, weights in (("before", None), ("after", copies)):
         sizes = np.bincount(labels, weights, num_clusters).astype(np.int64)
         figures |= {f"{name}_entropy_{when}": entropy(sizes), f"{name}_gini_{when}": gini(sizes)}
     return figures

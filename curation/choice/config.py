@@ -13,25 +13,26 @@ Combine = Literal["intersection", "union"]
 
 @dataclass(frozen=True)
 class LikenessConfig:
-    """When two images count as copies of each other: any of four signs is enough."""
+    """When two images count as copies of each other: any one of four signs is enough."""
 
     exact: bool = True
     """Equal bytes, or equal pixels."""
     hash_bits: Annotated[int | None, Interval(ge=0, le=128)] = 30
-    """Perceptual hashes that differ in at most this many of 256 bits, upright, mirrored or turned;
-    None: not used.
+    """Perceptual hashes that differ in at most this many of 256 bits, in any of eight orientations
+    (mirrored, turned by quarters); None: not used.
     """
     form_bits: Annotated[int | None, Interval(ge=0, le=128)] = 54
-    """The hash of one differs in at most this many bits from a crop or bordered form of the other,
-    and their vectors are nearer than 99 % of nearest unrelated images are; None: not used.
+    """Hash of one image that differs in at most this many bits from a cropped or bordered form of
+    the other, if their vectors are also closer than those of 99 % of nearest unrelated images; None:
+    not used.
     """
     cosine: Annotated[float | Literal["auto"] | None, Interval(ge=-1, le=1)] = "auto"
-    """Vectors with at least this cosine; auto: what `false_rate` allows for this pool and backbone;
-    None: not used.
+    """Vectors with at least this cosine; auto: the cosine that `false_rate` allows for this pool and
+    backbone; None: not used.
     """
     false_rate: Annotated[float, Interval(gt=0, le=0.1)] = 1e-6
-    """With `cosine` auto: share of images without a copy that may be taken for one, from the pool's
-    own cosines.
+    """With `cosine` auto: share of images without a copy that may be mistaken for copies, estimated
+    from the pool's own cosines.
     """
 
     def __post_init__(self) -> None:
@@ -48,18 +49,18 @@ OFF = LikenessConfig(exact=False, hash_bits=None, form_bits=None, cosine=None)
 @dataclass(frozen=True)
 class DuplicatesConfig:
     alike: LikenessConfig = LikenessConfig(false_rate=1e-7)
-    """When an image is a copy of another one of the pool."""
+    """When an image of the pool is a copy of another one."""
     neighbors: Annotated[int, Ge(0)] = 4
-    """Neighboring clusters whose vectors are compared with those of each cluster; 0: the own
-    cluster only.
+    """Number of neighboring clusters whose vectors are compared with those of each cluster; 0: only
+    vectors of the same cluster are compared.
     """
     keep: Literal["central", "caption"] = "central"
-    """Which of several duplicates stays: the one nearest its centroid, or the one with the longest
-    captions.
+    """Which of several duplicates stays: the one nearest to its centroid, or the one with the
+    longest captions.
     """
     captions: Literal["merge", "drop"] = "merge"
-    """Captions of dropped images that equal a kept one in bytes or pixels: given to the kept one,
-    or dropped too.
+    """Captions of a dropped image that equals a selected one in bytes or pixels: added to those of
+    the selected one, or dropped too.
     """
 
     def __post_init__(self) -> None:
@@ -71,6 +72,6 @@ class LeakageConfig:
     alike: LikenessConfig = LikenessConfig()
     """When an image of the pool is a copy of an evaluation image."""
     captions: Literal["list", "remove"] = "list"
-    """Pool pairs one of whose captions equals an evaluation caption: listed in the decisions, or
-    removed too.
+    """Pairs of the pool with a caption that equals an evaluation caption: listed in the decisions,
+    or removed too.
     """

@@ -1,8 +1,7 @@
-"""What became of every row: its clusters, its keep probabilities, and the one reason why it was
-kept or dropped.
+"""The decision on every row: clusters, keep probabilities, and why it is kept or dropped.
 
-Reasons are given in the order of the stages; the first one stands. The table is what `show curate
-KEY` and the report read.
+Stages drop rows one after the other, and a row keeps the reason of the first stage that drops it.
+`show curate KEY` and the report read the table that is written at the end.
 """
 
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ EXAMPLES_PER_REASON = 24
 PAIRS_PER_SIDE = 12
 
 Sign = Literal["same image", "perceptual hash", "altered form", "cosine"]
-"""By what two images were taken for copies."""
+"""The sign by which two images count as copies."""
 Reason = Literal[
     "kept",
     "invalid: value not finite",
@@ -71,24 +70,23 @@ LEAKAGE: dict[Sign, Reason] = {
 
 
 class Margin(NamedTuple):
-    """Pairs that one threshold decided on, either way: those nearest to it show whether it is
-    right.
-    """
+    """Pairs that one threshold decided, either way. Those nearest to it show whether it is right."""
 
     sign: Sign
     threshold: float
     pairs: Pairs
 
     def values(self) -> Float32[np.ndarray, " pairs"]:
-        """What is compared with the threshold: cosines, or bits."""
+        """What is compared with the threshold: cosines, or numbers of bits."""
         return self.pairs.cosine if self.sign == "cosine" else self.pairs.bits.astype(np.float32)
 
     def is_copy(self) -> Bool[np.ndarray, " pairs"]:
+        """Whether the threshold makes a pair copies: a high cosine, or few bits."""
         values = self.values()
         return values >= self.threshold if self.sign == "cosine" else values <= self.threshold
 
     def nearest(self) -> "Margin":
-        """The pairs nearest to the threshold on either side."""
+        """The pairs nearest to the threshold, PAIRS_PER_SIDE on either side."""
         away = np.abs(self.values() - np.float32(self.threshold))
         is_copy = self.is_copy()
         sides = [np.flatnonzero(side) for side in (is_copy, ~is_copy)]
@@ -97,15 +95,20 @@ class Margin(NamedTuple):
 
 
 class Decisions:
-    """The decisions so far; rows are kept until dropped, and dropped once."""
+    """The decisions so far. A row is kept until it is dropped, and its first reason stands."""
 
     def __init__(self, shards: EmbeddingShards, evaluation: Mapping[str, EmbeddingShards]) -> None:
-        """`evaluation` holds the evaluation sets by name."""
+        """No row is dropped yet; `evaluation` holds the evaluation sets by name."""
         self.shards = shards
         self.names = list(evaluation)
         self.evaluation = list(evaluation.values())
         num_rows = shards.num_rows
+
+        # Index into REASONS, of which 0 is "kept".
         self.reason = np.zeros(num_rows, np.int8)
+
+        # The image because of which a row was dropped: its row, and the number of its evaluation
+        # set, -1 for the pool itself. A row of -1 means that there is no such image.
         self.other_row: Int64[np.ndarray, " rows"] = np.full(num_rows, -1, np.int64)
         self.other_set = np.full(num_rows, -1, np.int16)
         self.caption_set = np.full(num_rows, -1, np.int16)
@@ -121,25 +124,26 @@ class Decisions:
         self.entry_names: list[str] = []
 
     def surviving(self) -> Int64[np.ndarray, " n"]:
-        """Rows not dropped so far, ascending."""
+        """The rows that no stage has dropped so far, ascending."""
         return np.flatnonzero(self.reason == 0)
 
     def taken(self) -> Int64[np.ndarray, " rows"]:
-        """How often each row is selected, 0 for those dropped."""
+        """How often each row is selected; 0 for dropped rows."""
         return np.where(self.reason == 0, self.copies, 0)
 
     def text_entries(self) -> Entries:
-        """What balances captions: metadata entries where there are some, otherwise clusters."""
+        """What captions are balanced over: metadata entries if there are any, else clusters."""
         return one_entry_each(self.text_cluster) if self.entries is None else self.entries
 
     def drop(self, rows: Int64[np.ndarray, " n"], reason: Reason) -> None:
-        """Drop those of the rows that are still kept."""
+        """Drop rows for a reason; rows that were dropped earlier keep theirs."""
         still = rows[self.reason[rows] == 0]
         self.reason[still] = REASONS.index(reason)
 
     def drop_for(self, found: Pairs, reason: Reason, evaluation: str | None = None) -> None:
-        """Drop the right row of each pair because of the left: another row of the pool, or of an
-        evaluation set.
+        """Drop the right row of each pair because of its left row.
+
+        The left row is a row of the pool or, with `evaluation`, of the evaluation set of that name.
         """
         still = self.reason[found.right] == 0
         rows = found.right[still]
@@ -151,51 +155,56 @@ class Decisions:
             self.other_set[rows] = self.names.index(evaluation)
 
     def note_margin(self, margin: Margin, evaluation: str | None = None) -> None:
-        """Keep the pairs nearest to a threshold, for the report; of the pool itself, or of an
-        evaluation set.
+        """Keep the pairs nearest to a threshold for the report.
+
+        They are pairs of the pool itself or, with `evaluation`, with images of that set.
         """
         self.margins.append((evaluation or "", margin.nearest()))
 
     def merged_captions(self) -> dict[int, list[str]]:
-        """Captions of dropped rows by the selected row with the same image, without those that it
-        has itself.
+        """By selected row, the captions of dropped rows with the same image.
+
+        Captions that the selected row has itself are left out, and so are repetitions.
         """
         is_equal = np.isin(self.reason, [REASONS.index(reason) for reason in EQUAL_IMAGES])
         dropped = np.flatnonzero(is_equal & (self.other_set < 0))
 
-        # an image that a row equals in bytes may itself have been dropped for one with the same
-        # pixels
-        kept = self.other_row[dropped]
-        while len(again := np.flatnonzero(is_equal[kept])):
-            kept[again] = self.other_row[kept[again]]
+        # A row may have been dropped for one with equal bytes, and that one for another with equal
+        # pixels. Follow such chains to their end.
+        target = self.other_row[dropped]
+        while len(again := np.flatnonzero(is_equal[target])):
+            target[again] = self.other_row[target[again]]
 
-        is_selected = self.reason[kept] == 0
+        is_selected = self.reason[target] == 0
         dropped = dropped[is_selected]
-        kept = kept[is_selected]
-        merged = dict(zip(kept.tolist(), self.shards.captions(kept), strict=True))
+        target = target[is_selected]
+        merged = dict(zip(target.tolist(), self.shards.captions(target), strict=True))
         num_own = {row: len(captions) for row, captions in merged.items()}
 
-        for row, captions in zip(kept.tolist(), self.shards.captions(dropped), strict=True):
+        # dict.fromkeys removes repetitions and keeps the order.
+        for row, captions in zip(target.tolist(), self.shards.captions(dropped), strict=True):
             merged[row] += [
                 caption for caption in dict.fromkeys(captions) if caption not in merged[row]
             ]
 
+        # What was added lies behind the row's own captions.
         more = {row: captions[num_own[row] :] for row, captions in merged.items()}
         return {row: captions for row, captions in more.items() if captions}
 
     def counts(self) -> dict[Reason, int]:
-        """Rows per reason, in the order of the stages."""
+        """Number of rows per reason, in the order of the stages."""
         return dict(
             zip(REASONS, np.bincount(self.reason, minlength=len(REASONS)).tolist(), strict=True)
         )
 
     def write(self, folder: Path) -> None:
-        """Write the decisions and some examples of each kind of removal, atomically."""
+        """Write the decisions, examples of removals, and pairs near thresholds, each atomically."""
         write_table(folder / DECISIONS, self._table())
         write_table(folder / EXAMPLES, self._examples())
         write_table(folder / MARGINS, self._margins())
 
     def _table(self) -> pa.Table:
+        # A dictionary column stores each reason once, and one byte per row.
         dictionary = pa.DictionaryArray.from_arrays(pa.array(self.reason), pa.array(REASONS))
         columns = {
             "key": self.shards.keys().combine_chunks(),
@@ -218,33 +227,35 @@ class Decisions:
         return pa.table(columns)
 
     def _entry_lists(self, entries: Entries) -> pa.LargeListArray:
+        # Entries are stored as Arrow stores lists: offsets and values are used as they are.
         names = pa.DictionaryArray.from_arrays(
             pa.array(entries.values), pa.array(self.entry_names, pa.string())
         )
         return pa.LargeListArray.from_arrays(pa.array(entries.offsets), names)
 
     def _other_keys(self) -> pa.Array:
-        """The key of the row or evaluation image because of which a row was dropped; null where
-        there is none.
-        """
+        """Per row, the key of the image because of which it was dropped; null if there is none."""
         keys = np.full(len(self.reason), None, object)
         for index, shards in [(-1, self.shards), *enumerate(self.evaluation)]:
             rows = np.flatnonzero((self.other_row >= 0) & (self.other_set == index))
-            taken = shards.keys().combine_chunks().take(pa.array(self.other_row[rows]))
-            keys[rows] = taken.to_numpy(zero_copy_only=False)
+            others = shards.keys().combine_chunks().take(pa.array(self.other_row[rows]))
+            keys[rows] = others.to_numpy(zero_copy_only=False)
         return pa.array(keys, pa.large_string())
 
     def _names_of(self, sets: Int16[np.ndarray, " rows"]) -> pa.Array:
-        """Names of evaluation sets, null for -1."""
+        """Names of evaluation sets by number; null for -1."""
+        # A masked number is null, and `take` gives null for it.
         return pa.array(self.names, pa.string()).take(pa.array(sets, mask=sets < 0))
 
     def _examples(self) -> pa.Table:
-        """Both thumbnails of evenly spaced removals of each kind: evaluation images cannot be
-        looked up later.
+        """Evenly spaced removals of each reason, with both thumbnails.
+
+        Thumbnails are copied, because the report cannot open the evaluation images.
         """
         rows = [np.empty(0, np.int64)]
         for code in np.unique(self.reason[self.other_row >= 0]):
             dropped = np.flatnonzero((self.reason == code) & (self.other_row >= 0))
+            # Positions spread evenly from the first removal to the last.
             rows.append(
                 dropped[
                     np.linspace(0, len(dropped) - 1, min(EXAMPLES_PER_REASON, len(dropped))).astype(

@@ -1,11 +1,10 @@
-"""Duplicates in a pool: equal bytes or pixels, near perceptual hashes, near vectors in the same or
-next clusters.
+"""Duplicates in a pool: equal bytes or pixels, near perceptual hashes, near vectors.
 
-One rule for all: rows in order of preference, each dropped if a kept row before it is its
-duplicate. No more than one pair per row is held, so that thousands of pictures that are all alike
-cost no more memory than others. Semantic duplicates as in SemDeDup (arXiv:2303.09540), with
-neighboring clusters added, and with the word of a hash for pairs whose cosine alone does not
-decide.
+One rule holds for all: rows go in order of preference, and a row is dropped if it duplicates a kept
+row before it. At most one pair per row is held, so that thousands of pictures that are all alike
+need no more memory than others. Near vectors are searched in the same cluster, as in SemDeDup
+(arXiv:2303.09540), and here also in neighboring clusters. Where the cosine alone does not decide,
+the hashes of altered forms do.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,27 +20,31 @@ from curation.clusters.scan import Points
 from curation.clusters.spans import Span
 from curation.clusters.vectors import ShardVectors
 
+# The work is cut into at least 16 parts, each of about a million rows at most.
 PARTS = 16
-PART_ROWS = 1 << 20  # what workers share: at least so many parts, of about so many rows at most
+PART_ROWS = 1 << 20
 TILE_ROWS = 2048
-ADJOINING_SCORES = 1 << 26
-SCREEN_ROUNDING = 1e-5  # products of float32 screen, cosines decide
+ADJOINING_SCORES = 1 << 26  # 256 MB of float32 scores between centroids
+
+# Matrix products round differently from tile to tile. They only screen, below the threshold by more
+# than their rounding; the cosine of a pair, computed by itself, decides.
+SCREEN_ROUNDING = 1e-5
 SAMPLED_ROWS = 4096
 NO_BITS = -1
 
 
 class Pairs(NamedTuple):
-    """Pairs of rows that are alike, their cosine (1 for equal bytes or pixels) and the bits between
-    their hashes.
-    """
+    """Pairs of rows, and how near they are."""
 
     left: Int64[np.ndarray, " pairs"]
     right: Int64[np.ndarray, " pairs"]
     cosine: Float32[np.ndarray, " pairs"]
+    """1 for equal bytes or pixels; NaN where vectors were not compared."""
     bits: Int32[np.ndarray, " pairs"]
-    """NO_BITS where hashes were not compared."""
+    """Bits that differ between their hashes; NO_BITS where hashes were not compared."""
 
     def where(self, chosen: Bool[np.ndarray, " pairs"] | Int64[np.ndarray, " some"]) -> "Pairs":
+        """Some of the pairs, by a mask or by their numbers."""
         return Pairs(*(column[chosen] for column in self))
 
 
@@ -51,7 +54,7 @@ def pairs_of(
     cosine: Float32[np.ndarray, " pairs"] | float = np.nan,
     bits: Int32[np.ndarray, " pairs"] | int = NO_BITS,
 ) -> Pairs:
-    """Pairs, some of whose columns are one value for all."""
+    """Pairs; a cosine or bits that are one number hold for all of them."""
     count = len(left)
     return Pairs(left, right, np.full(count, cosine, np.float32), np.full(count, bits, np.int32))
 
@@ -65,14 +68,17 @@ def joined(found: Iterable[Pairs]) -> Pairs:
 
 
 def equal_pairs(hashes: UInt64[np.ndarray, " rows"], among: Int64[np.ndarray, " n"]) -> Pairs:
-    """The first row of each group with the same hash, paired with the others of its group.
+    """Pairs of the first row with a hash (left) and each other row with the same hash (right).
 
     `among` is in order of preference, here and below.
     """
+    # A stable sort keeps the order of preference within a group of equal hashes, and a group starts
+    # wherever the hash changes.
     ordered = among[np.argsort(hashes[among], kind="stable")]
     is_first = np.r_[True, hashes[ordered][1:] != hashes[ordered][:-1]][: len(ordered)]
 
-    # positions of firsts, carried forward over the rest of their group
+    # The position of each group's first row, carried forward over its group by a running maximum:
+    # [0, 0, 0, 3, 0] becomes [0, 0, 0, 3, 3].
     leader = ordered[np.maximum.accumulate(np.where(is_first, np.arange(len(ordered)), 0))]
     return pairs_of(leader, ordered, 1.0).where(~is_first)
 
@@ -80,39 +86,41 @@ def equal_pairs(hashes: UInt64[np.ndarray, " rows"], among: Int64[np.ndarray, " 
 def hash_pairs(
     hashes: UInt8[np.ndarray, "n bytes"], among: Int64[np.ndarray, " n"], most_bits: int
 ) -> Pairs:
-    """The rows to drop (right) whose perceptual hash is near that of a kept row (left), in any
-    orientation.
+    """The rows to drop (right), each with a kept row (left) whose perceptual hash is near.
 
-    `hashes` are those of the rows `among`, in the same order.
+    Near means at most `most_bits` differing bits in any orientation. `hashes` are those of the rows
+    `among`, in the same order.
     """
     repeats = repeats_in_order(hashes, most_bits)
     return pairs_of(among[repeats.left], among[repeats.right], bits=repeats.bits)
 
 
 class Neighborhoods(NamedTuple):
-    """Where the copies of a row are looked for: its cluster and those adjoining it."""
+    """Where duplicates of a row are searched: in its cluster and in adjoining clusters."""
 
     clusters: Int32[np.ndarray, " n"]
-    """Of the rows among which duplicates are looked for, in order of preference."""
+    """The clusters of the rows that are compared, in order of preference."""
     adjoining: Entries
-    """Per cluster, the others next to it."""
+    """Per cluster, the clusters next to it."""
 
 
 def neighborhoods(
     clusters: Int32[np.ndarray, " n"], centroids: Float32[np.ndarray, "k d"], neighbors: int
 ) -> Neighborhoods:
+    """The neighborhoods of rows with these clusters, for a number of neighboring clusters."""
     return Neighborhoods(clusters, _adjoining(centroids, neighbors))
 
 
 def semantic_pairs(
     points: Points, among: Int64[np.ndarray, " n"], near: Neighborhoods, rule: Rule
 ) -> Pairs:
-    """The rows to drop (right), each with the first kept row of its neighborhood that is alike
-    (left).
+    """The rows to drop (right), each with the first kept row of its neighborhood that it matches.
 
     Same result as a scan in order of preference that drops a row if an earlier kept row matches it.
     Each round settles every row whose first surviving match is already kept; only chains of matches
-    need more rounds.
+    need more rounds. Example: rows 0 to 2, where 1 matches 0 and 2 matches 1, but 2 does not match
+    0. In round one, 0 is kept and 1 is dropped; the match of 2 was still undecided. In round two,
+    1 is gone, so 2 has no match and is kept.
     """
     points = points.subset(among)
     is_kept = np.zeros(len(among), bool)
@@ -123,6 +131,9 @@ def semantic_pairs(
     while len(undecided):
         possible = np.flatnonzero(~is_dropped)
         first = _first_alike(points, near, undecided, possible, rule)
+
+        # Kept: no surviving row before it matches. Dropped: its first match is kept. Undecided: its
+        # first match is itself undecided.
         is_kept[np.setdiff1d(undecided, first.right)] = True
         dropped.append(first.where(is_kept[first.left]))
         is_dropped[dropped[-1].right] = True
@@ -133,9 +144,7 @@ def semantic_pairs(
 
 
 def nearest_others(points: Points, among: Int64[np.ndarray, " n"], near: Neighborhoods) -> Pairs:
-    """Some evenly spaced rows (right), each with the nearest other row of its neighborhood
-    (left).
-    """
+    """Evenly spaced rows (right), each with the nearest other row of its neighborhood (left)."""
     points = points.subset(among)
     asked = np.arange(0, len(among), max(1, len(among) // SAMPLED_ROWS))
     search = _Search(
@@ -151,28 +160,31 @@ def nearest_others(points: Points, among: Int64[np.ndarray, " n"], near: Neighbo
 
 
 def _adjoining(centroids: Float32[np.ndarray, "k d"], neighbors: int) -> Entries:
-    """For each cluster, the clusters that are among its nearest, or it among theirs."""
+    """Per cluster, the `neighbors` nearest clusters, and those that it is a nearest one of."""
     count = min(neighbors, len(centroids) - 1)
     norms = np.einsum("kd,kd->k", centroids, centroids)
     edges = [np.empty((2, 0), np.int64)]
     step = max(1, min(1024, ADJOINING_SCORES // len(centroids)))
 
     for start in range(0, len(centroids) if count else 0, step):
+        # |a - b|^2 less |a|^2, which is the same for all b: the order is that of the distances.
         scores = norms - 2 * centroids[start : start + step] @ centroids.T
         own = np.arange(start, start + len(scores))
         scores[np.arange(len(scores)), own] = np.inf
         nearest = np.argpartition(scores, count - 1, axis=1)[:, :count]
         edges.append(np.stack([np.repeat(own, count), nearest.reshape(-1)]))
 
-    # each edge in both directions, once
+    # Each edge in both directions, once. np.unique also sorts the columns by `own`, so that a
+    # search for each cluster's number gives the offsets.
     left, right = np.concatenate(edges, axis=1)
     own, other = np.unique(np.stack([np.r_[left, right], np.r_[right, left]]), axis=1)
     return Entries(np.searchsorted(own, np.arange(len(centroids) + 1)), other.astype(np.int32))
 
 
 class _Search(NamedTuple):
-    """What the workers share: rows that ask and rows that may answer, both by cluster and ascending
-    in each.
+    """What every worker needs: rows that search a match, and rows that may be one.
+
+    Both are ordered by cluster, and ascending within each cluster.
     """
 
     asked: Int64[np.ndarray, " asked"]
@@ -184,8 +196,9 @@ class _Search(NamedTuple):
     def neighborhoods(
         self, clusters: Span
     ) -> Iterator[tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]]:
-        """For each cluster of a range with rows that ask: these, and the rows of its neighborhood,
-        ascending.
+        """Per cluster with rows that search: these rows, and all rows of its neighborhood.
+
+        Both are ascending. Clusters without such rows are skipped.
         """
         filled = np.flatnonzero(np.diff(self.offsets[clusters[0] : clusters[1] + 1]))
         for cluster in (clusters[0] + filled).tolist():
@@ -213,9 +226,7 @@ def _first_alike(
     possible: Int64[np.ndarray, " possible"],
     rule: Rule,
 ) -> Pairs:
-    """Those of the rows asked (right) that are like a possible row before them, with the first of
-    these (left).
-    """
+    """The rows of `asked` (right) that match a row of `possible` before them, the first (left)."""
     search = _Search(*_by_cluster(near, asked), *_by_cluster(near, possible), near.adjoining)
     parts = even_parts(search.offsets, max(PARTS, len(asked) // PART_ROWS))
     found = points.scan_items("apply", parts, first_alike_in_clusters, search, rule)
@@ -223,20 +234,19 @@ def _first_alike(
 
 
 def first_alike_in_clusters(clusters: Span, points: Points, search: _Search, rule: Rule) -> Pairs:
-    """The rows asked of a range of clusters, each with the first row like it: what one worker
-    does.
-    """
-    found = list[Pairs]()
+    """The searching rows of a range of clusters, each with its first match: work of one worker."""
+    pairs = list[Pairs]()
     for rows, others in search.neighborhoods(clusters):
-        found += _first_in_order(points, rows, others, rule)
-    return joined(found)
+        pairs += _first_in_order(points, rows, others, rule)
+    return joined(pairs)
 
 
 def nearest_in_clusters(clusters: Span, points: Points, search: _Search) -> Pairs:
-    """The rows asked of a range of clusters, each with the nearest other row: what one worker
-    does.
+    """The searching rows of a range of clusters, each with the nearest other row.
+
+    This is the work of one worker.
     """
-    found = list[Pairs]()
+    pairs = list[Pairs]()
     for rows, others in search.neighborhoods(clusters):
         x = points.gather(rows)
         best = np.full(len(rows), -np.inf, np.float32)
@@ -244,26 +254,31 @@ def nearest_in_clusters(clusters: Span, points: Points, search: _Search) -> Pair
 
         for start in range(0, len(others), TILE_ROWS):
             columns = others[start : start + TILE_ROWS]
+            # Unit vectors: products are cosines. A row is not its own neighbor.
             cosines = np.where(columns == rows[:, None], -np.inf, x @ points.gather(columns).T)
             place = cosines.argmax(axis=1)
             value = cosines[np.arange(len(rows)), place].astype(np.float32)
             nearest = np.where(value > best, columns[place], nearest)
             best = np.maximum(best, value)
 
-        found.append(pairs_of(nearest, rows, best).where(nearest >= 0))
+        # A row that is alone in its neighborhood has none.
+        pairs.append(pairs_of(nearest, rows, best).where(nearest >= 0))
 
-    return joined(found)
+    return joined(pairs)
 
 
 def _first_in_order(
     points: Points, rows: Int64[np.ndarray, " n"], others: Int64[np.ndarray, " m"], rule: Rule
 ) -> Iterator[Pairs]:
-    """Products screen in tiles, the pairs that pass decide: independent of how the tiles were
-    cut.
+    """Pairs of each row and the first row of `others` before it that it matches.
+
+    Both are ascending. The result does not depend on the cut into tiles: products of a tile only
+    screen, and each pair that passes is decided by itself.
     """
     for start in range(0, len(rows), TILE_ROWS):
         waiting = rows[start : start + TILE_ROWS]
         x = points.gather(waiting)
+        # Only earlier rows can be a match. None of them lies behind the tile's last row.
         before = others[: np.searchsorted(others, waiting[-1])]
 
         for begin in range(0, len(before), TILE_ROWS):
@@ -272,7 +287,8 @@ def _first_in_order(
             is_found = np.zeros(len(waiting), bool)
             close = (x @ y.T >= rule.screen - SCREEN_ROUNDING) & (columns < waiting[:, None])
 
-            # each turn looks at the first pair of every row that still has one
+            # Each turn decides on the first close pair of every row that still has one, until the
+            # row has a match or no close pair is left. argmax gives the first True of a row.
             while len(place := np.flatnonzero(close.any(axis=1))):
                 first = close[place].argmax(axis=1)
                 close[place, first] = False
@@ -283,14 +299,16 @@ def _first_in_order(
                 close[place[is_alike]] = False
                 is_found[place[is_alike]] = True
 
+            # Rows with a match skip the remaining columns.
             waiting = waiting[~is_found]
             x = x[~is_found]
 
 
 def _is_alike(points: Points, pairs: Pairs, rule: Rule) -> Bool[np.ndarray, " pairs"]:
-    """By cosine alone, or by a likely cosine and a near hash of a form."""
+    """Whether pairs match: by their cosine alone, or by a likely cosine and a near form."""
     is_alike = pairs.cosine >= rule.least
     if rule.form_bits is not None:
+        # Hashes are read from the shards, so only for pairs that the cosine leaves open.
         asked = np.flatnonzero(~is_alike & (pairs.cosine >= rule.cosines.likely))
         bits = pair_distances(points, pairs.left[asked], pairs.right[asked])
         is_alike[asked] = bits <= rule.form_bits
@@ -300,7 +318,10 @@ def _is_alike(points: Points, pairs: Pairs, rule: Rule) -> Bool[np.ndarray, " pa
 def pair_distances(
     points: Points, left: Int64[np.ndarray, " pairs"], right: Int64[np.ndarray, " pairs"]
 ) -> Int32[np.ndarray, " pairs"]:
-    """Bits between rows of the same shards or their forms; rows are numbered as the points are."""
+    """The fewest bits between the images of each pair, or between one and a form of the other.
+
+    Rows are numbers among the points.
+    """
     assert isinstance(points.vectors, ShardVectors)
     shards = points.vectors.shards
     if not len(left):

@@ -1,9 +1,8 @@
-"""Leakage: images of the pool that are copies of an evaluation image; captions that occur in an
-evaluation set.
+"""Leakage: images of the pool that are copies of evaluation images, and shared captions.
 
-Evaluation images come as a folder of embeddings made by the same backbone. A row of the pool counts
-once, by its most certain sign: equal pixels or bytes, a near perceptual hash, a form of its nearest
-evaluation image, a near vector.
+Evaluation images come as a folder of embeddings by the same backbone. A row of the pool counts
+once, by its most certain sign: equal pixels or bytes, a near perceptual hash, an altered form of
+its nearest evaluation image, or a near vector.
 """
 
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from curation.shards.schema import BYTES_HASH, CAPTIONS, CLS, PIXEL_HASH
 
 HASHED_ROWS = 4096  # at a time, in each of 8 orientations
 FORM_ROWS = 1024
-FORM_ROUNDS = 2
+FORM_ROUNDS = 2  # the second has thresholds that the copies of the first no longer distort
 END_PUNCTUATION = " .!?,;:…。．！？、，；：।"
 
 
@@ -39,7 +38,7 @@ class Finding(NamedTuple):
 
 
 class Leaks(NamedTuple):
-    """What was found in one evaluation set, and the pairs next to each threshold."""
+    """The copies of the images of one evaluation set, and the pairs next to each threshold."""
 
     findings: list[Finding]
     margins: list[Margin]
@@ -52,24 +51,25 @@ def find_leakage(
     other: EmbeddingShards,
     config: LeakageConfig,
 ) -> Leaks:
-    """Copies of the images of one evaluation folder, the most certain sign first; a row occurs
-    once.
+    """Copies of the images of one evaluation folder, the most certain sign first.
 
-    Rows in `among`, those that have a vector, are compared by hash and vector.
+    A row occurs once. Only the rows in `among`, which must have a usable vector, are compared by
+    hash and by vector. Raises ValueError if the folders have different backbones, or lack hashes
+    that the config needs.
     """
     alike = config.alike
     leaks = Leaks([], [])
     if not other.num_rows:
         return leaks
 
-    left = np.empty(0, np.int64)
+    equal = np.empty(0, np.int64)
     if alike.exact:
         for column in (PIXEL_HASH, BYTES_HASH):
             pairs = _equal_hashes(pool, other, column)
-            leaks.findings.append(Finding("same image", pairs.where(~np.isin(pairs.right, left))))
-            left = np.union1d(left, pairs.right)
+            leaks.findings.append(Finding("same image", pairs.where(~np.isin(pairs.right, equal))))
+            equal = np.union1d(equal, pairs.right)
 
-    among = np.setdiff1d(among, left)
+    among = np.setdiff1d(among, equal)
     if alike.hash_bits is not None:
         check_hashed(pool, "the pool")
         check_hashed(other, "the evaluation set")
@@ -82,7 +82,7 @@ def find_leakage(
 
 
 def check_same_model(pool: EmbeddingShards, other: EmbeddingShards) -> None:
-    """ValueError unless one backbone made both."""
+    """Raise ValueError unless the same backbone made both."""
     if (pool.spec.digest, pool.spec.dim) != (other.spec.digest, other.spec.dim):
         raise ValueError(
             f"{other.folder} was embedded by {other.spec.backbone} ({other.spec.digest[:12]}), "
@@ -92,21 +92,23 @@ def check_same_model(pool: EmbeddingShards, other: EmbeddingShards) -> None:
 
 
 def check_hashed(shards: EmbeddingShards, what: str) -> None:
-    """ValueError when a folder has no perceptual hashes."""
+    """Raise ValueError when a folder has no perceptual hashes."""
     if not shards.spec.num_hashes:
         raise ValueError(
-            f"{shards.folder}, {what}, has no perceptual hashes: copies are looked for by them; "
+            f"{shards.folder}, {what}, has no perceptual hashes: the search for copies needs them; "
             "embed it again, or set hash_bits and form_bits to None"
         )
 
 
 def pool_of(points: Points) -> EmbeddingShards:
-    """The shards that the points are vectors of."""
+    """The shards whose vectors the points are."""
     assert isinstance(points.vectors, ShardVectors)
     return points.vectors.shards
 
 
 def _equal_hashes(pool: EmbeddingShards, other: EmbeddingShards, column: str) -> Pairs:
+    """Pairs with the same hash: the first evaluation image with it (left), a pool row (right)."""
+    # A sorted search in the known hashes; a hash above all of them would be one place too far.
     known, first = np.unique(other.hashes(column), return_index=True)
     hashes = pool.hashes(column)
     place = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
@@ -121,9 +123,9 @@ def _by_hash(
     most_bits: int,
     leaks: Leaks,
 ) -> Int64[np.ndarray, " rest"]:
-    """Add the rows whose hash is near that of an evaluation image; returns the others."""
+    """Add the rows whose hash is near that of an evaluation image; return the other rows."""
     known = other.perceptual_hashes(np.arange(other.num_rows), 1)[:, 0]
-    spans = [found for _, found in points.subset(among).scan("apply", nearest_hashes, known)]
+    spans = [nearest for _, nearest in points.subset(among).scan("apply", nearest_hashes, known)]
     bits, number = (
         (np.concatenate(columns) for columns in zip(*spans, strict=True)) if spans else _NOTHING
     )
@@ -142,9 +144,7 @@ _NOTHING = np.empty(0, np.int32), np.empty(0, np.int64)
 def nearest_hashes(
     span: Span, points: Points, known: UInt8[np.ndarray, "m bytes"]
 ) -> tuple[Int32[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """Per row of a span, the bits to the nearest known hash and its number: what one worker
-    does.
-    """
+    """(bits, number) of the nearest known hash, per row of a span: the work of one worker."""
     shards = pool_of(points)
     index = HashIndex(known, len(known))
     index.add(known)
@@ -169,11 +169,11 @@ def _by_vector(
     alike: LikenessConfig,
     leaks: Leaks,
 ) -> None:
-    """Add the rows that are near their nearest evaluation image: by a form of it, or by cosine
-    alone.
-    """
+    """Add the copies of the nearest evaluation image: by a form of it, or by cosine alone."""
     targets = ShardVectors(other.folder, CLS, unit=True).gather(np.arange(other.num_rows))
     _check_finite(other, targets)
+    # Evaluation images as centroids: the nearest of each row. Of unit vectors, |x - y|^2 is
+    # 2 - 2 cos.
     nearest, squared = assign(points.subset(among), targets)
     pairs = pairs_of(nearest.astype(np.int64), among, 1 - squared / 2)
 
@@ -190,7 +190,7 @@ def _by_vector(
             leaks.findings.append(Finding("altered form", compared.where(is_copy)))
             leaks.margins.append(Margin("altered form", alike.form_bits, compared))
 
-            # what is left without the copies tells better what is near by chance
+            # Without the copies, the remaining cosines tell better what is near by chance.
             pairs = pairs.where(np.setdiff1d(np.arange(len(pairs.left)), asked[is_copy]))
             rule = rule_of(alike, calibrate(pairs.cosine, alike.false_rate))
 
@@ -200,6 +200,7 @@ def _by_vector(
 
 
 def _check_finite(other: EmbeddingShards, targets: Float32[np.ndarray, "n d"]) -> None:
+    """Raise ValueError, with the first keys, when a vector is not finite."""
     bad = np.flatnonzero(~np.isfinite(targets).all(axis=1))
     if len(bad):
         keys = other.keys().take(pa.array(bad[:5])).to_pylist()
@@ -211,6 +212,7 @@ def _check_finite(other: EmbeddingShards, targets: Float32[np.ndarray, "n d"]) -
 
 
 def _form_bits(points: Points, pairs: Pairs, other: EmbeddingShards) -> Int32[np.ndarray, " pairs"]:
+    """The fewest bits between the images of each pair or their forms, by the workers."""
     asked = points.subset(pairs.right)
     spans = [bits for _, bits in asked.scan("apply", form_bits_of_span, other, pairs.left)]
     return np.concatenate([_NOTHING[0], *spans])
@@ -219,8 +221,9 @@ def _form_bits(points: Points, pairs: Pairs, other: EmbeddingShards) -> Int32[np
 def form_bits_of_span(
     span: Span, points: Points, other: EmbeddingShards, evaluation_rows: Int64[np.ndarray, " n"]
 ) -> Int32[np.ndarray, " span"]:
-    """Per row of a span, the fewest bits to its evaluation image or a form of it: what one worker
-    does.
+    """The fewest bits of each row of a span to its evaluation image: the work of one worker.
+
+    Forms of either image count. `evaluation_rows` has one row per point, not per row of the span.
     """
     shards = pool_of(points)
     rows = np.arange(points.num_rows) if points.rows is None else points.rows
@@ -237,10 +240,10 @@ def form_bits_of_span(
 
 
 def captions_in(points: Points, other: EmbeddingShards) -> Pairs:
-    """Rows of the pool (right) with a caption of an evaluation set, and its row with the first such
-    caption (left).
+    """Rows of the pool (right) that share a caption with an evaluation row (left).
 
-    Case, spaces, end punctuation and Unicode's compatible forms make no difference.
+    It is the evaluation row of the first shared caption. Captions are compared without regard to
+    case, spaces, punctuation at the end, and Unicode's compatible forms.
     """
     known, evaluation_rows = _flat_captions(other)
     rows = [np.empty(0, np.int64)]
@@ -255,27 +258,27 @@ def captions_in(points: Points, other: EmbeddingShards) -> Pairs:
 def find_captions(
     span: Span, points: Points, known: pa.LargeStringArray
 ) -> tuple[Int64[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
-    """The rows of a span with a known caption, and where the first such is: what one worker
-    does.
+    """(rows of a span with a known caption, its place in `known`): the work of one worker.
+
+    A row with several known captions has the place of the first.
     """
     captions, rows = _flat_captions(pool_of(points), span)
+    # index_in gives null for unknown captions; np.unique keeps the first caption of each row.
     place = pc.index_in(captions, known)
     is_known: Bool[np.ndarray, " n"] = place.is_valid().to_numpy(zero_copy_only=False)
-    found, first = np.unique(rows[is_known], return_index=True)
-    return found, place.fill_null(0).to_numpy(zero_copy_only=False)[is_known][first]
+    sharing, first = np.unique(rows[is_known], return_index=True)
+    return sharing, place.fill_null(0).to_numpy(zero_copy_only=False)[is_known][first]
 
 
 def _flat_captions(
     shards: EmbeddingShards, span: Span | None = None
 ) -> tuple[pa.LargeStringArray, Int64[np.ndarray, " n"]]:
-    """Every caption, or those of a range of rows, as they are compared, and the row that each
-    belongs to.
-    """
+    """(captions in the form that is compared, the row of each) of all rows, or of a span."""
     column = shards.strings(CAPTIONS, span).combine_chunks()
     rows = np.arange(len(column)) + (span[0] if span else 0)
     captions = compared_captions(column.flatten())
 
-    # a caption of nothing but punctuation equals no other
+    # A caption of nothing but punctuation is empty here: it must not equal another such caption.
     owners = np.repeat(rows, pc.list_value_length(column).to_numpy())
     is_text = pc.not_equal(captions, "")
 
@@ -283,8 +286,10 @@ def _flat_captions(
 
 
 def compared_captions(captions: pa.LargeStringArray) -> pa.LargeStringArray:
-    """Captions in lower case and Unicode's compatible composed form, single-spaced, without
-    punctuation at the end.
+    """Captions in the form that is compared.
+
+    That is lower case, Unicode's compatible composed form (NFKC), single spaces, and no punctuation
+    at the end.
     """
     plain = pc.utf8_lower(pc.utf8_normalize(captions, form="NFKC"))
     spaced = pc.utf8_trim_whitespace(

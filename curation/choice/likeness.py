@@ -1,10 +1,9 @@
-"""How near two vectors must be to belong to copies of one image: read off the pool itself, not set
-per backbone.
+"""How near the vectors of two copies must be, estimated from the pool itself.
 
-The cosine of an image with its nearest image of another kind depends on the backbone, on the
-pictures and on how many there are. Minus the logarithm of one minus it is close to normal, so the
-quartiles of a pool, which some copies among the images hardly move, tell which value all but a
-given share of images stay below.
+The cosine of an image with its nearest other image depends on the backbone, on the pictures and on
+how many there are, so no fixed threshold fits. But -log(1 - cosine) is close to a normal
+distribution. Its quartiles, which a few copies among the images hardly move, tell the value that
+all but a chosen share of images stay below.
 """
 
 from typing import NamedTuple
@@ -15,47 +14,54 @@ from scipy.stats import norm
 
 from curation.choice.config import LikenessConfig
 
-FEWEST = 200  # cosines that a quantile may be read off; with fewer, the values below are taken
+# With fewer cosines than this, their quartiles say too little, and LIKELY and SURE are used.
+FEWEST = 200
 LIKELY = 0.9
 SURE = 0.985
-LIKELY_RATE = 0.01  # of images without a copy that the hash has to decide on
-EQUAL = 1e-6  # cosines of equal vectors fall short of 1 by this at most: rounding of float32
+LIKELY_RATE = 0.01  # share of images without a copy for which the hash has to decide
+EQUAL = 1e-6  # the cosine of equal vectors is at least 1 less this: rounding of float32
 
 
 class Cosines(NamedTuple):
-    """The least cosines of copies: `likely` with the word of a hash, `sure` by themselves."""
+    """The least cosines of copies."""
 
     likely: float
+    """Enough if the hashes agree."""
     sure: float
+    """Enough by itself."""
 
 
 def calibrate(nearest: Float32[np.ndarray, " n"], false_rate: float) -> Cosines:
     """Thresholds from the cosine of each image with its nearest other image.
 
-    `likely` is what 99 % of images without a copy stay below, `sure` what all but a share of
-    `false_rate` stay below. Example: of 900 photographs without a copy among 100 others, nearest
-    cosines have quartile .834 and median .848 (EfficientNet-Lite0); `likely` is then .887, and
-    `sure` .918 for one in a million. The largest of the 900 is .892.
+    99 % of images without a copy stay below `likely`, and all but a share of `false_rate` stay
+    below `sure`. Example: 900 photographs, none of which has a copy among 100 others. Their nearest
+    cosines have the lower quartile 0.834 and the median 0.848 (EfficientNet-Lite0). `likely` is
+    then 0.887, and `sure` is 0.918 for one in a million. The largest of the 900 cosines is 0.892.
     """
+    # Equal vectors are copies for certain, and say nothing about images without a copy.
     below_one = nearest[nearest < 1 - EQUAL]
     if len(below_one) < FEWEST:
         return Cosines(LIKELY, SURE)
 
     lower, median, upper = np.quantile(-np.log1p(-below_one.astype(np.float64)), [0.25, 0.5, 0.75])
 
-    # copies, where there are many, are above the median: what only leads to a look at the hash does
-    # without that half
+    # Two estimates of the standard deviation: a quartile of a normal distribution lies 0.67 of it
+    # from the median. Copies, if there are many, lie above the median and widen the upper half.
+    # `likely`, where hashes are compared anyway, uses the lower half alone; `sure` uses the wider.
     below = (median - lower) / norm.ppf(0.75)
     above = (upper - median) / norm.ppf(0.75)
     likely = median + norm.isf(LIKELY_RATE) * below
     sure = median + norm.isf(false_rate) * max(below, above)
 
+    # Back from -log(1 - cosine) to cosines.
     return Cosines(float(-np.expm1(-likely)), float(-np.expm1(-sure)))
 
 
 def least_cosine(config: LikenessConfig, calibrated: Cosines) -> float:
-    """The cosine that is enough by itself; infinite where it is not used. 1 means equal up to
-    rounding.
+    """The cosine that is enough by itself; infinity if cosines are not used.
+
+    A setting of 1 means equal up to rounding.
     """
     if config.cosine is None:
         return np.inf
@@ -64,13 +70,13 @@ def least_cosine(config: LikenessConfig, calibrated: Cosines) -> float:
 
 
 class Rule(NamedTuple):
-    """When two images whose vectors are near are copies: cosines, and the bits of a form; None
-    where not used.
-    """
+    """When two images whose vectors are near are copies."""
 
     cosines: Cosines
     least: float
+    """Cosine that is enough by itself."""
     form_bits: int | None
+    """Bits to a form that are enough if the cosine is likely; None: forms are not used."""
 
     @property
     def screen(self) -> float:
@@ -79,5 +85,5 @@ class Rule(NamedTuple):
 
 
 def rule_of(config: LikenessConfig, calibrated: Cosines) -> Rule:
-    """The rule that a config and a pool make."""
+    """The rule of a config, with the cosines of a pool."""
     return Rule(calibrated, least_cosine(config, calibrated), config.form_bits)

@@ -1,6 +1,6 @@
 """Time, memory and progress of the phases of a step whose passes run on a pool of workers.
 
-A phase shows a bar whose steps are the spans of its passes.
+The progress bar of a phase counts the spans that workers have finished.
 """
 
 import time
@@ -15,17 +15,18 @@ from curation.clusters.scan import Workers
 
 
 class Phase(NamedTuple):
-    """What a phase took: wall time, and the peak memory of the driver and of all workers together,
-    in MB.
-    """
+    """What a phase needed."""
 
     seconds: float
+    """Wall time."""
     driver_mb: float
+    """Peak memory of the driver, MB."""
     workers_mb: float
+    """Sum of the peak memory of all workers, MB."""
 
 
 class Phases:
-    """The workers of a step, and what each phase took on them."""
+    """The workers of a step, and what each phase needed."""
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
@@ -34,15 +35,15 @@ class Phases:
         self.taken: dict[str, Phase] = {}
 
     def map(self, method: str, items: Sequence[Any], *shared: object) -> Iterator[tuple[Any, Any]]:
-        """The workers' map, shown as progress of the current phase."""
+        """The workers' own `map`; each result advances the progress bar of the current phase."""
         for done in self._workers.map(method, items, *shared):
             self._advance()
             yield done
 
     @contextmanager
     def phase(self, name: str, num_items: int = 1) -> Iterator[None]:
-        """A phase whose passes hand out at most about so many items."""
-        self._peaks_mb.clear()
+        """Measure a phase, whose passes have about `num_items` items at most in all."""
+        self._peaks_mb.clear()  # the pool writes the peaks of this phase into the same dictionary
         start = time.monotonic()
         with (
             progress(num_items, name.replace("_", " "), "spans") as self._advance,
@@ -57,4 +58,4 @@ class Phases:
 
 
 def _nothing() -> None:
-    """Outside of phases nothing is shown."""
+    """Outside of phases, no progress is shown."""

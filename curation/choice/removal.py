@@ -1,6 +1,4 @@
-"""The stages that remove rows before anything is balanced: unusable vectors, leakage,
-duplicates.
-"""
+"""The stages that remove rows before anything is balanced: bad vectors, leakage, duplicates."""
 
 import numpy as np
 import pyarrow.compute as pc
@@ -24,8 +22,9 @@ from curation.shards.schema import BYTES_HASH, CAPTIONS, PIXEL_HASH
 
 
 def drop_invalid(decisions: Decisions, points: Points, error_budget: float) -> None:
-    """Count rows whose vector is not finite or zero; ValueError when there are more than the budget
-    allows.
+    """Drop rows whose vector is not finite or zero.
+
+    Raises ValueError when they are more than a share of `error_budget` of all rows.
     """
     not_finite, zero = (
         np.concatenate(parts)
@@ -39,7 +38,7 @@ def drop_invalid(decisions: Decisions, points: Points, error_budget: float) -> N
         keys = decisions.shards.keys().combine_chunks().take(bad[:5]).to_pylist()
         raise ValueError(
             f"{len(not_finite)} vectors with NaN or infinite values and {len(zero)} zero vectors "
-            f"among {points.num_rows} (keys {keys}): at most a share of {error_budget} may be; "
+            f"among {points.num_rows} (keys {keys}): at most a share of {error_budget} is allowed; "
             "look at them, or raise error_budget"
         )
 
@@ -51,8 +50,9 @@ def drop_leakage(
     name: str,
     config: LeakageConfig,
 ) -> dict[str, float]:
-    """Drop the copies of images of one evaluation set, and note whose captions occur there; returns
-    the thresholds.
+    """Drop the copies of images of one evaluation set; return the thresholds, by name.
+
+    Also notes which rows share a caption with the set. `valid` are the rows with a usable vector.
     """
     number = decisions.names.index(name)
     other = decisions.evaluation[number]
@@ -81,16 +81,16 @@ def drop_duplicates(
     config: DuplicatesConfig,
     seed: int,
 ) -> dict[str, float]:
-    """Drop all but one of each group of duplicates among the surviving rows; returns the
-    thresholds.
+    """Drop all but one of each group of duplicates among the surviving rows.
 
-    The surest sign comes first.
+    The most certain sign comes first. Returns the thresholds, by name.
     """
     shards = decisions.shards
     alike = config.alike
     preference = _preference(decisions, levels, config, seed)
 
     def in_order() -> Int64[np.ndarray, " n"]:
+        # Each stage drops rows, so every stage asks for the survivors again.
         rows = decisions.surviving()
         return rows[np.argsort(preference[rows], kind="stable")]
 
@@ -125,23 +125,28 @@ def _threshold_name(where: str, margin: Margin) -> str:
 def _preference(
     decisions: Decisions, levels: list[Level], config: DuplicatesConfig, seed: int
 ) -> Float64[np.ndarray, " rows"]:
-    """Lowest for the row that should stay among duplicates; ties are broken by coin."""
+    """Per row, its place in the order of preference; the lowest of duplicates stays.
+
+    Ties are broken by a random number per key.
+    """
     tie = coins(decisions.shards.keys(), seed, "duplicates")
     if config.keep == "caption":
         captions = decisions.shards.strings(CAPTIONS).combine_chunks()
         lengths = pc.binary_length(captions.flatten()).to_numpy(zero_copy_only=False)
+        # The bytes of all captions, summed by row. Negated, because the lowest value stays.
         row = np.repeat(np.arange(len(captions)), pc.list_value_length(captions).to_numpy())
         first = -np.bincount(row, lengths, len(captions))
     else:
         first = centroid_distances(decisions, levels)
 
+    # lexsort sorts by its last key first. The position in the sorted order becomes the row's value.
     rank = np.empty(len(tie))
     rank[np.lexsort((tie, first))] = np.arange(len(tie))
     return rank
 
 
 def centroid_distances(decisions: Decisions, levels: list[Level]) -> Float64[np.ndarray, " rows"]:
-    """Squared distance of each row to its centroid of the first level; 0 without clusters."""
+    """Squared distance of each row to its centroid of the first level; 0 if it has no cluster."""
     distances = np.zeros(len(decisions.reason))
     if levels:
         distances[decisions.image_cluster >= 0] = levels[0].distances

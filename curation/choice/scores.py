@@ -1,8 +1,7 @@
-"""Scores of pairs that were computed elsewhere, by key: what a quality or safety filter of one's
-own gives to curation.
+"""Scores of pairs by key, from a quality or safety filter that the user has run.
 
-A score file is a table with the columns `key` and `score`, or with two columns in that order: .csv,
-.tsv, .jsonl or .parquet.
+A score file is a .csv, .tsv, .jsonl or .parquet table with the columns `key` and `score`, or with
+two columns of any name in that order.
 """
 
 import csv
@@ -40,14 +39,14 @@ def drop_low_scores(
 ) -> None:
     """Drop pairs whose score is lower than `min_score`, and pairs without a score.
 
-    ValueError when more pairs have no score than the budget allows, and when no pair reaches the
-    score.
+    Raises ValueError when more than a share of `error_budget` has no score, and when no pair has
+    the minimum score.
     """
     scores = read_scores(path)
     keys = decisions.shards.keys()
     positions = pc.index_in(keys, value_set=scores.keys).combine_chunks()
 
-    # A pair that the file does not name has no score, as one whose score is empty there.
+    # A pair that is not in the file has no score, like a pair whose score is empty there.
     rows = np.flatnonzero(positions.is_valid().to_numpy(zero_copy_only=False))
     values = np.full(len(keys), np.nan)
     values[rows] = scores.values[positions.drop_null().to_numpy()]
@@ -57,16 +56,16 @@ def drop_low_scores(
         raise ValueError(
             f"{path} has no score for {len(missing):,} of {len(keys):,} pairs, such as "
             f"{decisions.shards.keys_of(missing[:KEYS_SHOWN])} (keys of the file: "
-            f"{scores.keys[:KEYS_SHOWN].to_pylist()}): every pair of the pool needs one, but for "
-            f"a share of {error_budget}; add them to the file, or raise curate.error_budget to "
-            "drop these pairs"
+            f"{scores.keys[:KEYS_SHOWN].to_pylist()}): every pair of the pool needs one, except "
+            f"for a share of {error_budget}; add them to the file, or raise curate.error_budget "
+            "to drop these pairs"
         )
 
     if not (values >= min_score).any():
         raise ValueError(
             f"no pair of {len(keys):,} has a score of at least {min_score:g} (scores of {path} "
-            f"are {np.nanmin(values):g} to {np.nanmax(values):g}): some must be left; lower "
-            "curate.min_score"
+            f"are {np.nanmin(values):g} to {np.nanmax(values):g}): at least one must be left; "
+            "lower curate.min_score"
         )
 
     decisions.drop(missing, "score: missing")
@@ -74,7 +73,10 @@ def drop_low_scores(
 
 
 def read_scores(path: Path) -> Scores:
-    """The rows of a score file; ValueError when it is no table of unique keys and numbers."""
+    """The rows of a score file.
+
+    Raises ValueError when it is not a table of unique keys and numbers.
+    """
     suffix = path.suffix.lower()
     try:
         if suffix in DELIMITERS:
@@ -115,6 +117,7 @@ def _read_text(path: Path, delimiter: str) -> pa.Table:
             csv.reader([file.readline().decode("utf-8-sig", "replace")], delimiter=delimiter), []
         )
         file.seek(0)
+        # Without a header, the columns get names, and the first line is data.
         names = [name.strip() for name in first] if not _is_number(first[1:2]) else [KEY, SCORE]
         has_header = names == [name.strip() for name in first]
 
@@ -147,6 +150,6 @@ def _columns(path: Path, names: Sequence[str]) -> tuple[str, str]:
 def _no_scores(path: Path, what: str) -> ValueError:
     return ValueError(
         f"{path} cannot be read as scores ({what}): a .csv, .tsv, .jsonl or .parquet with the "
-        f"columns {KEY} and {SCORE} is required, a number per pair; write one, or take "
+        f"columns {KEY} and {SCORE} is required, one number per pair; write one, or leave "
         "curate.scores out"
     )

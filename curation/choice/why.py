@@ -1,4 +1,4 @@
-"""What became of one pair, read from the decisions of a curate folder."""
+"""The decision on one pair, read from the decisions of a curate folder."""
 
 import math
 from pathlib import Path
@@ -15,10 +15,10 @@ def read_decisions(folder: Path) -> pa.Table:
 
 
 def why(folder: Path, key: str) -> dict[str, object]:
-    """What became of one pair: its clusters, keep probabilities, reason, and the pair or image it
-    was dropped for.
+    """The decision on one pair: clusters, keep probabilities, reason, and the image it copies.
 
-    Raises KeyError when no row of the pool has that key.
+    Keys of the result are the columns of the table, and `row`; NaN becomes None. Raises KeyError
+    when no row of the pool has that key.
     """
     table = read_decisions(folder)
     row = pc.index(table["key"], pa.scalar(key, table["key"].type)).as_py()

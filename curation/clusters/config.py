@@ -1,19 +1,21 @@
-"""Settings of k-means and of the hierarchy of clusters, and the plan of its levels for a number of
-rows."""
+"""Settings of k-means and of the hierarchy of clusters, and the plan of its levels."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 ROWS_PER_CLUSTER = 40
 CLUSTERS_PER_CLUSTER = 10
-PARTS = 100
+PARTS = 100  # sub-clusters per first-stage cluster, as in Vo et al. 2024 (10 M = 100 k x 100)
 
-# Clusters. Seeding as many takes the driver minutes, and the time grows with their square.
+# Most clusters of a single stage. The driver needs minutes to seed this many, and the time grows
+# with the square of their number.
 LARGEST_STAGE = 50_000
 
 Engine = Literal["auto", "onnxruntime", "onednn", "faiss", "torch"]
-"""What multiplies rows by centroids: 8-bit integers by onnxruntime or oneDNN, float32 by FAISS's
-exact search, or bfloat16 by torch (on a GPU).
+"""What multiplies rows by centroids.
+
+onnxruntime and onednn: 8-bit integers; faiss: float32, by its exact search; torch: bfloat16 on a
+GPU; auto: what is fastest on this machine. The labels are the same with each of them.
 """
 
 Seeding = Literal["k-means++", "k-means||", "random"]
@@ -22,14 +24,14 @@ Seeding = Literal["k-means++", "k-means||", "random"]
 @dataclass(frozen=True)
 class KMeansConfig:
     iterations: int = 25
-    """Most Lloyd iterations per clustering."""
+    """Maximum number of Lloyd iterations per clustering."""
     tolerance: float = 1e-4
-    """Stop when the objective falls by less than this share in one iteration."""
+    """Stop when one iteration reduces the objective by less than this share."""
     seeding: Seeding = "k-means++"
-    """How the first centroids are chosen: k-means++ and random from a sample, k-means|| from all
-    rows."""
+    """How the first centroids are chosen: k-means++ and random use a sample of the rows, k-means||
+    uses all of them."""
     sample_per_centroid: int = 16
-    """Rows in that sample, per centroid."""
+    """Size of that sample, in rows per centroid."""
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
@@ -41,12 +43,13 @@ class KMeansConfig:
 @dataclass(frozen=True)
 class LevelsConfig:
     clusters: tuple[int, ...] = ()
-    """Clusters per level, finest first. Empty: one per 40 distinct rows on the first level and one
-    per 10 of those on the second; more than 50,000 are made in two stages."""
+    """Clusters per level, finest first. Empty: one per 40 distinct rows on the first level, and one
+    per 10 of those clusters on the second; a level of more than 50,000 is made in two stages."""
     resampling: tuple[int, ...] = ()
     """Resampling rounds per level. Empty: none on the first level, two on the others."""
     nearest: tuple[int, ...] = ()
-    """Points per cluster that a resampling round clusters again. Empty: 4 on each level."""
+    """Points per cluster that a resampling round uses: the nearest to the centroid. Empty: 4 on
+    each level."""
     split: tuple[int, ...] = ()
     """Two-stage clustering: sub-clusters per first-stage cluster, one number per level (10 M
     clusters as 100 k x 100). 0: a single stage. Empty: chosen with the number of clusters.
@@ -61,6 +64,7 @@ class LevelsConfig:
                     "per level of levels.clusters is needed; leave it empty for the default"
                 )
 
+        # An empty `split` ends this loop at once: nothing is split, so nothing needs a check.
         rounds_of_level = self.resampling or (0,) * len(self.clusters)
         for clusters, split, rounds in zip(
             self.clusters, self.split, rounds_of_level, strict=False
@@ -81,7 +85,7 @@ class LevelsConfig:
             )
 
     def resolve(self, num_rows: int) -> list["LevelPlan"]:
-        """The plan of every level for a number of rows."""
+        """The plan of every level, finest first, for a number of distinct rows."""
         if not self.clusters:
             return automatic_levels(*automatic_clusters(num_rows)).resolve(num_rows)
 
@@ -93,7 +97,7 @@ class LevelsConfig:
 
 
 def _default_rounds(level: int, split: int) -> int:
-    """Rows keep their density, the levels above are resampled twice; a split level cannot be."""
+    """Resampling rounds: none for the rows themselves, none where a level is split, else two."""
     return 2 if level > 0 and split < 2 else 0
 
 
@@ -103,16 +107,19 @@ def automatic_clusters(num_points: int, split: int = 0) -> tuple[int, int]:
 
 
 def _in_stages(num_clusters: int, split: int = 0) -> tuple[int, int]:
-    """A multiple of `split`, and `split`: if it is 0, as large as a first stage of at most
-    LARGEST_STAGE clusters needs it to be."""
+    """(number of clusters, split), with the number rounded down to a multiple of the split.
+
+    A split of 0 is replaced where a single stage would have more than LARGEST_STAGE clusters.
+    """
     if not split and num_clusters > LARGEST_STAGE:
+        # The division rounds up, so that the first stage has LARGEST_STAGE clusters at most.
         split = max(PARTS, -(-num_clusters // LARGEST_STAGE))
     parts = max(1, split)
     return max(1, num_clusters // parts) * parts, split
 
 
 def automatic_levels(num_clusters: int, split: int = 0) -> LevelsConfig:
-    """A second level of one cluster per 10 of the first, unless the first has two at most."""
+    """Two levels, the second with one cluster per 10 of the first; one level if that has only two."""
     levels = [(num_clusters, split)]
     if num_clusters > 2:
         levels.append(_in_stages(max(2, num_clusters // CLUSTERS_PER_CLUSTER)))
@@ -121,7 +128,7 @@ def automatic_levels(num_clusters: int, split: int = 0) -> LevelsConfig:
 
 
 class LevelPlan(NamedTuple):
-    """One level to be made."""
+    """One level to be made. The fields are those of LevelsConfig, for this level alone."""
 
     num_clusters: int
     rounds: int

@@ -1,9 +1,9 @@
-"""Hierarchical k-means with resampling, Vo et al. 2024 (arXiv:2405.15613): level 1 clusters the
-rows, level t the centroids of level t - 1.
+"""Hierarchical k-means with resampling, Vo et al. 2024 (arXiv:2405.15613).
 
-Resampling evens out the density of a level's points: the r points nearest each centroid are
-clustered again, and all points are assigned to the new centroids. Each finished level is a file,
-and a killed run continues inside the level it was in.
+Level 1 clusters the rows, and level t clusters the centroids of level t - 1. Resampling evens out
+the density of a level's points: k-means runs again on the r points nearest to each centroid only,
+so that a dense region counts no more than a sparse one, and then all points are assigned to the
+new centroids. Each finished level is a file, and a killed run continues inside its last level.
 """
 
 import logging
@@ -27,10 +27,11 @@ def cluster_levels(
 ) -> list[Level]:
     """All levels, finest first.
 
-    They are written to the folder as level-N.npz and level-N.centroids.npy; levels that are there
-    already are read.
+    They are written to the folder as level-N.npz and level-N.centroids.npy. Levels whose files
+    exist already are read.
     """
     levels: list[Level] = []
+    # The plan counts on a full level below; a split level may have fewer clusters than planned.
     planned_points = points.num_rows
     for number, level_plan in enumerate(plan, start=1):
         path = folder / f"level-{number}.npz"
@@ -48,7 +49,7 @@ def cluster_levels(
 
 
 def _scaled(plan: LevelPlan, num_points: int, planned_points: int) -> LevelPlan:
-    """The planned number of clusters per point, where a split level below made fewer points."""
+    """The plan with fewer clusters, in proportion, where the level below has fewer than planned."""
     if num_points >= planned_points:
         return plan
     num_clusters = max(1, plan.num_clusters * num_points // planned_points)
@@ -66,6 +67,8 @@ def _cluster_level(
 
     centroids = kmeans(points, plan.num_clusters, config, seed, _state_path(path, 0))
     for step in range(1, plan.rounds + 1):
+        # Each round has a seed and a checkpoint of its own: a killed run skips finished rounds,
+        # because k-means on a finished checkpoint returns at once.
         labels, distances = assign(points, centroids)
         resampled = points.subset(nearest_rows(labels, distances, plan.nearest))
         centroids = kmeans(
@@ -76,7 +79,11 @@ def _cluster_level(
 
 
 def _points_above(path: Path, points: Points) -> Points:
-    """The centroids of a level as points: few are scanned by this process, many by the workers."""
+    """The centroids of a level as points of the next.
+
+    Few of them are copied to memory and scanned by this process. Many stay in their file, and the
+    workers scan them.
+    """
     centroids = StoredCentroids(centroids_path(path), points.unit)
     if centroids.num_rows * centroids.dim <= VALUES_IN_MEMORY:
         in_memory = np.asarray(read_level(path).centroids)
@@ -87,16 +94,18 @@ def _points_above(path: Path, points: Points) -> Points:
 def nearest_rows(
     labels: Int32[np.ndarray, " n"], distances: Float32[np.ndarray, " n"], count: int
 ) -> Int64[np.ndarray, " m"]:
-    """The rows among the `count` nearest to their centroid, ascending; ties go to the lower row."""
+    """The `count` rows of each cluster that are nearest to its centroid, ascending over all rows.
+
+    Ties go to the lower row.
+    """
     return np.flatnonzero(rank_in_groups(labels, distances) < count)
 
 
 def cluster_of_rows(levels: list[Level]) -> list[Int32[np.ndarray, " n"]]:
-    """Per level, the cluster of every row: the label of its cluster on the level below, and so
-    on.
-    """
+    """Per level, the cluster of every row, finest level first."""
     labels = [levels[0].labels]
     for level in levels[1:]:
+        # A level labels the clusters below it: look up the label of each row's cluster there.
         labels.append(level.labels[labels[-1]])
     return labels
 

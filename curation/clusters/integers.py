@@ -1,7 +1,6 @@
-"""Products of 8-bit integers by maintained libraries: onnxruntime on every processor, oneDNN where
-it is fast.
+"""Products of 8-bit integers: by onnxruntime on every processor, by oneDNN where it is fast.
 
-Both give exact 32-bit sums. They need a quarter of float32's memory traffic and half or less of its
+Both give exact 32-bit sums. They need a quarter of float32's memory traffic and at most half of its
 instructions.
 """
 
@@ -19,9 +18,9 @@ SIGN_BIT = np.uint8(128)
 class OnnxRuntimeProduct:
     """onnxruntime's MatMulInteger, which has kernels for AVX2, VNNI, AMX and ARM.
 
-    Its fast kernels multiply unsigned rows by signed weights. On AVX2 alone they add two products
-    in 16 bits: 2 x 255 x 64 fits, 2 x 255 x 127 does not, and a sum that does not fit is wrong
-    without a word.
+    Its fast kernels multiply unsigned rows by signed weights. On processors with AVX2 alone they
+    add two products in a signed 16-bit integer, which holds at most 32,767: 2 x 255 x 64 fits,
+    2 x 255 x 127 does not. A sum that does not fit is silently wrong.
     """
 
     largest_weight: ClassVar[int] = 64
@@ -29,13 +28,14 @@ class OnnxRuntimeProduct:
 
     def __init__(self, weights: Int8[np.ndarray, "k d"]) -> None:
         self.num_weights = len(weights)
-        # The session reads the weights where they are, so they must live as long as the session.
+        # The session does not copy the weights, so they must live as long as the session does.
         self.weights = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(weights.T))
 
         options = onnxruntime.SessionOptions()
+        # The threads that this process was allowed, not one per core of the machine.
         options.intra_op_num_threads = torch.get_num_threads()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_cpu_mem_arena = False
+        options.enable_cpu_mem_arena = False  # an arena keeps memory that is needed once
         options.add_external_initializers(["weights"], [self.weights])
         graph = _graph(*weights.shape)
         self.session = onnxruntime.InferenceSession(
@@ -44,8 +44,10 @@ class OnnxRuntimeProduct:
 
     def __call__(self, rows: Int8[np.ndarray, "n d"], out: Int32[np.ndarray, "n k"]) -> None:
         """Write the inner product of every row with every weight vector to `out`."""
-        # Flipping the sign bit adds 128, which the graph's zero point takes away again.
+        # Read as unsigned, a signed byte with its sign bit flipped is the value plus 128 (-1 is
+        # 0xFF, flipped 0x7F = 127). The graph's zero point subtracts 128 again.
         shifted = rows.view(np.uint8) ^ SIGN_BIT
+        # Binding `out` by its address makes the product land there without a copy.
         binding = self.session.io_binding()
         binding.bind_cpu_input("rows", shifted)
         binding.bind_output("products", "cpu", 0, np.int32, out.shape, out.ctypes.data)
@@ -53,8 +55,9 @@ class OnnxRuntimeProduct:
 
 
 def _graph(num_weights: int, dim: int) -> bytes:
-    """A model of one node whose weights are handed over in memory: inside the model they could have
-    2 GB at most.
+    """A serialized model of one node. Its weights are passed in memory, outside the model.
+
+    A serialized model can have at most 2 GB.
     """
     weights = TensorProto(
         name="weights",
@@ -75,8 +78,9 @@ def _graph(num_weights: int, dim: int) -> bytes:
 
 
 class OneDnnProduct:
-    """oneDNN's product through torch, for processors with VNNI or AMX; on others torch runs a plain
-    loop.
+    """oneDNN's product through torch, for processors with VNNI or AMX.
+
+    On other processors, torch runs a plain loop.
     """
 
     largest_weight: ClassVar[int] = 127

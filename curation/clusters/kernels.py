@@ -1,9 +1,8 @@
-"""Loops over rows of vectors that NumPy would make in several passes over memory, compiled by
-Numba.
+"""Loops over rows of vectors, compiled by Numba: NumPy would need several passes over memory.
 
-Each result depends on its own row alone, or adds rows in order. Sums of products are made in the
-order of the processor's vector unit, and are the same on processors of one kind. Compiled code
-cannot call the tests' type checks.
+Each result depends on its own row alone, or adds rows in order. A sum of products may be reordered
+to use the processor's vector unit, so it has the same bits on processors of one kind only. The
+type checks of the tests cannot see into compiled code: hence `no_type_check`.
 """
 
 from collections.abc import Callable
@@ -17,8 +16,12 @@ from numba.extending import intrinsic
 
 CHUNK = 64  # columns
 INT8_MOST = np.float32(127)
-SMALLEST = np.float32(1e-30)
+SMALLEST = np.float32(1e-30)  # keeps the scale of a row of zeros above zero: nothing divides by 0
 LOWEST = np.float32(-np.inf)
+
+# nnan: no value is NaN; nsz: the sign of zero does not matter. Both leave every sum as written.
+# reassoc and contract let the compiler reorder sums and fuse multiply-adds, which vector units
+# need: only for sums whose last bits may differ between kinds of processors.
 
 compiled = numba.njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
 compiled_for_sums = numba.njit(
@@ -30,8 +33,8 @@ compiled_for_sums = numba.njit(
 def larger(_: Any, a: Any, b: Any) -> tuple[Any, Callable[..., Any]]:
     """The larger of two float32 numbers, as LLVM's own instruction.
 
-    LLVM turns a comparison in a loop into masked stores or scalar code, 10 times slower on AVX2
-    than `vmaxps`.
+    LLVM compiles a comparison in a loop to masked stores or scalar code, which is 10 times slower
+    on AVX2 than the instruction `vmaxps`.
     """
 
     def generate(_: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -54,9 +57,9 @@ def shift_and_round(
     lost: Float32[np.ndarray, " n"],
     length: Float32[np.ndarray, " n"],
 ) -> None:
-    """x - mean as `scale` times integers from -127 to 127, with one scale per row.
+    """Write x - mean as `scale` times integers from -127 to 127, with one scale per row.
 
-    `length` is |x - mean|, and `lost` is |x - mean - scale * rounded|.
+    Also writes `length`, which is |x - mean|, and `lost`, which is |x - mean - scale * rounded|.
     """
     dim = x.shape[1]
     shifted = np.empty(dim, np.float32)
@@ -69,6 +72,7 @@ def shift_and_round(
             shifted[i] = values[i] - mean[i]
             most = larger(most, abs(shifted[i]))
 
+        # The largest value of the row becomes 127, so that the row uses all 8 bits.
         per_unit = INT8_MOST / most
         for i in range(dim):
             integers[i] = np.int8(np.rint(shifted[i] * per_unit))
@@ -76,6 +80,7 @@ def shift_and_round(
         error = np.float32(0)
         square = np.float32(0)
         for i in range(dim):
+            # The error in units of the scale, which is multiplied in once per row below.
             apart = shifted[i] * per_unit - np.float32(integers[i])
             error += apart * apart
             square += shifted[i] * shifted[i]
@@ -94,11 +99,11 @@ def shortlist(
     ends: Int64[np.ndarray, " n_plus_1"],
     columns: Int32[np.ndarray, " n_times_k"],
 ) -> None:
-    """The columns of each row whose score, product * scale + bias, is within the margin of the
-    row's best.
+    """Write the columns of each row whose score is within the margin of the row's best score.
 
-    Those of row i are columns[ends[i] : ends[i + 1]]. The largest score of each chunk of columns is
-    kept, so that the second look is at few chunks.
+    A score is product * scale + bias. The columns of row i are columns[ends[i] : ends[i + 1]],
+    ascending. The first pass notes the largest score of each chunk of columns, so that the second
+    pass skips nearly all chunks.
     """
     num_columns = products.shape[1]
     num_chunks = (num_columns + CHUNK - 1) // CHUNK
@@ -118,7 +123,8 @@ def shortlist(
             tops[chunk] = top
             best = larger(best, top)
 
-        # Two roundings of one score (fused or not) may differ: the bound's slack covers that.
+        # The compiler may fuse the multiply-add in one loop and not in the other, so that the same
+        # score has two roundings. The slack of the margin covers the difference.
         least = best - margin[row]
         for chunk in range(num_chunks):
             if tops[chunk] >= least:
@@ -139,12 +145,14 @@ def decide(
     columns: Int32[np.ndarray, " pairs"],
     labels: Int32[np.ndarray, " n"],
 ) -> None:
-    """The candidate of each row with the largest x.c + bias, in float64; the lowest when several
-    are equal.
+    """Write the candidate of each row with the largest x.c + bias in float64 to `labels`.
+
+    Equal scores go to the lowest candidate. `ends` and `columns` are those of `shortlist`.
     """
     for row in range(len(x)):
         best = columns[ends[row]]
         if ends[row + 1] - ends[row] > 1:
+            # A single candidate is the answer: no product is needed.
             top = -np.inf
             for candidate in range(ends[row], ends[row + 1]):
                 column = columns[candidate]
@@ -173,7 +181,7 @@ def add_by_label(
     sums: Float64[np.ndarray, "k d"],
     counts: Int64[np.ndarray, " k"],
 ) -> float:
-    """Add every row to the sum of its label, in row order; the sum of all squared lengths."""
+    """Add every row to the sum of its label, in row order; return the sum of squared lengths."""
     squares = 0.0
     for row in range(len(x)):
         total = sums[labels[row]]
@@ -193,7 +201,7 @@ def add_rows(
     labels: Int64[np.ndarray, " n"],
     sums: Float64[np.ndarray, "k d"],
 ) -> None:
-    """Add every row to the sum of its label; NumPy makes two copies of the rows for that."""
+    """Add every row to the sum of its label. NumPy would copy the rows twice to do this."""
     for row in range(len(rows)):
         total = sums[labels[row]]
         values = rows[row]
@@ -209,7 +217,11 @@ def squared_distances(
     labels: Int32[np.ndarray, " n"],
     distances: Float32[np.ndarray, " n"],
 ) -> None:
-    """|x - c|^2 to the centroid of each row's label."""
+    """Write |x - c|^2 to `distances`, where c is the centroid of the row's label.
+
+    Differences are squared directly: |x|^2 - 2 x.c + |c|^2 would lose the digits of small
+    distances.
+    """
     for row in range(len(x)):
         values = x[row]
         center = centroids[labels[row]]

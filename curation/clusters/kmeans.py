@@ -1,10 +1,9 @@
-"""Exact Lloyd k-means over points that are read in spans: centroids go out, sums and counts come
-back.
+"""Exact Lloyd k-means: workers receive the centroids and return sums and counts of their rows.
 
-Labels are those of a float64 brute force (nearest.py), and sums are float64 in row order. The
-result therefore has the same bits for any engine, any number of workers and any cut into shards,
-and a run that was killed continues from its last iteration to the same bits. Empty clusters are
-refilled with the rows that are farthest from their centroids.
+Labels equal those of a float64 brute force (nearest.py), and sums are float64 in row order. The
+result therefore has the same bits for any engine, any number of workers and any cut into shards. A
+killed run continues from its last iteration to the same bits. Empty clusters are refilled with the
+rows that are farthest from their centroids.
 """
 
 import logging
@@ -31,7 +30,7 @@ class Clustering(NamedTuple):
 
     centroids: Float32[np.ndarray, "k d"]
     objectives: tuple[float, ...]
-    """Sum of squared distances before each iteration's update."""
+    """Per iteration, the sum of squared distances to the centroids that it started from."""
 
 
 def kmeans(
@@ -42,11 +41,11 @@ def kmeans(
     checkpoint: Path | None = None,
     first: Float32[np.ndarray, "k d"] | None = None,
 ) -> Float32[np.ndarray, "k d"]:
-    """Centroids of the points; with a `checkpoint` path, continues from what a killed run left
-    there.
+    """The centroids of the points, of unit length if the points are.
 
-    Starts from the `first` centroids, or from seeds that are chosen by `config.seeding`. Raises
-    ValueError when there are fewer distinct points than clusters.
+    Starts from the `first` centroids, or from seeds that are chosen by `config.seeding`. Each
+    iteration is written to the `checkpoint` path, and a file that a killed run left there is
+    continued. Raises ValueError when there are fewer distinct points than clusters.
     """
     if not 1 <= num_clusters <= points.num_rows:
         raise ValueError(
@@ -76,7 +75,7 @@ def kmeans(
 def assign(
     points: Points, centroids: Float32[np.ndarray, "k d"]
 ) -> tuple[Int32[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
-    """The nearest centroid of every point and the squared distance to it."""
+    """(labels, distances): the nearest centroid of every point and the squared distance to it."""
     labels = np.empty(points.num_rows, np.int32)
     distances = np.empty(points.num_rows, np.float32)
     for (start, stop), (span_labels, span_distances) in points.scan("labels", centroids):
@@ -102,7 +101,8 @@ def _iterate(points: Points, state: Clustering) -> Clustering:
     squares = 0.0
     far = []
 
-    # Spans arrive in row order, so that the float64 sums have the same bits for any workers.
+    # Floating-point sums depend on their order. Spans arrive in row order, so the sums have the
+    # same bits for any number of workers.
     for _, span in points.scan("sums", centroids):
         add_rows(span.vectors, span.labels, sums)
         counts[span.labels] += span.counts
@@ -110,11 +110,13 @@ def _iterate(points: Points, state: Clustering) -> Clustering:
         far.append(span.far)
 
     objective = _objective(sums, counts, squares, centroids)
+    # In place, because sums of millions of centroids are large; an empty cluster stays at zero.
     sums /= np.maximum(counts, 1)[:, None]
     updated = sums.astype(np.float32)
     if points.unit:
         updated = to_unit(updated)
 
+    # An empty cluster has no mean: it stays where it is unless a far row replaces it.
     empty = np.flatnonzero(counts == 0)
     if len(empty):
         updated[empty] = centroids[empty]
@@ -129,7 +131,10 @@ def _objective(
     squares: float,
     centroids: Float32[np.ndarray, "k d"],
 ) -> float:
-    """Sum of squared distances, without another pass: |x|^2 - 2 c.(sum of x) + n |c|^2."""
+    """The sum of squared distances from sums that are known already, without a pass over rows.
+
+    Over the n rows x of a cluster c, |x - c|^2 adds up to |x|^2 - 2 c.(sum of x) + n |c|^2.
+    """
     exact = centroids.astype(np.float64)
     products = np.einsum("kd,kd->", exact, sums)
     return float(squares - 2 * products + counts @ np.einsum("kd,kd->k", exact, exact))
@@ -142,13 +147,14 @@ def _refill(
     empty: Int64[np.ndarray, " e"],
     far: list[Far],
 ) -> None:
-    """Move empty clusters to far rows, each to a different point.
+    """Move empty clusters to far rows, each to a different point; writes to `updated`.
 
-    Where there are too few of those, the remaining clusters wait for the next iteration.
+    Where there are too few such rows, the other empty clusters wait for the next iteration.
     """
     chosen = _distinct_far(points, far)
     if not len(chosen):
-        # None among the rows that the iteration looked at: look at all of them.
+        # None among the sampled rows: search all rows. Far rows may repeat one another, so four
+        # per empty cluster are asked for.
         scanned = points.scan("farthest", centroids, 4 * len(empty))
         chosen = _distinct_far(points, [span_far for _, span_far in scanned])
     if not len(chosen):
@@ -163,7 +169,7 @@ def _refill(
 
 
 def _distinct_far(points: Points, far: list[Far]) -> Float32[np.ndarray, "n d"]:
-    """Different vectors that are not on their centroid, farthest first."""
+    """Vectors of far rows, farthest first: no repetitions, and none that lies on its centroid."""
     together = Far(*(np.concatenate(parts) for parts in zip(*far, strict=True)))
     together = together.farthest(len(together.rows))
     vectors = points.gather(together.rows)
@@ -171,7 +177,8 @@ def _distinct_far(points: Points, far: list[Far]) -> Float32[np.ndarray, "n d"]:
     is_apart = together.distances > SAME_POINT * np.einsum("nd,nd->n", vectors, vectors)
     vectors = vectors[is_apart]
 
-    # np.unique sorts by value; the positions of the first occurrences restore the order.
+    # np.unique sorts the vectors by value. The positions of the first occurrences, sorted, restore
+    # the order by distance.
     _, first = np.unique(vectors, axis=0, return_index=True)
     return vectors[np.sort(first)]
 

@@ -1,8 +1,7 @@
-"""Finished levels on disk: labels and distances in `level-N.npz`, centroids in
-`level-N.centroids.npy`, which is memory-mapped.
+"""Finished levels on disk: `level-N.npz` with labels and distances, and `level-N.centroids.npy`.
 
 Centroids stay in their file: ten million of 1,024 values are 40 GB, which every process of a
-machine maps and none copies. The `.npz` is written last: with it, the level is complete.
+machine maps and none copies. The `.npz` is written last: once it exists, the level is complete.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,8 +17,10 @@ from curation.clusters.vectors import open_once
 
 
 class Level(NamedTuple):
-    """One finished level: its centroids, and the cluster and squared distance of each point of the
-    level below."""
+    """One finished level: its centroids, and the label and squared distance of each point.
+
+    The points are the rows of the pool for level 1, and the centroids below for the others.
+    """
 
     centroids: Float32[np.ndarray, "k d"]
     labels: Int32[np.ndarray, " n"]
@@ -27,7 +28,7 @@ class Level(NamedTuple):
 
 
 class StoredCentroids:
-    """The centroids of a level as points of the next: mapped by each process that reads them."""
+    """The centroids of a level as points of the next, mapped by each process that reads them."""
 
     def __init__(self, path: Path, unit: bool) -> None:
         self.path = path
@@ -36,15 +37,15 @@ class StoredCentroids:
         self.num_rows, self.dim = self.array.shape
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[object, ...]]:
+        # Pickled as a path: the worker maps the file itself and receives no centroids.
         return open_once, (StoredCentroids, self.path, self.unit)
 
     def gather(
         self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
-        """Copies of some centroids, in the order of `rows`; written into `out` if it is not
-        None.
-        """
+        """Copies of some centroids, in the order of `rows`; in `out` if it is not None."""
         out = np.empty((len(rows), self.dim), np.float32) if out is None else out
+        # With mode="raise", NumPy would write to a buffer of its own first and copy that to `out`.
         np.take(self.array, rows, axis=0, out=out, mode="clip")
         if self.unit:
             scale_to_unit(out)
@@ -69,7 +70,7 @@ def write_level(
     labels: Int32[np.ndarray, " n"],
     distances: Float32[np.ndarray, " n"],
 ) -> None:
-    """Write a level, its centroids block by block, and delete the checkpoints of the way to it."""
+    """Write a level, its centroids block by block, then delete the checkpoints that led to it."""
     with replacing(centroids_path(path)) as temporary:
         _write_blocks(temporary, centroids)
 
@@ -82,9 +83,10 @@ def write_level(
 
 
 def _write_blocks(path: Path, blocks: Iterable[Float32[np.ndarray, "_ d"]]) -> None:
-    """Write an .npy file whose number of rows is known at the end only.
+    """Write an .npy file whose number of rows is only known at the end.
 
-    NumPy pads the header of a file so that it can be overwritten with a larger number of rows.
+    NumPy pads the header of every file, so that a header with a larger number of rows has the same
+    length and can overwrite the first one.
     """
     num_rows = 0
     dim = 0
@@ -100,5 +102,6 @@ def _write_blocks(path: Path, blocks: Iterable[Float32[np.ndarray, "_ d"]]) -> N
 
 
 def _write_header(file: BinaryIO, num_rows: int, dim: int) -> None:
+    # "<f4" is little-endian float32, whatever the machine.
     header = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, dim)}
     np.lib.format.write_array_header_1_0(file, header)

@@ -1,9 +1,13 @@
-"""The nearest centroid of each row, exactly: rounded products screen, close calls are decided in
-float64.
+"""The nearest centroid of each row, exactly: rounded products screen, float64 decides.
 
 Every centroid that the screen cannot rule out (screens.py) is evaluated in float64, and ties go to
 the lowest index. Labels are therefore those of a float64 brute force, up to its own rounding,
 whatever the engine or the tile.
+
+Example: centroids (0, 0), (10, 0), (10, 0.1) and (0, 10), and the row (9, 0.06). With 8-bit
+integers, the scores of the row are -7.65, 32.53, 32.49 and -57.08, and their errors are bounded by
+half of 0.63. The best score may therefore belong to centroid 1 or 2, but to no other. Their exact
+scores x.c - |c|^2 / 2 are 40.000 and 40.001, so the label is 2, although 8 bits prefer 1.
 """
 
 import logging
@@ -27,20 +31,21 @@ SCREENS: dict[Engine, Callable[[Centered], Screen]] = {
     "torch": TorchScreen,
 }
 
-# Integer products take milliseconds to prepare: for fewer centroids, FAISS is done before that.
+# Integer products take milliseconds to prepare. With fewer centroids than this, FAISS has finished
+# before that.
 FEW_CENTROIDS = 64
 
 logger = logging.getLogger(__name__)
 
 
 def choose_engine(engine: Engine) -> Engine:
-    """The engine for this machine where `auto` is asked for; the labels are the same whatever is
-    chosen.
+    """The engine of this machine for `auto`; any other engine is returned as it is.
 
-    torch on a GPU; oneDNN on a processor with VNNI; onnxruntime elsewhere. With AVX2 alone, whole
-    runs take faiss.Kmeans 1.2 to 1.3 times the CPU time of onnxruntime (benchmarks.kmeans, 4,096
-    and 10,000 clusters), and torch's own integer product is 200 times slower. A named engine that
-    is slow here is used with a warning.
+    auto is torch on a GPU, oneDNN on a processor with VNNI, and onnxruntime elsewhere. With AVX2
+    alone, whole runs take faiss.Kmeans 1.2 to 1.3 times the CPU time of onnxruntime
+    (benchmarks.kmeans, 4,096 and 10,000 clusters), and torch's own integer product is 200 times
+    slower. A named engine that is slow on this machine logs a warning. Labels are the same with
+    every engine.
     """
     has_gpu = torch.cuda.is_available()
     has_vnni = torch.cpu._is_vnni_supported()
@@ -60,9 +65,7 @@ def choose_engine(engine: Engine) -> Engine:
 
 
 class Assigner:
-    """Centroids made ready for search: by inner product when vectors are `unit`, otherwise by
-    Euclidean distance.
-    """
+    """Centroids prepared for search: by inner product if vectors are `unit`, else by distance."""
 
     def __init__(
         self, centroids: Float32[np.ndarray, "k d"], unit: bool, engine: Engine = "auto"
@@ -77,14 +80,14 @@ class Assigner:
         self.screen = SCREENS[chosen](Centered(self.centroids, unit))
 
         self.bias: Float64[np.ndarray, " k"] = np.zeros(len(centroids))
+        # |x - c|^2 is smallest where x.c - |c|^2 / 2 is largest, as |x|^2 is the same for all
+        # centroids. For unit vectors, x.c alone decides, and the bias stays zero.
         if not unit:
             for rows, exact in float64_blocks(self.centroids):
                 self.bias[rows] = -np.einsum("kd,kd->k", exact, exact) / 2
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Int32[np.ndarray, " n"]:
-        """The index of the nearest centroid of each row; the lowest one when several are equally
-        near.
-        """
+        """The index of the nearest centroid of each row; the lowest index when distances are equal."""
         labels = np.empty(len(x), np.int32)
         for start in range(0, len(x), self.screen.tile_rows):
             tile = slice(start, min(start + self.screen.tile_rows, len(x)))

@@ -1,8 +1,7 @@
-"""Passes over rows by worker processes: the rows are cut into spans, and workers read a span's
-vectors block by block.
+"""Passes over rows by worker processes, which read their vectors block by block.
 
-Spans depend on the number of rows only, and results come back in row order: a sum over them has the
-same bits for any number of workers and any cut into shards.
+The rows are cut into spans. Spans depend on the number of rows only, and results come back in row
+order: a sum over them has the same bits for any number of workers and any cut into shards.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +17,15 @@ from curation.clusters.nearest import Assigner
 from curation.clusters.spans import Span, cut_spans
 from curation.clusters.vectors import ArrayVectors, Vectors, to_unit
 
-BLOCK_VALUES = 1 << 19  # 2 MB per block of vectors, which stays near the processor
+BLOCK_VALUES = 1 << 19  # 2 MB per block of vectors, which stays in the processor's cache
+
+# Candidates for empty clusters: the 64 farthest of every 16th row of a block. Few clusters become
+# empty in an iteration, so a sample is enough; k-means searches all rows when it is not.
 FAR_STRIDE = 16
 FAR_ROWS = 64
 
 Pass = Literal["sums", "labels", "farthest", "faults", "apply"]
-"""What a worker does with each span: the name of a `Scanner` method, which workers are called
-by.
-"""
+"""What a worker does with each span: the name of a method of `Scanner`."""
 
 
 class Far(NamedTuple):
@@ -36,14 +36,15 @@ class Far(NamedTuple):
 
     def farthest(self, most: int) -> "Far":
         """The `most` farthest of them; ties go to the lower row."""
+        # lexsort sorts by its last key first: by falling distance, then by row.
         order = np.lexsort((self.rows, -self.distances))[:most]
         return Far(self.rows[order], self.distances[order])
 
 
 class Sums(NamedTuple):
-    """Partial sums of one span, restricted to the centroids that won at least one of its rows.
+    """Partial sums of one span, for the centroids that are nearest to at least one of its rows.
 
-    There are at most as many of those as the span has rows, so the message stays small.
+    A span cannot have more of these centroids than rows, so the message stays small.
     """
 
     labels: Int64[np.ndarray, " won"]
@@ -67,11 +68,12 @@ class Workers(Protocol):
 
 @dataclass(frozen=True)
 class Points:
-    """The vectors to cluster (all rows, or some of them), and the workers that scan them."""
+    """The vectors to cluster, and the workers that scan them."""
 
     vectors: Vectors
     workers: Workers
     rows: Int64[np.ndarray, " n"] | None = None
+    """The rows of `vectors` that are points; None: all of them."""
     engine: Engine = "auto"
 
     @property
@@ -87,7 +89,7 @@ class Points:
     def gather(
         self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
-        """Vectors by their number among these points; written into `out` if it is not None."""
+        """Vectors by their number among these points; in `out` if it is not None."""
         return self.vectors.gather(rows if self.rows is None else self.rows[rows], out)
 
     def subset(self, rows: Int64[np.ndarray, " n"]) -> "Points":
@@ -95,18 +97,24 @@ class Points:
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
     def scan(self, method: Pass, *shared: object) -> Iterator[tuple[Span, Any]]:
-        """Results of a Scanner method for every span, in row order."""
+        """(span, result of the Scanner method) for every span of the points, in row order.
+
+        `shared` are further arguments of the method.
+        """
         return self.scan_items(method, cut_spans(self.num_rows), *shared)
 
     def scan_items(
         self, method: Pass, items: Sequence[Span], *shared: object
     ) -> Iterator[tuple[Span, Any]]:
-        """Results of a Scanner method for every item (a range of anything), in item order."""
+        """(item, result of the Scanner method) for every item, in the order of `items`.
+
+        An item is a range of anything that the method knows, such as clusters.
+        """
         early: dict[Span, Any] = {}
         expected = iter(items)
         item = next(expected, None)
 
-        # Workers answer in any order: a result that comes too early waits for those before it.
+        # Workers answer in any order. A result that comes early waits here for those before it.
         for done, result in self.workers.map(method, items, self.without_workers(), *shared):
             early[done] = result
             while item in early:
@@ -125,10 +133,10 @@ class Scanner:
         self._assigner: Assigner | None = None
 
     def sums(self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]) -> Sums:
-        """Per centroid, sum and number of the rows nearest to it; far rows among every 16th."""
+        """Per centroid, sum and number of the rows nearest to it; and some far rows."""
         assigner = self._assigner_of(points, centroids)
-        # Memory pages of zeros are allocated once they are written to, so centroids that win no
-        # row of the span cost nothing.
+        # The system allocates a page of zeros when it is first written to. Centroids that are
+        # nearest to no row of the span therefore use no memory.
         sums = np.zeros(centroids.shape)
         counts = np.zeros(len(centroids), np.int64)
         squares = 0.0
@@ -144,6 +152,7 @@ class Scanner:
             far.append(Far(start + sample, distances).farthest(FAR_ROWS))
             start += len(x)
 
+        # Indexing copies the sums, which is not needed where every centroid is nearest to a row.
         won = np.flatnonzero(counts)
         sums_won = sums if len(won) == len(sums) else sums[won]
         farthest = Far(*map(np.concatenate, zip(*far, strict=True))).farthest(FAR_ROWS)
@@ -171,7 +180,7 @@ class Scanner:
     def faults(
         self, span: Span, points: Points
     ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
-        """Rows that cannot be clustered: those with a value that is not finite, and zero rows."""
+        """(rows with a value that is not finite, rows of zeros): neither can be clustered."""
         not_finite = [np.empty(0, np.int64)]
         zero = [np.empty(0, np.int64)]
         start = span[0]
@@ -191,8 +200,10 @@ class Scanner:
         return function(item, points, *shared)
 
     def _assigner_of(self, points: Points, centroids: Float32[np.ndarray, "k d"]) -> Assigner:
-        """Centroids made ready for search, once for all spans of a pass: it takes up to a fifth of
-        the time of a small span."""
+        """Centroids prepared for search, once for all spans of a pass.
+
+        Preparing them takes up to a fifth of the time of a small span.
+        """
         last = self._assigner
         wanted = (points.unit, points.engine)
         if last is None or wanted != (last.unit, last.engine) or not _equal(centroids, last):
@@ -205,7 +216,7 @@ def _equal(centroids: Float32[np.ndarray, "k d"], assigner: Assigner) -> bool:
 
 
 def _blocks(span: Span, points: Points) -> Iterator[Float32[np.ndarray, "n d"]]:
-    """A span's vectors, some at a time; each block is overwritten by the next."""
+    """The vectors of a span, one block at a time; each block overwrites the one before."""
     num_rows = max(1, BLOCK_VALUES // points.vectors.dim)
     block = np.empty((min(num_rows, span[1] - span[0]), points.vectors.dim), np.float32)
     for start in range(span[0], span[1], num_rows):
@@ -224,7 +235,7 @@ def _distances(
 
 
 class InProcess:
-    """The workers of small data: this very process."""
+    """The workers of small data: this process itself."""
 
     def map(self, method: str, items: Sequence[Any], *shared: object) -> Iterator[tuple[Any, Any]]:
         """(item, scanner.method(item, *shared)) for each item, in order."""
@@ -236,5 +247,5 @@ class InProcess:
 def points_in_memory(
     array: Float32[np.ndarray, "n dim"], unit: bool, engine: Engine = "auto"
 ) -> Points:
-    """Points that fit in memory, scanned by this process: the centroids of a level below."""
+    """Points that fit in memory, scanned by this process; scaled to length one if `unit`."""
     return Points(ArrayVectors(to_unit(array) if unit else array, unit), InProcess(), engine=engine)

@@ -1,8 +1,8 @@
-"""Screens: cheap, rounded scores of rows and centroids, and the few centroids that may be the
-nearest by them.
+"""Screens: rounded scores, which are cheap, narrow the search to a few centroids per row.
 
 A screen lists every centroid whose score lies within twice the error bound of the row's best score
-(bounds.py), so the nearest centroid is always among those listed, whatever the rounding.
+(bounds.py): the best score may be too high by one bound, and the true nearest one's too low by
+another. The nearest centroid is therefore always listed, whatever the rounding.
 """
 
 from typing import NamedTuple, Protocol
@@ -19,13 +19,13 @@ from curation.clusters.kernels import shift_and_round, shortlist
 
 SMALLEST_TILE = 64  # rows
 LARGEST_TILE = 4096
-TILE_SCORES = 1 << 19
-GPU_TILE_SCORES = 1 << 26
-BFLOAT16_ROUNDING = 2.0**-8
+TILE_SCORES = 1 << 19  # 2 MB of 32-bit scores, which stay in the processor's cache
+GPU_TILE_SCORES = 1 << 26  # 256 MB of float32 scores, enough to keep a GPU busy
+BFLOAT16_ROUNDING = 2.0**-8  # largest relative error of one rounding to bfloat16
 
 
 class Shortlist(NamedTuple):
-    """Candidates of some rows: those of row i are columns[ends[i] : ends[i + 1]], at least one."""
+    """Candidates per row: those of row i are columns[ends[i] : ends[i + 1]], at least one."""
 
     ends: Int64[np.ndarray, " n_plus_1"]
     columns: Int32[np.ndarray, " pairs"]
@@ -35,19 +35,21 @@ class Screen(Protocol):
     """Lists the centroids that may be nearest."""
 
     tile_rows: int
-    """Rows that one call may have at most."""
+    """Maximum number of rows per call."""
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
-        """The candidates of each row; the next call overwrites them."""
+        """The candidates of each row; the next call may overwrite them."""
         ...
 
 
 class IntegerScreen:
-    """Products of 8-bit integers: centroids share one scale, each row has its own."""
+    """Products of 8-bit integers. All centroids share one scale; each row has its own."""
 
     def __init__(self, centered: Centered, product: type[IntegerProduct]) -> None:
         self.centered = centered
         num_clusters, dim = centered.centroids.shape
+        # One scale for all centroids, because a scale per centroid would be one more multiplication
+        # per score. Above zero even where all centroids are equal.
         self.centroid_scale = max(centered.largest / product.largest_weight, 1e-30)
         integers, self.residual = centered.rounded(torch.int8, self.centroid_scale)
         self.product = product(integers.numpy())
@@ -71,6 +73,7 @@ class IntegerScreen:
         self.product(self.rounded[rows], self.products[rows])
 
         margin = 2 * self.centered.bound(length, lost, self.residual)
+        # A product of integers times both scales is the score.
         scale *= np.float32(self.centroid_scale)
         shortlist(self.products[rows], scale, self.centered.bias, margin, self.ends, self.columns)
 
@@ -78,11 +81,10 @@ class IntegerScreen:
 
 
 class FaissScreen:
-    """FAISS's exact search in float32: the best two scores decide most rows, all scores are looked
-    at for the others.
+    """FAISS's exact search in float32. The best two scores decide most rows.
 
-    The bias is one more coordinate, which is 1 in every row, so that inner products serve both
-    metrics.
+    For the other rows, all scores are computed. The bias is one more coordinate of the centroids,
+    and that coordinate is 1 in every row: inner products then serve both metrics.
     """
 
     def __init__(self, centered: Centered) -> None:
@@ -97,7 +99,7 @@ class FaissScreen:
             self.extended[rows, :-1] = offsets
             self.residual = max(self.residual, longest_row(offsets - self.extended[rows, :-1]))
 
-        # Rounding errors of the sum in which the bias is one term.
+        # The bias is one term of the float32 sum, so the sum's rounding errors grow with it.
         self.bias_in_sum = (dim + 8) * FLOAT32_ROUNDING * centered.largest_bias
         self.tile_rows = LARGEST_TILE
 
@@ -112,10 +114,11 @@ class FaissScreen:
 
         length = np.linalg.norm(shifted[:, :-1], axis=1)
         bound = self.centered.bound(length, np.float32(FLOAT32_ROUNDING) * length, self.residual)
+        # Where even the second best score is out of reach, the best centroid is the only candidate.
         least = scores[:, 0] - 2 * (bound + np.float32(self.bias_in_sum))
         close = np.flatnonzero(scores[:, -1] >= least) if num_best > 1 else np.empty(0, np.int64)
 
-        # One candidate per row, but for the rows whose two best scores are too close.
+        # One candidate per row, except for the rows whose two best scores are too close.
         counts = np.ones(len(x), np.int64)
         listed = []
         for row in close:
@@ -132,7 +135,7 @@ class FaissScreen:
 
 
 class TorchScreen:
-    """Products in bfloat16 on the GPU; without one, on the processor."""
+    """Products in bfloat16 on the GPU, or on the processor if there is no GPU."""
 
     def __init__(self, centered: Centered) -> None:
         self.centered = centered
@@ -156,16 +159,17 @@ class TorchScreen:
             self.centered.bound(length.cpu().numpy(), lost.cpu().numpy(), self.residual)
         )
 
-        # The products are rounded to bfloat16, too. Near the top they are at most this large: the
-        # score less its bias.
+        # The products themselves come out rounded to bfloat16, an error that grows with their size.
+        # A product is a score less its bias, and of scores near the best it is at most this large.
         largest = torch.maximum(top - self.bias.min(), self.bias.max() - top)
         least = top - 2 * (bound.to(self.device) + SLACK * BFLOAT16_ROUNDING * largest)
 
+        # nonzero lists (row, column) by row, so the rows are sorted and their ends can be searched.
         rows, columns = (scores >= least[:, None]).nonzero().T.cpu().numpy()
 
         return Shortlist(np.searchsorted(rows, np.arange(len(x) + 1)), columns.astype(np.int32))
 
 
 def tile_rows(num_clusters: int, scores: int) -> int:
-    """Rows per tile, so that a tile has about `scores` scores."""
+    """Rows per tile such that a tile has about `scores` scores, one per row and cluster."""
     return max(SMALLEST_TILE, min(LARGEST_TILE, scores // num_clusters))

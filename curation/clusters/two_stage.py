@@ -1,10 +1,9 @@
-"""Two-stage k-means for millions of centroids: k1 clusters of all points, each split into k2 by its
-own points.
+"""Two-stage k-means for millions of centroids: each cluster of the first stage is split again.
 
-Vo et al. 2024 (arXiv:2405.15613) make 10 M centroids as 100 k x 100. A point's label is exactly the
-nearest centroid within its first-stage cluster; another first-stage cluster may have a nearer one.
-Each cluster is split by one worker with a seed of its own, so the result is the same for any number
-of workers. Finished ranges of clusters are files, which a run that was killed reads again.
+Vo et al. 2024 (arXiv:2405.15613) make 10 M centroids as 100 k x 100. The label of a point is
+exactly the nearest centroid within its first-stage cluster; another first-stage cluster may have a
+nearer one. One worker splits a cluster, with a seed of the cluster's own, so the result is the same
+for any number of workers. Finished ranges of clusters are files, which a killed run reads again.
 """
 
 from collections.abc import Iterator
@@ -25,17 +24,20 @@ from curation.clusters.spans import Span
 from curation.clusters.vectors import ArrayVectors
 
 FEWEST_RANGES = 64
-RANGE_ROWS = 1 << 20
-SEED_STRIDE = 1 << 32  # no two clusters of any two seeds share a seed
+RANGE_ROWS = 1 << 20  # of a range of clusters: one file, and one piece of work for a worker
+SEED_STRIDE = 1 << 32  # above any number of clusters: no two clusters of any runs share a seed
 
-# 512 MB for the points of one cluster; those of a larger one are read from the shards in each
-# iteration.
+# 512 MB of float32 for the points of one cluster. Those of a larger cluster are read from the
+# shards again in each iteration.
 VALUES_IN_MEMORY = 1 << 27
 
 
 class SplitClusters(NamedTuple):
-    """Some first-stage clusters after their split: their centroids one after another, and labels
-    that count through all of these."""
+    """Some first-stage clusters after their split.
+
+    Their centroids lie one after another, and labels index all of these. Points are in the order of
+    their first-stage cluster, then row.
+    """
 
     centroids: Float32[np.ndarray, "k d"]
     labels: Int32[np.ndarray, " n"]
@@ -47,7 +49,8 @@ def cluster_in_two_stages(
 ) -> None:
     """Write a level of `num_clusters` first-stage clusters with `split` centroids each to `path`.
 
-    A cluster with fewer distinct points than `split` gets one centroid per distinct point.
+    A cluster with fewer distinct points than `split` has one centroid per distinct point, so that
+    the level may have fewer than `num_clusters` * `split` centroids.
     """
     checkpoint = path.with_name(f"{path.stem}.round-0.npz")
     first = kmeans(points, num_clusters, config, seed, checkpoint)
@@ -64,6 +67,7 @@ def cluster_in_two_stages(
     distances = np.empty(points.num_rows, np.float32)
     num_before = 0
 
+    # Each range labels its own centroids from 0. Added to them: the centroids of earlier ranges.
     for clusters in ranges:
         done = _read_range(path, clusters)
         rows = members[offsets[clusters[0]] : offsets[clusters[1]]]
@@ -83,7 +87,10 @@ def split_clusters(
     config: KMeansConfig,
     seed: int,
 ) -> SplitClusters:
-    """A range of clusters, each split by k-means on its own points: the work of one worker."""
+    """Split each of a range of clusters by k-means on its own points: the work of one worker.
+
+    `members` and `offsets` are those of `rows_by_cluster`.
+    """
     done = []
     num_before = 0
     for cluster in range(*clusters):
@@ -103,7 +110,7 @@ def split_clusters(
 
 
 def _points_of(points: Points, rows: Int64[np.ndarray, " n"]) -> Points:
-    """The points of one cluster, in memory where they are few."""
+    """The points of one cluster, in memory if they are few."""
     if len(rows) * points.vectors.dim > VALUES_IN_MEMORY:
         return points.subset(rows)
     vectors = ArrayVectors(points.gather(rows), points.unit)
@@ -111,8 +118,9 @@ def _points_of(points: Points, rows: Int64[np.ndarray, " n"]) -> Points:
 
 
 def _split(points: Points, split: int, config: KMeansConfig, seed: int) -> SplitClusters:
-    """k-means with k-means++ seeds, without those that repeat because distinct points ran out."""
+    """k-means from distinct k-means++ seeds: at most `split`, fewer if there are fewer points."""
     seeds = choose_seeds(points, split, "k-means++", config.sample_per_centroid, seed)
+    # Seeds repeat where distinct points ran out.
     distinct = np.unique(seeds, axis=0)
     centroids = kmeans(points, len(distinct), config, seed, first=distinct)
     return SplitClusters(centroids, *assign(points, centroids))

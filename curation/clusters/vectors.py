@@ -1,9 +1,8 @@
-"""Row vectors that k-means, duplicates and leakage read: a memory-mapped column of embedding
-shards, or an array.
+"""Row vectors that k-means, duplicates and leakage read: from embedding shards, or from an array.
 
-A reader gathers float32 rows by number and never holds the whole matrix. With `unit` every row is
-scaled to length one. A row's result depends on that row alone, so that nothing downstream can
-depend on shards, blocks or workers.
+A reader gathers float32 rows by number and never holds the whole matrix. With `unit` it scales
+every row to length one. The result of a row depends on that row alone, so that nothing downstream
+can depend on shards, blocks or workers.
 """
 
 import functools
@@ -32,12 +31,12 @@ class Vectors(Protocol):
     def gather(
         self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
-        """Copies of some rows, in the order of `rows`; written into `out` if it is not None."""
+        """Copies of some rows, in the order of `rows`; in `out` if it is not None."""
         ...
 
 
 class ArrayVectors:
-    """The rows of an array in memory; with `unit`, the caller has scaled them to length one."""
+    """The rows of an array in memory. With `unit`, the caller has scaled them to length one."""
 
     def __init__(self, array: Float32[np.ndarray, "n dim"], unit: bool = False) -> None:
         self.array = array
@@ -47,13 +46,13 @@ class ArrayVectors:
     def gather(
         self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
-        """Copies of some rows, in the order of `rows`; written into `out` if it is not None."""
+        """Copies of some rows, in the order of `rows`; in `out` if it is not None."""
         # With mode="raise", NumPy would write to a buffer of its own first and copy that to `out`.
         return np.take(self.array, rows, axis=0, out=out, mode="raise" if out is None else "clip")
 
 
 class ShardVectors:
-    """One vector column of a folder of embedding shards, opened where it is used."""
+    """One vector column of a folder of embedding shards, opened in each process that uses it."""
 
     def __init__(self, folder: Path, column: str, unit: bool = False) -> None:
         self.folder = folder
@@ -65,17 +64,18 @@ class ShardVectors:
         self._stored: Shaped[np.ndarray, "n 1 d"] = np.empty((0, 1, self.dim), np.float16)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[object, ...]]:
+        # Pickled as a folder: the worker opens the shards itself and receives no vectors.
         return open_once, (ShardVectors, self.folder, self.column, self.unit)
 
     def gather(
         self, rows: Int64[np.ndarray, " n"], out: Float32[np.ndarray, "n dim"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
-        """Rows in float32, in the order of `rows`; written into `out` if it is not None."""
+        """Rows in float32, in the order of `rows`; in `out` if it is not None."""
         out = np.empty((len(rows), self.dim), np.float32) if out is None else out
         stored, scale = self.shards.gather_stored(rows, self.column, self._stored_rows(len(rows)))
 
         if stored.dtype == np.float16:
-            # torch converts ten times faster than NumPy.
+            # torch converts float16 to float32 ten times faster than NumPy does.
             torch.from_numpy(out).copy_(torch.from_numpy(stored)[:, 0])
         else:
             out[:] = decode_tokens(stored, scale, self.shards.spec.dtype_of(self.column))[:, 0]
@@ -95,9 +95,10 @@ class ShardVectors:
 
 @functools.lru_cache(maxsize=16)
 def open_once(kind: Callable[..., Any], *arguments: object) -> Any:
-    """kind(*arguments), the same object each time: what a pickled reader of files unpickles to.
+    """kind(*arguments), the same object on every call with equal arguments.
 
-    A worker that receives the same reader with every call thus opens and maps its files once.
+    A pickled reader of files unpickles through this function. A worker that receives the same
+    reader with every call therefore opens and maps the files once.
     """
     return kind(*arguments)
 

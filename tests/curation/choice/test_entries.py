@@ -122,7 +122,7 @@ def test_pairs_without_an_entry_can_be_kept(tmp_path, pool):
 @pytest.mark.parametrize("changes", [{"method": "text"}, {"method": "both", "combine": "union"}])
 def test_a_target_below_what_is_never_dropped_is_refused(tmp_path, pool, changes):
     folder, path = pool(_long_tail(), ("dog", "axolotl"))
-    with pytest.raises(ValueError, match="19 pairs asked, 20 hold no metadata entry"):
+    with pytest.raises(ValueError, match="19 pairs are asked for, but 20 hold no metadata"):
         _curate(
             tmp_path,
             folder,
