@@ -1,6 +1,4 @@
-"""What became of every file below a source: read as pairs, part of a pair, a list, or not read and
-why.
-"""
+"""The use of every file below a source: read as pairs, part of a pair, a list, or not read."""
 
 import posixpath
 from collections import Counter
@@ -15,43 +13,37 @@ Use = Literal["read as pairs", "part of a pair", "list", "not read"]
 ACCOUNT = "account.json"
 """File of a step's output with `Account.as_json`."""
 REJECTS = "rejects.jsonl"
-"""File of a step's output with one rejected row ("key") or file that was not read ("file") per
-line.
-"""
+"""File of a step's output: per line, one rejected row ("key") or one unread file ("file")."""
 FILES_NAMED = 3
 REASONS_NAMED = 4
 
 
 class FileUse(NamedTuple):
-    """What became of one file."""
+    """The use of one file."""
 
     use: Use
     reason: str = ""
     """Why it is not read; empty otherwise."""
     is_expected: bool = True
-    """Whether a setting, or what the file is, asks for it not to be read; what is not expected
-    counts against source.unread_budget.
+    """Whether a setting, or the kind of the file, is a good reason not to read it. Unexpected files
+    count against source.unread_budget.
     """
 
 
 @dataclass
 class Account:
-    """Every visible file of a source with its use, and what else must be said of how it was
-    read.
-    """
+    """Every visible file of a source with its use, and notes on decisions that may surprise."""
 
     files: dict[str, FileUse] = field(default_factory=dict)
     remedies: dict[str, str] = field(default_factory=dict)
-    """By reason: the setting that changes it."""
+    """By reason, the setting that changes it."""
     notes: list[str] = field(default_factory=list)
-    """One sentence per decision that is not plain: joined lists, images outside the source,
+    """One sentence per decision that may surprise: joined lists, images outside the source,
     doubtful names.
     """
 
     def read(self, use: Use, names: Iterable[str]) -> None:
-        """These files were read; what a file was said to be before stays only if it was read,
-        too.
-        """
+        """Note that these files were read. An earlier use stays if the file was read by it, too."""
         for name in names:
             if name not in self.files or self.files[name].use == "not read":
                 self.files[name] = FileUse(use)
@@ -59,14 +51,14 @@ class Account:
     def leave_out(
         self, names: Iterable[str], reason: str, remedy: str = "", *, is_expected: bool = False
     ) -> None:
-        """These files were not read, unless something else has read them."""
+        """Note that these files were not read, except those that have a use already."""
         if remedy:
             self.remedies[reason] = remedy
         for name in names:
             self.files.setdefault(name, FileUse("not read", reason, is_expected))
 
     def unread(self, *, unexpected_only: bool = False) -> dict[str, list[str]]:
-        """Names of the files that were not read, by reason, those of most files first."""
+        """Names of the files that were not read, by reason; the most frequent reason first."""
         by_reason: dict[str, list[str]] = {}
         for name, use in self.files.items():
             if use.use == "not read" and not (unexpected_only and use.is_expected):
@@ -74,7 +66,7 @@ class Account:
         return dict(sorted(by_reason.items(), key=lambda item: -len(item[1])))
 
     def summary(self) -> dict[str, float]:
-        """Numbers of files by use, for the summary of the step."""
+        """Number of files per use, for the summary of the step."""
         counts = Counter(use.use for use in self.files.values())
         return {
             "files": float(len(self.files)),
@@ -85,7 +77,7 @@ class Account:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """Counts, notes and reasons with their first files, for the report."""
+        """Counts, notes, and reasons with their first files, for the report."""
         unread = self.unread()
         return {
             "counts": self.summary(),
@@ -101,7 +93,11 @@ class Account:
         }
 
     def check(self, budget: float) -> None:
-        """ValueError when too much of what looks like images or captions is not read."""
+        """Raise ValueError when more than a share of `budget` was unexpectedly not read.
+
+        The share is that of the files that look like images or captions.
+        """
+        # Files that were expected not to be read are in neither number.
         unread = self.unread(unexpected_only=True)
         num_unread = sum(map(len, unread.values()))
         num_read = sum(use.use != "not read" for use in self.files.values())
@@ -114,7 +110,7 @@ class Account:
         )
         raise ValueError(
             f"{num_unread} of {num_unread + num_read} files that look like images or captions are "
-            f"not read ({share:.1%}, source.unread_budget allows {budget:.1%}): {reasons}. Mend "
+            f"not read ({share:.1%}, source.unread_budget allows {budget:.1%}): {reasons}. Fix "
             "what is named, or accept it with --embed.source.unread-budget 1; `python -m "
             "pipeline inspect PATH` shows every decision"
         )
@@ -127,6 +123,6 @@ class Account:
 
 
 def looks_like_data(name: str) -> bool:
-    """Whether a file's name alone says that it may be an image or a caption."""
+    """Whether the suffix of a file says that it may be an image or a caption."""
     suffix = posixpath.splitext(name)[1].lower()
     return suffix in IMAGE_SUFFIXES or suffix in UNREAD_IMAGE_SUFFIXES or suffix in CAPTION_SUFFIXES

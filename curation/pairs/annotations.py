@@ -1,9 +1,8 @@
-"""Karpathy's and COCO's caption files to one record per image, for the pool and for evaluation sets
-alike.
+"""Karpathy's and COCO's caption files to one record per image, for the pool and evaluation sets.
 
-Nothing is judged here: captions stand as in the file, and a record that does not name its image
-says what it lacks. Whether that is a rejected row (the pool) or an error (a set whose every image
-counts) is the caller's decision.
+Nothing is judged here: captions stay as they are in the file, and a record that does not name its
+image says what it lacks. The caller decides whether that is a rejected row (the pool) or an error
+(an evaluation set, of which every image counts).
 """
 
 from collections.abc import Iterator
@@ -17,23 +16,23 @@ class AnnotatedImage(NamedTuple):
     """One image of an annotation file, or a record that names none."""
 
     place: str
-    """Where the record is: its number from 1, behind its table for COCO ("images:3")."""
+    """Where the record is: its number from 1; for COCO, after its table ("images:3")."""
     file_name: str
     """As in the file; empty when there is a problem."""
     folder: str
     """Karpathy's filepath; empty where there is none."""
     split: str
-    """Karpathy's split of the image; empty where there is none, as in COCO, whose files are named
-    after splits.
+    """Karpathy's split of the image; empty where there is none. COCO names its files after splits
+    instead.
     """
     captions: tuple[object, ...]
-    """As in the file, in its order, neither cleaned nor checked: text, if all is well."""
+    """As in the file, in its order, neither cleaned nor checked. They should be text."""
     problem: str = ""
     """Why the record names no image; empty when it does."""
 
 
 def annotation_kind(content: Any) -> AnnotationKind | None:
-    """What a parsed JSON file is, by its first records: Karpathy's format, COCO's, or neither.
+    """The format of a parsed JSON file, by its first records; None if it is another one.
 
     Karpathy's: {"images": [{"filename": ..., "sentences": [...]}]}. COCO's: {"images": [{"id": ...,
     "file_name": ...}], "annotations": [{"image_id": ..., "caption": ...}]}; its other files (boxes,
@@ -56,10 +55,9 @@ def _has(content: Any, table: str, field: str) -> bool:
 
 
 def annotated_images(content: dict[str, Any]) -> list[AnnotatedImage]:
-    """The records of a file of kind "karpathy" or "coco", one per image, in the order of its table
-    of images.
+    """The records of a file of kind "karpathy" or "coco", one per image, in the file's order.
 
-    COCO's annotations that lead to no image come first, each as a record with a problem.
+    Annotations of COCO that lead to no image come first, each as a record with a problem.
     """
     kind = annotation_kind(content)
     return list(_karpathy(content) if kind == "karpathy" else _coco(content))
@@ -84,9 +82,7 @@ def _karpathy(content: dict[str, Any]) -> Iterator[AnnotatedImage]:
 
 
 def _sentence(sentence: object) -> object:
-    """The text of Karpathy's sentence: as such, as {"raw": ...}, or only cut into {"tokens":
-    [...]}.
-    """
+    """The text of a sentence of Karpathy's: text itself, {"raw": ...}, or only {"tokens": [...]}."""
     if not isinstance(sentence, dict):
         return sentence
     tokens = sentence.get("tokens")
@@ -96,6 +92,7 @@ def _sentence(sentence: object) -> object:
 
 def _coco(content: dict[str, Any]) -> Iterator[AnnotatedImage]:
     captions: dict[str, list[object]] = {}
+    # Where each id occurs first, for annotations whose image does not exist.
     places: dict[str, str] = {}
     for number, annotation in _numbered(content["annotations"]):
         place = f"annotations:{number}"
@@ -137,18 +134,17 @@ def _coco(content: dict[str, Any]) -> Iterator[AnnotatedImage]:
 
 
 def _identifier(value: object) -> str:
-    """An id as text, equal for 7, 7.0 and "7"; empty for what is none."""
+    """An id as text, the same for 7, 7.0 and "7"; empty if it is neither number nor text."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    # bool is a subclass of int in Python, but true is no id.
     return (
         str(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else ""
     )
 
 
 def _numbered(records: object) -> Iterator[tuple[int, dict]]:
-    """(number from 1, record) of what should be a list of objects; what is no object is an empty
-    one.
-    """
+    """(number from 1, record) of what should be a list of objects; anything else becomes {}."""
     for number, record in enumerate(records if isinstance(records, list) else [], start=1):
         yield number, record if isinstance(record, dict) else {}
 

@@ -1,6 +1,4 @@
-"""Captions in files beside an image (`1.jpg`, `1.txt`, `1.json`): the same in a folder and in a
-WebDataset tar.
-"""
+"""Captions in files beside an image (`1.jpg`, `1.txt`, `1.json`), in a folder or in a tar."""
 
 import json
 import posixpath
@@ -17,19 +15,21 @@ CAPTION_SUFFIXES = (*TEXT_SUFFIXES, ".json")
 
 
 def caption_kind(suffix: str) -> str:
-    """Kind of a caption file by its suffix in lower case: "txt" for all that are text."""
+    """The kind of a caption file by its suffix in lower case: "txt" for any text, or "json"."""
     return "txt" if suffix in TEXT_SUFFIXES else suffix.removeprefix(".")
 
 
 def caption_files(images: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """The caption files of each image that has any: those of its stem or whole name, whatever their
-    case.
+    """The caption files of each image that has any: those with its stem or its whole name.
+
+    Case does not matter.
 
     >>> caption_files(["a/1.JPG", "a/2.jpg"], ["a/1.TXT", "a/2.jpg.txt"])
     {"a/1.JPG": ["a/1.TXT"], "a/2.jpg": ["a/2.jpg.txt"]}
     """
+    # One look-up per possible name of a caption file is linear in the number of images.
     by_form = {name.casefold(): name for name in names if name.lower().endswith(CAPTION_SUFFIXES)}
-    found: dict[str, list[str]] = {}
+    files_of: dict[str, list[str]] = {}
     for image in images:
         stem = posixpath.splitext(image)[0]
         wanted = [
@@ -38,13 +38,13 @@ def caption_files(images: Sequence[str], names: Sequence[str]) -> dict[str, list
             for suffix in CAPTION_SUFFIXES
         ]
         if captions := [by_form[name] for name in wanted if name in by_form]:
-            found[image] = captions
+            files_of[image] = captions
 
-    return found
+    return files_of
 
 
 def read_pair(pair: Pair, source: str, config: SourceConfig) -> Sample | Reject:
-    """The pair with its image and captions read, or why it cannot be used."""
+    """The pair with its image and captions read, or a reject with the reason why not."""
     if pair.problem is not None:
         return Reject(pair.key, source, pair.problem.reason, pair.problem.detail)
 
@@ -57,6 +57,7 @@ def read_pair(pair: Pair, source: str, config: SourceConfig) -> Sample | Reject:
         beside = captions_beside(dict(pair.beside), config)
         if isinstance(beside, Problem):
             return Reject(pair.key, source, beside.reason, beside.detail)
+        # dict.fromkeys removes repetitions and keeps the order.
         captions = tuple(dict.fromkeys((*(captions or ()), *beside)))
 
     try:
@@ -66,7 +67,7 @@ def read_pair(pair: Pair, source: str, config: SourceConfig) -> Sample | Reject:
 
     if len(data) < image.size:
         return Reject(pair.key, source, "truncated archive", f"{len(data)} of {image.size} bytes")
-    if captions is None:
+    if captions is None:  # an evaluation set without captions, where () would mean a missing one
         return Sample(pair.key, data, (), source)
     if not captions:
         kinds = ", ".join(kind for kind, _ in pair.beside) or "the list"
@@ -80,19 +81,20 @@ def read_pair(pair: Pair, source: str, config: SourceConfig) -> Sample | Reject:
 def captions_beside(
     files: Mapping[str, ByteRange], config: SourceConfig
 ) -> tuple[str, ...] | Problem:
-    """Clean captions of the files beside an image, by kind: a list in the JSON, else the text, else
-    the JSON's caption.
+    """Clean captions from the files beside an image, which are named by kind.
 
-    With a caption field set, it is that field of the JSON where there is a JSON.
+    A list of captions in the JSON comes first, then the text, then a single caption in the JSON. If
+    source.caption_column is set and there is a JSON, that field of the JSON is used.
     """
     record: dict = {}
     try:
         if "json" in files:
+            # strict=False accepts line ends and tabs inside strings, which crawlers write.
             content = json.loads(decode_text(files["json"].read(), config.encoding), strict=False)
             record = content if isinstance(content, dict) else {"captions": content}
         text = decode_text(files["txt"].read(), config.encoding) if "txt" in files else ""
     except FileNotFoundError as error:
-        return Problem("missing file", f"its caption file has gone: {error.filename}")
+        return Problem("missing file", f"its caption file does not exist: {error.filename}")
     except (ValueError, RecursionError) as error:
         return Problem("unreadable record", f"its JSON cannot be parsed: {error}")
 

@@ -1,6 +1,4 @@
-"""Which files may be lists of pairs, by their names and first bytes alone: others are never
-parsed.
-"""
+"""Which files may be lists of pairs, by name and first bytes alone: others are never parsed."""
 
 import posixpath
 import re
@@ -12,7 +10,9 @@ from curation.pairs.records import JSON_SUFFIXES, is_named_as_list
 from curation.pairs.text import decode_text
 
 HEAD_BYTES = 65_536
-SMALL_JSON_BYTES = 4_000_000
+SMALL_JSON_BYTES = 4_000_000  # parsed in a tenth of a second, whatever it holds
+
+# Names of caption fields as JSON writes them, with the quote before them.
 CAPTION_WORDS = (
     b'"caption',
     b'"sentences"',
@@ -39,9 +39,10 @@ FIRST_LINES = 20
 
 
 def cannot_be_list(name: str, size: int, head: bytes, config: SourceConfig) -> str:
-    """Why a file is no list of pairs, by its first bytes and name alone; empty when it may be one.
+    """Why a file cannot be a list of pairs, by name and first bytes; empty if it may be one.
 
-    COCO's other annotations take gigabytes when they are parsed, and a folder may hold many texts.
+    Parsing everything is no option: COCO's other annotations need gigabytes of memory once parsed,
+    and a folder may have a text per image.
     """
     suffix = posixpath.splitext(name)[1].lower()
     if is_document(name):
@@ -58,6 +59,8 @@ def cannot_be_list(name: str, size: int, head: bytes, config: SourceConfig) -> s
     lines = [line for line in text.splitlines() if line.strip()][:FIRST_LINES]
     if not (is_named_so or any(map(_is_header, lines[:1])) or any(map(_names_image, lines))):
         return NAMES_NO_IMAGE
+
+    # Lines of one image name each, as in lists of splits.
     if lines and all(
         is_image_name(line) and not any(mark in line for mark in ",;|\t") for line in lines
     ):
@@ -67,17 +70,20 @@ def cannot_be_list(name: str, size: int, head: bytes, config: SourceConfig) -> s
 
 
 def is_document(name: str) -> bool:
+    """Whether a text file is documentation by its name, such as README.txt."""
     return posixpath.basename(name).lower().startswith(DOCUMENTS) and name.lower().endswith(".txt")
 
 
 def _is_shallow(head: bytes) -> bool:
-    """Whether brackets open no deeper than records do: parsing what is deeper fails."""
+    """Whether brackets open no deeper than records do: the parser fails on deeper nesting."""
+    # A file that is nested too deeply starts with its opening brackets, one after the other.
     return head.lstrip()[:200].count(b"[") < 100
 
 
 def _is_header(line: str) -> bool:
-    """Whether a line names an image column and a caption column, whose images may have no
-    suffix.
+    """Whether a line has names of an image column and of a caption column.
+
+    The images below such a header may have no suffix.
     """
     words = re.findall("[a-z]+", line.lower())
     return any(word in words for word in IMAGE_WORDS) and any(map(CAPTION_FIELD.fullmatch, words))

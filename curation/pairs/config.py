@@ -1,6 +1,4 @@
-"""How the user's pairs are stored: the one place where layout, fields, delimiter and encoding are
-set.
-"""
+"""How the user's pairs are stored: settings of layout, fields, split, delimiter and encoding."""
 
 import codecs
 from dataclasses import dataclass, field
@@ -19,20 +17,18 @@ AT_LEAST_ONE = ("part_rows", "part_mb")
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """How the pairs are stored. `python -m pipeline inspect PATH` shows what is made of a
-    source.
-    """
+    """How the pairs are stored. `python -m pipeline inspect PATH` shows how a source is read."""
 
     format: SourceFormat = "auto"
-    """Layouts to read: auto is all; list is lists that name images (Karpathy's and COCO's too),
-    text is a caption file beside each image, folder is both.
+    """Layouts to read. auto: all of them; list: lists that name images (Karpathy's and COCO's, too);
+    text: a caption file beside each image; folder: list and text.
     """
     split: str = "train"
-    """Split to read where rows, or names of files and folders, have splits (train includes
-    restval); empty: all.
+    """Split to read, where rows or names of files and folders have splits (train includes restval);
+    empty: all splits.
     """
     part_rows: int = 1024
-    """Rows in one part, and so in one shard, where the layout allows a choice."""
+    """Rows per part, which becomes one shard, where the layout allows a choice."""
     part_mb: int = 256
     """Tars longer than this are read in parts of about this size, MB."""
     image_column: str | None = None
@@ -48,20 +44,20 @@ class SourceConfig:
     Parquet.
     """
     split_column: str | None = None
-    """Field with each row's split; unset: `split`, where there is one."""
+    """Field with the split of each row; unset: `split`, where there is one."""
     delimiter: str | None = None
-    """Delimiter of tables, one character, or tab, comma, semicolon, pipe; unset: recognized from
+    """Delimiter of tables: one character, or tab, comma, semicolon, pipe; unset: recognized from
     the first line.
     """
     encoding: str | None = None
     """Encoding of text without a byte-order mark, such as cp1252 or gbk; unset: UTF-8."""
     text_lines: TextLines = "captions"
-    """What several lines of a caption file beside an image are: a caption each, or one caption
-    together.
+    """What the lines of a caption file beside an image are: one caption per line, or one caption in
+    all.
     """
     unread_budget: float = field(default=0.01, metadata=MACHINE_FACT)
-    """Share of what looks like images or captions that may be left unread before the run stops; 1
-    never stops.
+    """Share of the files that look like images or captions that may be left unread before the run
+    stops; 1 never stops.
     """
 
     def __post_init__(self) -> None:
@@ -96,13 +92,13 @@ class SourceConfig:
 
     @property
     def delimiter_character(self) -> str | None:
-        """The delimiter itself; None when it is to be recognized."""
+        """The delimiter itself; None if it must be recognized."""
         return None if self.delimiter is None else DELIMITERS.get(self.delimiter, self.delimiter)
 
     def wants_split(self, split: object) -> bool:
-        """Whether a row of this split, None or "" when it has none, is read.
+        """Whether a row of this split is read; rows without a split (None or "") always are.
 
-        COCO's restval belongs to train, as its users agree.
+        Karpathy's split restval, the rest of COCO's validation images, belongs to train by custom.
         """
         is_any = not self.split or split is None or split == ""
         return is_any or split == self.split or (self.split == "train" and split == "restval")

@@ -1,9 +1,8 @@
-"""Which fields of a record are the image, the captions, the key and the split: one mapping for
-every layout.
+"""Which fields of a record are image, captions, key and split: one mapping for every layout.
 
-A setting decides first and is never ignored. Without one, the first known name decides; then the
-only field that can be meant, by its values for images and by its name for captions. Several
-candidates are an error that names them.
+A setting decides first and is never ignored. Without a setting, the first known name decides. If no
+field has a known name, there must be exactly one candidate: by its values for images, by its name
+for captions. Several candidates are an error that names them.
 """
 
 import fnmatch
@@ -16,6 +15,7 @@ from curation.pairs.images import IMAGE_SUFFIXES
 
 Record = Mapping[str, object]
 
+# In order of preference: the first one that a record has is used.
 IMAGE_FIELDS = (
     *(
         "image",
@@ -65,15 +65,15 @@ IMAGE_NAME = re.compile(
     rf"[^\n]*({'|'.join(map(re.escape, IMAGE_SUFFIXES))})(#\d+)?", re.IGNORECASE
 )
 URL = re.compile(r"(https?|ftp)://", re.IGNORECASE)
-MOST_NAME_CHARS = 4096  # of a path
+MOST_NAME_CHARS = 4096  # Linux's limit for a path; longer text is no name
 ANSWERING = ("gpt", "assistant", "model", "chatgpt", "bot")
 NAMES_SHOWN = 30
 NAME_CHARS = 40
-SENTENCE_SHARE = 0.5  # of the first values of a field that is taken for captions by its values
+SENTENCE_SHARE = 0.5  # of its first values: above this, a field holds captions
 
 
 class FieldsError(ValueError):
-    """A list or table whose image or caption field cannot be told."""
+    """A list or table whose image field or caption field is missing or ambiguous."""
 
 
 class Fields(NamedTuple):
@@ -88,10 +88,10 @@ class Fields(NamedTuple):
 def resolve_fields(
     where: str, names: Sequence[str], first: Sequence[Record], config: SourceConfig
 ) -> Fields:
-    """The fields of the records of file `where`, which has fields of these names; `first` are its
-    first records.
+    """The fields of the records of a file.
 
-    FieldsError names all fields and the setting that chooses among them.
+    `where` is the name of the file, for errors; `names` are all its fields, and `first` its first
+    records. Raises FieldsError, which names all fields and the setting that chooses among them.
     """
     image = _image_field(where, names, first, config)
     captions = _caption_fields(
@@ -114,8 +114,8 @@ def _image_field(
             )
         return config.image_column
 
-    # Beside addresses, a key is img2dataset's: its rows describe images that lie in tars or folders
-    # of their own.
+    # A key beside addresses is img2dataset's. Its rows describe images that lie in tars or folders
+    # elsewhere, so the key does not name an image here.
     urls = _known(URL_FIELDS, names)
     known_fields = [name for name in IMAGE_FIELDS if not urls or name != "key"]
     if known := _known(known_fields, names):
@@ -159,7 +159,8 @@ def _caption_fields(
     if known := _known(CAPTION_FIELDS, names):
         return known[:1]
 
-    # caption_0, caption_1, ... belong together; blip_caption is the only one that can be meant.
+    # A family is a name without its number: caption_0, caption_1, ... belong together. With one
+    # family, such as blip_caption alone, there is only one candidate.
     by_word = [name for name in names if CAPTION_WORDS.search(_plain(name))]
     families = {
         match[1] if (match := NUMBERED.fullmatch(_plain(name))) else _plain(name)
@@ -178,7 +179,7 @@ def _caption_fields(
         )
 
     others = [name for name in names if name.isdigit()]
-    if others:  # a table without a header: what is no image is text
+    if others:  # a table without a header, whose columns are numbered: its last one is text
         return (others[-1],)
 
     sentences = [name for name in names if _holds_sentences([record.get(name) for record in first])]
@@ -205,9 +206,7 @@ def _caption_fields(
 
 
 def _holds_sentences(values: Sequence[object]) -> bool:
-    """Whether most values are texts of several words: captions in a field of a name that nobody
-    knows.
-    """
+    """Whether most values are texts of several words: captions, whatever the field's name."""
     words = [
         value
         for value in values
@@ -228,12 +227,12 @@ def _missing(where: str, names: Sequence[str], what: str, setting: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A field's name without what differs between conventions: case, blanks, hyphens."""
+    """A field's name in one form for all conventions: Image-Name and image name: image_name."""
     return name.strip().lower().replace("-", "_").replace(" ", "_")
 
 
 def _known(known: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    """The fields that have a known name, in the order of those that are known."""
+    """The fields that have a known name, in the order of the known names."""
     by_plain: dict[str, str] = {}
     for name in names:
         by_plain.setdefault(_plain(name), name)
@@ -241,8 +240,11 @@ def _known(known: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _matches(setting: str, names: Sequence[str]) -> tuple[str, ...]:
-    """What a setting means among fields: one of that name, all of a pattern, or the path into one;
-    else empty.
+    """The fields that a setting means; empty if it means none.
+
+    That is the field of this name, else the first that differs in form only (case, blanks,
+    hyphens), else all fields that match it as a pattern, else the setting itself if it is a path
+    into a field.
     """
     if setting in names:
         return (setting,)
@@ -265,17 +267,19 @@ def _looks_like_image(value: object) -> bool:
 
 
 def is_image_name(text: str) -> bool:
-    """Whether a text is the name of an image file, as it stands in lists (`a.jpg`, `a.jpg#3`)."""
+    """Whether a text is the name of an image file, as lists write it (`a.jpg`, `a.jpg#3`)."""
     return bool(IMAGE_NAME.fullmatch(text.strip()))
 
 
 def values_at(record: object, path: str) -> list[object]:
-    """What a record holds under a name or path; a path goes through objects by name and lists by
-    index.
+    """The value of a record under a name or path, in a list; empty if there is none.
+
+    A path goes through objects by name and through lists by index.
 
     >>> values_at({"talk": [{"value": "hello"}]}, "talk.0.value")
     ["hello"]
     """
+    # A field whose name has dots comes before a path.
     if isinstance(record, Mapping) and path in record:
         return [record[path]]
 
@@ -293,8 +297,9 @@ def values_at(record: object, path: str) -> list[object]:
 
 
 def captions_in(record: Record, fields: Sequence[str]) -> list[str]:
-    """All texts of the caption fields, neither cleaned nor checked; lists, objects and
-    conversations are searched.
+    """All texts of the caption fields, neither cleaned nor checked.
+
+    Lists, objects and conversations are searched for texts.
     """
     return [
         text for field in fields for value in values_at(record, field) for text in _texts(value)
@@ -327,10 +332,11 @@ def _is_conversation(value: list) -> bool:
 
 
 def _first_answer(turns: list) -> Iterator[str]:
-    """What the model says first: LLaVA's caption; later turns are about details."""
+    """The first answer of the model, which is LLaVA's caption; later turns are about details."""
     for turn in turns:
         if str(turn.get("from", turn.get("role"))).lower() in ANSWERING:
             said = turn.get("value", turn.get("content"))
+            # Chat formats split a turn into items of text and of images.
             if isinstance(said, list):
                 said = [
                     item.get("text")
@@ -342,9 +348,7 @@ def _first_answer(turns: list) -> Iterator[str]:
 
 
 def caption_fields_of(record: Record, config: SourceConfig) -> tuple[str, ...]:
-    """The caption fields of a record that stands alone, as a JSON file beside its image; empty when
-    there are none.
-    """
+    """The caption fields of a single record, as in a JSON file beside an image; may be empty."""
     names = list(record)
     if config.caption_column is not None:
         return _matches(config.caption_column, names)
@@ -353,15 +357,15 @@ def caption_fields_of(record: Record, config: SourceConfig) -> tuple[str, ...]:
 
 
 class ImageName(NamedTuple):
-    """What a record says of its image."""
+    """What an image field says of the image."""
 
     name: str
     kind: Literal["name", "address", "inline", "none"]
-    """inline: the image itself, as a data: URI or base64 text."""
+    """address: a URL; inline: the image itself, as a data: URI or base64 text."""
 
 
 def image_name(value: object) -> ImageName:
-    """The name in an image field: text, a number, an object with a path, a list of one."""
+    """The name in an image field: text, a number, an object with a path, or a list of one."""
     if isinstance(value, list) and len(value) == 1:
         return image_name(value[0])
     if isinstance(value, Mapping):
@@ -384,7 +388,8 @@ def image_name(value: object) -> ImageName:
         return ImageName(name, "inline")
 
     numbered = IMAGE_NAME.fullmatch(name)
-    if numbered and numbered[2]:  # Flickr's token files number the captions of an image: a.jpg#0
+    # Flickr's token files number the captions of an image: a.jpg#0.
+    if numbered and numbered[2]:
         name = name.removesuffix(numbered[2])
 
     return ImageName(name.removeprefix("file://"), "name")

@@ -1,9 +1,8 @@
-"""Encoded image files to RGB pixels, or a named reason why not; hashes and thumbnails of the
-pixels.
+"""Encoded image files to RGB pixels, or a named reason why not; hashes and thumbnails.
 
-Whatever a web crawl holds goes through `decode`: alpha is composited on white, 16 bits become 8,
-palettes and CMYK become RGB, an animation is its first frame, and EXIF orientation is applied. What
-cannot be used raises ImageError.
+Whatever a web crawl contains goes through `decode`: alpha is composited on white, 16 bits become 8,
+palettes and CMYK become RGB, an animation becomes its first frame, and EXIF orientation is applied.
+An image that cannot be used raises ImageError.
 """
 
 import contextlib
@@ -57,6 +56,8 @@ UNREAD_IMAGE_SUFFIXES = (
 )
 """Images of formats that are not read."""
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
+
+# First bytes of image files. AVIF and HEIC begin with the length of a box, below 256: three zeros.
 MARKS = (
     b"\xff\xd8",
     b"\x89PNG",
@@ -70,10 +71,12 @@ MARKS = (
     b"\0\0\0",
 )
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = 64_000_000  # 192 MB of RGB
 MIN_SIDE_PX = 2
 MAX_ASPECT = 20.0
-ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+
+# EXIF's tag, and what turns an image of each of its values upright. Value 1 is upright.
+ORIENTATION = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -85,12 +88,12 @@ UPRIGHT = {
 }
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
-DARKEST_HIGH_BYTE = 16  # of 16-bit values that use 12 bits
+DARKEST_HIGH_BYTE = 16  # 12-bit values in 16 bits have high bytes below this
 THUMBNAIL_QUALITY = 85
 
 
 class ImageError(ValueError):
-    """An image that cannot be used: a reason from the closed list, and what exactly is wrong."""
+    """An image that cannot be used: one of the known reasons, and what exactly is wrong."""
 
     def __init__(self, reason: RejectReason, detail: str) -> None:
         super().__init__(reason, detail)  # what an exception is unpickled from
@@ -104,10 +107,10 @@ class ImageError(ValueError):
 def decode(
     data: bytes, max_pixels: int = MAX_PIXELS, draft_px: int = 0, max_aspect: float = MAX_ASPECT
 ) -> Image.Image:
-    """The first frame as RGB, upright; ImageError otherwise.
+    """The first frame as upright RGB.
 
-    With `draft_px`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, never smaller than that
-    many pixels a side.
+    With `draft_px`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, but neither side becomes
+    smaller than that many pixels. Raises ImageError when the image cannot be used.
     """
     if not data:
         raise ImageError("empty file", "0 bytes")
@@ -117,6 +120,7 @@ def decode(
         _check_size(image, max_pixels, max_aspect)
         if draft_px and image.format in ("JPEG", "MPO"):
             image.draft(None, (draft_px, draft_px))
+        # The raw mode of a tile ("RGB;16B") tells 16 bits per channel. Loading clears the tiles.
         is_deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
         image.load()
     except (ImageError, MemoryError):
@@ -128,6 +132,7 @@ def decode(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("too many pixels", str(error)) from error
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+        # A PNG with more text than Pillow allows is decoded again without it.
         if (without_text := _without_png_text(data)) != data:
             return decode(without_text, max_pixels, draft_px, max_aspect)
         raise ImageError("corrupt image", f"{type(error).__name__}: {error}") from error
@@ -139,11 +144,12 @@ def decode(
 
 
 def has_image_mark(data: bytes) -> bool:
-    """Whether bytes begin as an image file does, as far as a few bytes tell."""
+    """Whether bytes begin like an image file, as far as a few bytes can tell."""
     return data.startswith(MARKS)
 
 
 def _opened(data: bytes) -> Image.Image:
+    # HEIC begins with a box: its length (4 bytes), "ftyp", and its brand.
     if data[4:8] != b"ftyp" or data[8:12] not in HEIF_BRANDS:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     try:
@@ -155,16 +161,14 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def _without_png_text(data: bytes) -> bytes:
-    """A PNG without its text, which Pillow limits to a megabyte; the same bytes when there is none,
-    or no PNG.
-    """
+    """A PNG without its text chunks, whose size Pillow limits; any other file as it is."""
     if not data.startswith(PNG_MARK):
         return data
 
     pieces = [PNG_MARK]
     begin = len(PNG_MARK)
     while begin < len(data):
-        # A chunk is its length (4 bytes), name (4), content and checksum (4).
+        # A chunk is the length of its content (4 bytes), its name (4), content and checksum (4).
         end = begin + 12 + int.from_bytes(data[begin : begin + 4], "big")
         if data[begin + 4 : begin + 8] not in PNG_TEXT:
             pieces.append(data[begin:end])
@@ -174,7 +178,7 @@ def _without_png_text(data: bytes) -> bytes:
 
 
 def _upright(rgb: Image.Image, opened: Image.Image) -> Image.Image:
-    """Turned and flipped as EXIF says; damaged EXIF says nothing."""
+    """The image turned and flipped as EXIF says; damaged EXIF is ignored."""
     orientation = None
     with contextlib.suppress(Exception):  # as many types as Pillow's decoders raise
         orientation = opened.getexif().get(ORIENTATION)
@@ -192,8 +196,9 @@ def _check_size(image: Image.Image, max_pixels: int, max_aspect: float) -> None:
 
 
 def _check_depth(image: Image.Image) -> None:
-    """Of 16-bit colour only the high bytes can be had: these must not be the empty bits of 12-bit
-    values.
+    """Raise ImageError when the colors of a 16-bit image are nearly black after the cut to 8 bits.
+
+    Pillow gives the high bytes of 16-bit color only. If its values use 12 bits, they are lost.
     """
     brightest = int(np.asarray(image.convert("RGB")).max())
     if brightest < DARKEST_HIGH_BYTE:
@@ -221,12 +226,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """The 8 highest bits that any value uses: 12-bit values of cameras and scanners in 16-bit files
-    are not black.
+    """Gray values of 16 bits as the 8 highest bits that any value uses.
+
+    Cameras and scanners store 12-bit values in 16-bit files, whose high bytes alone are nearly
+    black.
     """
     values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
     num_bits = max(8, int(values.max()).bit_length())
-    # 10, 12, 14 and 16 bits are what devices have: 13 bits used are 14.
+    # Devices have 10, 12, 14 or 16 bits, so an odd number of used bits is rounded up: 13 is 14.
     high_byte = values >> (num_bits + num_bits % 2 - 8)
     return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
 
@@ -237,14 +244,15 @@ def bytes_hash(data: bytes) -> int:
 
 
 def pixel_hash(image: Image.Image) -> int:
-    """64-bit BLAKE2b of the size and the RGB pixels, as decoded (so, for JPEG, at the draft
-    scale).
+    """64-bit BLAKE2b of the size and the RGB pixels as decoded.
+
+    The pixels of a JPEG that was decoded with a draft are those of the smaller image.
     """
     return bytes_hash(np.array(image.size, "<u4").tobytes() + image.tobytes())
 
 
 def thumbnail(image: Image.Image, longest_px: int) -> bytes:
-    """A small JPEG for galleries, never enlarged; empty when `longest_px` is 0."""
+    """A JPEG for galleries with at most `longest_px` pixels on its longer side; empty for 0."""
     if not longest_px:
         return b""
     scale = min(1.0, longest_px / max(image.size))

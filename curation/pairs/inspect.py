@@ -1,4 +1,4 @@
-"""What would be read of a source, and how, as text: no model, no Ray, nothing decoded.
+"""What would be read from a source, and how, as text. It needs no model, no Ray and no decoding.
 
 Ambiguities are shown with their candidates and the flag that chooses among them.
 """
@@ -21,9 +21,9 @@ CAPTION_SHOWN = 70
 
 
 def inspect_source(path: Path, config: SourceConfig) -> tuple[str, bool]:
-    """(what is known of a source as lines of text, whether a run would read it).
+    """(description of a source as lines of text, whether a run would read it).
 
-    ValueError when it does not exist, or is of a kind that is not read.
+    Raises ValueError when the source does not exist, or is of a kind that is not read.
     """
     source = open_source(config, path)
     lines = [f"source     {path}", f"layout     {_layout(source)}"]
@@ -44,12 +44,12 @@ def inspect_source(path: Path, config: SourceConfig) -> tuple[str, bool]:
 
 
 def _labeled(label: str, lines: list[str]) -> list[str]:
-    """Lines with a label before the first; nothing where there are none."""
+    """Lines with a label before the first of them; no line if there are none."""
     return [f"{label if index == 0 else '':<11}{line}" for index, line in enumerate(lines)]
 
 
 def _layout(source: Source) -> str:
-    """How many of each kind of pairs there are."""
+    """The layouts of a source, with the number of files or images of each."""
     kinds = Counter(one.kind.partition(",")[0] for one in source.lists)
     words = [
         f"{number} {'list' if number == 1 else 'lists'} ({kind})" for kind, number in kinds.items()
@@ -65,7 +65,7 @@ def _layout(source: Source) -> str:
 
 
 def _fields(source: Source) -> list[str]:
-    """The fields of each list and table, and which of them became image and caption."""
+    """The fields of each list and table, and which of them are image and caption."""
     lines = [
         f"{one.name}: {one.kind}; "
         f"{_chosen(one.fields, one.names) if one.fields else 'fields of that format'}"
@@ -97,7 +97,7 @@ def _splits(source: Source, config: SourceConfig) -> str:
 
 
 def _files(source: Source) -> list[str]:
-    """Numbers of files by use, then every reason for not reading one."""
+    """The number of files per use, then the reasons why files are not read."""
     counts = Counter(use.use for use in source.account.files.values())
     lines = [", ".join(f"{use} {number:,}" for use, number in counts.items()) or "none"]
     unread = source.account.unread()
@@ -107,15 +107,13 @@ def _files(source: Source) -> list[str]:
 
 
 def _estimate(source: Source, config: SourceConfig) -> str:
-    """The number of pairs: exact where lists and footers tell, else by the first samples of a
-    tar.
-    """
+    """The number of pairs: exact from lists and Parquet footers, else from a tar's first samples."""
     is_exact = all(part.num_rows is not None for part in source.parts)
     return f"{'' if is_exact else 'about '}{estimated_rows(config, source.parts):,}"
 
 
 def _first_pairs(source: Source, config: SourceConfig) -> Iterator[str]:
-    """The first rows, rejects with their reasons among them."""
+    """The first rows, including rejects with their reasons."""
     for row in islice(_rows(source.parts, config), PAIRS_SHOWN):
         if isinstance(row, Reject):
             yield f"{row.key}: rejected, {row.reason}: {row.detail}"

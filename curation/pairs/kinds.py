@@ -1,6 +1,4 @@
-"""What kind of file a source is: a tar, Parquet, a list, or one that is not read and is said to be
-so.
-"""
+"""The kind of file that a source is: a tar, Parquet, a list, or one that is not read."""
 
 from pathlib import Path
 
@@ -33,7 +31,7 @@ UNREAD_KINDS = {
     ".xml": "an XML file",
     ".yaml": "a YAML file",
 }
-MAGIC = ((b"PAR1", 0, "parquet"), (b"ustar", 257, "tar"))
+MAGIC = ((b"PAR1", 0, "parquet"), (b"ustar", 257, "tar"))  # (mark, its offset in the file, kind)
 READ_KINDS = (
     "a folder, an uncompressed .tar, .parquet, or a list of images and captions as .json, "
     ".jsonl, .ndjson, .csv, .tsv or .txt"
@@ -42,8 +40,9 @@ HEAD_BYTES = 512
 
 
 def file_kind(path: Path) -> str:
-    """ "tar", "parquet" or "list" for a file, by its suffix or else its first bytes; ValueError for
-    all others.
+    """The kind of a file, "tar", "parquet" or "list", by its suffix or else by its first bytes.
+
+    Raises ValueError for any other file.
     """
     suffix = path.suffix.lower()
     if suffix in COMPRESSED_SUFFIXES:
@@ -58,6 +57,8 @@ def file_kind(path: Path) -> str:
         if head[offset:].startswith(mark):
             return kind
 
+    # A zero byte means binary, but text in UTF-16 and UTF-32 has zeros, too: single ones in the
+    # former. Pairs of zeros count as one.
     if (
         suffix in UNREAD_KINDS
         or suffix in IMAGE_SUFFIXES
@@ -72,7 +73,10 @@ def file_kind(path: Path) -> str:
 
 
 def tree_of(path: Path) -> tuple[Tree, str]:
-    """The tree to search and, for one file that is no tar, its name in the tree of its folder."""
+    """(tree to search, name of the file in it). The name is empty for a folder or a tar.
+
+    The tree of a list is that of its folder, because the images are there.
+    """
     if kind_of(path) != "file" or _kind_or_list(path) == "tar":
         return open_tree(path), ""
     if _kind_or_list(path) == "parquet":
@@ -82,7 +86,7 @@ def tree_of(path: Path) -> tuple[Tree, str]:
 
 
 def _kind_or_list(path: Path) -> str:
-    """`file_kind`, with "list" for what is none: identity is asked before anything is checked."""
+    """`file_kind`, or "list" where it raises: the identity is computed before anything is checked."""
     try:
         return file_kind(path)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Lists of captions to pairs: names are looked up in the tree, captions of one image are joined,
-bad records are kept.
+"""Lists of captions to pairs: names are looked up in the tree, and captions of an image are joined.
 
 Several lists are read together. An image that two lists name is one pair with the captions of both.
+Bad records become pairs with a problem, so that they are counted as rejects.
 """
 
 import os
@@ -27,28 +27,28 @@ _DUPLICATE = Problem("duplicate key", "an earlier record has this key")
 
 @dataclass
 class ListedPairs:
-    """The pairs of all lists of a source, and what is to be said of them."""
+    """The pairs of all lists of a source, and what the account says about them."""
 
     pairs: dict[str, list[Pair]] = field(default_factory=dict)
-    """By list, in its order; the rejected records of a list follow its pairs."""
+    """By list, in the order of its records; the rejected records follow the pairs."""
     used: set[str] = field(default_factory=set)
     """Files of the tree that are images of a pair, usable or not."""
     other_split: set[str] = field(default_factory=set)
-    """Images that a list names as of another split."""
+    """Images that a list assigns to another split."""
     splits: set[str] = field(default_factory=set)
     """Splits that the records name."""
     outside: list[str] = field(default_factory=list)
     """Names of images that lie outside the source."""
     num_of_other: int = 0
-    """Records without a split whose image another list has in another split, as where COCO's lists
-    lie beside Karpathy's, which cut them anew: they are not read.
+    """Records without a split whose image another list assigns to another split. They are not read.
+    Example: COCO's own lists beside Karpathy's, who divided the same images in another way.
     """
     num_joined: int = 0
-    """Records of a list whose image is one of an earlier list."""
+    """Records whose image belongs to a pair of an earlier list."""
 
 
 class _Match(NamedTuple):
-    """What the name of an image in a list leads to: files of the tree, or one outside of it."""
+    """What the name of an image in a list means: files of the tree, or one file outside of it."""
 
     files: list[str]
     outside: ByteRange | None = None
@@ -62,7 +62,7 @@ class _Match(NamedTuple):
 
 
 class _Lookup:
-    """Images of a tree by the names in one list."""
+    """Finds the images of a tree by the names in one list."""
 
     def __init__(self, tree: Tree, list_name: str) -> None:
         self.tree = tree
@@ -71,6 +71,7 @@ class _Lookup:
         self.words = set(re.split(r"[_.\- ]", posixpath.basename(list_name).lower()))
 
     def match(self, name: str) -> _Match:
+        """The files that a name can mean: one if it is clear, several if it is ambiguous."""
         inside = name.removeprefix(self.root)
         normal = posixpath.normpath(posixpath.join(self.near, inside))
         if inside.startswith("/") or normal.startswith("../") or is_remote(name):
@@ -78,8 +79,8 @@ class _Lookup:
             if outside is not None:
                 return _Match([], outside)
 
-        # captions_train2017.json means the images of a folder train2017/ where others have images
-        # of the same names.
+        # captions_train2017.json means the images of a folder train2017/, if several folders have
+        # images of the same name.
         files = self.tree.find(inside, self.near)
         hinted = [file for file in files if self.words.intersection(file.lower().split("/")[:-1])]
         files = hinted if len(files) > 1 and len(hinted) == 1 else files
@@ -95,9 +96,7 @@ class _Lookup:
         return _Match(files, None, is_exact, is_longer)
 
     def _outside(self, name: str) -> ByteRange | None:
-        """A file that the user's own list names by an absolute path, or by one that leads out of
-        the source.
-        """
+        """The file that a list names by an absolute path, or by a path out of the source."""
         if self.tree.is_file and not name.startswith("/"):
             return None
 
@@ -114,10 +113,11 @@ class _Lookup:
 
 
 def listed_pairs(tree: Tree, lists: Sequence[CaptionList], config: SourceConfig) -> ListedPairs:
-    """The pairs of all lists, of the wanted split.
+    """The pairs of all lists that belong to the wanted split.
 
-    Keys are names as listed, below the list's folder where there are lists in several folders.
-    Lists whose records have splits are read first: they know of which split an image is.
+    A key is the image's name as listed. If there are lists in several folders, the list's folder
+    comes before it. Lists whose records have splits are read first, because they decide the split
+    of images that other lists name without one.
     """
     folders = {posixpath.dirname(one.name) for one in lists}
     joining = _Joining(tree, config, len(folders) > 1)
@@ -128,9 +128,7 @@ def listed_pairs(tree: Tree, lists: Sequence[CaptionList], config: SourceConfig)
 
 
 class _Joining:
-    """Lists that are read one after the other: a later one may add captions to pairs of those
-    before it.
-    """
+    """Reads lists one after the other. A later list may add captions to pairs of an earlier one."""
 
     def __init__(self, tree: Tree, config: SourceConfig, has_folders: bool) -> None:
         self.tree = tree
@@ -138,11 +136,11 @@ class _Joining:
         self.has_folders = has_folders
         self.found = ListedPairs()
         self.pair_of: dict[str, tuple[str, int]] = {}
-        """By file: the list and the index of its pair."""
+        """By file, the list and the index of its pair."""
         self.exact: set[str] = set()
         """Files that a list names by their whole path."""
         self.longer: dict[str, dict[str, tuple[str, int]]] = {}
-        """By file: names with folders that the file does not have, and their pairs."""
+        """By file, the names with folders that the file does not have, and their pairs."""
 
     def add(self, one: CaptionList) -> None:
         """Read one list; its rejected records follow its pairs."""
@@ -166,6 +164,7 @@ class _Joining:
                 )
                 continue
 
+            # The second name (an id, or a name without its folder) is for when the first fits none.
             name = as_text(entry.image)
             match = lookup.match(name)
             if not match and entry.bare:
@@ -178,6 +177,7 @@ class _Joining:
                 self.found.num_of_other += 1
                 continue
 
+            # One spelling of a name for the key: "./a//1.jpg" and "a\\1.jpg" are "a/1.jpg".
             self.found.used.update(match.files)
             spelled = (
                 name if name in self.tree.files else posixpath.normpath(name.replace("\\", "/"))
@@ -203,7 +203,7 @@ class _Joining:
     def _repeated(
         self, one: CaptionList, entry: Entry, pair: Pair, captions: tuple[str, ...]
     ) -> Pair:
-        """A second record of a key: more captions of its pair, or a rejected row."""
+        """A second record with the same key: its pair with more captions, or a rejected row."""
         if one.is_annotation:
             return Pair(pair.key, None, problem=_DUPLICATE)
         if not captions and entry.problem is None and pair.captions:
@@ -214,7 +214,7 @@ class _Joining:
     def _is_joined(
         self, list_name: str, entry: Entry, match: _Match, captions: tuple[str, ...]
     ) -> bool:
-        """Whether the image is one of an earlier list, whose pair has the captions now."""
+        """Whether the image belongs to a pair of an earlier list, which then gets the captions."""
         owner = self.pair_of.get(match.files[0]) if len(match.files) == 1 else None
         if owner is None or owner[0] == list_name:
             return False
@@ -224,7 +224,7 @@ class _Joining:
         return True
 
     def _note(self, list_name: str, index: int, name: str, match: _Match) -> None:
-        """Remember which file the new pair has, and by what kind of name."""
+        """Note the file of the new pair, and the kind of name by which the list names it."""
         if match.outside is not None:
             self.found.outside.append(name)
         if len(match.files) != 1:
@@ -259,8 +259,9 @@ class _Joining:
         return Pair(key, image, captions, problem=problem)
 
     def reject_stand_ins(self) -> None:
-        """No file stands in for images of several folders: cats/1.jpg and dogs/1.jpg are not both
-        1.jpg.
+        """Reject pairs that share one file, though their names have different folders.
+
+        If cats/1.jpg and dogs/1.jpg are listed and only 1.jpg exists, it is not both of them.
         """
         for file, names in self.longer.items():
             if len(names) == 1 and file not in self.exact:

@@ -1,7 +1,7 @@
-"""The decision what is read of a source: each file is read as pairs, part of a pair, a list, or
-left out for a reason.
+"""Opening a source: the decision for each file, to be read or to be left out for a reason.
 
-Layouts may lie side by side. Only names, lists and the first members of tars are read for it.
+A file is read as pairs, as part of a pair, or as a list. Layouts may lie side by side. The decision
+reads only names, lists, Parquet footers and the first members of tars.
 """
 
 import posixpath
@@ -35,7 +35,7 @@ from curation.pairs.webdataset import (
 )
 
 MOST_LISTS = 256
-AT_ONCE = 32
+AT_ONCE = 32  # threads that wait for storage
 READS: dict[str, tuple[SourceFormat, ...]] = {
     "webdataset": ("auto", "webdataset"),
     "parquet": ("auto", "parquet"),
@@ -47,7 +47,7 @@ READS: dict[str, tuple[SourceFormat, ...]] = {
 
 @dataclass
 class Source:
-    """A source as it will be read."""
+    """An opened source: what will be read, and the account of every file."""
 
     path: Path
     parts: list[Part] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Source:
     splits: set[str] = field(default_factory=set)
     """Splits that rows name."""
     problems: list[ValueError] = field(default_factory=list)
-    """Why files that look like lists or tables of pairs could not be read as such."""
+    """Errors of files that look like lists or tables of pairs, but could not be read."""
 
 
 class Opening:
@@ -79,8 +79,9 @@ class Opening:
         return self.config.format in READS[kind]
 
     def one_file(self, name: str, kind: str) -> Source:
-        """A list or Parquet file that was given itself: nothing else below its folder is asked
-        for.
+        """The source of a single list or Parquet file; its folder is only searched for images.
+
+        Raises ValueError when the file is no list of pairs.
         """
         if kind == "parquet":
             self._add_parquet(name, self.tree.root, posixpath.splitext(name)[0])
@@ -99,7 +100,10 @@ class Opening:
         return self.source
 
     def all_of_it(self) -> Source:
-        """A folder, or a tar of one: every layout in it."""
+        """The source of a folder, or of a tar of one: every layout in it."""
+        # The order matters. Files of other splits are out first. Tars come before all else, because
+        # those without samples add their members to the tree. A .txt beside an image is a caption,
+        # so lists are searched among the other texts; and lists come before files beside images.
         splits = self._without_other_splits()
         self._add_tars()
         for name in self._remaining((".parquet",)):
@@ -122,13 +126,11 @@ class Opening:
         return self.source
 
     def _remaining(self, suffixes: Sequence[str]) -> list[str]:
-        """Files with one of these suffixes that nothing has been decided on."""
+        """Files with one of these suffixes that have no decision yet."""
         return [name for name in self.tree.with_suffix(*suffixes) if name not in self.account.files]
 
     def _without_other_splits(self) -> Splits:
-        """Leave out what is of another split by its name: lists, tars and Parquet files, and images
-        by their folder.
-        """
+        """Leave out files whose name has another split: lists, tars, Parquet; images by folder."""
         containers = (".tar", ".parquet", *LIST_SUFFIXES)
         folders = {f"{posixpath.dirname(name)}/" for name in self.names}
         holding = [name for name in self.names if name.lower().endswith(containers)]
@@ -139,6 +141,7 @@ class Opening:
         )
 
         for name in self.names:
+            # A .txt may be the caption of one image, so only its folder counts.
             is_container = name.lower().endswith(containers) and not name.lower().endswith(".txt")
             if splits.is_other(name) if is_container else splits.is_in_folder_of_other(name):
                 reason = f"its name says another split than {self.config.split!r}"
@@ -153,9 +156,7 @@ class Opening:
         return splits
 
     def _add_tars(self) -> None:
-        """Tars with captions beside images are WebDataset's; others are opened as folders of their
-        name.
-        """
+        """Read tars with captions beside images as WebDataset, and others as folders."""
         if self.tree.is_file:
             names = self.names
             if self.config.format == "webdataset" or (
@@ -166,6 +167,7 @@ class Opening:
                 self.account.read("read as pairs", names)
             return
 
+        # Each tar costs two small reads, which wait for storage: many at once.
         tars = self._remaining((".tar",))
         with ThreadPoolExecutor(AT_ONCE) as executor:
             paths = [Path(self.tree.files[name].path) for name in tars]
@@ -184,16 +186,19 @@ class Opening:
                 self._mount(name, path)
 
     def _holds_samples(self, path: Path, head: Sequence[str]) -> bool:
-        """Whether a tar is WebDataset's: by its first members, or by all where they have images or
-        texts alone.
+        """Whether a tar is WebDataset's: by its first members, or by all if these do not tell.
+
+        A tar that is sorted by kind begins with images alone or with texts alone.
         """
         if is_webdataset(head) or len(head) < PEEKED_MEMBERS:
             return is_webdataset(head)
         return is_webdataset([member.name for member in tar_members(path)])
 
     def _add_tar(self, name: str, file: ByteRange, key_prefix: str, head: Sequence[str]) -> None:
-        """Parts of a WebDataset tar: ranges where its samples lie together, pairs joined by their
-        names where not.
+        """Add the parts of a WebDataset tar.
+
+        If the files of each sample lie together, a part is a range of the tar. Otherwise all
+        headers are read first, and a part is a number of pairs that are joined by name.
         """
         self.source.tars.append(name)
         if is_webdataset(head) and not lies_apart(head):
@@ -207,7 +212,7 @@ class Opening:
         )
 
     def _mount(self, name: str, path: Path) -> None:
-        """A tar that is no WebDataset's, as a folder of its name."""
+        """Add the members of a tar to the tree, as if it were a folder of its name."""
         members = {f"{name}/{member.name}": member.file for member in tar_members(path)}
         self.account.read("list", [name])
         self.tree = Tree(self.tree.root, False, dict(sorted((self.tree.files | members).items())))
@@ -253,8 +258,9 @@ class Opening:
         )
 
     def _list_candidates(self, texts: set[str]) -> list[str]:
-        """Files that may list pairs: those named so, and small ones, first; not those beside
-        images.
+        """Files that may be lists of pairs, without the `texts` beside images.
+
+        If there are more than MOST_LISTS, names that say so and names near the root come first.
         """
         names = [name for name in self._remaining(LIST_SUFFIXES) if name not in texts]
         if not self.reads("list"):
@@ -263,6 +269,7 @@ class Opening:
             return []
 
         def rank(name: str) -> tuple[bool, int, str]:
+            # False sorts before True.
             return not is_named_as_list(name), name.count("/"), name
 
         ranked = sorted(names, key=rank)
@@ -275,7 +282,10 @@ class Opening:
         return sorted(ranked[:MOST_LISTS])
 
     def _try_list(self, name: str, *, is_given: bool = False) -> CaptionList | None:
-        """A file as a list of pairs; None, and a reason in the account, when it is none."""
+        """A file as a list of pairs; None, with a reason in the account, if it is no list.
+
+        A file that the user has named (`is_given`) is parsed whatever its name and first bytes say.
+        """
         file = self.tree.files[name]
         reason = (
             "" if is_given else cannot_be_list(name, file.size, file.head(HEAD_BYTES), self.config)
@@ -301,7 +311,7 @@ class Opening:
         return None
 
     def _add_lists(self, lists: list[CaptionList]) -> ListedPairs:
-        """Pairs of the lists; of several, those are left out of which no image is here."""
+        """Add the pairs of all lists, except lists of which no image exists if there are others."""
         listed = listed_pairs(self.tree, lists, self.config)
         self.source.lists = lists
         self.source.splits |= listed.splits
@@ -345,10 +355,12 @@ class Opening:
             )
 
     def _add_beside(self, beside: dict[str, list[str]], listed: ListedPairs) -> None:
-        """Images with caption files beside them, unless a list has captions for them."""
+        """Add images with caption files beside them, unless a list names the image."""
         pairs = []
         for image, texts in beside.items():
             if image in listed.used or image in listed.other_split:
+                # A text may be a second caption, so it counts as unexpected; a JSON is metadata.
+                # The first reason stands, so the second call is for the JSON files alone.
                 self.account.leave_out(
                     [text for text in texts if not text.endswith(".json")],
                     "a caption file beside an image that a list names, too",
@@ -358,6 +370,7 @@ class Opening:
                     texts, "data beside an image that a list names", is_expected=True
                 )
                 continue
+            # One file per kind: the first in the order of caption_files.
             by_kind: dict[str, ByteRange] = {}
             for text in texts:
                 by_kind.setdefault(
@@ -371,7 +384,7 @@ class Opening:
         self.source.parts += parts_of_pairs(self.tree.name, pairs, self.config.part_rows)
 
     def _explain_the_rest(self, splits: Splits) -> None:
-        """A reason for each file that nothing has decided on."""
+        """Give a reason for each file that no decision has reached."""
         has_texts = {
             posixpath.dirname(name)
             for name, use in self.account.files.items()

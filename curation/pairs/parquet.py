@@ -1,9 +1,8 @@
-"""Parquet files with images as bytes, as Hugging Face structs, as base64 or as paths: consecutive
-rows are a part.
+"""Parquet files with images as bytes, Hugging Face structs, base64 text or paths.
 
-Keys are file name and row number, or the user's key column, of which a part reads the rows before
-it, too, so that a repeated key is seen. Row groups can only be read from their first row, so parts
-are cut between them where they can be.
+A part is a range of consecutive rows. Row groups can only be read from their first row, so parts
+are cut between row groups where possible. A key is the file's name and the row's number, or a value
+of the user's key column. A part also reads the keys of all rows before it, to find repeated ones.
 """
 
 import base64
@@ -36,29 +35,31 @@ from curation.pairs.text import clean_captions, undecodable
 READ_ROWS = 256
 FIRST_ROWS = 8
 MOST_PATHS = 2_000_000
-SHORTEST_BASE64 = 64
+SHORTEST_BASE64 = 64  # characters; no image file is shorter, and names often are
 BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 DATA_URI = re.compile(r"data:[^,]{0,100};base64,")
 
 
 class ParquetFile(NamedTuple):
-    """What the footer and the first rows of a Parquet file say."""
+    """A Parquet file as its footer and its first rows describe it."""
 
     name: str
     path: Path
     key_prefix: str
     names: tuple[str, ...]
-    """Its columns."""
+    """Names of its columns."""
     fields: Fields
     group_rows: list[int]
-    """Rows of each row group."""
+    """Number of rows per row group."""
     has_paths: bool
-    """Whether images are named, not held."""
+    """Whether the image column has text, such as paths, and not bytes."""
 
 
 def open_parquet(name: str, path: Path, key_prefix: str, config: SourceConfig) -> ParquetFile:
-    """The columns of a Parquet file; FieldsError names a missing one, ValueError a file that is
-    none.
+    """A Parquet file from its footer and first rows.
+
+    Raises FieldsError when a column is missing or ambiguous, and ValueError when the file is not
+    readable as Parquet.
     """
     try:
         with open_arrow(path) as opened, pq.ParquetFile(opened, pre_buffer=False) as file:
@@ -78,13 +79,13 @@ def open_parquet(name: str, path: Path, key_prefix: str, config: SourceConfig) -
 
 
 def _first_records(file: pq.ParquetFile) -> list[dict]:
-    """The first rows, of which values tell an image's column; none of an empty file."""
+    """The first rows, whose values show which column has images; empty for an empty file."""
     batch = next(file.iter_batches(FIRST_ROWS), None)
     return [] if batch is None else batch.to_pylist()
 
 
 def image_paths(file: ParquetFile) -> list[str]:
-    """The names of all images, where a file of reasonable length holds names alone."""
+    """The names of all images, if the file has names and not too many rows; else empty."""
     if not file.has_paths or sum(file.group_rows) > MOST_PATHS:
         return []
     column = file.fields.image.partition(".")[0]
@@ -113,9 +114,14 @@ def parquet_parts(file: ParquetFile, config: SourceConfig) -> Iterator[Part]:
 
 
 def _cuts(group_rows: Sequence[int], part_rows: int) -> Iterator[tuple[int, int]]:
-    """Ranges of at most `part_rows` rows, cut between row groups but for those that are longer."""
+    """Ranges (start, stop) of at most `part_rows` rows, cut between row groups where possible.
+
+    Row groups of 60, 60 and 250 rows with 100 rows per part: (0, 60), (60, 120), (120, 220),
+    (220, 320), (320, 370).
+    """
     start = 0
     stop = 0
+    # Row groups that are longer than a part, in pieces of at most one part.
     pieces = (
         min(part_rows, rows - first) for rows in group_rows for first in range(0, rows, part_rows)
     )
@@ -131,7 +137,7 @@ def _cuts(group_rows: Sequence[int], part_rows: int) -> Iterator[tuple[int, int]
 
 
 def read_parquet_part(config: SourceConfig, part: Part) -> Iterator[Sample | Reject]:
-    """The samples of a Parquet part, in row order; the first of a key in the file is read."""
+    """The rows of a Parquet part in order; later rows with the key of an earlier one are rejects."""
     with (
         open_arrow(part.path) as opened,
         pq.ParquetFile(opened, buffer_size=BLOCK_BYTES, pre_buffer=False) as file,
@@ -149,8 +155,9 @@ def read_parquet_part(config: SourceConfig, part: Part) -> Iterator[Sample | Rej
 
 
 def _fields_of(file: pq.ParquetFile, part: Part, config: SourceConfig) -> Fields:
-    """The fields by the names of the columns, and by values only where names do not tell: those
-    must be read.
+    """The fields of a file: by the names of its columns, else also by its first values.
+
+    Names come from the footer; values must be read.
     """
     names = file.schema_arrow.names
     try:
@@ -162,8 +169,9 @@ def _fields_of(file: pq.ParquetFile, part: Part, config: SourceConfig) -> Fields
 def _keys_before(
     file: pq.ParquetFile, fields: Fields, config: SourceConfig, part: Part
 ) -> set[str]:
-    """Keys that the file has before the part, read without the images; row numbers do not
-    repeat.
+    """The keys of all rows before the part, read without the images.
+
+    Empty if keys are row numbers, which cannot repeat.
     """
     if not fields.key or not part.start:
         return set()
@@ -181,17 +189,21 @@ def _key(fields: Fields, part: Part, number: int, record: dict) -> str:
 def _records(
     file: pq.ParquetFile, paths: Iterable[str], fields: Fields, config: SourceConfig, part: Part
 ) -> Iterator[tuple[int, dict]]:
-    """(row number in the file, record) of the part's rows of the split; a row group is read from
-    its first row.
+    """(row number in the file, record) of the rows of a part that belong to the wanted split.
+
+    `paths` are the fields to read. A row group is read from its first row.
     """
     metadata = file.metadata
     ends = list(
         accumulate(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
     )
+    # The row groups that hold the part's first and last row; `number` is the first row that is
+    # read, which may lie before the part.
     first = bisect_right(ends, part.start)
     last = bisect_left(ends, part.stop)
     number = ends[first - 1] if first else 0
 
+    # Of a path, the column it leads into; a field that the file does not have is not read.
     names = set(file.schema_arrow.names)
     wanted = sorted(
         {path if path in names else path.partition(".")[0] for path in (*paths, fields.split)}
@@ -224,8 +236,9 @@ def _sample(key: str, part: Part, record: dict, fields: Fields) -> Sample | Reje
 
 
 def _image_bytes(value: object, folder: Path) -> bytes | Problem:
-    """The encoded image: bytes, those of a struct, base64 text, or those of the file that a name
-    leads to.
+    """The encoded image from bytes, a struct with bytes, base64 text, or the name of a file.
+
+    A name is relative to `folder`.
     """
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return value["bytes"]
@@ -255,13 +268,16 @@ def _image_bytes(value: object, folder: Path) -> bytes | Problem:
 
 
 def _from_base64(text: str) -> bytes | None:
-    """The bytes of a data: URI or of base64 text; None for what is a name."""
+    """The bytes of a data: URI or of base64 text; None for anything else, such as a name."""
+    # A name can look like base64 (letters, digits, slashes): base64 text must be long, without a
+    # suffix, and decode to what begins like an image.
     marked = DATA_URI.match(text)
     if marked is None and (
         len(text) < SHORTEST_BASE64 or "." in text[-6:] or not BASE64.fullmatch(text)
     ):
         return None
 
+    # The variant of base64 for addresses has - and _ in place of + and /.
     encoded = text[marked.end() :] if marked else text
     try:
         data = base64.b64decode(

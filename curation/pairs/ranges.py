@@ -1,6 +1,4 @@
-"""Where the bytes of a file are, so that any process can read them in place: a whole file, or a
-member of a tar.
-"""
+"""Files as byte ranges, so that any process can read a file or a member of a tar in place."""
 
 from typing import NamedTuple
 
@@ -8,21 +6,23 @@ from cluster.storage import read_range
 
 
 class ByteRange(NamedTuple):
-    """Where the bytes of one file are: a whole file, or a member of a tar."""
+    """Where the bytes of one file are: in a file of its own, or inside a tar."""
 
     path: str
     offset: int
     size: int
-    """Bytes of the file, holes of a sparse one included."""
+    """Bytes of the file, including the holes of a sparse one."""
     pieces: tuple[tuple[int, int], ...] | None = None
-    """(position in the file, bytes) of what a sparse member stores, one after the other; None: all
-    of it is stored.
+    """(position in the file, number of bytes) of each piece that a sparse member stores; the pieces
+    are stored one after the other. None: the file is stored as a whole.
     """
 
     def read(self) -> bytes:
-        """All bytes; shorter than `size` when the file has been cut."""
+        """All bytes; fewer than `size` if the file has been truncated."""
         if self.pieces is None:
             return read_range(self.path, self.offset, self.size)
+
+        # A new bytearray is all zeros, which is what holes contain.
 
         stored = read_range(self.path, self.offset, sum(size for _, size in self.pieces))
         whole = bytearray(self.size)
@@ -33,5 +33,5 @@ class ByteRange(NamedTuple):
         return bytes(whole) if begin == len(stored) else stored
 
     def head(self, size: int) -> bytes:
-        """The first bytes; of a sparse member, all."""
+        """The first `size` bytes; all bytes of a sparse member."""
         return self.read() if self.pieces else self._replace(size=min(self.size, size)).read()

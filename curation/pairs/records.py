@@ -1,5 +1,6 @@
-"""One list file to records: JSON in its several forms, JSON lines, delimited tables. Nothing but
-the list is read.
+"""One list file to records: JSON in its several forms, JSON lines, or delimited tables.
+
+Only the list itself is read, no image.
 """
 
 import json
@@ -35,24 +36,24 @@ FIRST_RECORDS = 100
 
 
 class Entry(NamedTuple):
-    """One record of a list, before its image is looked for."""
+    """One record of a list, before its image is searched."""
 
     place: str
     """Where it is in the list: "3", or "images:3"."""
     image: str
-    """The image's name as listed; empty when there is a problem."""
+    """The image's name as listed; empty if the record names none."""
     captions: tuple[str | object, ...]
     key: str | None = None
     split: object = None
     problem: Problem | None = None
     bare: str = ""
-    """A second name of the image, where no file has the first: without Karpathy's folder, or its
-    id.
+    """A second name of the image, used if no file has the first: its id, or its name without
+    Karpathy's folder.
     """
 
 
 class CaptionList(NamedTuple):
-    """A list file as it was read."""
+    """A parsed list file."""
 
     name: str
     kind: str
@@ -60,21 +61,21 @@ class CaptionList(NamedTuple):
     names: tuple[str, ...]
     """All fields of its first records."""
     fields: Fields | None
-    """Which of them were chosen; None where the format fixes them."""
+    """Which of them are image, captions, key and split; None if the format fixes them."""
     entries: list[Entry]
     is_annotation: bool = False
-    """Karpathy's or COCO's: one record per image, so that a second one is a duplicate."""
+    """Whether it is Karpathy's or COCO's: one record per image, so that a second is a duplicate."""
 
 
 class NoList(ValueError):
-    """A file that lists no pairs: what it is instead."""
+    """A file that is no list of pairs; the message says what it is instead."""
 
 
 def read_list(name: str, data: bytes, config: SourceConfig) -> CaptionList:
     """The entries of a list file, of all splits.
 
-    NoList for a file of another purpose, FieldsError for records whose fields cannot be told,
-    ValueError for a file that cannot be parsed.
+    Raises NoList for a file of another purpose, FieldsError for records whose fields are missing or
+    ambiguous, and ValueError for a file that cannot be parsed.
     """
     text = decode_text(data, config.encoding)
     encoding = encoding_of(data, config.encoding)[0]
@@ -111,9 +112,7 @@ def read_list(name: str, data: bytes, config: SourceConfig) -> CaptionList:
 
 
 def _content(name: str, text: str, suffix: str) -> Any:
-    """The content of a JSON file; of JSON lines, the list of its lines, None where a line is no
-    JSON.
-    """
+    """The content of a JSON file. JSON lines become a list, with None for a line that is no JSON."""
     text = text.strip()
     lines = [line for line in text.split("\n") if line.strip()]
     if suffix in (".jsonl", ".ndjson") and not text.startswith("["):
@@ -131,6 +130,7 @@ def _content(name: str, text: str, suffix: str) -> Any:
 
 
 def _json_lines(name: str, text: str) -> list[Any]:
+    # Not splitlines, which would cut a line at characters that JSON strings may hold.
     records = [_parsed(line) for line in text.split("\n") if line.strip()]
     if records and all(record is None for record in records):
         first = next(line for line in text.split("\n") if line.strip())
@@ -152,8 +152,10 @@ def _parsed(line: str) -> Any:
 
 
 def _numbered_records(name: str, content: Any, config: SourceConfig) -> list[tuple[str, dict]]:
-    """(number from 1, record) of a JSON list, a mapping from images, or an object that holds a list
-    of records.
+    """(place, record) of each record of a JSON file that is no annotation format.
+
+    The content may be a list of records, an object of columns, a mapping from images to captions,
+    an object of lists by split, or an object with one list of records among other things.
     """
     if content in ({}, []):
         return []
@@ -176,10 +178,10 @@ def _numbered_records(name: str, content: Any, config: SourceConfig) -> list[tup
             ]
         fitting = [key for key, table in tables.items() if _has_fields(key, table, config)]
         if len(fitting) != 1:
-            found = ", ".join(fitting or tables)
+            candidates = ", ".join(fitting or tables)
             raise FieldsError(
                 f"{name} holds {'several lists' if fitting else 'no list'} of records with an "
-                f"image and a caption ({found}): one is required; write it into a file of its "
+                f"image and a caption ({candidates}): one is required; write it into a file of its "
                 "own, or set source.image_column and source.caption_column"
             )
         content = tables[fitting[0]]
@@ -188,8 +190,9 @@ def _numbered_records(name: str, content: Any, config: SourceConfig) -> list[tup
 
 
 def _columns(content: dict[str, Any]) -> list[tuple[str, dict]]:
-    """Records of an object of columns, as pandas writes it: lists of one length, or objects with
-    the same keys.
+    """Records of an object of columns, as pandas writes it; empty if it is none.
+
+    Columns are lists of one length, or objects with the same keys.
     """
     if not _known_fields(content):
         return []
@@ -208,7 +211,7 @@ def _columns(content: dict[str, Any]) -> list[tuple[str, dict]]:
 
 
 def _known_fields(content: dict[str, Any]) -> bool:
-    """Whether the keys of an object are names of an image field and of a caption field."""
+    """Whether keys of an object are known names of an image field and of a caption field."""
     keys = {key.strip().lower() for key in content}
     return not keys.isdisjoint(IMAGE_FIELDS) and not keys.isdisjoint(CAPTION_FIELDS)
 
@@ -216,7 +219,11 @@ def _known_fields(content: dict[str, Any]) -> bool:
 def _mapped_records(
     name: str, content: dict[str, Any], config: SourceConfig
 ) -> list[tuple[str, dict]]:
-    """Records of a mapping from images to captions, or to objects with captions (kohya's)."""
+    """Records of a mapping from images to captions, or to objects with captions (as kohya's).
+
+    Raises NoList unless at least half of the first keys are image names, or half of the first
+    values have captions, or the file's name says that it is a list.
+    """
     first = dict(list(content.items())[:FIRST_RECORDS])
     num_names = sum(map(is_image_name, first))
     num_records = sum(
@@ -262,7 +269,7 @@ def _has_fields(name: str, table: list[dict], config: SourceConfig) -> bool:
 
 
 def _numbered(records: object) -> Iterator[tuple[int, dict]]:
-    """(number from 1, record); what is no object is an empty one."""
+    """(number from 1, record) of each item; an item that is no object becomes {}."""
     for number, record in enumerate(records if isinstance(records, list) else [], start=1):
         yield number, record if isinstance(record, dict) else {}
 
@@ -292,14 +299,14 @@ def _entry(place: str, record: dict, fields: Fields) -> Entry:
 
     if not record:
         problem = _problem(
-            "unreadable record", "it is no JSON object, or has not as many fields as the header"
+            "unreadable record", "it is not a JSON object, or its fields do not fit the header"
         )
     elif kind == "none":
         problem = _problem("unreadable record", f"it names no image in {fields.image!r}")
     elif kind == "inline":
         detail = (
-            f"its image is text of {len(image):,} characters: base64 is read from Parquet "
-            "alone; write it there"
+            f"its image is text of {len(image):,} characters: base64 is only read from Parquet; "
+            "write it there"
         )
         problem = _problem("unreadable record", detail)
     elif kind == "address":
@@ -324,7 +331,7 @@ def _entry(place: str, record: dict, fields: Fields) -> Entry:
 
 
 def _image_id(record: dict) -> str:
-    """TextCaps' images lie in other folders than its paths say, under their ids."""
+    """The image's id, a second name: TextCaps stores images under ids, in other folders than listed."""
     value = record.get("image_id")
     return value if isinstance(value, str) else ""
 

@@ -1,6 +1,4 @@
-"""What a source is made of: parts, the pairs of a part while they are on disk, and the samples they
-become.
-"""
+"""What a source is made of: parts, the pairs of a part on disk, and the samples they become."""
 
 import hashlib
 import json
@@ -14,7 +12,10 @@ from curation.pairs.ranges import ByteRange
 
 @dataclass(frozen=True)
 class Sample:
-    """One usable pair: an encoded image file and at least one caption; of images alone, none."""
+    """One usable pair: an encoded image file and its captions.
+
+    Only an evaluation set of images has samples without captions.
+    """
 
     key: str
     image: bytes
@@ -33,32 +34,32 @@ class Reject:
 
 
 class Problem(NamedTuple):
-    """Why a pair is known to be unusable before its image is read."""
+    """Why a pair cannot be used, known before its image is read."""
 
     reason: RejectReason
     detail: str
 
 
 class Pair(NamedTuple):
-    """One pair that is still on disk: an image and captions from a list, or from files beside the
-    image.
+    """One pair whose image is still on disk.
+
+    Captions come from a list, or from files beside the image.
     """
 
     key: str
     image: ByteRange | None
     captions: tuple[str, ...] | None = ()
-    """None: an image without captions, of an evaluation set."""
+    """Captions of a list; None for an image of an evaluation set without captions."""
     beside: tuple[tuple[str, ByteRange], ...] = ()
-    """(kind, file) of caption files beside the image, where no list has captions; kinds are "txt"
-    and "json".
-    """
+    """(kind, file) of the caption files beside the image; kinds are "txt" and "json"."""
     problem: Problem | None = None
 
 
 @dataclass(frozen=True)
 class Part:
-    """A share of a source that one process turns into one shard: listed pairs, or a range of a tar
-    or Parquet file.
+    """A piece of a source that one process turns into one shard.
+
+    It is a number of listed pairs, a byte range of a tar, or a row range of a Parquet file.
     """
 
     name: str
@@ -69,14 +70,12 @@ class Part:
     stop: int = 0
     key_prefix: str = ""
     num_rows: int | None = None
-    """Rows inside, when that is known without reading."""
+    """Number of rows; None if it is not known without reading."""
     num_bytes: int = 0
-    """About how many bytes are read for it: how much work it is beside others, not part of its
-    identity.
-    """
+    """About how many bytes it reads. It measures the work, and is not part of the identity."""
 
     def digest(self) -> str:
-        """Identity of the part's data, wherever it lies."""
+        """SHA-256 of what the part is, wherever its files lie."""
         pairs = [
             (pair.key, pair.image and pair.image.size, pair.captions, _sizes(pair), pair.problem)
             for pair in self.pairs

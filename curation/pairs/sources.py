@@ -1,9 +1,8 @@
-"""Raw image-caption pairs in any common layout, as parts that processes can share and the samples
-of each part.
+"""Raw image-caption pairs in any common layout: a source as parts, and a part as samples.
 
-A source is opened by one decision: every file below it is read as pairs, belongs to a pair, is a
-list, or is not read for a reason that the account names. Layouts may lie side by side. Opening
-reads annotations and file names only; keys are unique by construction.
+Opening a source decides on every file below it: it is read as pairs, belongs to a pair, is a list,
+or is not read for a reason that the account names. Layouts may lie side by side. Opening reads
+annotations and file names only. Keys are unique by construction.
 """
 
 import logging
@@ -25,22 +24,24 @@ from curation.pairs.webdataset import TarWalk, tar_pairs
 
 REASONS_NAMED = 4
 FIRST_ROWS = 16
-TAR_BYTES = (
-    2304  # of a tar per row, beside the image: headers, a caption and what fills both up to 512
-)
+
+# Bytes of a tar per row, in addition to the image: a header of 512 bytes for image, text and JSON,
+# and their padding to multiples of 512, less what is not always there.
+TAR_BYTES = 2304
 
 logger = logging.getLogger(__name__)
 
 
 def list_parts(config: SourceConfig, path: Path) -> list[Part]:
-    """Every part of the source, in a fixed order; ValueError says what is there when there is none,
-    or too much is left unread.
+    """Every part of the source, in a fixed order.
+
+    Raises ValueError when there is none, when none can be used, or when too many files are unread.
     """
     return checked(config, open_source(config, path)).parts
 
 
 def checked(config: SourceConfig, source: Source) -> Source:
-    """The source, with what is to be said of it in the log; ValueError as `check` raises it."""
+    """The source, after its notes are logged. Raises ValueError as `check` does."""
     for note in source.account.notes:
         logger.warning("source=%s %s", source.path.name, note)
     check(config, source)
@@ -54,7 +55,7 @@ def checked(config: SourceConfig, source: Source) -> Source:
 
 
 def check(config: SourceConfig, source: Source) -> None:
-    """ValueError when a source has no pair, none that can be used, or too much that is not read."""
+    """Raise ValueError when a source has no pair, no usable pair, or too many unread files."""
     if not source.parts:
         raise _nothing_to_read(config, source)
     _check_usable(source)
@@ -62,8 +63,9 @@ def check(config: SourceConfig, source: Source) -> None:
 
 
 def open_source(config: SourceConfig, path: Path) -> Source:
-    """The decision what is read of a source, and how; ValueError when it does not exist or is
-    damaged.
+    """An opened source: what is read of it, and how.
+
+    Raises ValueError when the source does not exist, is damaged, or is of a kind that is not read.
     """
     kind = kind_of(path)
     if not kind:
@@ -80,9 +82,7 @@ def open_source(config: SourceConfig, path: Path) -> Source:
 
 
 def _nothing_to_read(config: SourceConfig, source: Source) -> ValueError:
-    """Why a source has no pair: its splits, a list that could not be read, or what was looked
-    for.
-    """
+    """The error for a source without pairs: its splits, an unreadable list, or what it contains."""
     unread = source.account.unread()
     of_split = [(reason, names) for reason, names in unread.items() if "another split" in reason]
     if source.splits and not config.wants_split(next(iter(source.splits))):
@@ -115,9 +115,7 @@ def _nothing_to_read(config: SourceConfig, source: Source) -> ValueError:
 
 
 def _check_usable(source: Source) -> None:
-    """ValueError when every listed pair is known to be unusable: nothing need be read to see
-    that.
-    """
+    """Raise ValueError when every listed pair has a problem, which is known without reading."""
     if any(
         part.kind != "pairs" or any(pair.problem is None for pair in part.pairs)
         for part in source.parts
@@ -145,8 +143,10 @@ def _check_usable(source: Source) -> None:
 def read_part(
     config: SourceConfig, part: Part, walks: dict[str, TarWalk] | None = None
 ) -> Iterator[Sample | Reject]:
-    """Every row of a part in order, as a sample or as a reject with its reason; `walks` is passed
-    from part to part.
+    """Every row of a part in order, as a sample or as a reject with its reason.
+
+    A caller that reads several parts of one tar passes the same `walks` each time: the next part
+    then continues where the last one ended.
     """
     if part.kind == "parquet":
         return read_parquet_part(config, part)
@@ -155,7 +155,7 @@ def read_part(
 
 
 def estimated_rows(config: SourceConfig, parts: Sequence[Part]) -> int:
-    """About how many rows the parts hold; the first rows of a tar tell how long its others are."""
+    """About how many rows the parts have; the first rows of a tar are the measure for the others."""
     known = sum(part.num_rows or 0 for part in parts)
     tars = [part for part in parts if part.num_rows is None]
     if not tars:
@@ -173,8 +173,9 @@ def estimated_rows(config: SourceConfig, parts: Sequence[Part]) -> int:
 def image_ranges(
     part: Part, walks: dict[str, TarWalk] | None = None
 ) -> Iterator[tuple[str, ByteRange]]:
-    """(key, where the image is) of the rows of a part that have an image; `walks` is passed from
-    part to part.
+    """(key, where the image is) of the rows of a part that have an image.
+
+    `walks` is that of `read_part`. Raises ValueError for images that cannot be read in any order.
     """
     if part.kind == "parquet":
         raise ValueError(

@@ -1,9 +1,9 @@
 """Which files of a source belong to another split than the wanted one, by their names alone.
 
-A folder or file is of a split when its name says nothing else (`test/`,
-`train-00000-of-00002.parquet`, `captions_val2017.json`). Where a split's name is one word of
-several (`val_gardena/`, `flickr30k-test.tar`), it counts only if a name beside it has the wanted
-split (`flickr30k-train.tar`): it may be a word of the subject.
+A folder or file belongs to a split if its name says nothing else (`test/`,
+`train-00000-of-00002.parquet`, `captions_val2017.json`). If the split is one word among others
+(`val_gardena/`, `flickr30k-test.tar`), it may be a word of the subject: it counts only if a name
+beside it has the wanted split (`flickr30k-train.tar`).
 """
 
 import re
@@ -39,34 +39,36 @@ NEUTRAL_WORDS = {
         "restval",
     ),
 }
-"""Words beside which a split's name is still all that a name says."""
+"""Words that say nothing about the subject: a name of these and a split belongs to the split."""
 
 
 class Splits:
-    """Decides for the files of one source; names are compared with those that lie beside them."""
+    """Decides for the files of one source, whose names are compared with those beside them."""
 
     def __init__(self, names: Iterable[str], split: str) -> None:
         self.split = split.lower()
         self.doubtful: dict[str, str] = {}
-        """By folder or file whose name holds another split's as one word of several, and is read:
-        that word.
+        """By folder or file that is read although its name has the word of another split: the word.
         """
         self._beside: dict[str, set[str]] = {}
         self._known: dict[str, bool] = {}
+
+        # By folder, the names in it that have the wanted split; a set, as files share their folders.
         for folder, part in {pair for name in names for pair in _steps(name)}:
             if _names_split(_words(part), self.split):
                 self._beside.setdefault(folder, set()).add(part)
 
     def is_other(self, name: str) -> bool:
-        """Whether a file's name, or a folder's above it, is another split's; never where all splits
-        are wanted.
+        """Whether a file, or a folder above it, belongs to another split by its name.
+
+        Always False if all splits are wanted.
         """
         return bool(self.split) and any(
             self._is_other(folder, part) for folder, part in _steps(name)
         )
 
     def is_in_folder_of_other(self, name: str) -> bool:
-        """The same, by the folders alone: single images may be called anything."""
+        """The same by the folders alone, for images, whose own names may be anything."""
         folder = name.rpartition("/")[0]
         return bool(folder) and self.is_other(f"{folder}/")
 
@@ -90,22 +92,26 @@ class Splits:
 
 
 def _steps(name: str) -> list[tuple[str, str]]:
-    """(folder, name in it) of a file and of each folder above it."""
+    """(folder, name in it) of each folder of a path, then of the file: for "a/b": ("", "a"), ("a",
+    "b")."""
     parts = name.split("/")
     return [("/".join(parts[:index]), part) for index, part in enumerate(parts) if part]
 
 
 def _words(part: str) -> list[str]:
-    """Words of a name in lower case, without its suffix and digits: captions_train2017.json has
-    captions, train.
+    """Words of a name in lower case, without suffix and digits.
+
+    captions_train2017.json has the words captions and train.
     """
+    # A longer "suffix" is a word after a dot, as in flickr30k.train.
     stem, dot, suffix = part.rpartition(".")
     return re.findall("[a-z]+", (stem if dot and len(suffix) <= 7 else part).lower())
 
 
 def _names_split(words: list[str], split: str) -> bool:
-    """Whether a name holds the wanted split, or begins with it: validation for val, and train for
-    train2017.
+    """Whether the words of a name have the wanted split, also in a longer form.
+
+    validation counts for val. The wanted split may have digits, such as train2017.
     """
     wanted = re.sub("[^a-z]", "", split)
     return bool(wanted) and any(

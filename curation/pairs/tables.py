@@ -1,8 +1,7 @@
-"""Delimited text to records: comma, tab, semicolon or pipe, with or without header and quotes, as
-they are found.
+"""Delimited text to records: comma, tab, semicolon or pipe, with or without header and quotes.
 
-Python's csv module parses; what is decided here is its dialect, by the first line, and whether
-quotes are quotes.
+Python's csv module parses. This module decides its dialect by the first line, and whether quotes
+are quotes or part of the text.
 """
 
 import csv
@@ -14,18 +13,18 @@ from typing import Literal, NamedTuple
 from curation.pairs.config import SourceConfig
 from curation.pairs.fields import CAPTION_FIELDS, CAPTION_WORDS, IMAGE_FIELDS, is_image_name
 
-CANDIDATES = ("\t", "|", ";", ",")
+CANDIDATES = ("\t", "|", ";", ",")  # the comma last: captions are full of commas
 NAMES = {"\t": "tab", "|": "pipe", ";": "semicolon", ",": "comma"}
-EXCEL_HINT = "sep="
+EXCEL_HINT = "sep="  # a first line of Excel's that names the delimiter, as in sep=;
 
 
 class Table(NamedTuple):
     """A parsed table."""
 
     names: list[str]
-    """Names of the columns; their numbers from 0 where there is no header."""
+    """Names of the columns; their numbers from 0 if there is no header."""
     records: list[dict[str, object]]
-    """Rows by column; empty where a row does not fit its header."""
+    """Rows by column; {} for a row that does not fit the header."""
     dialect: str
     """How it was read, in words."""
 
@@ -38,8 +37,9 @@ class Dialect(NamedTuple):
 
 
 def parse_table(name: str, text: str, config: SourceConfig) -> Table:
-    """The records of a table; ValueError names the line where its quotes do not pair, or swallow
-    other lines.
+    """The records of a table.
+
+    Raises ValueError, with the line, when quotes do not pair or when a quoted field swallows lines.
     """
     first, _, rest = text.partition("\n")
     delimiter = config.delimiter_character
@@ -48,7 +48,7 @@ def parse_table(name: str, text: str, config: SourceConfig) -> Table:
         text = rest
 
     dialect = find_dialect(name, text, delimiter)
-    csv.field_size_limit(sys.maxsize)  # further columns may hold anything; captions are cut later
+    csv.field_size_limit(sys.maxsize)  # other columns may be long; captions are cut later
 
     rows, is_quoted = _rows(name, text, dialect)
     header = rows[0] if dialect.has_header and rows else []
@@ -67,11 +67,11 @@ def parse_table(name: str, text: str, config: SourceConfig) -> Table:
 
 
 def find_dialect(name: str, text: str, delimiter: str | None = None) -> Dialect:
-    """The delimiter and header of a table by its first line.
+    """The delimiter of a table, and whether it has a header, by its first line.
 
-    The delimiter is the one that cuts out a field with a known name, or an image's name; else the
-    one with most fields, a tab for .tsv and .token. There is no header where a field of the first
-    line is an image's name.
+    The best delimiter is the one that separates most fields with known names and image names, then
+    any that separates fields at all, then the first of the candidates (a tab for .tsv and .token).
+    The first line is no header if one of its fields is the name of an image.
     """
     first = next((line for line in text.splitlines() if line.strip()), "")
     suffix_first = (
@@ -81,6 +81,7 @@ def find_dialect(name: str, text: str, delimiter: str | None = None) -> Dialect:
 
     for rank, candidate in enumerate((delimiter,) if delimiter else suffix_first):
         cells = [cell.strip() for cell in _cells(first, candidate)]
+        # Tuples compare element by element; -rank is unique, so what follows is never compared.
         scores.append(
             (_num_known(cells), len(cells) > 1, -rank, candidate, any(map(is_image_name, cells)))
         )
@@ -97,8 +98,9 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _num_known(cells: Sequence[str]) -> int:
-    """How many cells look like fields of pairs, as far as one delimiter must be told from
-    another.
+    """A score of how much cells look like fields of pairs, to compare delimiters.
+
+    Known names and image names count two, and names with the word of a caption count one.
     """
     plain = [cell.lower().replace("-", "_").replace(" ", "_") for cell in cells]
     known = sum(cell in IMAGE_FIELDS or cell in CAPTION_FIELDS for cell in plain)
@@ -107,8 +109,10 @@ def _num_known(cells: Sequence[str]) -> int:
 
 
 def _rows(name: str, text: str, dialect: Dialect) -> tuple[list[list[str]], bool]:
-    """(rows, whether quotes are quotes): they are unless they swallow lines, or do not pair where
-    none are needed.
+    """(rows, whether quotes are quotes).
+
+    Quotes are quotes if the table parses with them. If it does not, they are text where the table
+    needs none: with tabs, or if all rows have one length and no field is quoted as a whole.
     """
     try:
         rows = list(_parsed(text, dialect.delimiter, csv.QUOTE_MINIMAL))
@@ -149,7 +153,10 @@ def _parsed(text: str, delimiter: str, quoting: Literal[0, 3]) -> Iterator[list[
 
 
 def _swallowing(rows: Sequence[Sequence[str]], delimiter: str) -> str:
-    """A field whose further lines are records themselves; empty when there is none."""
+    """The first field with line ends whose later lines look like records; empty if there is none.
+
+    A quote that is never closed swallows the records after it.
+    """
     for row in rows:
         for cell in row:
             for line in cell.splitlines()[1:]:
@@ -166,8 +173,9 @@ def _place(rows: Sequence[Sequence[str]], row: Sequence[str]) -> int:
 
 
 def _record(names: Sequence[str], row: Sequence[str], delimiter: str) -> dict[str, object]:
-    """A row by column. What is too much belongs to a caption in the last column, or the row is
-    unreadable (empty).
+    """A row by column; {} if it has more cells than the header has names.
+
+    But if the last column has captions, the extra cells are parts of a caption with delimiters.
     """
     if len(row) > len(names):
         last = names[-1].lower()

@@ -1,6 +1,4 @@
-"""Members of an uncompressed tar as byte ranges; what it stores as links or sparse files is read as
-what it means.
-"""
+"""Members of an uncompressed tar as byte ranges; links and sparse members are resolved."""
 
 import io
 import posixpath
@@ -16,7 +14,7 @@ from curation.pairs.ranges import ByteRange
 from curation.pairs.text import as_text
 
 PADDING_BYTES = 1 << 20
-MOST_LINKS = 40  # of a chain, as Linux follows them
+MOST_LINKS = 40  # of a chain, which is Linux's limit
 
 
 class Member(NamedTuple):
@@ -24,15 +22,16 @@ class Member(NamedTuple):
 
     name: str
     file: ByteRange
-    """Where its bytes are; for a link, those of another member."""
+    """Where its bytes are; for a link, those of its target."""
     position: int
     """Where its own header begins: members are in the order of their positions."""
 
 
 def tar_members(path: Path) -> Iterator[Member]:
-    """Every visible file of a tar, in its order; ValueError when it is compressed, cut or no tar.
+    """Every visible file of a tar, in the order of the tar.
 
-    Links to other members have the bytes of those; links that lead out of the tar are left out.
+    A link has the bytes of the member that it leads to; a link that leads out of the tar is left
+    out. Raises ValueError when the tar is compressed, truncated or no tar.
     """
     links: _Links | None = None
     for member in _headers(path):
@@ -42,14 +41,14 @@ def tar_members(path: Path) -> Iterator[Member]:
         if member.isfile():
             yield Member(as_text(name), _range(path, member), member.offset)
         elif member.islnk() or member.issym():
-            # A link may lead to what comes later: the whole tar is indexed once there is any.
+            # A link may lead to a later member, so the first link makes an index of the whole tar.
             links = links or _Links(path)
             if target := links.resolve(name):
                 yield Member(as_text(name), target, member.offset)
 
 
 def _visible_name(name: str) -> str:
-    """The name without ./ and doubled slashes; empty for hidden files, as .DS_Store and ._1.jpg."""
+    """The name without ./ and double slashes; empty for hidden files (.DS_Store, ._1.jpg)."""
     name = posixpath.normpath(name).lstrip("/")
     is_hidden = any(part.startswith(".") and part != ".." for part in name.split("/"))
     return "" if is_hidden else name
@@ -73,7 +72,7 @@ def _headers(path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 class _Links:
-    """All files and links of one tar by name."""
+    """All files and links of one tar, by name."""
 
     def __init__(self, path: Path) -> None:
         self.files: dict[str, ByteRange] = {}
@@ -82,6 +81,7 @@ class _Links:
             name = posixpath.normpath(member.name).lstrip("/")
             if member.isfile():
                 self.files[name] = _range(path, member)
+            # A hard link names its target from the root of the tar, a symbolic one from its folder.
             elif member.islnk():
                 self.targets[name] = posixpath.normpath(member.linkname).lstrip("/")
             elif member.issym():
@@ -90,7 +90,7 @@ class _Links:
                 )
 
     def resolve(self, name: str) -> ByteRange | None:
-        """The file at the end of a chain of links; None where it leads nowhere, or in a circle."""
+        """The file at the end of a chain of links; None if it leads nowhere or in a circle."""
         for _ in range(MOST_LINKS):
             if name in self.files:
                 return self.files[name]
@@ -101,7 +101,7 @@ class _Links:
 
 
 def peek(path: Path, num_members: int) -> list[str]:
-    """Names of the first visible members, read in small pieces; empty when the tar is damaged."""
+    """Names of the first visible members, read in small pieces; empty if the tar is damaged."""
     names: list[str] = []
     with open_arrow(path) if is_remote(path) else path.open("rb") as file:
         try:
@@ -118,9 +118,7 @@ def peek(path: Path, num_members: int) -> list[str]:
 
 
 def check_tar_end(path: Path) -> None:
-    """ValueError when a tar has been cut: a whole one ends in zeros. One small read, without its
-    headers.
-    """
+    """Raise ValueError when a tar is truncated. One small read: a whole tar ends with zeros."""
     with open_arrow(path) if is_remote(path) else path.open("rb") as file:
         try:
             _check_end(file, max(0, file.seek(0, io.SEEK_END) - tarfile.BLOCKSIZE))
@@ -129,8 +127,9 @@ def check_tar_end(path: Path) -> None:
 
 
 def _check_end(file: io.BufferedReader | pa.NativeFile, offset: int) -> None:
-    """What follows the last member is zeros alone, a block at least; tarfile itself is silent about
-    anything else.
+    """Raise ReadError unless a block of zeros, and only zeros, follow from `offset` to the end.
+
+    tarfile itself stops silently at whatever is not a header.
     """
     file.seek(offset)
     tail = file.read(tarfile.BLOCKSIZE)

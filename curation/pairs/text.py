@@ -1,8 +1,8 @@
-"""Bytes of caption files to text, and captions as any consumer can store and print them.
+"""Bytes of caption files to text, and captions in a form that every consumer can store and print.
 
-A byte-order mark decides the encoding. Without one it is UTF-8, or what the user has set. Bytes
-that do not fit are never replaced: they stay in the text as escapes (U+DC80 to U+DCFF), and a
-caption that holds one is a rejected row.
+A byte-order mark decides the encoding. Without a mark, it is UTF-8 or the encoding that the user
+has set. Bytes that do not fit are never replaced: they stay in the text as escapes (U+DC80 to
+U+DCFF), and a row whose caption has one is rejected.
 """
 
 import codecs
@@ -25,7 +25,7 @@ ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 def decode_text(data: bytes, encoding: str | None = None) -> str:
     """The text of a file; bytes that do not fit its encoding are escaped as U+DC80 to U+DCFF.
 
-    `encoding` is that of files without a byte-order mark. NUL characters become blanks.
+    `encoding` is used if the file has no byte-order mark. NUL characters become blanks.
     """
     name, start = encoding_of(data, encoding)
     return data[start:].decode(name, "surrogateescape").replace("\0", " ")
@@ -37,7 +37,7 @@ def encoding_of(data: bytes, encoding: str | None = None) -> tuple[str, int]:
         if data.startswith(mark):
             return name, len(mark)
 
-    # Half of the bytes of Western text in UTF-16 are zeros, which tell its byte order, too.
+    # In UTF-16, every second byte of Western text is zero, and its place tells the byte order.
     guess = json.detect_encoding(data[:4]) if data[:4].count(0) == 2 else "utf-8"
     return encoding or guess, 0
 
@@ -47,6 +47,7 @@ def undecodable(text: str) -> str:
     escaped = ESCAPED_BYTE.search(text)
     if escaped is None:
         return ""
+    # Encoding with the same handler restores the original bytes.
     around = text[max(0, escaped.start() - 20) : escaped.start() + 20]
     shown = around.encode("utf-8", "surrogateescape")
     return (
@@ -56,8 +57,9 @@ def undecodable(text: str) -> str:
 
 
 def clean_captions(raw: Iterable[object]) -> tuple[str, ...]:
-    """Captions without control characters and lone surrogates, in one line, not empty, at most
-    10,000 characters.
+    """Captions in one line each, without control characters and lone surrogates.
+
+    They are cut to 10,000 characters. Empty captions and values that are not text are left out.
     """
     return tuple(_clean(raw))
 
@@ -65,6 +67,7 @@ def clean_captions(raw: Iterable[object]) -> tuple[str, ...]:
 def _clean(raw: Iterable[object]) -> Iterator[str]:
     for caption in raw:
         if isinstance(caption, str):
+            # UTF-8 cannot encode lone surrogates, which JSON may contain: they become "?".
             valid = caption.encode("utf-8", "replace").decode()
             text = " ".join(valid.translate(CONTROL_TO_SPACE).split())[:MAX_CAPTION_CHARS]
             if text:
@@ -72,7 +75,9 @@ def _clean(raw: Iterable[object]) -> Iterator[str]:
 
 
 def as_text(name: str) -> str:
-    """A file's name as UTF-8 can hold it: bytes of another encoding are spelled out, as in
+    """A file's name in a form that UTF-8 can store.
+
+    Python keeps bytes of other encodings in names as surrogates. They are spelled out, as in
     caf\\udce9.jpg.
     """
     return name.encode("utf-8", "backslashreplace").decode()

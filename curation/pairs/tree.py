@@ -1,8 +1,7 @@
-"""Files by relative name, in a folder or inside uncompressed tars, each as a byte range that any
-process can read.
+"""Files by relative name, in a folder or in a tar, as byte ranges that any process can read.
 
-Every annotated layout is read through a tree, so that a folder and a tar of it are the same thing:
-nothing is unpacked.
+Every layout with annotations is read through a tree. A folder and a tar of it therefore behave the
+same, and nothing is unpacked.
 """
 
 import posixpath
@@ -21,7 +20,7 @@ from curation.pairs.text import as_text
 
 @dataclass(frozen=True)
 class Tree:
-    """Files by `as_text` of their POSIX name relative to the root, sorted."""
+    """Files by their POSIX name relative to the root (in the form of `as_text`), sorted."""
 
     root: Path
     is_file: bool
@@ -34,7 +33,7 @@ class Tree:
 
     @cached_property
     def by_basename(self) -> dict[str, list[str]]:
-        """Full names by the last part of the name."""
+        """Full names by their last part."""
         by_basename: dict[str, list[str]] = {}
         for name in self.files:
             by_basename.setdefault(PurePosixPath(name).name, []).append(name)
@@ -42,9 +41,7 @@ class Tree:
 
     @cached_property
     def _by_form(self) -> dict[str, list[str]]:
-        """Full names by the last part of the name, images also by its stem, whatever their case and
-        Unicode form.
-        """
+        """Full names by their last part, and images also by its stem, in `_form`."""
         by_form: dict[str, list[str]] = {}
         for name in self.files:
             base = _form(posixpath.basename(name))
@@ -55,13 +52,12 @@ class Tree:
         return by_form
 
     def find(self, name: str, *folders: str) -> list[str]:
-        """The files that a name in a list can mean: one when it is clear, none when missing,
-        several when ambiguous.
+        """The files that a name in a list can mean: none if it is missing, several if ambiguous.
 
-        The first of these ways in which any file fits decides: the name in one of `folders`, in
-        their order; the name from the root; the same without regard to case and Unicode form; every
-        file whose path ends in the whole name, or whose whole path ends the name. A name without an
-        image's suffix may mean an image of that stem.
+        The first of these rules that any file fits decides: the name in one of `folders`, in their
+        order; the name from the root; the same without regard to case and Unicode form; every file
+        whose path ends with the name, or whose whole path is the end of the name. A name without an
+        image's suffix may mean an image with that stem.
 
         >>> tree.find("cats/1.jpg", "lists")    # files: data/cats/1.jpg, data/dogs/1.jpg
         ["data/cats/1.jpg"]
@@ -78,14 +74,14 @@ class Tree:
             if candidate in self.files:
                 return [candidate]
 
-        # Only files with the same last part can fit, whatever their folders are.
+        # All other rules need the same last part, which the index finds at once.
         base = posixpath.basename(wanted[-1])
         alike = self._by_form.get(_form(base), []) if base else []
         for candidate in wanted:
             if same := [file for file in alike if _is_named(file, candidate)]:
                 return same
 
-        # A path of another machine may be longer than ours: /home/me/data/cats/1.jpg for
+        # A path from another machine may be longer than ours: /home/me/data/cats/1.jpg for
         # cats/1.jpg.
         parts = _parts(wanted[-1].removeprefix("/"))
         fitting = [
@@ -93,23 +89,24 @@ class Tree:
             for file in alike
             if _is_tail(_parts(file), parts) or _is_tail(_parts(_stem(file)), parts)
         ]
-        unquoted = unquote(name)  # as in addresses: my%20cat.jpg
+        unquoted = unquote(name)  # names from addresses: my%20cat.jpg
 
         return fitting if fitting or unquoted == name else self.find(unquoted, *folders)
 
     def outermost(self, *basenames: str) -> str | None:
-        """The file of one of these names that is nearest the root."""
+        """The file with one of these last parts that is nearest to the root; None without one."""
         names = [name for basename in basenames for name in self.by_basename.get(basename, [])]
         return min(names, key=lambda name: name.count("/"), default=None)
 
     def with_suffix(self, *suffixes: str) -> list[str]:
-        """Names that end in one of the suffixes, in any case."""
+        """Names that end with one of the suffixes, without regard to case."""
         return [name for name in self.files if name.lower().endswith(suffixes)]
 
 
 def _form(name: str) -> str:
-    """Equal for names that differ in case, or in how their accents are composed (macOS writes
-    NFD).
+    """The same form for names that differ only in case or in how accents are composed.
+
+    macOS writes accents as characters of their own (NFD).
     """
     return unicodedata.normalize("NFC", name).casefold()
 
@@ -127,13 +124,13 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _is_tail(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
-    """Whether the longer path ends in the whole of the shorter one."""
+    """Whether the longer path ends with the whole shorter one."""
     common = min(len(left), len(right))
     return left[-common:] == right[-common:]
 
 
 def open_tree(path: Path) -> Tree:
-    """The tree of a folder or of an uncompressed tar; ValueError when there is neither."""
+    """The tree of a folder or of an uncompressed tar; raises ValueError if there is neither."""
     kind = kind_of(path)
     if not kind:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""WebDataset tars, img2dataset's included: consecutive members with one basename, up to its first
-dot, are a sample.
+"""WebDataset tars, including those of img2dataset.
 
-A tar is one part; a very long one is read in several, each of the samples whose first byte lies in
-its range. A damaged tar ends the run: how many rows it has lost nobody can say.
+Consecutive members whose basename is the same up to its first dot are one sample. A tar is one
+part. A very long tar has several: each has the samples whose first byte lies in its range. A
+damaged tar stops the run, because nobody can say how many rows it has lost.
 """
 
 import posixpath
@@ -19,20 +19,20 @@ from curation.pairs.sample import Pair, Part, Problem
 from curation.pairs.tars import Member, tar_members
 
 MEGABYTE = 1_000_000
-PEEKED_MEMBERS = 64
+PEEKED_MEMBERS = 64  # of a tar, read to decide what it is
 KINDS = ("image", "txt", "json")
 
 
 def is_webdataset(names: Sequence[str]) -> bool:
-    """Whether any image among these members has a caption file of its key."""
+    """Whether any image among these members has a caption file with the same key."""
     kinds_of = _kinds_by_key(names)
     return any("image" in kinds and len(kinds) > 1 for kinds in kinds_of.values())
 
 
 def lies_apart(names: Sequence[str]) -> bool:
-    """Whether, of these members in their order, any image and caption of one key are not next to
-    each other.
-    """
+    """Whether the image and the caption of any key are not next to each other in this order."""
+    # A key that comes back with kinds of files that it did not have before is a sample in pieces.
+    # With the same kinds again it is a repeated key, not a piece.
     before: dict[str, set[str]] = {}
     for key, run in groupby(map(split_name, names), key=lambda split: split[0]):
         kinds = {_kind(extension) for _, extension in run}.intersection(KINDS)
@@ -51,7 +51,7 @@ def _kinds_by_key(names: Sequence[str]) -> dict[str, set[str]]:
 
 
 def tar_parts(name: str, file: ByteRange, key_prefix: str, config: SourceConfig) -> Iterator[Part]:
-    """One part, or several of about `part_mb` for a long tar."""
+    """One part, or several of about `part_mb` megabytes for a long tar."""
     num_parts = max(1, round(file.size / (config.part_mb * MEGABYTE)))
     for index in range(num_parts):
         start = file.size * index // num_parts
@@ -61,23 +61,26 @@ def tar_parts(name: str, file: ByteRange, key_prefix: str, config: SourceConfig)
 
 
 class TarWalk:
-    """Through the samples of one tar, in order; what reads its next part can go on where the last
-    part ended.
+    """A walk through the samples of one tar, which can continue from part to part.
 
-    Headers can only be found one after the other: without a walk, each part reads those of all
-    parts before it again.
+    Each header tells only where the next one is. Without a walk, every part would read the headers
+    of all parts before it again.
     """
 
     def __init__(self, path: Path) -> None:
         self.passed = -1
+        """First byte of the last sample."""
         self.seen: dict[str, set[str]] = {}
-        """Kinds of files that came, by key."""
+        """By key, the kinds of files that the tar had so far."""
         self.samples = _samples(path)
+
+        # A part ends at the first sample behind it. That sample waits here for the next part.
         self.ahead = next(self.samples, None)
 
     def until(self, stop: int) -> Iterator[tuple[int, str, dict[str, ByteRange], set[str]]]:
-        """(first byte, name, file by extension, kinds that came before) of samples that begin
-        before `stop`.
+        """(first byte, name, file by extension, kinds before) of samples that begin before `stop`.
+
+        The kinds before are those of earlier samples of the same name.
         """
         while self.ahead and self.ahead[0] < stop:
             first, name, files = self.ahead
@@ -89,13 +92,14 @@ class TarWalk:
 
 
 def _samples(path: Path) -> Iterator[tuple[int, str, dict[str, ByteRange]]]:
-    """(first byte, name, file by extension) of consecutive members of one name."""
+    """(first byte, name, file by extension) of each run of members with one name."""
     first = 0
     name = ""
     files = dict[str, ByteRange]()
 
     for member in tar_members(path):
         member_name, extension = split_name(member.name)
+        # A repeated extension starts a second sample of the same name.
         if member_name != name or extension in files:
             if files:
                 yield first, name, files
@@ -109,11 +113,12 @@ def _samples(path: Path) -> Iterator[tuple[int, str, dict[str, ByteRange]]]:
 
 
 def tar_pairs(part: Part, walks: dict[str, TarWalk] | None = None) -> Iterator[Pair]:
-    """The pairs of the samples that begin in the part; the first sample of a key is read, others
-    have a problem.
+    """The pairs of the samples that begin in the part; repeated keys have a problem.
 
-    `walks` has, by path, where the part read last has ended. ValueError when the tar is damaged.
+    `walks` has, by path, the walk of the part that was read last, and is updated. Raises ValueError
+    when the tar is damaged.
     """
+    # A walk only goes forward: one that has passed the start of the part cannot be used.
     walks = {} if walks is None else walks
     walk = walks.pop(part.path, None)
     if walk is None or walk.passed >= part.start:
@@ -123,12 +128,13 @@ def tar_pairs(part: Part, walks: dict[str, TarWalk] | None = None) -> Iterator[P
         if first >= part.start:
             yield from _pairs(part.key_prefix + name, files, before)
 
+    # One walk at a time, because a walk has an open file.
     walks.clear()
     walks[part.path] = walk
 
 
 def unsorted_pairs(members: Iterable[Member], key_prefix: str) -> list[Pair]:
-    """The pairs of a tar whose samples lie apart: its members, in their order, joined by key."""
+    """The pairs of a tar whose samples lie in pieces: its members, in their order, joined by key."""
     samples: dict[str, dict[str, ByteRange]] = {}
     repeated: list[tuple[str, str, ByteRange]] = []
     for member in members:
@@ -181,8 +187,9 @@ def _pairs(key: str, files: dict[str, ByteRange], before: set[str]) -> list[Pair
 
 
 def split_name(member: str) -> tuple[str, str]:
-    """A member's sample and, in lower case, its extension: the basename is cut at its first dot, as
-    WebDataset does.
+    """(key, extension in lower case) of a member: "a/1.seg.png" has "a/1" and "seg.png".
+
+    WebDataset cuts the basename at its first dot.
     """
     folder, slash, base = member.rpartition("/")
     stem, _, extension = base.partition(".")
@@ -190,7 +197,7 @@ def split_name(member: str) -> tuple[str, str]:
 
 
 def _kind(extension: str) -> str:
-    """ "image", "txt" or "json" by the last part of an extension, or that part itself."""
+    """The kind of a file by the last part of its extension: "image", "txt", "json", or that part."""
     suffix = posixpath.splitext(f"x.{extension}")[1]
     if suffix in IMAGE_SUFFIXES:
         return "image"
@@ -198,6 +205,9 @@ def _kind(extension: str) -> str:
 
 
 def _num_samples(extensions: Iterable[str]) -> int:
-    """How many pairs must have been packed under one key: by their most frequent kind of file."""
+    """How many pairs have one key: as many as there are files of the most frequent kind.
+
+    Names with several dots give different images the same key.
+    """
     counts = Counter(_kind(extension) for extension in extensions)
     return max(counts[kind] for kind in KINDS)
