@@ -1,7 +1,6 @@
-"""Sizes of the published backbones, by name: what is known of a backbone without torch and without
-its weights.
+"""Sizes of the published backbones by name, without torch and without their weights.
 
-A multiply-add counts as 2 FLOP; norms, activations and soft-max are left out.
+A multiply-add counts as 2 FLOP. Norms, activations and soft-max are left out.
 """
 
 from dataclasses import dataclass
@@ -16,17 +15,20 @@ class VisionTransformer:
     num_heads: int
     num_registers: int
     has_swiglu: bool = False
-    """The MLP is a SwiGLU of two thirds of the usual hidden width."""
+    """Whether the MLP is a SwiGLU, with two thirds of the usual hidden width."""
     hub_name: str | None = None
     """Repository of the published weights on the Hugging Face hub; None: there is none."""
 
     @property
     def mlp_dim(self) -> int:
-        """Hidden width of the MLP; a SwiGLU's is rounded up to a multiple of 8."""
+        """Hidden width of the MLP; that of a SwiGLU is rounded up to a multiple of 8."""
+        # A SwiGLU has three matrices and not two: two thirds of the width keep the parameters.
         return (4 * self.dim * 2 // 3 + 7) // 8 * 8 if self.has_swiglu else 4 * self.dim
 
     def flop(self, image_size: int, patch_size: int) -> float:
         """Forward FLOP for one square image."""
+        # Multiply-adds: weights per token are q, k, v and output, then the MLP. Attention has two
+        # products of tokens by tokens (scores, and their sum over values).
         num_patches = (image_size // patch_size) ** 2
         num_tokens = 1 + self.num_registers + num_patches
 
@@ -40,17 +42,16 @@ class VisionTransformer:
 
 @dataclass(frozen=True)
 class EfficientNet:
-    """An EfficientNet-Lite up to its last block: a convolutional network without CLS and
-    registers."""
+    """An EfficientNet-Lite up to its last block: a convolutional network without CLS or registers."""
 
     dim: int
     """Channels of the last block."""
     depth_multiplier: float
     package: str
-    """Python package that carries the weights."""
+    """Python package that contains the weights."""
     flop_per_pixel: float
-    """Forward FLOP per pixel of the image, as torch's counter gives it for sides that are multiples
-    of 32."""
+    """Forward FLOP per pixel of the image, from torch's counter with sides that are multiples of
+    32."""
     num_registers: int = 0
     hub_name: None = None
 
@@ -92,15 +93,15 @@ DINOV3 = {
     ),
 }
 
-# Franca's MLP is a SwiGLU at every size, where DINOv2's is only at the largest
+# Franca's MLP is a SwiGLU at every size; DINOv2's is one at the largest size only.
 FRANCA = {
     "franca-vitb14": VisionTransformer(768, 12, 12, 0, True),
     "franca-vitl14": VisionTransformer(1024, 24, 16, 0, True),
     "franca-vitg14": VisionTransformer(1536, 40, 24, 0, True),
 }
 
-# The first of three class tokens counts as CLS; the other two and seven registers count as
-# registers
+# It has three class tokens and seven registers. The first class token counts as CLS, the other two
+# and the seven as registers.
 RADIO = {
     "c-radio-v4-h": VisionTransformer(1280, 32, 16, 9, hub_name="nvidia/C-RADIOv4-H"),
 }

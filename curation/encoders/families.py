@@ -1,8 +1,7 @@
-"""One record per family of backbones, with everything that the project knows of it; adding a family
-is one record.
+"""One record per family of backbones, with everything that the project knows about it.
 
-The records load no weights and import no torch: a family's code is imported when a backbone is
-built.
+A new family is one more record. Records load no weights and do not import torch: the code of a
+family is imported when a backbone is built.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,44 +24,46 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @runtime_checkable
 class FamilyCode(Protocol):
-    """What the module of a family holds. A state is a dict of tensors, by the names of the file it
-    comes from."""
+    """The functions of a family's module. A state is a dict of tensors, by their names in a file."""
 
     def matches(self, architecture: Any, state: Any) -> bool:
         """Whether the weights are those of the architecture."""
 
     def build(self, architecture: Any, state: Any) -> Any:
-        """A module: images to CLS, registers and patches. ValueError when weights are missing or do
-        not fit."""
+        """A module from images to CLS, registers and patches.
+
+        Raises ValueError when weights are missing or do not fit.
+        """
 
     def random_state(self, architecture: Any) -> Any:
-        """Seeded random weights; None where a family cannot make them."""
+        """Seeded random weights; None if the family cannot make them."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What its members have in common."""
+    """What the members of a family have in common."""
 
     name: str
     members: Mapping[str, Architecture]
-    """Sizes by the name that a recipe uses."""
+    """Sizes by name, as recipes write it."""
     description: str
-    """What a member is and how it was trained; follows its name in records and reports."""
+    """What a member is and how it was trained; records and reports write it after the name."""
     license: str
-    """Of the weights."""
+    """The license of the weights."""
     patch_size: int
     """Pixels along one side of a patch."""
     source: Literal["hub", "file", "package", "seed"]
-    """Where weights are found: the Hugging Face hub or a file, a file alone, a Python package, or a
-    random seed."""
+    """Where weights are found. hub: the Hugging Face hub, or a file; file: only a file; package: a
+    Python package; seed: they are random."""
     code: Callable[[], FamilyCode]
     """Imports the module that builds its members, and torch and transformers with it."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Subtracted from pixel values of 0 to 1, per channel."""
+    """Per channel, subtracted from pixel values of 0 to 1."""
     std: tuple[float, float, float] = IMAGENET_STD
-    """What centered pixel values are divided by, per channel."""
+    """Per channel, the divisor of the pixel values less their mean."""
 
 
+# Functions, because importing these modules imports torch and transformers, which takes seconds.
 def _dinov2() -> FamilyCode:
     from curation.encoders import dinov2
 

@@ -1,5 +1,4 @@
-"""What the transformer backbones share: a model of transformers, and its tokens as CLS, registers
-and patches."""
+"""A model of transformers as an encoder, whose tokens are CLS, registers and patches."""
 
 from typing import Any
 
@@ -26,13 +25,16 @@ class TokenEncoder(nn.Module):
 
 
 def load_library_model(family: Any, config: Any, state: StateDict) -> Any:
-    """A model of transformers with these weights in float32. ValueError when some are missing or do
-    not fit."""
+    """A model of transformers with these weights in float32.
+
+    Raises ValueError when weights are missing, unknown or of another shape.
+    """
     transformers.utils.logging.disable_progress_bar()
     model, loaded = family.from_pretrained(
         None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float32
     )
 
+    # The library only warns: its report of missing, unexpected and mismatched keys must be empty.
     problems = {kind: sorted(map(str, keys)) for kind, keys in loaded.items() if keys}
 
     if problems:
@@ -44,7 +46,7 @@ def load_library_model(family: Any, config: Any, state: StateDict) -> Any:
 
 
 def random_library_state(family: Any, config: Any, seed: int) -> StateDict:
-    """Seeded weights as the library initializes them; the caller's random state is left alone."""
+    """Seeded weights as the library initializes them; the caller's random state does not change."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         return family(config).state_dict()

@@ -1,5 +1,7 @@
-"""The choice of the frozen backbone, made once before anything runs: its name and its weights'
-sha256 are identity."""
+"""The choice of the frozen backbone, made once before anything runs.
+
+The name of the backbone and the sha256 of its weights are part of the fingerprints of steps.
+"""
 
 import hashlib
 import logging
@@ -22,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 def resolve(config: BackboneConfig) -> BackboneConfig:
-    """The config with a concrete name, a fitting image size and the weights' sha256; once resolved
-    it stays as it is.
+    """The config with a concrete name, a fitting image size and the sha256 of the weights.
 
-    auto: the backbone that the named weights belong to; else DINOv2 ViT-S/14 with registers when
-    the hub's cache holds it or the hub answers within three seconds; else the stand-in.
+    A resolved config is returned as it is. auto means the backbone that the named weights belong
+    to. Without named weights, it means DINOv2 ViT-S/14 with registers if it is in the cache of the
+    hub or if the hub answers within three seconds, and EfficientNet-Lite0 otherwise.
     """
     if config.digest:
         return config
@@ -44,7 +46,7 @@ def resolve(config: BackboneConfig) -> BackboneConfig:
 
 
 def _choose(weights: str) -> tuple[str, str]:
-    """A backbone's name and why it was chosen."""
+    """(name of the backbone for auto, why it was chosen)."""
     if weights:
         return _only_match(named_file(weights)), "weights named"
     if is_cached(PREFERRED):
@@ -71,5 +73,5 @@ def _only_match(file: Path) -> str:
 
 
 def random_digest(name: str) -> str:
-    """Stands for the sha256 of the seeded weights: they are a function of the name."""
+    """A digest that stands for seeded random weights, which are a function of the name."""
     return hashlib.sha256(f"{name}: seeded random weights, version 1".encode()).hexdigest()

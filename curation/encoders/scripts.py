@@ -1,8 +1,7 @@
-"""Scripts that are written without spaces between words: Chinese, Japanese, Thai, Lao, Burmese,
-Khmer.
+"""Scripts without spaces between words: Chinese, Japanese, Thai, Lao, Burmese, Khmer.
 
-Their words are not looked up in a dictionary. Each character counts as a word, and two beside each
-other as a pair of words: most words of these languages have one or two characters.
+There is no dictionary of words. Each character counts as a word, and two adjacent ones count as a
+pair of words: most words of these languages have one or two characters.
 """
 
 import re
@@ -19,16 +18,17 @@ GRAMMATICAL = re.compile(
     "[的一是在有和与與上下了张張个個着著里裡这這那为為也正两兩位名只隻"
     "\u3040-\u309f\u0e01-\u0e4e\u0e81-\u0ecd\u1000-\u108f\u1780-\u17d3]"
 )
-"""Characters that say little alone: Chinese function words, Japanese endings and particles, letters
-of alphabets.
+"""Characters that mean little alone: Chinese function words, Japanese endings and particles, and
+letters of alphabets.
 """
 UNSPACED_CHARACTER = re.compile(f"[{UNSPACED}]")
+
+# An empty match on either side of such a character, if the other side is not a space already.
 BOUNDARY = re.compile(f"(?<=[{UNSPACED}])(?=\\S)|(?<=\\S)(?=[{UNSPACED}])")
 
 
 def space_out(text: str) -> str:
-    """A text with a space on either side of each character of an unspaced script; others are left
-    as they are.
+    """A text with spaces around each character of an unspaced script.
 
     >>> space_out("2匹の犬, dogs")
     '2 匹 の 犬 , dogs'

@@ -1,6 +1,6 @@
-"""Views of an image: the center that embeddings are made of, or a random crop and flip.
+"""Views of an image: its center square, which is what is embedded, or a random crop and flip.
 
-A random view is a function of the image, the settings and one number, so that it can be made again.
+A random view is a function of the image, the settings and one number, so it can be repeated.
 """
 
 import math
@@ -11,8 +11,8 @@ from PIL import Image
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels."""
-ASPECTS = (3 / 4, 4 / 3)
-TRIES = 10
+ASPECTS = (3 / 4, 4 / 3)  # width by height
+TRIES = 10  # until a crop fits inside the image, as in torchvision
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class AugmentConfig:
     """Random resized crop and flip."""
 
     least_area: float = 0.5
-    """Smallest share of the image's area in a crop. Captions describe the whole image, so this is
-    far above the 0.08 of classifiers."""
+    """Smallest share of the image's area in a crop. Captions describe the whole image, so it is far
+    above the usual 0.08 of classifiers."""
     flip: bool = True
-    """Mirror half of the views; turn it off for captions that say left and right."""
+    """Mirror half of the views. Turn it off if captions say left and right."""
 
     def __post_init__(self) -> None:
         if not 0 < self.least_area <= 1:
@@ -34,7 +34,7 @@ class AugmentConfig:
 
 
 def random_view(image: Image.Image, side: int, config: AugmentConfig, draw: int) -> Image.Image:
-    """A square view, `side` pixels wide; equal numbers in `draw` give equal views."""
+    """A square view, `side` pixels wide; the same `draw` gives the same view."""
     random = np.random.default_rng(draw)
     box = random_box(*image.size, config.least_area, random)
     view = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
@@ -45,11 +45,11 @@ def random_view(image: Image.Image, side: int, config: AugmentConfig, draw: int)
 
 
 def random_box(width: int, height: int, least_area: float, random: np.random.Generator) -> Box:
-    """A crop of random area and aspect inside the image; the center square when none fits."""
+    """A crop of random area and aspect inside the image; the center square if none fits."""
     for _ in range(TRIES):
         area = width * height * random.uniform(least_area, 1)
 
-        # Uniform in the logarithm: 3:4 is as likely as 4:3
+        # Uniform in the logarithm, so that 3:4 is as likely as 4:3.
         aspect = math.exp(random.uniform(math.log(ASPECTS[0]), math.log(ASPECTS[1])))
         box_width = math.sqrt(area * aspect)
         box_height = math.sqrt(area / aspect)
@@ -62,7 +62,7 @@ def random_box(width: int, height: int, least_area: float, random: np.random.Gen
 
 
 def center_view(image: Image.Image, side: int) -> Image.Image:
-    """The center square, resized to `side` pixels: what embeddings are made of."""
+    """The center square, resized to `side` pixels: the view that is embedded."""
     return image.resize((side, side), Image.Resampling.BICUBIC, box=center_box(*image.size))
 
 
@@ -75,6 +75,8 @@ def center_box(width: int, height: int) -> Box:
 
 
 def draft_px(side: int, least_area: float) -> int:
-    """Smallest side, in pixels, at which a JPEG may be decoded so that the smallest crop is never
-    enlarged."""
+    """Smallest side, in pixels, at which a JPEG may be decoded so that no crop is enlarged.
+
+    A crop with the share `least_area` of a square image has sides shorter by the root of the share.
+    """
     return math.ceil(side / math.sqrt(least_area))

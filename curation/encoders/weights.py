@@ -1,5 +1,4 @@
-"""Where a backbone's weights are: a path that the user names, the hub's cache, the hub, or an
-installed package."""
+"""Where the weights of a backbone are: a named path, the hub's cache, the hub, or a package."""
 
 import http.client
 import importlib.util
@@ -22,13 +21,16 @@ REMEDY = (
     "give them by path (a published .pth, a .safetensors file or a Hugging Face folder), "
     "or name an efficientnet backbone"
 )
-# Parts of a training checkpoint that are no part of the backbone
+
+# Parts of a training checkpoint that do not belong to the backbone.
 HEADS = ("dino_head.", "ibot_head.", "rasa_head.")
 
 
 def find_weights(name: str, path: str = "") -> Path | None:
-    """The file with the weights of a backbone, fetched from the hub if need be; None for seeded
-    random weights."""
+    """The file with the weights of a backbone, downloaded from the hub if necessary.
+
+    None for seeded random weights. Raises FileNotFoundError, with what to do, if there are none.
+    """
     family = MEMBERS[name]
     if family.source == "seed":
         return None
@@ -61,7 +63,7 @@ def _package_file(name: str) -> Path:
 
 
 def named_file(name: str) -> Path:
-    """The weights file that a user's path means: itself, or the one in a Hugging Face folder."""
+    """The weights file at a path that the user names: itself, or that of a Hugging Face folder."""
     path = Path(name).expanduser()
     if path.is_dir():
         for file in FOLDER_FILES:
@@ -94,13 +96,13 @@ def _hub_name(name: str) -> str:
 
 
 def is_cached(name: str) -> bool:
-    """Whether the hub's cache on this machine holds the model."""
+    """Whether the cache of the hub on this machine has the model."""
+    # The function also returns None (never asked) or a marker (the hub said that there is none).
     return isinstance(huggingface_hub.try_to_load_from_cache(_hub_name(name), HUB_FILE), str)
 
 
 def hub_answers(name: str, timeout_s: float = HUB_TIMEOUT_S) -> bool:
-    """Whether the hub offers the model. A thread asks, because looking up the host's name has no
-    time-out."""
+    """Whether the hub offers the model and answers in time."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
 
@@ -116,6 +118,7 @@ def hub_answers(name: str, timeout_s: float = HUB_TIMEOUT_S) -> bool:
         except (OSError, http.client.HTTPException):
             answers.append(False)
 
+    # In a thread, because the time-out does not cover the look-up of the host's name.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout_s)
@@ -123,12 +126,11 @@ def hub_answers(name: str, timeout_s: float = HUB_TIMEOUT_S) -> bool:
 
 
 def read_tensors(file: Path) -> dict[str, Any]:
-    """The backbone's tensors in a weights file, by the file's names; of a training checkpoint, the
-    teacher's.
+    """The tensors of the backbone in a weights file, by their names in the file.
 
-    ValueError for a file that cannot be read.
+    A training checkpoint gives those of the teacher. Raises ValueError for an unreadable file.
     """
-    # imported here, so that a named backbone is resolved without torch
+    # Imported here, so that a named backbone is resolved without torch.
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -147,6 +149,7 @@ def read_tensors(file: Path) -> dict[str, Any]:
     if "teacher" not in state:
         return state
 
+    # Training wraps the backbone in other modules, whose names come before its own.
     names = {
         name: name.replace("module.", "").replace("backbone.", "") for name in state["teacher"]
     }
@@ -154,7 +157,7 @@ def read_tensors(file: Path) -> dict[str, Any]:
 
 
 def recognize(state: dict[str, Any]) -> list[str]:
-    """Names of the backbones that tensors can belong to, by their names and shapes."""
+    """Names of all backbones that tensors can belong to, by the tensors' names and shapes."""
     return [
         name
         for family in FAMILIES

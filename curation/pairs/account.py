@@ -43,7 +43,7 @@ class Account:
     """
 
     def read(self, use: Use, names: Iterable[str]) -> None:
-        """Note that these files were read. An earlier use stays if the file was read by it, too."""
+        """Note that these files were read. An earlier use stays, unless it is "not read"."""
         for name in names:
             if name not in self.files or self.files[name].use == "not read":
                 self.files[name] = FileUse(use)

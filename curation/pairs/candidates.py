@@ -10,7 +10,7 @@ from curation.pairs.records import JSON_SUFFIXES, is_named_as_list
 from curation.pairs.text import decode_text
 
 HEAD_BYTES = 65_536
-SMALL_JSON_BYTES = 4_000_000  # parsed in a tenth of a second, whatever it holds
+SMALL_JSON_BYTES = 4_000_000  # cheap to parse, whatever it contains
 
 # Names of caption fields as JSON writes them, with the quote before them.
 CAPTION_WORDS = (

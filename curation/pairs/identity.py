@@ -14,7 +14,7 @@ from curation.pairs.images import IMAGE_SUFFIXES
 from curation.pairs.kinds import tree_of
 from curation.pairs.records import LIST_SUFFIXES
 
-HASHED_WHOLE_BYTES = 64_000_000  # read within a second even from an object store
+HASHED_WHOLE_BYTES = 64_000_000  # of a larger file, only name and size count
 ANNOTATION_SUFFIXES = tuple(suffix for suffix in LIST_SUFFIXES if suffix != ".txt")
 SUFFIX_PATTERN = "|".join(map(re.escape, IMAGE_SUFFIXES))
 IMAGE_NAME = re.compile(SUFFIX_PATTERN.encode(), re.IGNORECASE)

@@ -57,8 +57,7 @@ def file_kind(path: Path) -> str:
         if head[offset:].startswith(mark):
             return kind
 
-    # A zero byte means binary, but text in UTF-16 and UTF-32 has zeros, too: single ones in the
-    # former. Pairs of zeros count as one.
+    # A zero byte near the beginning means a binary file.
     if (
         suffix in UNREAD_KINDS
         or suffix in IMAGE_SUFFIXES

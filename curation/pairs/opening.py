@@ -101,9 +101,10 @@ class Opening:
 
     def all_of_it(self) -> Source:
         """The source of a folder, or of a tar of one: every layout in it."""
-        # The order matters. Files of other splits are out first. Tars come before all else, because
-        # those without samples add their members to the tree. A .txt beside an image is a caption,
-        # so lists are searched among the other texts; and lists come before files beside images.
+        # The order matters. Files of other splits go first. Then come tars, because those without
+        # samples add their members to the tree. A .txt beside an image is its caption, so lists are
+        # searched among the other texts. What a list names is not read a second time from the files
+        # beside it, so lists come before these.
         splits = self._without_other_splits()
         self._add_tars()
         for name in self._remaining((".parquet",)):

@@ -35,7 +35,7 @@ from curation.pairs.text import clean_captions, undecodable
 READ_ROWS = 256
 FIRST_ROWS = 8
 MOST_PATHS = 2_000_000
-SHORTEST_BASE64 = 64  # characters; no image file is shorter, and names often are
+SHORTEST_BASE64 = 64  # characters, that is 48 bytes: hardly any image is smaller, and names are
 BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 DATA_URI = re.compile(r"data:[^,]{0,100};base64,")
 

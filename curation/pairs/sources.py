@@ -25,8 +25,8 @@ from curation.pairs.webdataset import TarWalk, tar_pairs
 REASONS_NAMED = 4
 FIRST_ROWS = 16
 
-# Bytes of a tar per row, in addition to the image: a header of 512 bytes for image, text and JSON,
-# and their padding to multiples of 512, less what is not always there.
+# Bytes of a tar per row in addition to the image, in blocks of 512: three headers (image, text,
+# JSON), one block for a caption, and half a block that pads the image on average.
 TAR_BYTES = 2304
 
 logger = logging.getLogger(__name__)

@@ -92,8 +92,10 @@ class Splits:
 
 
 def _steps(name: str) -> list[tuple[str, str]]:
-    """(folder, name in it) of each folder of a path, then of the file: for "a/b": ("", "a"), ("a",
-    "b")."""
+    """(folder, name in it) of each folder of a path, then of the file.
+
+    The path "a/b.tar" gives ("", "a") and ("a", "b.tar").
+    """
     parts = name.split("/")
     return [("/".join(parts[:index]), part) for index, part in enumerate(parts) if part]
 

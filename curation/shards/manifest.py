@@ -1,6 +1,6 @@
 """The manifest of a folder of shards: file, rows, bytes and checksum of each shard, in row order.
 
-`manifest.json` is written last: a folder without one is not finished.
+`manifest.json` is written last: a folder without it is not finished.
 """
 
 import json
@@ -26,18 +26,19 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds, in row order."""
+    """The contents of a folder of shards, in row order."""
 
     spec: EmbeddingSpec
     shards: tuple[ShardEntry, ...]
 
     @property
     def num_rows(self) -> int:
+        """The number of rows of all shards."""
         return sum(entry.rows for entry in self.shards)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Commit a folder of shards: what has no manifest is not finished."""
+    """Write the manifest, atomically. With it, a folder of shards is finished."""
     fields = {
         "spec": asdict(manifest.spec),
         "num_rows": manifest.num_rows,
@@ -47,7 +48,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a finished folder; ShardError when there is none or it cannot be read."""
+    """The manifest of a finished folder; raises ShardError if there is none or it is damaged."""
     path = folder / MANIFEST
     if not path.is_file():
         raise ShardError(
@@ -66,9 +67,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path) -> list[str]:
-    """Read every byte of every shard and compare with the manifest: one line a problem, empty when
-    all is well.
-    """
+    """Read every byte of every shard and compare with the manifest: one line per problem."""
     try:
         manifest = read_manifest(folder)
     except ShardError as error:
@@ -91,7 +90,7 @@ def verify(folder: Path) -> list[str]:
 
 
 def check_size(folder: Path, entry: ShardEntry) -> None:
-    """ShardError when the file is missing or not as long as the manifest says."""
+    """Raise ShardError when the file is missing or does not have the manifest's number of bytes."""
     path = folder / entry.file
     if not path.is_file():
         raise ShardError(

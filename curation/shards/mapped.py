@@ -1,7 +1,7 @@
 """One shard file, memory-mapped: its record batches as NumPy views without a copy.
 
-Opening reads the footer and the schema only; vectors stay on disk until a view is touched. The
-views are read-only.
+Opening reads the footer and the schema only. Vectors stay on disk until they are used. The views
+are read-only.
 """
 
 import errno
@@ -24,14 +24,13 @@ MAPS = Path("/proc/self/maps")
 
 
 class ShardError(ValueError):
-    """A shard or manifest that cannot be used; the message names the file, the rule and the
-    remedy.
-    """
+    """A shard or manifest that cannot be used. The message has the file, the rule and the remedy."""
 
 
 class MappedShard:
-    """The record batches of one shard; raises ShardError when the file is not the shard that the
-    manifest describes.
+    """The record batches of one shard.
+
+    Raises ShardError when the file is not the shard that the manifest describes.
     """
 
     def __init__(self, path: Path, spec: EmbeddingSpec, rows: int) -> None:
@@ -46,7 +45,10 @@ class MappedShard:
         self._views: dict[str, list[np.ndarray]] = {}
 
     def column(self, name: str, start: int, stop: int) -> Iterator[pa.Array]:
-        """Slices of a column that make up a range of rows, as far as this shard has them."""
+        """Slices of a column that together are the rows `start` to `stop`, as far as they exist.
+
+        Rows are numbered from 0 in this shard; `start` may be negative.
+        """
         for before, batch in zip(self.offsets[:-1].tolist(), self.batches, strict=True):
             first = max(start - before, 0)
             last = min(stop - before, batch.num_rows)
@@ -54,12 +56,12 @@ class MappedShard:
                 yield batch.column(name).slice(first, last - first)
 
     def views(self, column: str) -> list[Shaped[np.ndarray, "n t d"]]:
-        """One read-only stored-format view a record batch."""
+        """One view per record batch of a vector column, in the stored format, read-only."""
         shape = (-1, self.spec.num_tokens(column), self.spec.width(column))
         return self._cached_views(column, shape)
 
     def scales(self, column: str) -> list[Float32[np.ndarray, "n t"]]:
-        """The int8 scales of a column, one view a record batch."""
+        """One view per record batch of the int8 scales of a column."""
         return self._cached_views(scale_column(column), (-1, self.spec.num_tokens(column)))
 
     def _cached_views(self, column: str, shape: tuple[int, ...]) -> list[np.ndarray]:
@@ -69,8 +71,10 @@ class MappedShard:
 
 
 def check_maps(folder: Path, num_shards: int, maps_to_come: int) -> None:
-    """ShardError when the kernel would not let this process map so many shards beside what it maps
-    and will map.
+    """Raise ShardError when this process may not map that many shards more.
+
+    The kernel limits the number of memory maps of a process. `maps_to_come` are the shards that
+    readers of other folders will still map.
     """
     used, most = _num_maps()
     if used + maps_to_come + num_shards > most:
@@ -82,7 +86,7 @@ def check_maps(folder: Path, num_shards: int, maps_to_come: int) -> None:
 
 
 def _num_maps() -> tuple[int, int]:
-    """What this process has mapped, and what the kernel allows it."""
+    """(number of memory maps of this process, number that the kernel allows)."""
     return MAPS.read_bytes().count(b"\n"), int(MOST_MAPS.read_text())
 
 
@@ -91,7 +95,8 @@ def _open_batches(path: Path, spec: EmbeddingSpec) -> list[pa.RecordBatch]:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
     except (OSError, pa.ArrowInvalid) as error:
-        if os.strerror(errno.ENOMEM) in str(error):  # Arrow leaves errno empty
+        # Arrow does not set errno, so the text of the error has to tell.
+        if os.strerror(errno.ENOMEM) in str(error):
             used, most = _num_maps()
             raise ShardError(
                 f"{path} cannot be mapped ({error}) beside the {used} maps of this process: the "
@@ -115,6 +120,7 @@ def _open_batches(path: Path, spec: EmbeddingSpec) -> list[pa.RecordBatch]:
 
 
 def _view(column: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
-    """`flatten` respects the offset of a sliced column, `.values` does not."""
+    """A column as a NumPy view without a copy."""
+    # `flatten` respects the offset of a sliced column; `.values` does not.
     flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
     return flat.to_numpy(zero_copy_only=True).reshape(shape)

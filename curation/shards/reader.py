@@ -1,8 +1,8 @@
-"""Read a folder of shards: memory-map, gather rows, list keys and captions.
+"""Reading a folder of shards: vectors by row, keys, captions, hashes and thumbnails.
 
-Rows are numbered in manifest order. Vectors are read without a copy, one record batch at a time; a
-gather copies rows grouped by record batch, because `Table.take` on chunked fixed-size lists is more
-than a thousand times slower.
+Rows are numbered in the order of the manifest. Shards are memory-mapped, and vectors are viewed one
+record batch at a time. A gather copies rows grouped by record batch, because `Table.take` on
+chunked fixed-size lists is more than a thousand times slower.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,14 +28,21 @@ from curation.shards.schema import (
     arrow_schema,
 )
 
+# Readers of this process, which hold memory maps and are therefore shared; an entry disappears with
+# the last use of its reader.
 _opened: "WeakValueDictionary[tuple[object, ...], EmbeddingShards]" = WeakValueDictionary()
+
+# Types with 64-bit offsets for columns that are combined: 32-bit offsets end at 2 GiB of text.
 LARGE = {pa.string(): pa.large_string(), pa.list_(pa.string()): pa.large_list(pa.large_string())}
 
 
 def open_shards(folder: Path) -> "EmbeddingShards":
-    """The reader of a finished folder, the same one for all of a process as long as the manifest
-    stays the same.
+    """The reader of a finished folder: the same object in all of a process.
+
+    A folder whose manifest has changed gets a new reader. Raises ShardError for a folder that is
+    not finished, or has more shards than this process can map.
     """
+    # A manifest that was written again has another inode, time or size.
     manifest = folder.resolve() / MANIFEST
     state = manifest.stat() if manifest.is_file() else None
     key = manifest, *((state.st_ino, state.st_mtime_ns, state.st_size) if state else ())
@@ -47,14 +54,10 @@ def open_shards(folder: Path) -> "EmbeddingShards":
 
 
 class EmbeddingShards:
-    """A finished folder of shards, memory-mapped, opened shard by shard on first use; pickles as
-    its folder.
-    """
+    """A finished folder of shards, each memory-mapped on first use. It is pickled as its folder."""
 
     def __init__(self, folder: Path, maps_to_come: int = 0) -> None:
-        """Refuses more shards than this process can map, beside the maps that its other readers
-        have still to make.
-        """
+        """Raises ShardError if this process cannot map all shards and the `maps_to_come` of others."""
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.spec = self.manifest.spec
@@ -83,7 +86,7 @@ class EmbeddingShards:
         return self._mapped[index]
 
     def num_unmapped(self) -> int:
-        """How many shards are still to be opened."""
+        """The number of shards that are not mapped yet."""
         return self.num_shards - len(self._mapped)
 
     def keys(self) -> pa.ChunkedArray:
@@ -91,11 +94,13 @@ class EmbeddingShards:
         return self.strings(KEY)
 
     def strings(self, column: str, span: tuple[int, int] | None = None) -> pa.ChunkedArray:
-        """A column, or a range of its rows, in row order, a chunk a record batch; more than 2 GiB
-        can be combined.
+        """A column, or a range of its rows, in row order, with one chunk per record batch.
+
+        Text has 64-bit offsets, so that more than 2 GiB can be combined.
         """
         kind = arrow_schema(self.spec).field(column).type
         start, stop = span or (0, self.num_rows)
+        # The shards with the first and behind the last row of the range.
         first = np.searchsorted(self.offsets, start, side="right") - 1
         last = np.searchsorted(self.offsets, stop)
         places = ((index, int(self.offsets[index])) for index in range(first, last))
@@ -106,7 +111,7 @@ class EmbeddingShards:
         return pa.chunked_array(list(chain.from_iterable(parts)), kind).cast(LARGE.get(kind, kind))
 
     def keys_of(self, rows: Int64[np.ndarray, " n"]) -> list[str]:
-        """The keys of some rows, in the order asked."""
+        """The keys of some rows, in the order of `rows`."""
         return self._take_objects(rows, KEY)
 
     def hashes(self, column: str) -> UInt64[np.ndarray, " rows"]:
@@ -116,13 +121,16 @@ class EmbeddingShards:
     def perceptual_hashes(
         self, rows: Int64[np.ndarray, " n"], num_hashes: int
     ) -> UInt8[np.ndarray, "n hashes bytes"]:
-        """The first perceptual hashes of some rows, in the order asked: of the image, then of its
-        altered forms.
+        """The first `num_hashes` perceptual hashes of some rows, in the order of `rows`.
+
+        The first hash is that of the image, the others are those of its altered forms.
         """
         width = self.spec.num_hashes * PERCEPTUAL_BYTES
         out = np.empty((len(rows), num_hashes, PERCEPTUAL_BYTES), np.uint8)
 
         for shard, batch, local, positions in self._groups(rows):
+            # A column of fixed-size binary values has one buffer with all bytes (the other one says
+            # which values are null).
             column = self.shard(shard).batches[batch].column(PERCEPTUAL_HASH)
             data = np.frombuffer(
                 column.buffers()[1], np.uint8, len(column) * width, column.offset * width
@@ -133,25 +141,23 @@ class EmbeddingShards:
         return out
 
     def captions(self, rows: Int64[np.ndarray, " n"]) -> list[list[str]]:
-        """The captions of some rows, in the order asked."""
+        """The captions of some rows, in the order of `rows`."""
         return self._take_objects(rows, CAPTIONS)
 
     def thumbnails(self, rows: Int64[np.ndarray, " n"]) -> list[bytes]:
-        """The JPEG thumbnails of some rows, in the order asked; empty bytes where none was
-        stored.
-        """
+        """The JPEG thumbnails of some rows, in the order of `rows`; b"" if none is stored."""
         return self._take_objects(rows, THUMBNAIL)
 
     def _take_objects(self, rows: Int64[np.ndarray, " n"], column: str) -> list:
-        taken: list[Any] = [None] * len(rows)
+        values_of_rows: list[Any] = [None] * len(rows)
         for shard, batch, local, positions in self._groups(rows):
             values = self.shard(shard).batches[batch].column(column).take(pa.array(local))
             for position, value in zip(positions, values.to_pylist(), strict=True):
-                taken[position] = value
-        return taken
+                values_of_rows[position] = value
+        return values_of_rows
 
     def gather(self, rows: Int64[np.ndarray, " n"], column: str) -> Float32[np.ndarray, "n t d"]:
-        """Some rows of a vector column decoded to float32, in the order asked; rows may repeat."""
+        """Some rows of a vector column in float32, in the order of `rows`, which may repeat."""
         stored, scale = self.gather_stored(rows, column)
         return decode_tokens(stored, scale, self.spec.dtype_of(column))
 
@@ -161,8 +167,9 @@ class EmbeddingShards:
         column: str,
         out: Shaped[np.ndarray, "n t d"] | None = None,
     ) -> tuple[Shaped[np.ndarray, "n t d"], Float32[np.ndarray, "n t"] | None]:
-        """Some rows in stored format, with the int8 scales, in the order asked; copied into `out`
-        when one is given.
+        """(rows in the stored format, their int8 scales or None), in the order of `rows`.
+
+        The rows are copied into `out` if it is not None.
         """
         spec = self.spec
         num_tokens = spec.num_tokens(column)
@@ -181,15 +188,19 @@ class EmbeddingShards:
     def _groups(
         self, rows: Int64[np.ndarray, " n"]
     ) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-        """(shard, record batch, rows inside it, positions in the request), each record batch once,
-        in file order.
+        """(shard, record batch, rows inside it, positions in `rows`) per record batch with rows.
+
+        Each record batch occurs once, in the order of the files. Raises IndexError for rows that do
+        not exist.
         """
         if len(rows) and (rows.min() < 0 or rows.max() >= self.num_rows):
             raise IndexError(
-                f"rows {rows.min()} to {rows.max()} asked: {self.folder} holds rows 0 to "
+                f"rows {rows.min()} to {rows.max()} are asked for: {self.folder} holds rows 0 to "
                 f"{self.num_rows - 1}"
             )
 
+        # In sorted order, the rows of a shard lie together, and in it those of a record batch:
+        # searching the offsets gives where each begins. `order` leads back to the caller's order.
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
         cuts = np.searchsorted(ordered, self.offsets)
@@ -206,7 +217,7 @@ class EmbeddingShards:
 
 
 def _copy_rows(view: np.ndarray, local: np.ndarray, out: np.ndarray, positions: np.ndarray) -> None:
-    """Rows that follow each other at once, others each by its bytes."""
+    """Copy rows of a view to positions of `out`: consecutive rows at once, others one by one."""
     assert out.flags.c_contiguous
     assert out.dtype == view.dtype
     if (np.diff(local) == 1).all() and (np.diff(positions) == 1).all():
@@ -228,8 +239,9 @@ def _copy_bytes(
     target: UInt8[np.ndarray, "t bytes"],
     places: Int64[np.ndarray, " m"],
 ) -> None:
-    """Copy some rows to places of another array, each byte once: NumPy needs a temporary, or a call
-    for every row.
+    """Copy some rows to places of another array.
+
+    Each byte is copied once. NumPy would need a temporary array, or one call per row.
     """
     for index in range(len(rows)):
         row = source[rows[index]]

@@ -1,9 +1,8 @@
-"""What an embedding shard holds: column names, the Arrow schema, and the number formats of its
-vectors.
+"""The format of an embedding shard: column names, the Arrow schema, and shapes of its vectors.
 
-The spec travels twice, in the Arrow schema metadata of every shard and in the manifest: a shard
-read alone still says which backbone made it. bfloat16 is stored as its 16 bits in uint16 (Arrow has
-no such type); int8 has one float32 scale a token.
+The spec is stored twice, in the manifest and in the Arrow schema metadata of every shard, so that a
+shard alone says which backbone made it. bfloat16 is stored as its 16 bits in uint16 (Arrow does not
+have the type). int8 has one float32 scale per token.
 """
 
 import json
@@ -45,27 +44,27 @@ class EmbeddingSpec:
     digest: str
     """sha256 of the backbone's weights."""
     description: str
-    """One line on what the backbone is and was trained on."""
+    """One line on what the backbone is and how it was trained."""
     image_size: int
-    """Side of the square crop fed to the backbone, in pixels."""
+    """Side of the square crop that the backbone saw, in pixels."""
     dim: int
     """Width of every token."""
     num_registers: int
-    """Registers a row, as stored."""
+    """Registers per row, as stored."""
     grid: tuple[int, int]
-    """Rows and columns of patches, as stored: (1, 1) when pooled."""
+    """Rows and columns of patches, as stored; (1, 1) for pooled."""
     content: Content
-    """pooled: CLS and patch mean; grid: CLS, registers and a small patch grid; tokens: all that the
-    backbone gives.
+    """pooled: CLS and the mean of the patches; grid: CLS, registers and a small grid of pooled
+    patches; tokens: all tokens of the backbone.
     """
     dtype: Dtype
     """Number format of CLS, registers and patches."""
     caption_encoder: str
-    """Name of the caption encoder; empty when there is none."""
+    """Name of the caption encoder; empty if there is none."""
     caption_dim: int
-    """Width of the caption embedding; 0 when there is none."""
+    """Width of the caption embedding; 0 if there is none."""
     num_hashes: int = 0
-    """Perceptual hashes per row: of the image, then of its altered forms; 0 when there are none."""
+    """Perceptual hashes per row: of the image, then of its altered forms; 0 if there are none."""
 
     def __post_init__(self) -> None:
         if self.content == "pooled" and (self.num_registers, self.grid) != (0, (1, 1)):
@@ -90,10 +89,10 @@ class EmbeddingSpec:
         caption_dim: int = 0,
         num_hashes: int = 0,
     ) -> "EmbeddingSpec":
-        """What a content keeps of a backbone's tokens. `grid`: side of the patch grid, for
-        content=grid alone.
+        """The spec of a content, for a backbone with this geometry.
 
-        ValueError for a grid that is finer than the backbone's.
+        `grid` is the side of the patch grid, which only the content "grid" uses. Raises ValueError
+        for a grid that is finer than the backbone's.
         """
         if content == "grid" and grid > min(geometry.grid):
             raise ValueError(
@@ -124,11 +123,11 @@ class EmbeddingSpec:
 
     @property
     def num_image_tokens(self) -> int:
-        """CLS, registers and patches of one image, as stored."""
+        """Number of tokens of one image, as stored: CLS, registers and patches."""
         return 1 + self.num_registers + self.grid[0] * self.grid[1]
 
     def num_tokens(self, column: str) -> int:
-        """Tokens a row in one vector column; a caption embedding counts as one."""
+        """Tokens per row in one vector column; a caption embedding counts as one."""
         return {
             CLS: 1,
             REGISTERS: self.num_registers,
@@ -145,12 +144,13 @@ class EmbeddingSpec:
         return CAPTION_DTYPE if column == CAPTION_EMBEDDING else self.dtype
 
     def vector_columns(self) -> tuple[str, ...]:
-        """The vector columns that are present, in schema order."""
+        """The vector columns that are present, in the order of the schema."""
+        # A column without tokens, or of width 0, is left out.
         columns = (CLS, REGISTERS, PATCHES, CAPTION_EMBEDDING)
         return tuple(column for column in columns if self.num_tokens(column) * self.width(column))
 
     def row_bytes(self) -> int:
-        """Bytes of vectors in one row: what sizes record batches and plans."""
+        """Bytes of the vectors of one row, by which record batches and plans are sized."""
         total = 0
         for column in self.vector_columns():
             itemsize = STORED_TYPES[self.dtype_of(column)].itemsize
@@ -160,12 +160,12 @@ class EmbeddingSpec:
 
 
 def scale_column(column: str) -> str:
-    """Name of the companion column that holds the int8 scales."""
+    """Name of the column with the int8 scales of a vector column."""
     return f"{column}_scale"
 
 
 def arrow_schema(spec: EmbeddingSpec) -> pa.Schema:
-    """The Arrow schema of a shard: columns in fixed order, the spec as JSON in its metadata."""
+    """The Arrow schema of a shard: columns in a fixed order, and the spec as JSON in the metadata."""
     fields = [
         pa.field(KEY, pa.string(), nullable=False),
         pa.field(SOURCE, pa.string(), nullable=False),
@@ -185,6 +185,8 @@ def arrow_schema(spec: EmbeddingSpec) -> pa.Schema:
 
 
 def _vector_fields(spec: EmbeddingSpec, column: str) -> list[pa.Field]:
+    """The field of a vector column, and that of its scales for int8."""
+    # Fixed-size lists of values that are not null lie in one buffer, which NumPy views directly.
     num_tokens = spec.num_tokens(column)
     item = pa.field(
         "item", pa.from_numpy_dtype(STORED_TYPES[spec.dtype_of(column)]), nullable=False
@@ -197,12 +199,12 @@ def _vector_fields(spec: EmbeddingSpec, column: str) -> list[pa.Field]:
 
 
 def spec_from_dict(fields: dict) -> EmbeddingSpec:
-    """The spec whose `asdict` went through JSON."""
+    """The spec from its `asdict` after JSON, which turns tuples into lists."""
     return EmbeddingSpec(**{**fields, "grid": tuple(fields["grid"])})
 
 
 def spec_of(schema: pa.Schema) -> EmbeddingSpec:
-    """The spec in a shard's schema metadata."""
+    """The spec in the metadata of a shard's schema; raises ValueError if there is none."""
     metadata = schema.metadata or {}
     if SPEC_METADATA not in metadata:
         raise ValueError(
@@ -213,8 +215,10 @@ def spec_of(schema: pa.Schema) -> EmbeddingSpec:
 
 
 def record_batch(spec: EmbeddingSpec, columns: Mapping[str, Any]) -> pa.RecordBatch:
-    """Rows as Arrow: vectors come as float32 "n t d" (caption embeddings "n d") and are encoded
-    here.
+    """Rows as a record batch.
+
+    `columns` maps every column to its values. Vectors are float32 "n t d" (caption embeddings
+    "n d"), and are encoded here.
     """
     schema = arrow_schema(spec)
     values = dict(columns)
@@ -229,6 +233,7 @@ def record_batch(spec: EmbeddingSpec, columns: Mapping[str, Any]) -> pa.RecordBa
 
 
 def _arrow_array(values: Any, kind: pa.DataType) -> pa.Array:
+    # NumPy's memory becomes Arrow's buffer, without a Python object per value.
     if pa.types.is_fixed_size_binary(kind):
         data = np.ascontiguousarray(values).reshape(-1)
         return pa.FixedSizeBinaryArray.from_buffers(

@@ -1,7 +1,7 @@
-"""The selection file: which rows of a folder of embeddings are trained on, as keys and row numbers.
+"""The selection file: the rows of a folder of embeddings to train on, as keys and row numbers.
 
-Nothing is copied: a selection points into the shards. It is refused for embeddings of other pairs,
-row by row and key by key; another backbone may have made them.
+Nothing is copied: a selection points into the shards. It also fits embeddings of the same pairs by
+another backbone. For embeddings of other pairs it is refused, because rows and keys are compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,29 +23,26 @@ REMEDY = "run the curate step again on these embeddings, or train on the embeddi
 
 
 class SelectionError(ValueError):
-    """A selection that cannot be used; the message names the file, the rule and the remedy."""
+    """A selection that cannot be used. The message has the file, the rule and the remedy."""
 
 
 class Selection(NamedTuple):
-    """The selected rows of a folder of embeddings, ascending, and their keys; a row may stand there
-    repeatedly.
-    """
+    """The selected rows of a folder of embeddings, ascending, with their keys. Rows may repeat."""
 
     keys: pa.ChunkedArray
     rows: Int64[np.ndarray, " rows"]
     more_captions: pa.Array
-    """Per selected row, captions besides its own: those of dropped rows with the same image; null
-    for none.
+    """Per selected row, the captions of dropped rows with the same image; null if there are none.
     """
 
     def captions(self, shards: EmbeddingShards, places: Int64[np.ndarray, " n"]) -> list[list[str]]:
-        """All captions of the rows at some places of the selection."""
+        """All captions of the rows at some places of the selection: their own, then the others."""
         own = shards.captions(self.rows[places])
         more = self.more_captions.take(pa.array(places)).to_pylist()
         return [captions + (others or []) for captions, others in zip(own, more, strict=True)]
 
     def num_more_captions(self) -> Int64[np.ndarray, " rows"]:
-        """How many captions each selected row has besides its own."""
+        """Per selected row, the number of captions that are not its own."""
         return (
             pc.list_value_length(self.more_captions)
             .fill_null(0)
@@ -60,8 +57,9 @@ def write_selection(
     rows: Int64[np.ndarray, " rows"],
     more_captions: Mapping[int, Sequence[str]] | None = None,
 ) -> None:
-    """Write the selection of some rows, ascending, atomically; `more_captions` of a row are kept
-    with it.
+    """Write the selection of some rows, atomically.
+
+    `rows` are ascending, and may repeat. `more_captions` are further captions, by row.
     """
     assert (np.diff(rows) >= 0).all()
     metadata = {"rows": str(len(rows)), "embedding_rows": str(shards.num_rows)}
@@ -70,8 +68,8 @@ def write_selection(
     more = more_captions or {}
     has_more = np.isin(rows, np.fromiter(more, np.int64, len(more)))
     lists = [
-        list(more[row]) if found else None
-        for row, found in zip(rows.tolist(), has_more.tolist(), strict=True)
+        list(more[row]) if has_captions else None
+        for row, has_captions in zip(rows.tolist(), has_more.tolist(), strict=True)
     ]
     column = (
         pa.array(lists, pa.list_(pa.string()))
@@ -90,8 +88,9 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_selection(folder: Path, shards: EmbeddingShards | None = None) -> Selection:
-    """The selection in a curate folder; with `shards`, SelectionError when it was made for other
-    embeddings.
+    """The selection in a curate folder.
+
+    Raises SelectionError if there is none or, with `shards`, if it was made for other embeddings.
     """
     path = folder / SELECTION
     if not path.is_file():
@@ -100,9 +99,8 @@ def read_selection(folder: Path, shards: EmbeddingShards | None = None) -> Selec
         )
 
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    rows = (
-        table["row"].chunk(0) if table["row"].num_chunks == 1 else table["row"].combine_chunks()
-    )  # one is not copied
+    # A single chunk stays memory-mapped; combine_chunks would copy it.
+    rows = table["row"].chunk(0) if table["row"].num_chunks == 1 else table["row"].combine_chunks()
     more = table["more_captions"].combine_chunks()
     selection = Selection(table["key"].cast(pa.large_string()), rows.to_numpy(), more)
     if shards is not None:
@@ -112,6 +110,7 @@ def read_selection(folder: Path, shards: EmbeddingShards | None = None) -> Selec
 
 
 def _check(path: Path, selection: Selection, expected: int, shards: EmbeddingShards) -> None:
+    """Raise SelectionError unless the shards have `expected` rows and the selection's keys."""
     if expected != shards.num_rows:
         raise SelectionError(
             f"{path} was made for {expected} embeddings, {shards.folder} has {shards.num_rows}: "
@@ -119,6 +118,7 @@ def _check(path: Path, selection: Selection, expected: int, shards: EmbeddingSha
         )
 
     for start in range(0, len(selection.rows), CHECKED_AT_ONCE):
+        # Rows are ascending, so those of a block lie in one range of the shards.
         rows = selection.rows[start : start + CHECKED_AT_ONCE]
         here = (
             shards.strings(KEY, (int(rows[0]), int(rows[-1]) + 1))
