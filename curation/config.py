@@ -20,7 +20,7 @@ from curation.shards.schema import Content
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """What is embedded, by which backbone, and what is kept of it."""
+    """What is embedded, by which backbone, and what is stored."""
 
     source: SourceConfig = SourceConfig()
     """How the pairs are stored."""
@@ -29,40 +29,40 @@ class EmbedConfig:
     captions: CaptionConfig = CaptionConfig()
     """The caption encoder, for text clusters."""
     content: Content = "tokens"
-    """pooled: CLS and patch mean; grid: CLS, registers and a small patch grid; tokens: all."""
+    """pooled: CLS and the mean of the patches; grid: CLS, registers and a small grid of pooled
+    patches; tokens: all tokens.
+    """
     grid: Annotated[int, Ge(1)] = 4
-    """Side of the patch grid when content is grid."""
+    """Side of the stored patch grid, if content is grid."""
     dtype: Dtype = "float16"
     """Number format of the stored vectors."""
     precision: PrecisionChoice = field(default=AUTO, metadata=PRECISION)
-    """Number format of the backbone's products; auto: bfloat16 where the workers' device is fast in
-    it, otherwise float32.
+    """Number format of the backbone's matrix products; auto: bfloat16 if it is fast on the workers'
+    device, else float32.
     """
     view: Annotated[int, Ge(0)] = 0
-    """0: the centre of each image; any other number: a random crop and flip that is its own for
-    each number.
+    """View of each image. 0: its center square; n > 0: random crop and flip number n.
     """
     augment: AugmentConfig = AugmentConfig()
-    """How views other than the centre are cropped."""
+    """How random views are cropped."""
     thumbnail_px: Annotated[int, Ge(0)] = 48
-    """Longest side of the thumbnails kept for reports, in pixels; 0: none."""
+    """Longest side of the thumbnails that reports show, in pixels; 0: no thumbnails."""
     hash_forms: bool = True
-    """Hash crops and bordered forms of each image, too, so that such copies are found; 640 bytes
-    per row.
+    """Also hash cropped and bordered forms of each image, to detect such copies; 640 bytes per row.
     """
     batch_size: Annotated[int, Ge(1)] = field(default=64, metadata=MACHINE_FACT)
-    """Images in one forward pass."""
+    """Images per forward pass."""
     error_budget: Annotated[float, Interval(ge=0, le=1)] = field(
         default=0.01, metadata=MACHINE_FACT
     )
     """Share of rows that may be rejected before the run stops."""
     retry_rejects: bool = field(default=False, metadata=MACHINE_FACT)
-    """Embed only what is new: rows whose key, captions and image are as they were are taken over
-    from the outputs in this workspace that were embedded with the same settings. For data that were
-    mended after rows were rejected.
+    """Embed only new and changed rows. Rows with the same key, captions and image are copied from
+    outputs in this workspace that have the same settings. Use it after you have repaired data that
+    were rejected.
     """
     resources: Resources = Resources()
-    """Workers, and CPUs and GPUs for each."""
+    """Workers, and CPUs and GPUs of each."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "embed")
@@ -71,29 +71,28 @@ class EmbedConfig:
 @dataclass(frozen=True)
 class CaptionClustersConfig:
     clusters: Annotated[int, Ge(0)] = 0
-    """Clusters of captions; 0: one per 40 rows, as far as these are distinct, a multiple of
-    `split`.
+    """Number of caption clusters. 0: one per 40 distinct rows, rounded to a multiple of `split`.
     """
     split: Annotated[int, Ge(0)] = 0
-    """Parts that each first-stage cluster is split in; 0: one stage, but for more than 50,000
-    automatic clusters.
+    """Two-stage clustering: sub-clusters per first-stage cluster. 0: a single stage, unless there
+    are more than 50,000 automatic clusters.
     """
     threshold: Annotated[float | None, Gt(0)] = None
-    """MetaCLIP's t, in pairs per cluster or entry; None: what gives the target size."""
+    """MetaCLIP's t, in pairs per cluster or entry; None: the t that reaches the target size."""
     tail_share: Annotated[float | None, Interval(gt=0, lt=1)] = None
-    """Find t such that clusters or entries below t hold this share of the pairs (0.06 as
-    published); None: not used.
+    """Choose t such that clusters or entries below t have this share of the pairs (published:
+    0.06); None: not used.
     """
     unmatched: Literal["drop", "keep"] = "drop"
-    """Pairs in whose captions no metadata entry occurs: dropped as published, or never dropped by
-    text.
+    """Pairs whose captions have no metadata entry: dropped, as published, or never dropped because
+    of their captions.
     """
 
     def __post_init__(self) -> None:
         check_ranges(self, "text")
         if self.threshold is not None and self.tail_share is not None:
             raise ValueError(
-                f"text.threshold is {self.threshold} and text.tail_share {self.tail_share}: each "
+                f"text.threshold is {self.threshold} and text.tail_share is {self.tail_share}: each "
                 "gives a threshold; leave one of them out"
             )
         if self.clusters and self.clusters % max(1, self.split):
@@ -106,11 +105,11 @@ class CaptionClustersConfig:
 @dataclass(frozen=True)
 class CurateConfig:
     method: Method = "both"
-    """What balances: image clusters, caption clusters, both; random: a draw of the same size; none:
-    keep all.
+    """What the selection is balanced over: image clusters, caption clusters, or both; random: a
+    random selection of the same size; none: all pairs are kept.
     """
     combine: Combine = "intersection"
-    """With both: a pair must be in both selections, or in either."""
+    """With method both: a pair must be in both selections, or in at least one (union)."""
     target_rows: Annotated[int | None, Ge(1)] = None
     """Pairs to keep; None: `share` decides."""
     share: Annotated[float, Interval(gt=0, le=1)] = 0.5
@@ -120,35 +119,37 @@ class CurateConfig:
     levels: LevelsConfig = LevelsConfig()
     """Hierarchy of image clusters."""
     scores: str | None = field(default=None, metadata=MACHINE_FACT)
-    """File with a score of each pair, computed elsewhere: a .csv, .tsv, .jsonl or .parquet with the
-    columns `key` and `score`; None: no filter. Its content bears identity, not its place.
+    """File with a score per pair from a filter of your own: a .csv, .tsv, .jsonl or .parquet with
+    the columns `key` and `score`; None: no filter. Its content is part of the fingerprint, its path
+    is not.
     """
     min_score: float | None = None
-    """Pairs with a lower score in `scores`, or with none, are dropped before anything else is
-    decided.
+    """Pairs with a lower score in `scores`, or without a score, are dropped before all other
+    decisions.
     """
     text: CaptionClustersConfig = CaptionClustersConfig()
-    """Balance over caption clusters, or over metadata entries where the step is given some."""
+    """Balance over caption clusters, or over metadata entries if the step has a list of them."""
     kmeans: KMeansConfig = KMeansConfig()
-    """Every clustering."""
+    """Settings of every clustering."""
     repeats: Annotated[int, Ge(1)] = 1
-    """How often a pair may be taken to fill the share of a small image cluster; the selection lists
-    it as often.
+    """How often a pair may be selected to fill the share of a small image cluster. The selection
+    lists it that often.
     """
     leaf: Literal["random", "central"] = "random"
-    """Which rows of a bottom cluster are kept first: any, or those nearest its centroid."""
+    """Which rows of a bottom cluster are kept first: random ones, or those nearest to its centroid.
+    """
     duplicates: DuplicatesConfig = DuplicatesConfig()
-    """What counts as a duplicate; applies to every method."""
+    """What counts as a duplicate, whatever the method."""
     leakage: LeakageConfig = LeakageConfig()
-    """What counts as leakage; applies to every method that is given evaluation embeddings."""
+    """What counts as leakage, whatever the method, if there are evaluation images."""
     error_budget: Annotated[float, Interval(ge=0, le=1)] = 0.01
     """Share of rows that may have unusable vectors before the run stops."""
     engine: Engine = field(default="auto", metadata=MACHINE_FACT)
-    """Who multiplies in the search for nearest centroids; auto: chosen for this machine. Labels are
-    exact with each.
+    """What computes the products in the search for nearest centroids; auto: what is fastest on this
+    machine. Labels are exact with each of them.
     """
     seed: Annotated[int, Ge(0)] = 0
-    """Seed of samples, coins and ties."""
+    """Seed of all random choices."""
     resources: Resources = field(default_factory=Resources)
     """Workers that scan the shards."""
 
@@ -156,13 +157,13 @@ class CurateConfig:
         check_ranges(self, "curate")
         if self.repeats > 1 and self.method not in ("both", "image"):
             raise ValueError(
-                f"curate.repeats is {self.repeats} with method {self.method}: more than 1 is "
-                "possible with methods both and image; lower it to 1"
+                f"curate.repeats is {self.repeats} with method {self.method}: only the methods "
+                "both and image can repeat pairs; lower it to 1"
             )
         if (self.scores is None) != (self.min_score is None):
             raise ValueError(
-                f"scores is {self.scores} and min_score {self.min_score}: a filter needs both; set "
-                "--curate.scores FILE and --curate.min-score NUMBER, or leave both out"
+                f"scores is {self.scores} and min_score is {self.min_score}: a filter needs both; "
+                "set --curate.scores FILE and --curate.min-score NUMBER, or leave both out"
             )
 
         gives_threshold = self.text.threshold is not None or self.text.tail_share is not None

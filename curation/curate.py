@@ -1,8 +1,8 @@
 """The curate step: embeddings to a selection, with a reason for every row.
 
-Stages: rows without a usable vector, low scores, leakage against evaluation embeddings, clusters of
-images and of captions, duplicates, balance. All is a function of the config and of the rows in
-order: not of workers, shards or interruptions.
+Stages: rows without a usable vector, low scores, leakage of evaluation images, clusters of captions
+and of images, duplicates, balance. The result is a function of the config and of the rows in their
+order. It does not depend on workers, shards or interruptions.
 """
 
 import json
@@ -40,7 +40,7 @@ from curation.shards.selection import write_selection
 
 CURATION = "curation.json"
 LEAKAGE_INPUT = "leakage_"
-UNMATCHED_SHARE = 0.2  # of the pairs: above, entries and captions hardly belong together
+UNMATCHED_SHARE = 0.2  # of the pairs: above it, entries and captions hardly belong together
 logger = logging.getLogger(__name__)
 
 
@@ -53,12 +53,12 @@ def run(
     scores: Path | None = None,
     **evaluation: Path,
 ) -> dict[str, float]:
-    """Write selection, decisions and clusters to `out`; inputs named leakage_* are embeddings of
-    evaluation images.
+    """Write selection, decisions and clusters to `out`; return the figures of the step.
 
-    With `metadata`, a file of one entry a line, captions are balanced over those entries and not
-    clustered. With `scores`, a file of keys and numbers, pairs below `config.min_score` are dropped
-    first. Continues from the levels and iterations that an interrupted run left in `out`.
+    `metadata` is a file with one entry per line: captions are balanced over these entries and are
+    not clustered. `scores` is a file of keys and numbers: pairs below `config.min_score` are
+    dropped first. Inputs named leakage_* are embeddings of evaluation images. The step continues
+    from the levels and iterations that an interrupted run left in `out`.
     """
     with Pool(Scanner, resources=config.resources) as workers:
         return curate(config, workers, out, embeddings, evaluation, metadata, scores)
@@ -73,8 +73,8 @@ def curate(
     metadata: Path | None = None,
     scores: Path | None = None,
 ) -> dict[str, float]:
-    """The step, with given workers: `run` gives it a pool of processes."""
-    # Decided once, here: the workers use what the driver's machine is fast with.
+    """The step on any workers; `run` uses a pool of processes."""
+    # The driver decides once for all workers: what is fast on its own machine.
     config = replace(config, engine=choose_engine(config.engine))
     logger.info("engine=%s", config.engine)
     shards = open_shards(embeddings)
@@ -86,6 +86,8 @@ def curate(
     decisions = Decisions(shards, known)
     phases = Phases(workers)
     figures = dict[str, float]()
+    # Lengths of the progress bars, in spans: a clustering has a pass per iteration, and about two
+    # more for seeds and final labels.
     spans = len(cut_spans(shards.num_rows))
     clustering = spans * (config.kmeans.iterations + 2)
 
@@ -113,6 +115,7 @@ def curate(
     with phases.phase("image_clusters", clustering):
         image = _image_levels(config, points, valid, out, decisions)
 
+    # Duplicates come after clusters, because near vectors are searched within clusters.
     with phases.phase("duplicates", 2 * PARTS):
         figures |= drop_duplicates(decisions, points, image, config.duplicates, config.seed)
 
@@ -133,6 +136,7 @@ def curate(
     decisions.write(out)
     merged = decisions.merged_captions() if config.duplicates.captions == "merge" else {}
     figures["captions_merged"] = float(sum(map(len, merged.values())))
+    # Each row as often as it is selected, 0 for dropped ones; ascending.
     write_selection(out, shards, np.repeat(np.arange(shards.num_rows), decisions.taken()), merged)
 
     return _write_summary(config, out, decisions, figures, phases.taken)
@@ -144,23 +148,25 @@ def _check(
     evaluation: Mapping[str, Path],
     metadata: Path | None,
 ) -> None:
-    strange = [name for name in evaluation if not name.startswith(LEAKAGE_INPUT)]
-    if strange:
+    """Raise ValueError for inputs that do not fit the config, before anything is computed."""
+    unknown = [name for name in evaluation if not name.startswith(LEAKAGE_INPUT)]
+    if unknown:
         raise ValueError(
-            f"inputs {strange} of curate: only embeddings, metadata, scores and {LEAKAGE_INPUT}* "
-            "are known; rename or drop them"
+            f"inputs {unknown} of curate are unknown: it knows embeddings, metadata, scores and "
+            f"{LEAKAGE_INPUT}*; rename or drop them"
         )
     if config.method in ("both", "text") and metadata is None and not shards.spec.caption_dim:
         raise ValueError(
-            f"method {config.method} on {shards.folder}, which has no caption vectors: embed with "
-            "a caption encoder, give metadata entries, or use method image"
+            f"method {config.method} needs caption vectors, which {shards.folder} does not have: "
+            "embed with a caption encoder, add metadata entries, or use method image"
         )
 
     most = config.repeats * shards.num_rows
     if config.target_rows is not None and config.target_rows > most and config.method != "none":
         raise ValueError(
-            f"{config.target_rows} pairs asked of {shards.num_rows} in {shards.folder}: at most "
-            f"{most} can be kept, {config.repeats} times each; lower target_rows, or raise repeats"
+            f"{config.target_rows} pairs are asked for, but {shards.folder} has "
+            f"{shards.num_rows}: with repeats {config.repeats}, at most {most} can be kept; lower "
+            "target_rows, or raise repeats"
         )
 
     counts = pc.value_counts(shards.keys())
@@ -180,8 +186,9 @@ def _image_levels(
     out: Path,
     decisions: Decisions,
 ) -> list[Level]:
-    """Levels over the rows with valid vectors, when the method or the search for duplicates needs
-    them.
+    """Levels over the rows with valid vectors; none if neither the method nor duplicates need them.
+
+    Writes the cluster of each row to `decisions`.
     """
     if config.method not in ("both", "image") and not config.duplicates.alike.uses_vectors:
         return []
@@ -205,6 +212,10 @@ def _text_levels(
     out: Path,
     decisions: Decisions,
 ) -> list[Level]:
+    """The level of caption clusters; none if captions are not clustered.
+
+    Writes the cluster of each row to `decisions`.
+    """
     if captions is None:
         return []
 
@@ -225,7 +236,7 @@ def _text_levels(
 def _match_entries(
     config: CurateConfig, points: Points, metadata: Path | None, decisions: Decisions
 ) -> None:
-    """Look for metadata entries in all captions, when captions are balanced over them."""
+    """Search the metadata entries in all captions, if captions are balanced over them."""
     if metadata is not None and config.method in ("both", "text"):
         decisions.entry_names = read_entries(metadata)
         decisions.entries = match_captions(points, metadata)
@@ -233,15 +244,13 @@ def _match_entries(
 
 
 def _warn_of_unmatched(decisions: Decisions) -> None:
-    """Say when many captions hold no metadata entry: of another language than the entries, for
-    example.
-    """
+    """Log a warning when many captions have no metadata entry, such as captions of other languages."""
     assert decisions.entries is not None
     unmatched = np.flatnonzero(np.diff(decisions.entries.offsets) == 0)
     share = len(unmatched) / len(decisions.reason)
     if share > UNMATCHED_SHARE:
         shown = [captions[0] for captions in decisions.shards.captions(unmatched[:3])]
-        logger.warning("%.0f %% of the pairs hold no metadata entry, e.g. %s", 100 * share, shown)
+        logger.warning("%.0f %% of the pairs have no metadata entry, e.g. %s", 100 * share, shown)
 
 
 def _subset(points: Points, valid: Int64[np.ndarray, " n"]) -> Points:
@@ -249,10 +258,9 @@ def _subset(points: Points, valid: Int64[np.ndarray, " n"]) -> Points:
 
 
 def _automatic_clusters(points: Points, split: int = 0) -> tuple[int, int]:
-    """The default number of clusters and parts of these points: one stage of fewer, where too few
-    are distinct.
+    """(number of clusters, split) by default: a single stage of fewer if too few are distinct.
 
-    The second stage of two makes as many clusters as it finds distinct points.
+    Only the first stage needs distinct points: the second makes as many clusters as there are.
     """
     num_clusters, split = automatic_clusters(points.num_rows, split)
     first = num_clusters // max(1, split)
@@ -270,6 +278,7 @@ def _levels(
 
 
 def _goal(config: CurateConfig, decisions: Decisions) -> Goal:
+    """The goal of the balance stage: the target size, or a share of the survivors, at least one."""
     surviving = len(decisions.surviving())
     num_rows = config.target_rows or min(surviving, max(1, round(config.share * surviving)))
     return Goal(
@@ -283,6 +292,7 @@ def _goal(config: CurateConfig, decisions: Decisions) -> Goal:
 
 
 def _coins(config: CurateConfig, decisions: Decisions, image: list[Level]) -> Coins:
+    """Random numbers per row; for leaf "central", distances decide within clusters instead."""
     leaf, text, random = (
         coins(decisions.shards.keys(), config.seed, purpose)
         for purpose in ("leaf", "text", "random")
@@ -299,7 +309,7 @@ def _write_summary(
     figures: dict[str, float],
     taken: Mapping[str, Phase],
 ) -> dict[str, float]:
-    """Write curation.json and return the step's summary."""
+    """Write curation.json, and return the figures of the step."""
     counts = decisions.counts()
     report = {
         "method": config.method,

@@ -1,8 +1,8 @@
 """The embed step: raw pairs to shards of frozen features, one part of the source to one shard.
 
-Workers share nothing but the list of parts. A shard is finished when its sidecar `shard-00000.json`
-lies beside it; the manifest, written last, is made of the sidecars, so a run that was killed
-anywhere ends with the same bytes.
+Workers share nothing except the list of parts. A shard is finished when its sidecar, such as
+`shard-00000.json`, lies beside it. The manifest is written last and is made of the sidecars. A run
+that was killed at any moment therefore ends with the same bytes.
 """
 
 import dataclasses
@@ -43,19 +43,21 @@ class RejectBudgetError(ValueError):
 
 
 def run(config: EmbedConfig, *, out: Path, source: Path) -> dict[str, float]:
-    """Embed every pair of `source` into `out`; what an earlier run finished there is kept.
+    """Embed every pair of `source` into `out`, where finished shards of an earlier run are kept.
 
-    Raises RejectBudgetError as soon as the budget cannot be met, ValueError when no row is left.
+    Raises RejectBudgetError as soon as too many rows are rejected, and ValueError if no row is
+    left.
     """
     return embed_source(config, checked(config.source, open_source(config.source, source)), out)
 
 
 def embed_source(config: EmbedConfig, source: Source, out: Path) -> dict[str, float]:
-    """The step for a source that is opened already."""
+    """The step for a source that is already open."""
     out.mkdir(parents=True, exist_ok=True)
     config = dataclasses.replace(config, backbone=resolve(config.backbone))
     tasks = _tasks(config, out, source.parts)
     records = {task.index: record for task in tasks if (record := _finished(out, task)) is not None}
+    # Finished shards with rejects are made again: repaired rows may be among them.
     if config.retry_rejects:
         records = {index: record for index, record in records.items() if not record["num_rejects"]}
     if records:
@@ -73,8 +75,8 @@ def embed_source(config: EmbedConfig, source: Source, out: Path) -> dict[str, fl
     manifest = _manifest(in_order)
     if not manifest.num_rows:
         raise ValueError(
-            f"{source.path} has no usable row ({_reasons(in_order)}): at least one; check the "
-            "data and source.split"
+            f"{source.path} has no usable row ({_reasons(in_order)}): at least one is needed; "
+            "check the data and source.split"
         )
 
     _write_rejects(out, in_order, source.account)
@@ -90,8 +92,9 @@ def embed_source(config: EmbedConfig, source: Source, out: Path) -> dict[str, fl
 
 
 def _tasks(config: EmbedConfig, out: Path, parts: Sequence[Part]) -> list[Task]:
-    """One task per part; its digest covers the part's data and every setting that changes what is
-    stored.
+    """One task per part.
+
+    The digest of a task covers the data of its part and every setting that changes the shard.
     """
     settings = json.dumps(identity(config), sort_keys=True)
     of_rows = _settings_of_rows(config)
@@ -115,15 +118,16 @@ def _tasks(config: EmbedConfig, out: Path, parts: Sequence[Part]) -> list[Task]:
 
 
 def _settings_of_rows(config: EmbedConfig) -> str:
-    """Digest of what a row's columns depend on beside its key, captions and image: how they are
-    stored matters not.
+    """Digest of all settings that the columns of a row depend on, whatever its key and data.
+
+    Settings of the source are left out: how the data are stored does not change a row.
     """
     settings = identity(dataclasses.replace(config, source=SourceConfig()))
     return hashlib.sha256(json.dumps([ROWS_VERSION, settings], sort_keys=True).encode()).hexdigest()
 
 
 def _finished(out: Path, task: Task) -> dict | None:
-    """The sidecar of a task that an earlier run finished with the same settings and data."""
+    """The sidecar of a task that an earlier run finished with the same settings and data, if any."""
     sidecar = out / task.sidecar
     if not sidecar.is_file():
         return None
@@ -134,7 +138,7 @@ def _finished(out: Path, task: Task) -> dict | None:
 
 
 def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[int, dict]) -> None:
-    """Do the tasks that have no record yet; records are added as they come."""
+    """Do the tasks that have no record yet, and add their records to `records`."""
     waiting = [task for task in tasks if task.index not in records]
     if not waiting:
         return
@@ -153,6 +157,7 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
             records[task.index] = record
             totals.add(task, record)
             meter(record["read"], rejects=totals.rejects)
+            # The number of rows is an estimate until all parts are read.
             meter.total = round(totals.of_all(totals.read)) - kept_rows
             if record["is_stopped"] or totals.rejects > config.error_budget * totals.of_all(
                 totals.read
@@ -162,15 +167,13 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
 
 
 def with_resources(config: EmbedConfig, num_tasks: int) -> EmbedConfig:
-    """The config for workers of this Ray session: precision chosen, one decoding thread per
-    core.
-    """
+    """The config with resources and precision for the workers of this Ray session."""
     resources = placement.resolve(config.resources, num_tasks)
     return dataclasses.replace(settled(config, resources), resources=resources)
 
 
 class _Totals:
-    """What the finished parts hold together."""
+    """Sums over the finished parts, and their estimates for all parts."""
 
     def __init__(self, tasks: Sequence[Task], records: Mapping[int, Mapping[str, Any]]) -> None:
         self._by_rows = all(task.part.num_rows is not None for task in tasks)
@@ -182,19 +185,18 @@ class _Totals:
                 self.add(task, records[task.index])
 
     def add(self, task: Task, record: Mapping[str, Any]) -> None:
+        """Add a finished part."""
         self._done += self._size(task.part)
         self.read += record["read"]
         self.rejects += record["num_rejects"]
         self.bytes += 0 if record["is_stopped"] else record["entry"]["bytes"]
 
     def of_all(self, total: int) -> float:
-        """What a total of the finished parts will be for all, judged by the parts' sizes."""
+        """The estimate of a total for all parts, in proportion to the parts' sizes."""
         return total * self._of_all / self._done
 
     def _size(self, part: Part) -> int:
-        """Rows where they are known of every part, else bytes: parts of one source are measured
-        alike.
-        """
+        """Rows if they are known for every part, else bytes: all parts have the same unit."""
         return max(1, (part.num_rows or 0) if self._by_rows else part.num_bytes)
 
 
@@ -206,19 +208,19 @@ def _budget_error(
         f"{rejects} of the first {read} rows were rejected ({rejects / read:.1%}): error_budget "
         f"allows {config.error_budget:.1%}; {_reasons(records)}; each is listed in "
         f"{_write_rejects(out, records)}; raise error_budget and run again (finished shards are "
-        "kept), or mend the data or its settings and run again with --embed.retry-rejects (good "
-        "rows are taken over)"
+        "kept), or repair the data or its settings and run again with --embed.retry-rejects (good "
+        "rows are copied)"
     )
 
 
 def _check_space(out: Path, num_shards: int, needed: float) -> None:
-    """Stop early when the shards still to come will not fit on the disk."""
+    """Raise OSError when the remaining shards will not fit on the disk."""
     free = shutil.disk_usage(out).free
     if needed > free:
         raise OSError(
             errno.ENOSPC,
-            f"{free / 1e9:.1f} GB are free on the disk of {out}, and {num_shards} shards to come "
-            f"need about {needed / 1e9:.1f} GB: free space, choose another workspace, or store "
+            f"{free / 1e9:.1f} GB are free on the disk of {out}, and the remaining {num_shards} "
+            f"shards need about {needed / 1e9:.1f} GB: free space, choose another workspace, or store "
             "less (content, dtype)",
         )
 
@@ -226,8 +228,9 @@ def _check_space(out: Path, num_shards: int, needed: float) -> None:
 def _write_rejects(
     out: Path, records: Sequence[Mapping[str, Any]], account: Account | None = None
 ) -> Path:
-    """Every rejected row, then every file of the source that was not read, one per line with its
-    reason.
+    """Write every rejected row, then every unread file of the source, one per line with its reason.
+
+    Returns the path of the file.
     """
     path = out / REJECTS
     rows = [reject for record in records for reject in record["rejects"]]

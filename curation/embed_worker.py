@@ -1,7 +1,7 @@
-"""One process of the embed step: loads the backbone once, then turns parts into shards.
+"""One process of the embed step: it loads the backbone once, then turns parts into shards.
 
-Images are decoded in threads beside the forward pass when the worker has a GPU or several cores,
-and in line on one core, which is faster there. Rows keep their order either way: the bytes of a
+If the worker has a GPU or several cores, threads decode images during the forward pass. On one core
+it decodes them in turn, which is faster there. Rows keep their order in both cases: the bytes of a
 shard depend on its part alone.
 """
 
@@ -49,9 +49,12 @@ from curation.shards.schema import (
 from curation.shards.writer import ShardWriter
 
 ROWS_VERSION = 2
-"""Of what the columns of a row mean; raised when rows of earlier versions must not be taken over
-any more.
+"""Version of the meaning of a row's columns. Raise it when rows of earlier versions must not be
+copied any more.
 """
+
+# Wrong settings show in the first rows: of the first 8 parts, those with more than 256 rows read
+# stop early if nearly everything is rejected.
 EARLY_PARTS = 8
 EARLY_ROWS = 256
 
@@ -61,18 +64,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Task:
-    """One part of the source and the shard it becomes; the digest says with which data and
-    settings.
-    """
+    """One part of the source, and the shard that it becomes."""
 
     index: int
     part: Part
     digest: str
+    """Digest of the part's data and of the settings of the shard."""
     settings: str = ""
-    """Digest of the settings that a row's columns depend on beside its key, captions and image."""
+    """Digest of the settings that the columns of a row depend on."""
     earlier: EarlierShard | None = None
-    """A shard of this part by an earlier run with the same settings, whose rows are taken over
-    where they fit.
+    """The shard of this part from an earlier run with the same settings, whose unchanged rows are
+    copied.
     """
 
     @property
@@ -97,7 +99,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class TakenOver:
-    """A pair that an earlier run has embedded, and its row in that run's shard."""
+    """A pair that an earlier run has embedded, and its row in the shard of that run."""
 
     sample: Sample
     row: int
@@ -105,7 +107,7 @@ class TakenOver:
 
 @dataclass
 class Account:
-    """What became of the rows of a part that were read so far."""
+    """Counts of the rows of a part that were read so far, and the rejects among them."""
 
     read: int = 0
     captions: int = 0
@@ -122,13 +124,14 @@ class Account:
             self.taken_over += isinstance(row, TakenOver)
 
     def is_hopeless(self, error_budget: float) -> bool:
-        """Whether more than the square root of the budget (10 % for 1 %) was rejected: wrong data
-        shows at once.
+        """Whether so many rows were rejected that the data or the settings must be wrong.
+
+        That is more than the square root of the budget: 10 % for a budget of 1 %.
         """
         return self.read >= EARLY_ROWS and len(self.rejects) > math.sqrt(error_budget) * self.read
 
     def as_json(self) -> dict[str, Any]:
-        """The counts, and every reject, as the sidecar holds them."""
+        """The counts and all rejects, as the sidecar stores them."""
         rejects = [asdict(reject) for reject in self.rejects]
         return {
             "read": self.read,
@@ -150,11 +153,10 @@ class EmbedWorker:
         self.walks = dict[str, TarWalk]()
 
     def embed(self, task: Task) -> Generator[int, None, dict[str, Any]]:
-        """Write the task's shard, then its sidecar, which is returned; yields how many rows it has
-        read so far.
+        """Write the task's shard, then its sidecar, whose content is returned.
 
-        A part that is mostly bad is given up early and leaves no file: its record says
-        `is_stopped`.
+        Yields the number of rows that it has read so far, after each batch. A part of which too
+        many rows are rejected is stopped early: it leaves no file, and its record has `is_stopped`.
         """
         record: dict[str, Any] = {
             "task": task.digest,
@@ -195,7 +197,7 @@ class EmbedWorker:
     def _rows(
         self, part: Part, earlier: EmbeddedRows | None
     ) -> Iterator[Prepared | TakenOver | Reject]:
-        """The part's pairs in order, decoded, taken over, or rejected with a reason."""
+        """The rows of the part in order: decoded, copied from an earlier run, or rejected."""
         samples = read_part(self.config.source, part, self.walks)
         threads = self.config.resources.threads
         if self.backbone.device.type == "cpu" and threads == 1:
@@ -206,7 +208,7 @@ class EmbedWorker:
     def _prepare_new(
         self, sample: Sample | Reject, earlier: EmbeddedRows | None
     ) -> Prepared | TakenOver | Reject:
-        """Decode what an earlier run has not embedded."""
+        """Decode an image that no earlier run has embedded."""
         if (
             earlier is not None
             and isinstance(sample, Sample)
@@ -216,7 +218,7 @@ class EmbedWorker:
         return self.prepare(sample)
 
     def prepare(self, sample: Sample | Reject) -> Prepared | Reject:
-        """Decode one image; a bad one is a reject. What was rejected before stays rejected."""
+        """Decode one image; a bad image becomes a reject. A reject is returned as it is."""
         if isinstance(sample, Reject):
             return sample
 
@@ -232,6 +234,8 @@ class EmbedWorker:
 
         hashes = bytes_hash(sample.image), pixel_hash(image)
         perceptual = pdq_hashes(image, self.spec.num_hashes)
+
+        # A random view depends on its number and the key, not on the order of rows or workers.
         if view:
             draw = bytes_hash(f"{view} {sample.key}".encode())
             pixels = self.backbone.normalize(random_view(image, side, self.config.augment, draw))
@@ -245,7 +249,7 @@ class EmbedWorker:
     def _batch_columns(
         self, batch: Sequence[Prepared | TakenOver], earlier: EmbeddedRows | None
     ) -> dict[str, Any]:
-        """The columns of one batch of rows, of which some may be taken over."""
+        """The columns of one batch of rows, some of which may be copied from an earlier run."""
         new = [row for row in batch if isinstance(row, Prepared)]
         old = [row for row in batch if isinstance(row, TakenOver)]
         if earlier is None or not old:
@@ -281,6 +285,7 @@ class EmbedWorker:
     def _features(
         self, images: Float[Tensor, "b 3 s s"]
     ) -> dict[str, Float32[np.ndarray, "b t d"]]:
+        """The vector columns of images that the shard stores."""
         spec = self.spec
         grid = self.backbone.geometry.grid
         cls, registers, patches = store_features(
@@ -295,9 +300,11 @@ class EmbedWorker:
 def embedding_spec(
     config: EmbedConfig, backbone: Backbone, encoder: CaptionEncoder
 ) -> EmbeddingSpec:
-    """What the shards of this config hold; ValueError when the grid asked for is finer than the
-    backbone's.
+    """The spec of the shards of this config.
+
+    Raises ValueError when the config's grid is finer than the backbone's.
     """
+    # Random views serve training alone, which needs no hashes.
     return EmbeddingSpec.for_content(
         backbone.geometry,
         config.content,
@@ -313,7 +320,7 @@ def embedding_spec(
 
 
 def _text_columns(samples: Sequence[Sample]) -> dict[str, Any]:
-    """What a row holds of its pair as it was read."""
+    """The columns that a row has from its pair as it was read."""
     return {
         KEY: [sample.key for sample in samples],
         SOURCE: [sample.source for sample in samples],
@@ -328,14 +335,17 @@ def _mean_embeddings(
     vectors = encoder.encode([caption for row in captions for caption in row])
     owners = np.repeat(np.arange(len(captions)), [len(row) for row in captions])
 
+    # add.at adds all vectors of a row, where `sums[owners] += vectors` would add one of them. The
+    # sum has the direction of the mean.
     sums = np.zeros((len(captions), encoder.dim), np.float32)
     np.add.at(sums, owners, vectors)
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.float32(1e-12))
 
 
 def map_ahead(work: Callable[[S], T], items: Iterable[S], threads: int, most: int) -> Iterator[T]:
-    """The results of all items in order, computed by threads while the caller uses earlier ones,
-    `most` at a time.
+    """The results of all items in order, which threads compute while the caller uses earlier ones.
+
+    At most `most` results are computed ahead.
     """
     ahead: deque[Future[T]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as executor:

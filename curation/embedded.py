@@ -1,8 +1,7 @@
-"""Rows that an earlier run has embedded, for data that were mended since: what is as it was is not
-computed again.
+"""Rows that an earlier run has embedded, so that repaired data need not be computed in full again.
 
-A row is taken over when its key, captions and the bytes of its image are the same. So it does not
-matter what was mended, or how: nothing stale can be taken over.
+A row is copied if its key, its captions and the bytes of its image are the same. It does not matter
+what was repaired, or how: a stale row cannot be copied.
 """
 
 import json
@@ -39,10 +38,9 @@ class EarlierShard(NamedTuple):
 
 
 def earlier_shards(out: Path, settings: str) -> dict[str, EarlierShard]:
-    """The shards in `out` and in the folders beside it that have rows of these settings, by the
-    name of their part.
+    """Shards with rows of these settings, in `out` and in the folders beside it, by part name.
 
-    Of several shards of a part, the one in `out` is preferred, then the newest.
+    Of several shards of a part, the one in `out` comes first, then the newest.
     """
     folders = [folder for folder in out.parent.iterdir() if folder.is_dir() and folder != out]
     newest_first = sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
@@ -52,6 +50,7 @@ def earlier_shards(out: Path, settings: str) -> dict[str, EarlierShard]:
         for sidecar in sorted(folder.glob("shard-*.json")):
             record = json.loads(sidecar.read_text())
             shard = sidecar.with_suffix(".arrow")
+            # Folders come in order of preference, so the first shard of a part stays.
             is_whole = shard.is_file() and shard.stat().st_size == record["entry"]["bytes"]
             if record.get("settings") == settings and is_whole:
                 by_part.setdefault(record["part"], EarlierShard(shard, record["entry"]["rows"]))
@@ -63,20 +62,20 @@ class EmbeddedRows:
     """The rows of one earlier shard."""
 
     def __init__(self, shard: EarlierShard, spec: EmbeddingSpec) -> None:
-        """ShardError when the file is damaged."""
+        """Raises ShardError when the file is damaged."""
         self.spec = spec
         self._shard = MappedShard(shard.path, spec, shard.num_rows)
         self._row_of = {key: row for row, key in enumerate(self._column(KEY))}
 
     def find(self, sample: Sample) -> int | None:
-        """The row of a sample; None when it is new, or has changed."""
+        """The row of a sample; None if it is new or has changed."""
         row = self._row_of.get(sample.key)
         if row is None or self._captions[row] != list(sample.captions):
             return None
         return row if self._hashes[BYTES_HASH][row] == bytes_hash(sample.image) else None
 
     def columns(self, rows: Int64[np.ndarray, " n"]) -> dict[str, Any]:
-        """What these rows hold beside key, source and captions, as a shard's writer takes it."""
+        """The columns of these rows except key, source and captions, as ShardWriter takes them."""
         thumbnails = self._thumbnails
         columns: dict[str, Any] = {THUMBNAIL: [thumbnails[row] for row in rows]}
         columns |= {name: values[rows] for name, values in self._hashes.items()}
@@ -86,7 +85,7 @@ class EmbeddedRows:
         return columns | vectors | {CAPTION_EMBEDDING: vectors[CAPTION_EMBEDDING][:, 0]}
 
     def _vectors(self, name: str, rows: Int64[np.ndarray, " n"]) -> np.ndarray:
-        """float32 "n t d"; storing them again gives the same bits."""
+        """Vectors of a column as float32 "n t d"; storing them again gives the same bits."""
         dtype = self.spec.dtype_of(name)
         views = self._shard.views(name)
         scales = self._shard.scales(name) if dtype == "int8" else [None] * len(views)
@@ -116,7 +115,7 @@ class EmbeddedRows:
 
     @cached_property
     def _perceptual_hashes(self) -> UInt8[np.ndarray, "rows hashes bytes"]:
-        """Of each image and of its altered forms, as many as the spec says."""
+        """The hashes of each image and of its altered forms, as many as the spec says."""
         num_hashes = self.spec.num_hashes
         stored = b"".join(self._column(PERCEPTUAL_HASH)) if num_hashes else b""
         return np.frombuffer(stored, np.uint8).reshape(
@@ -130,12 +129,14 @@ class EmbeddedRows:
 def interleaved(
     parts: Sequence[tuple[Int64[np.ndarray, " n"], dict[str, Any]]],
 ) -> dict[str, Any]:
-    """Columns of several groups of rows as those of one batch, given the places of each group's
-    rows in it.
+    """The columns of several groups of rows as those of one batch.
+
+    `parts` has the places of each group's rows in the batch, and their columns.
 
     >>> interleaved([([0, 2], {"key": ["a", "c"]}), ([1], {"key": ["b"]})])
     {"key": ["a", "b", "c"]}
     """
+    # Places are a permutation; argsort inverts it: the row of each place among the groups' rows.
     order = np.argsort(np.concatenate([places for places, _ in parts]), kind="stable")
     joined: dict[str, Any] = {}
     for name, first in parts[0][1].items():

@@ -1,6 +1,4 @@
-"""What curation did, as sections of the one HTML report: self-contained HTML, pictures and
-thumbnails inline.
-"""
+"""The results of curation as sections of the HTML report, with pictures and thumbnails inline."""
 
 import html
 import json
@@ -47,7 +45,7 @@ class Section(NamedTuple):
 
 
 def curation_sections(curate: Path, embeddings: Path) -> list[Section]:
-    """Everything there is to show about one curate folder and the embeddings it was made from."""
+    """All sections about one curate folder and the embeddings that it was made from."""
     summary = json.loads((curate / CURATION).read_text())
     shards = open_shards(embeddings)
     decisions = read_decisions(curate)
@@ -90,7 +88,7 @@ def curation_sections(curate: Path, embeddings: Path) -> list[Section]:
 
 
 def _reading(embeddings: Path) -> str:
-    """What became of every file and row of the source."""
+    """A table of the files of the source by use, and of rejected rows by reason."""
     account = json.loads((embeddings / ACCOUNT).read_text())
     rejects = [json.loads(line) for line in (embeddings / REJECTS).read_text().splitlines()]
     reasons = Counter(reject["reason"] for reject in rejects if "key" in reject)
@@ -109,12 +107,14 @@ def _reading(embeddings: Path) -> str:
 
 
 def _levels(folder: Path) -> list[Level]:
+    # level-1.npz is a level; level-1.round-0.npz is a checkpoint that an interrupted run has left.
     return [
         read_level(path) for path in sorted(folder.glob("level-*.npz")) if path.stem.count(".") == 0
     ]
 
 
 def _funnel(summary: dict[str, Any]) -> str:
+    """One sentence on the selection, and the number of pairs left after each stage."""
     left = summary["rows"]
     stages = [("pool", summary["rows"])]
     for reason, count in summary["counts"].items():
@@ -140,9 +140,7 @@ def _funnel(summary: dict[str, Any]) -> str:
 
 
 def _both_sides(figures: dict[str, float]) -> str:
-    """What images and captions chose of the pairs left after leakage and duplicates, where both
-    did.
-    """
+    """A table of the pairs that images and captions have chosen; empty unless both have."""
     if "in_both" not in figures:
         return ""
 
@@ -164,17 +162,17 @@ def _both_sides(figures: dict[str, float]) -> str:
 def _sizes(
     sides: dict[str, tuple[list[Level], Clustering]], copies: Int64[np.ndarray, " rows"]
 ) -> str:
-    """Curves count a pair as often as it is taken; a map needs three clusters."""
+    """Curves of cluster sizes, which count copies, and a map if there are at least three clusters."""
     curves = {}
     for side, (levels, clustering) in sides.items():
-        taken = copies[clustering.labels >= 0]
+        clustered = copies[clustering.labels >= 0]
         for number, (level, labels) in enumerate(
             zip(levels, cluster_of_rows(levels), strict=True), start=1
         ):
             most = len(level.centroids)
             sizes = (
                 np.bincount(labels, minlength=most),
-                np.bincount(labels, taken, most).astype(np.int64),
+                np.bincount(labels, clustered, most).astype(np.int64),
             )
             curves[f"{SIDES[side]}, level {number} ({most:,} clusters)"] = sizes
 
@@ -185,7 +183,7 @@ def _sizes(
             cluster_map(levels[0].centroids, clustering.before, clustering.after), "map of clusters"
         )
         maps = (
-            "<p>Image clusters on two principal axes; area is the size before, colour the "
+            "<p>Image clusters on two principal axes; area is the size before, color the "
             f"share kept.</p>{picture}"
         )
 
@@ -193,6 +191,7 @@ def _sizes(
 
 
 def _evenness(summary: dict[str, Any]) -> str:
+    """A table of entropy and Gini coefficient per level, before and after."""
     figures = summary["figures"]
     rows = []
     for name in figures:
@@ -248,7 +247,7 @@ def _caption_clusters(
 
 
 def _threshold(entries: Entries, summary: dict[str, Any]) -> str:
-    """The curve of t against size, on at most 100,000 rows."""
+    """The curve of the threshold t against the number of rows kept, from at most 100,000 rows."""
     threshold = summary["figures"].get("text_threshold")
     if not threshold:
         return ""
@@ -270,15 +269,17 @@ def _threshold(entries: Entries, summary: dict[str, Any]) -> str:
 
 
 def _metadata(decisions: pa.Table, summary: dict[str, Any]) -> str:
-    """The most frequent and the rarest entries that were found, before and after."""
+    """A table of the most frequent and the rarest entries that occur, before and after."""
+    # A list column of dictionary values: offsets and indices are Entries as they are.
     column = decisions["entries"].combine_chunks()
     names = column.values.dictionary.to_pylist()
     entries = Entries(column.offsets.to_numpy(), column.values.indices.to_numpy())
     before = np.bincount(entries.values, minlength=len(names))
-    taken = decisions["copies"].to_numpy()[entries.rows()]
-    after = np.bincount(entries.values, taken, len(names)).astype(np.int64)
-    found = np.flatnonzero(before)
-    order = found[np.argsort(-before[found], kind="stable")]
+    copies = decisions["copies"].to_numpy()[entries.rows()]
+    after = np.bincount(entries.values, copies, len(names)).astype(np.int64)
+    occurring = np.flatnonzero(before)
+    order = occurring[np.argsort(-before[occurring], kind="stable")]
+    # np.unique, because the first and the last entries overlap if there are few.
     shown = np.unique(
         np.r_[np.arange(min(len(order), 2 * CLUSTERS)), np.arange(len(order))[-CLUSTERS:]]
     )
@@ -287,9 +288,9 @@ def _metadata(decisions: pa.Table, summary: dict[str, Any]) -> str:
     ]
     matched = int((entries.counts() > 0).sum())
     note = (
-        f"<p>{len(found):,} of {len(names):,} entries occur, "
+        f"<p>{len(occurring):,} of {len(names):,} entries occur, "
         f"{len(entries.values) / max(1, matched):.1f} in each of the {matched:,} pairs that have "
-        f"one; {int((after[found] > 0).sum()):,} occur in what was kept.</p>"
+        f"one; {int((after[occurring] > 0).sum()):,} occur in what was kept.</p>"
     )
     table = _table(("entry", "pairs before", "after"), rows)
 
@@ -297,9 +298,7 @@ def _metadata(decisions: pa.Table, summary: dict[str, Any]) -> str:
 
 
 def _removed(curate: Path, summary: dict[str, Any]) -> Iterator[Section]:
-    """Examples of each kind of duplicate and leakage: the removed picture beside the one it
-    repeats.
-    """
+    """Per kind of duplicate and leakage, examples of removed pictures beside those they repeat."""
     with pa.memory_map(str(curate / EXAMPLES)) as source:
         examples = pa.ipc.open_file(source).read_all().to_pylist()
     for reason in dict.fromkeys(row["reason"] for row in examples):
@@ -313,7 +312,7 @@ def _removed(curate: Path, summary: dict[str, Any]) -> Iterator[Section]:
 
 
 def _margins(curate: Path) -> Iterator[Section]:
-    """Per threshold, the pairs next to it on either side: they show whether it is right."""
+    """Per threshold, the pairs nearest to it on either side, which show whether it is right."""
     with pa.memory_map(str(curate / MARGINS)) as source:
         pairs = pa.ipc.open_file(source).read_all().to_pylist()
 
@@ -334,8 +333,8 @@ def _margins(curate: Path) -> Iterator[Section]:
             if (row["evaluation"], row["sign"], row["threshold"]) == (evaluation, sign, threshold)
         ]
         for is_copy, title in (
-            (True, "Just taken for copies"),
-            (False, "Just not taken for copies"),
+            (True, "Counted as copies"),
+            (False, "Not counted as copies"),
         ):
             if side := [row for row in own if row["is_copy"] == is_copy]:
                 shown.append(f"<p>{title}</p>{margin_gallery(side)}")
@@ -350,7 +349,7 @@ def _margins(curate: Path) -> Iterator[Section]:
 def _shared_captions(
     shards: EmbeddingShards, decisions: pa.Table, summary: dict[str, Any]
 ) -> Iterator[Section]:
-    """Pairs one of whose captions an evaluation set has too: counted, some shown."""
+    """The number of pairs that share a caption with an evaluation set, and some examples."""
     rows = np.flatnonzero(decisions["caption_in"].is_valid())
     if not len(rows):
         return
@@ -358,7 +357,7 @@ def _shared_captions(
     kept = int(decisions["kept"].to_numpy()[rows].sum())
     some = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), CLUSTERS)).astype(int))]
     table = _table(
-        ("key", "captions", "evaluation set", "what became of it"),
+        ("key", "captions", "evaluation set", "decision"),
         [
             [
                 decisions["key"][row].as_py(),

@@ -94,7 +94,7 @@ def captions_beside(
             record = content if isinstance(content, dict) else {"captions": content}
         text = decode_text(files["txt"].read(), config.encoding) if "txt" in files else ""
     except FileNotFoundError as error:
-        return Problem("missing file", f"its caption file does not exist: {error.filename}")
+        return Problem("missing file", f"its caption file has gone: {error.filename}")
     except (ValueError, RecursionError) as error:
         return Problem("unreadable record", f"its JSON cannot be parsed: {error}")
 

@@ -299,14 +299,14 @@ def _entry(place: str, record: dict, fields: Fields) -> Entry:
 
     if not record:
         problem = _problem(
-            "unreadable record", "it is not a JSON object, or its fields do not fit the header"
+            "unreadable record", "it is no JSON object, or has not as many fields as the header"
         )
     elif kind == "none":
         problem = _problem("unreadable record", f"it names no image in {fields.image!r}")
     elif kind == "inline":
         detail = (
-            f"its image is text of {len(image):,} characters: base64 is only read from Parquet; "
-            "write it there"
+            f"its image is text of {len(image):,} characters: base64 is read from Parquet "
+            "alone; write it there"
         )
         problem = _problem("unreadable record", detail)
     elif kind == "address":

@@ -1,1 +1,1 @@
-"""What curation did, as plots and galleries."""
+"""The results of curation as plots and galleries."""

@@ -1,4 +1,4 @@
-"""Which rows a reader of the report should see, and their thumbnails as HTML."""
+"""Galleries for the report: which rows it shows, and their thumbnails as HTML."""
 
 import base64
 import functools
@@ -22,24 +22,29 @@ WORD = re.compile(r"[^\W\d_]{3,}")
 
 @dataclass(frozen=True)
 class Clustering:
-    """Rows by bottom cluster, and which were kept."""
+    """The bottom cluster of each row, and whether the row was kept."""
 
     labels: Int32[np.ndarray, " rows"]
+    """-1 for rows without a cluster."""
     kept: Bool[np.ndarray, " rows"]
     num_clusters: int
 
     @property
     def before(self) -> Int64[np.ndarray, " k"]:
+        """Number of rows per cluster."""
         return np.bincount(self.labels[self.labels >= 0], minlength=self.num_clusters)
 
     @property
     def after(self) -> Int64[np.ndarray, " k"]:
+        """Number of kept rows per cluster."""
         return np.bincount(self.labels[(self.labels >= 0) & self.kept], minlength=self.num_clusters)
 
     def largest(self, count: int) -> Int64[np.ndarray, " n"]:
+        """The `count` largest clusters, by the number of rows."""
         return np.argsort(-self.before, kind="stable")[:count]
 
     def smallest(self, count: int) -> Int64[np.ndarray, " n"]:
+        """The `count` smallest clusters with rows."""
         before = self.before
         filled = np.flatnonzero(before)
         return filled[np.argsort(before[filled], kind="stable")][:count]
@@ -48,7 +53,7 @@ class Clustering:
 def before_and_after(
     shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]
 ) -> str:
-    """Per cluster, some of its members side by side with some of those that were kept."""
+    """HTML: per cluster, some of its members, and beside them some of those that were kept."""
     cells = []
     for cluster in clusters.tolist():
         rows = np.flatnonzero(clustering.labels == cluster)
@@ -69,7 +74,7 @@ def before_and_after(
 def cluster_strips(
     shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]
 ) -> str:
-    """One strip of members per cluster; those dropped are faint."""
+    """HTML: one strip of members per cluster, in which dropped ones are faint."""
     strips = []
     for cluster in clusters.tolist():
         rows = np.flatnonzero(clustering.labels == cluster)
@@ -82,7 +87,8 @@ def cluster_strips(
 
 
 def _spaced(rows: Int64[np.ndarray, " n"], most: int) -> Int64[np.ndarray, " m"]:
-    """At most so many of the rows, evenly spaced."""
+    """At most `most` of the rows, evenly spaced."""
+    # np.unique, because rounding may choose a position twice.
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))]
 
 
@@ -91,7 +97,7 @@ def strip(
     rows: Int64[np.ndarray, " n"],
     kept: Bool[np.ndarray, " n"] | None = None,
 ) -> str:
-    """Thumbnails side by side, with the first caption as a tool tip; faint where not kept."""
+    """HTML: thumbnails side by side, with the first caption as a tool tip; faint if not kept."""
     is_clear = np.ones(len(rows), bool) if kept is None else kept
     pictures = zip(shards.thumbnails(rows), shards.captions(rows), is_clear.tolist(), strict=True)
     images = [
@@ -101,7 +107,7 @@ def strip(
 
 
 def image(data: bytes, title: str, shown: bool = True) -> str:
-    """One thumbnail; where none was stored, its caption."""
+    """HTML of one thumbnail, or of its caption if no thumbnail is stored."""
     style = "height:48px;width:48px;object-fit:contain;border-radius:4px" + (
         "" if shown else ";opacity:.28"
     )
@@ -114,7 +120,7 @@ def image(data: bytes, title: str, shown: bool = True) -> str:
 
 
 def pair_gallery(examples: Sequence[dict]) -> str:
-    """Removed pictures, each beside the one it repeats."""
+    """HTML: removed pictures, each beside the one that it repeats."""
     cells = []
     for row in examples:
         where = f"{row['other']} in {row['other_set']}" if row["other_set"] else row["other"]
@@ -125,7 +131,7 @@ def pair_gallery(examples: Sequence[dict]) -> str:
 
 
 def margin_gallery(pairs: Sequence[dict]) -> str:
-    """Pairs next to a threshold, each with what was compared with it."""
+    """HTML: pairs near a threshold, each with the value that was compared with it."""
     return _cells([_pair(row, row["other"], f"{row['value']:.4g}") for row in pairs])
 
 
@@ -143,20 +149,22 @@ def _cells(cells: Sequence[str]) -> str:
 def typical_words(
     shards: EmbeddingShards, clustering: Clustering, clusters: Int64[np.ndarray, " n"]
 ) -> list[str]:
-    """Per cluster, the words whose share of captions exceeds most what the whole pool would
-    give.
-    """
+    """Per cluster, the words that are most typical of its captions, compared with the pool."""
     everywhere = _shares_of_pool(shards)
-    found = []
+    words_of_clusters = []
     for cluster in clusters.tolist():
+        # share * log(share / share in the pool): frequent here and rare elsewhere. A word that the
+        # sample of the pool lacks counts as half a caption of the pool.
         shares = _word_shares(shards, np.flatnonzero(clustering.labels == cluster))
         score = {
             word: share * np.log(share / everywhere.get(word, 0.5 / shards.num_rows))
             for word, share in shares.items()
         }
-        found.append(", ".join(sorted(score, key=lambda word: (-score[word], word))[:WORDS]))
+        words_of_clusters.append(
+            ", ".join(sorted(score, key=lambda word: (-score[word], word))[:WORDS])
+        )
 
-    return found
+    return words_of_clusters
 
 
 @functools.lru_cache(maxsize=1)
@@ -165,8 +173,9 @@ def _shares_of_pool(shards: EmbeddingShards) -> dict[str, float]:
 
 
 def _word_shares(shards: EmbeddingShards, rows: Int64[np.ndarray, " n"]) -> dict[str, float]:
-    """Share of pairs with each word, from at most some hundred evenly spaced pairs a cluster, more
-    for the pool.
+    """Share of pairs with each word, from a sample of evenly spaced pairs.
+
+    The sample is larger for the whole pool than for a cluster.
     """
     most = CAPTIONS_PER_CLUSTER * (20 if len(rows) == shards.num_rows else 1)
     rows = _spaced(rows, most)

