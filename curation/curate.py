@@ -77,6 +77,7 @@ def curate(
     # The driver decides once for all workers: what is fast on its own machine.
     config = replace(config, engine=choose_engine(config.engine))
     logger.info("engine=%s", config.engine)
+
     shards = open_shards(embeddings)
     _check(config, shards, evaluation, metadata)
     known = {
@@ -86,6 +87,7 @@ def curate(
     decisions = Decisions(shards, known)
     phases = Phases(workers)
     figures = dict[str, float]()
+
     # Lengths of the progress bars, in spans: a clustering has a pass per iteration, and about two
     # more for seeds and final labels.
     spans = len(cut_spans(shards.num_rows))
@@ -169,6 +171,7 @@ def _check(
             "target_rows, or raise repeats"
         )
 
+    # A key must stand for one row: selections, decisions and random numbers are by key.
     counts = pc.value_counts(shards.keys())
     repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if len(repeated):
@@ -192,6 +195,7 @@ def _image_levels(
     """
     if config.method not in ("both", "image") and not config.duplicates.alike.uses_vectors:
         return []
+    # The other points are scaled to length one, of which inner products are cosines.
     if config.metric == "euclidean":
         points = replace(points, vectors=ShardVectors(decisions.shards.folder, CLS))
 

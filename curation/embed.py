@@ -57,16 +57,21 @@ def embed_source(config: EmbedConfig, source: Source, out: Path) -> dict[str, fl
     config = dataclasses.replace(config, backbone=resolve(config.backbone))
     tasks = _tasks(config, out, source.parts)
     records = {task.index: record for task in tasks if (record := _finished(out, task)) is not None}
+
     # Finished shards with rejects are made again: repaired rows may be among them.
     if config.retry_rejects:
         records = {index: record for index, record in records.items() if not record["num_rejects"]}
     if records:
         logger.info("embed kept_shards=%d of=%d", len(records), len(tasks))
 
+    # The rate counts the rows of this run alone, without those of finished shards.
     started = time.monotonic()
     kept_rows = _Totals(tasks, records).read
     _embed(config, out, tasks, records)
     seconds = time.monotonic() - started
+
+    # Records came in any order; outputs are in the order of the parts. The budget was checked with
+    # estimates during the run, and is checked with exact totals here.
     in_order = [records[task.index] for task in tasks]
     totals = _Totals(tasks, records)
     if totals.rejects > config.error_budget * totals.read:
@@ -79,9 +84,11 @@ def embed_source(config: EmbedConfig, source: Source, out: Path) -> dict[str, fl
             "check the data and source.split"
         )
 
+    # The manifest comes last, because it is what makes the folder finished.
     _write_rejects(out, in_order, source.account)
     write_atomic(out / ACCOUNT, json.dumps(source.account.as_json(), indent=1))
     write_manifest(out, manifest)
+
     summary = (
         _summary(manifest, in_order, (totals.read - kept_rows) / seconds) | source.account.summary()
     )
@@ -159,6 +166,8 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
             meter(record["read"], rejects=totals.rejects)
             # The number of rows is an estimate until all parts are read.
             meter.total = round(totals.of_all(totals.read)) - kept_rows
+
+            # Too many rejects for the whole source, even if no further row is rejected.
             if record["is_stopped"] or totals.rejects > config.error_budget * totals.of_all(
                 totals.read
             ):

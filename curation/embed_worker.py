@@ -53,8 +53,8 @@ ROWS_VERSION = 2
 copied any more.
 """
 
-# Wrong settings show in the first rows: of the first 8 parts, those with more than 256 rows read
-# stop early if nearly everything is rejected.
+# Wrong settings show in the first rows: each of the first 8 parts stops early if too many of at
+# least 256 rows are rejected.
 EARLY_PARTS = 8
 EARLY_ROWS = 256
 
@@ -198,6 +198,7 @@ class EmbedWorker:
         self, part: Part, earlier: EmbeddedRows | None
     ) -> Iterator[Prepared | TakenOver | Reject]:
         """The rows of the part in order: decoded, copied from an earlier run, or rejected."""
+        # On a processor with one core, threads would only take turns.
         samples = read_part(self.config.source, part, self.walks)
         threads = self.config.resources.threads
         if self.backbone.device.type == "cpu" and threads == 1:
@@ -250,6 +251,7 @@ class EmbedWorker:
         self, batch: Sequence[Prepared | TakenOver], earlier: EmbeddedRows | None
     ) -> dict[str, Any]:
         """The columns of one batch of rows, some of which may be copied from an earlier run."""
+        # The backbone sees the new rows only; then both kinds go back to their places.
         new = [row for row in batch if isinstance(row, Prepared)]
         old = [row for row in batch if isinstance(row, TakenOver)]
         if earlier is None or not old:

@@ -86,6 +86,7 @@ class EmbeddedRows:
 
     def _vectors(self, name: str, rows: Int64[np.ndarray, " n"]) -> np.ndarray:
         """Vectors of a column as float32 "n t d"; storing them again gives the same bits."""
+        # The record batch of each row, by its offsets. int8 has a scale per token, others none.
         dtype = self.spec.dtype_of(name)
         views = self._shard.views(name)
         scales = self._shard.scales(name) if dtype == "int8" else [None] * len(views)

@@ -115,6 +115,7 @@ def _levels(folder: Path) -> list[Level]:
 
 def _funnel(summary: dict[str, Any]) -> str:
     """One sentence on the selection, and the number of pairs left after each stage."""
+    # Reasons are in the order of the stages; those without rows are no stage of this run.
     left = summary["rows"]
     stages = [("pool", summary["rows"])]
     for reason, count in summary["counts"].items():
@@ -232,6 +233,7 @@ def _image_galleries(
 def _caption_clusters(
     shards: EmbeddingShards, clustering: Clustering, summary: dict[str, Any]
 ) -> str:
+    # np.unique, because the largest and the smallest overlap if there are few clusters.
     clusters = np.unique(
         np.concatenate([clustering.largest(2 * CLUSTERS), clustering.smallest(CLUSTERS)])
     )
@@ -252,6 +254,8 @@ def _threshold(entries: Entries, summary: dict[str, Any]) -> str:
     if not threshold:
         return ""
 
+    # Expected sizes need no random numbers: the mean keep probability of evenly spaced rows, times
+    # the number of all rows. Counts of entries are those of all rows.
     counts = np.bincount(entries.values)
     num_rows = len(entries.counts())
     some = entries.take(

@@ -54,6 +54,7 @@ def choose(
     rows = decisions.surviving()
     if goal.method == "none":
         return {}
+
     if not len(rows):
         dropped = {reason: count for reason, count in decisions.counts().items() if count}
         raise ValueError(
@@ -66,10 +67,13 @@ def choose(
             f"duplicates: each can be kept at most {goal.repeats} times; lower target_rows, loosen "
             "duplicates, or raise repeats"
         )
+
+    # The rows with the lowest random numbers: a larger selection has all rows of a smaller one.
     if goal.method == "random":
         order = rows[np.argsort(coins.random[rows], kind="stable")]
         decisions.drop(order[goal.num_rows :], "random: not drawn")
         return {}
+
     if goal.method == "image":
         return _by_image(
             decisions, rows, goal, _image_balance(decisions, rows, image_levels, coins, seed, goal)

@@ -149,6 +149,7 @@ def nearest_hashes(
     index = HashIndex(known, len(known))
     index.add(known)
 
+    # A span counts points, the shards count rows.
     rows = np.arange(*span) if points.rows is None else points.rows[span[0] : span[1]]
     bits = [_NOTHING[0]]
     number = [_NOTHING[1]]
@@ -227,7 +228,6 @@ def form_bits_of_span(
     """
     shards = pool_of(points)
     rows = np.arange(points.num_rows) if points.rows is None else points.rows
-
     bits = [_NOTHING[0]]
 
     for start in range(span[0], span[1], FORM_ROWS):

@@ -4,10 +4,10 @@ Every centroid that the screen cannot rule out (screens.py) is evaluated in floa
 the lowest index. Labels are therefore those of a float64 brute force, up to its own rounding,
 whatever the engine or the tile.
 
-Example: centroids (0, 0), (10, 0), (10, 0.1) and (0, 10), and the row (9, 0.06). With 8-bit
-integers, the scores of the row are -7.65, 32.53, 32.49 and -57.08, and their errors are bounded by
-half of 0.63. The best score may therefore belong to centroid 1 or 2, but to no other. Their exact
-scores x.c - |c|^2 / 2 are 40.000 and 40.001, so the label is 2, although 8 bits prefer 1.
+Example: centroids 0 to 3 are (0, 0), (10, 0), (10, 0.1) and (0, 10), and the row is (9, 0.06). With
+8-bit integers, its scores (up to a constant of the row) are -7.65, 32.53, 32.49 and -57.08, and
+twice their largest error is 0.63. The nearest centroid can therefore be 1 or 2, but no other. Their
+scores x.c - |c|^2 / 2 in float64 are 40.000 and 40.001: the label is 2, although 8 bits prefer 1.
 """
 
 import logging

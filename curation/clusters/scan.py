@@ -141,7 +141,6 @@ class Scanner:
         counts = np.zeros(len(centroids), np.int64)
         squares = 0.0
         far = []
-
         start = span[0]
 
         for x in _blocks(span, points):

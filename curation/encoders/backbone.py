@@ -107,6 +107,7 @@ def pool_patches(
     patches: Float[Tensor, "b p d"], grid: tuple[int, int], pooled: tuple[int, int]
 ) -> Float[Tensor, "b n d"]:
     """Area average of a (height, width) grid to a pooled grid, patches in row-major order."""
+    # As images with the token's width in channels, which is what torch pools.
     batch, _, dim = patches.shape
     maps = patches.transpose(1, 2).reshape(batch, dim, *grid)
     return F.adaptive_avg_pool2d(maps, pooled).flatten(2).transpose(1, 2)
@@ -132,12 +133,15 @@ def load_backbone(config: BackboneConfig, precision: Precision = "float32") -> B
     file = find_weights(config.name, config.weights)
     if file is None:
         return random_backbone(config, precision)
+
+    # The file may have been replaced after the backbone was resolved, or differ between machines.
     if sha256_file(file) != config.digest:
         raise ValueError(
             f"weights {file} are not those that the backbone was resolved with: restore them, or "
             "resolve it again"
         )
 
+    # Weights of another backbone would fail with a long list of tensors, or even fit.
     state = read_tensors(file)
     names = recognize(state)
     if config.name not in names:

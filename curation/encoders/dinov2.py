@@ -108,7 +108,6 @@ def matches(architecture: VisionTransformer, state: StateDict) -> bool:
     has_swiglu = any("mlp.weights_in." in name for name in state)
 
     expected = (architecture.dim, architecture.num_registers, architecture.has_swiglu)
-
     return (dim, num_registers, has_swiglu) == expected
 
 

@@ -36,7 +36,6 @@ def load_library_model(family: Any, config: Any, state: StateDict) -> Any:
 
     # The library only warns: its report of missing, unexpected and mismatched keys must be empty.
     problems = {kind: sorted(map(str, keys)) for kind, keys in loaded.items() if keys}
-
     if problems:
         raise ValueError(
             f"backbone weights do not fit {family.__name__} ({problems}): give a published file"

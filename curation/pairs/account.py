@@ -55,6 +55,7 @@ class Account:
         if remedy:
             self.remedies[reason] = remedy
         for name in names:
+            # The first decision on a file stands.
             self.files.setdefault(name, FileUse("not read", reason, is_expected))
 
     def unread(self, *, unexpected_only: bool = False) -> dict[str, list[str]]:

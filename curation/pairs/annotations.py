@@ -38,6 +38,7 @@ def annotation_kind(content: Any) -> AnnotationKind | None:
     "file_name": ...}], "annotations": [{"image_id": ..., "caption": ...}]}; its other files (boxes,
     key points) have no captions.
     """
+    # Images of Karpathy's may have no sentences at all; a table of annotations is COCO's.
     if _has(content, "images", "filename") and (
         _has(content, "images", "sentences") or "annotations" not in content
     ):

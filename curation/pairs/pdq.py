@@ -160,7 +160,6 @@ def turned(hashes: UInt8[np.ndarray, "n bytes"]) -> UInt8[np.ndarray, "n orienta
     upright = np.unpackbits(hashes, axis=1).reshape(-1, FREQUENCIES, FREQUENCIES)
     # Frequencies 1, 3, 5, ... are odd functions about the middle: a mirror changes their sign.
     is_odd = (np.arange(1, FREQUENCIES + 1) % 2).astype(np.uint8)
-
     forms = []
 
     for bits in (upright, upright.transpose(0, 2, 1)):

@@ -77,6 +77,7 @@ def read_list(name: str, data: bytes, config: SourceConfig) -> CaptionList:
     Raises NoList for a file of another purpose, FieldsError for records whose fields are missing or
     ambiguous, and ValueError for a file that cannot be parsed.
     """
+    # A file whose suffix says nothing is JSON if it begins like JSON, and a table otherwise.
     text = decode_text(data, config.encoding)
     encoding = encoding_of(data, config.encoding)[0]
     suffix = posixpath.splitext(name)[1].lower()
@@ -100,6 +101,7 @@ def read_list(name: str, data: bytes, config: SourceConfig) -> CaptionList:
     if config.format in ("karpathy", "coco"):
         raise NoList(f"source.format is {config.format}")
 
+    # Records of JSON may lack fields, so the names come from many of them, each name once.
     numbered = _numbered_records(name, content, config)
     names = list(dict.fromkeys(field for _, record in numbered[:FIRST_RECORDS] for field in record))
     return _of_records(
@@ -167,6 +169,8 @@ def _numbered_records(name: str, content: Any, config: SourceConfig) -> list[tup
     if isinstance(content, dict) and (columns := _columns(content)):
         return columns
     if isinstance(content, dict):
+        # Beside lists of records there may be other things, such as a description or a license.
+        # An object whose keys are mostly image names maps images to their captions.
         tables = {key: value for key, value in content.items() if _is_table(value)}
         if not tables or sum(map(is_image_name, content)) > len(content) // 2:
             return _mapped_records(name, content, config)
@@ -198,6 +202,7 @@ def _columns(content: dict[str, Any]) -> list[tuple[str, dict]]:
         return []
 
     values = list(content.values())
+    # pandas writes a column as an object from row numbers to values by default.
     if all(isinstance(value, dict) and value.keys() == values[0].keys() for value in values):
         values = [list(value.values()) for value in values]
     if not all(isinstance(value, list) and len(value) == len(values[0]) for value in values):
@@ -314,6 +319,7 @@ def _entry(place: str, record: dict, fields: Fields) -> Entry:
             "image is an address", f"{image[:100]}: download it first, as with img2dataset"
         )
 
+    # The problem of the image, if there is one, comes before that of the captions.
     captions = captions_in(record, fields.captions)
     if bad := next(filter(None, map(undecodable, captions)), ""):
         problem = problem or _problem("undecodable text", bad)
@@ -350,6 +356,7 @@ def _of_annotations(name: str, kind: str, content: dict) -> CaptionList:
         )
         if bad:
             problem = problem or _problem("undecodable text", bad)
+        # Karpathy's folder (val2014) may be missing on disk: the bare name is the second name.
         path = posixpath.join(image.folder, image.file_name) if image.folder else image.file_name
         entries.append(
             Entry(image.place, path, image.captions, None, image.split, problem, image.file_name)

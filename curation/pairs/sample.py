@@ -76,6 +76,7 @@ class Part:
 
     def digest(self) -> str:
         """SHA-256 of what the part is, wherever its files lie."""
+        # Sizes and not paths or offsets: moving or repacking data does not change its identity.
         pairs = [
             (pair.key, pair.image and pair.image.size, pair.captions, _sizes(pair), pair.problem)
             for pair in self.pairs

@@ -92,6 +92,7 @@ def _nothing_to_read(config: SourceConfig, source: Source) -> ValueError:
             "'' for all"
         )
 
+    # The first reason explains enough. Names of lists and tars say more than those of images.
     for _, names in of_split:
         named = [name for name in names if not name.lower().endswith(IMAGE_SUFFIXES)] or names
         return ValueError(
@@ -130,7 +131,7 @@ def _check_usable(source: Source) -> None:
 
     if "missing file" in reasons:
         advice = (
-            "; images are looked for beside their list and below the source: give a folder that "
+            "; images are searched beside their list and below the source: give a folder that "
             f"holds both the list and its images, such as {source.path.parent}"
         )
 

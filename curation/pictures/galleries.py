@@ -167,6 +167,7 @@ def typical_words(
     return words_of_clusters
 
 
+# Cached, because every gallery compares its clusters with the same pool.
 @functools.lru_cache(maxsize=1)
 def _shares_of_pool(shards: EmbeddingShards) -> dict[str, float]:
     return _word_shares(shards, np.arange(shards.num_rows))
@@ -180,6 +181,7 @@ def _word_shares(shards: EmbeddingShards, rows: Int64[np.ndarray, " n"]) -> dict
     most = CAPTIONS_PER_CLUSTER * (20 if len(rows) == shards.num_rows else 1)
     rows = _spaced(rows, most)
     counts: Counter[str] = Counter()
+    # A set, so that a pair counts once per word, however often its captions have it.
     for captions in shards.captions(rows):
         counts.update({word for caption in captions for word in WORD.findall(caption.lower())})
     return {word: count / max(1, len(rows)) for word, count in counts.items()}

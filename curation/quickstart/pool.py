@@ -160,7 +160,8 @@ def run(config: EmojiConfig, *, out: Path) -> dict[str, float]:
     drawings = read_drawings(config.vendors, config.concepts)
     train = [drawing for drawing in drawings if drawing.vendor not in config.held_out]
     held_out = [drawing for drawing in drawings if drawing.vendor in config.held_out]
-    random.Random(config.seed).shuffle(train)
+    random.Random(config.seed).shuffle(train)  # so that every tar has all vendors
+
     (out / "train").mkdir(parents=True, exist_ok=True)
     for part, start in enumerate(range(0, len(train), config.tar_rows)):
         rows = train[start : start + config.tar_rows]
@@ -171,6 +172,8 @@ def run(config: EmojiConfig, *, out: Path) -> dict[str, float]:
     queries = retrieval_drawings(held_out, config)
     write_tar(out / "retrieval.tar", retrieval_members(queries))
     write_tar(out / "segmentation.tar", segmentation_members(held_out, config))
+
+    # The placeholder pictures that leakage removal has to find.
     seen = {sha256(drawing.png).digest() for drawing in train}
     counts = {
         "train_pairs": len(train),
@@ -335,6 +338,7 @@ def retrieval_drawings(drawings: list[Drawing], config: EmojiConfig) -> list[Dra
         if not drawing.concept.tones:
             by_concept.setdefault(drawing.concept.code, []).append(drawing)
     count = min(config.retrieval_images, len(by_concept))
+    # Sorted before sampling: the order of a dictionary would depend on the order of drawings.
     codes = random.Random(config.seed).sample(sorted(by_concept), count)
     return [by_concept[code][i % len(by_concept[code])] for i, code in enumerate(codes)]
 

@@ -82,6 +82,7 @@ def verify(folder: Path) -> list[str]:
                     f"{folder / entry.file} has another sha256 than the manifest: it was changed; "
                     f"{REMEDY}"
                 )
+            # Opening compares the schema and the number of rows.
             MappedShard(folder / entry.file, manifest.spec, entry.rows)
         except ShardError as error:
             problems.append(str(error))

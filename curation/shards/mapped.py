@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64, Shaped
 from curation.shards.schema import EmbeddingSpec, arrow_schema, scale_column, spec_of
 
 REMEDY = (
-    "delete that file and run the embed step again (only that shard is made anew), or restore it"
+    "delete that file and run the embed step again (only that shard is made again), or restore it"
 )
 MAPS_REMEDY = "embed again with larger source.part_rows, or raise that limit"
 MOST_MAPS = Path("/proc/sys/vm/max_map_count")
@@ -99,7 +99,7 @@ def _open_batches(path: Path, spec: EmbeddingSpec) -> list[pa.RecordBatch]:
         if os.strerror(errno.ENOMEM) in str(error):
             used, most = _num_maps()
             raise ShardError(
-                f"{path} cannot be mapped ({error}) beside the {used} maps of this process: the "
+                f"{path} cannot be mapped ({error}); this process has {used} memory maps: the "
                 f"kernel allows {most} (vm.max_map_count), and an address space as large as all "
                 f"shards (ulimit -v); {MAPS_REMEDY}"
             ) from error

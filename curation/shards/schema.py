@@ -29,7 +29,7 @@ PERCEPTUAL_HASH = "perceptual_hash"
 THUMBNAIL = "thumbnail"
 
 HASHES = (BYTES_HASH, PIXEL_HASH)
-PERCEPTUAL_BYTES = 32
+PERCEPTUAL_BYTES = 32  # 256 bits per hash
 SPEC_METADATA = b"embedding_spec"
 Content = Literal["pooled", "grid", "tokens"]
 CAPTION_DTYPE: Dtype = "float16"
@@ -174,6 +174,7 @@ def arrow_schema(spec: EmbeddingSpec) -> pa.Schema:
     for column in spec.vector_columns():
         fields += _vector_fields(spec, column)
 
+    # All hashes of a row are one value of fixed size, so that a column is one buffer of bytes.
     fields += [pa.field(name, pa.uint64(), nullable=False) for name in HASHES]
     if spec.num_hashes:
         fields.append(

@@ -62,6 +62,7 @@ def write_selection(
     `rows` are ascending, and may repeat. `more_captions` are further captions, by row.
     """
     assert (np.diff(rows) >= 0).all()
+    # The number of all embeddings is a cheap first check that a selection fits.
     metadata = {"rows": str(len(rows)), "embedding_rows": str(shards.num_rows)}
     keys = shards.keys().combine_chunks().take(pa.array(rows))
 
