@@ -92,8 +92,8 @@ class CaptionClustersConfig:
         check_ranges(self, "text")
         if self.threshold is not None and self.tail_share is not None:
             raise ValueError(
-                f"text.threshold is {self.threshold} and text.tail_share is {self.tail_share}: each "
-                "gives a threshold; leave one of them out"
+                f"text.threshold is {self.threshold} and text.tail_share is {self.tail_share}: "
+                "each gives a threshold; leave one of them out"
             )
         if self.clusters and self.clusters % max(1, self.split):
             raise ValueError(

@@ -248,7 +248,7 @@ def _match_entries(
 
 
 def _warn_of_unmatched(decisions: Decisions) -> None:
-    """Log a warning when many captions have no metadata entry, such as captions of other languages."""
+    """Log a warning when many captions have no metadata entry: they may be in other languages."""
     assert decisions.entries is not None
     unmatched = np.flatnonzero(np.diff(decisions.entries.offsets) == 0)
     share = len(unmatched) / len(decisions.reason)

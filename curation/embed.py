@@ -134,7 +134,7 @@ def _settings_of_rows(config: EmbedConfig) -> str:
 
 
 def _finished(out: Path, task: Task) -> dict | None:
-    """The sidecar of a task that an earlier run finished with the same settings and data, if any."""
+    """The sidecar of a task that an earlier run finished with the same settings and data."""
     sidecar = out / task.sidecar
     if not sidecar.is_file():
         return None
@@ -229,8 +229,8 @@ def _check_space(out: Path, num_shards: int, needed: float) -> None:
         raise OSError(
             errno.ENOSPC,
             f"{free / 1e9:.1f} GB are free on the disk of {out}, and the remaining {num_shards} "
-            f"shards need about {needed / 1e9:.1f} GB: free space, choose another workspace, or store "
-            "less (content, dtype)",
+            f"shards need about {needed / 1e9:.1f} GB: free space, choose another workspace, or "
+            "store less (content, dtype)",
         )
 
 

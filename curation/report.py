@@ -163,7 +163,7 @@ def _both_sides(figures: dict[str, float]) -> str:
 def _sizes(
     sides: dict[str, tuple[list[Level], Clustering]], copies: Int64[np.ndarray, " rows"]
 ) -> str:
-    """Curves of cluster sizes, which count copies, and a map if there are at least three clusters."""
+    """Curves of cluster sizes, which count copies, and a map of at least three clusters."""
     curves = {}
     for side, (levels, clustering) in sides.items():
         clustered = copies[clustering.labels >= 0]

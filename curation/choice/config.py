@@ -23,12 +23,12 @@ class LikenessConfig:
     """
     form_bits: Annotated[int | None, Interval(ge=0, le=128)] = 54
     """Hash of one image that differs in at most this many bits from a cropped or bordered form of
-    the other, if their vectors are also closer than those of 99 % of nearest unrelated images; None:
-    not used.
+    the other, if their vectors are also closer than those of 99 % of nearest unrelated images;
+    None: not used.
     """
     cosine: Annotated[float | Literal["auto"] | None, Interval(ge=-1, le=1)] = "auto"
-    """Vectors with at least this cosine; auto: the cosine that `false_rate` allows for this pool and
-    backbone; None: not used.
+    """Vectors with at least this cosine; auto: the cosine that `false_rate` allows for this pool
+    and backbone; None: not used.
     """
     false_rate: Annotated[float, Interval(gt=0, le=0.1)] = 1e-6
     """With `cosine` auto: share of images without a copy that may be mistaken for copies, estimated

@@ -70,7 +70,7 @@ LEAKAGE: dict[Sign, Reason] = {
 
 
 class Margin(NamedTuple):
-    """Pairs that one threshold decided, either way. Those nearest to it show whether it is right."""
+    """Pairs that one threshold decided. Those nearest to it show whether it is right."""
 
     sign: Sign
     threshold: float

@@ -153,7 +153,8 @@ def nearest_others(points: Points, among: Int64[np.ndarray, " n"], near: Neighbo
 
     parts = even_parts(search.offsets, PARTS)
     pairs = joined(
-        Pairs(*found) for _, found in points.scan_items("apply", parts, nearest_in_clusters, search)
+        Pairs(*columns)
+        for _, columns in points.scan_items("apply", parts, nearest_in_clusters, search)
     )
 
     return pairs._replace(left=among[pairs.left], right=among[pairs.right])
@@ -229,8 +230,8 @@ def _first_alike(
     """The rows of `asked` (right) that match a row of `possible` before them, the first (left)."""
     search = _Search(*_by_cluster(near, asked), *_by_cluster(near, possible), near.adjoining)
     parts = even_parts(search.offsets, max(PARTS, len(asked) // PART_ROWS))
-    found = points.scan_items("apply", parts, first_alike_in_clusters, search, rule)
-    return joined(Pairs(*pairs) for _, pairs in found)
+    results = points.scan_items("apply", parts, first_alike_in_clusters, search, rule)
+    return joined(Pairs(*columns) for _, columns in results)
 
 
 def first_alike_in_clusters(clusters: Span, points: Points, search: _Search, rule: Rule) -> Pairs:
@@ -284,7 +285,7 @@ def _first_in_order(
         for begin in range(0, len(before), TILE_ROWS):
             columns = before[begin : begin + TILE_ROWS]
             y = points.gather(columns)
-            is_found = np.zeros(len(waiting), bool)
+            has_match = np.zeros(len(waiting), bool)
             close = (x @ y.T >= rule.screen - SCREEN_ROUNDING) & (columns < waiting[:, None])
 
             # Each turn decides on the first close pair of every row that still has one, until the
@@ -297,11 +298,11 @@ def _first_in_order(
                 pairs = pairs.where(is_alike := _is_alike(points, pairs, rule))
                 yield pairs
                 close[place[is_alike]] = False
-                is_found[place[is_alike]] = True
+                has_match[place[is_alike]] = True
 
             # Rows with a match skip the remaining columns.
-            waiting = waiting[~is_found]
-            x = x[~is_found]
+            waiting = waiting[~has_match]
+            x = x[~has_match]
 
 
 def _is_alike(points: Points, pairs: Pairs, rule: Rule) -> Bool[np.ndarray, " pairs"]:

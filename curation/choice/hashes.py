@@ -76,7 +76,7 @@ class HashIndex:
 
 
 def nearest_turned(index: HashIndex, hashes: UInt8[np.ndarray, "n bytes"]) -> Nearest:
-    """The nearest known hash to each image in any of eight orientations; the first of equal ones."""
+    """The nearest known hash to each image in any orientation; of equal ones, the first."""
     # The orientations of an all-zero hash are not zero: set to zero, they stay without a neighbor.
     orientations = turned(hashes)
     orientations[~hashes.any(axis=1)] = 0

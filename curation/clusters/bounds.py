@@ -93,7 +93,7 @@ class Centered:
 def float64_blocks(
     centroids: Float32[np.ndarray, "k d"],
 ) -> Iterator[tuple[slice, Float64[np.ndarray, "n d"]]]:
-    """(rows, their centroids in float64), by blocks. No result may depend on the cut into blocks."""
+    """(rows, their centroids in float64), by blocks; results must not depend on the blocks."""
     step = max(1, EXACT_VALUES // centroids.shape[1])
     for start in range(0, len(centroids), step):
         yield slice(start, start + step), centroids[start : start + step].astype(np.float64)

@@ -119,7 +119,7 @@ def _in_stages(num_clusters: int, split: int = 0) -> tuple[int, int]:
 
 
 def automatic_levels(num_clusters: int, split: int = 0) -> LevelsConfig:
-    """Two levels, the second with one cluster per 10 of the first; one level if that has only two."""
+    """Two levels, the second with one cluster per 10 of the first; one level if it has only two."""
     levels = [(num_clusters, split)]
     if num_clusters > 2:
         levels.append(_in_stages(max(2, num_clusters // CLUSTERS_PER_CLUSTER)))

@@ -64,7 +64,7 @@ def one_entry_each(labels: Int32[np.ndarray, " rows"]) -> Entries:
 def rows_by_cluster(
     labels: Int32[np.ndarray, " n"], num_clusters: int
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " k_plus_1"]]:
-    """(members, offsets): the rows of cluster i are members[offsets[i] : offsets[i + 1]], ascending.
+    """(members, offsets): cluster i has the rows members[offsets[i] : offsets[i + 1]], ascending.
 
     Labels [1, 0, 1, 2] give members [1, 0, 2, 3] and offsets [0, 1, 3, 4].
     """

@@ -87,7 +87,7 @@ class Assigner:
                 self.bias[rows] = -np.einsum("kd,kd->k", exact, exact) / 2
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Int32[np.ndarray, " n"]:
-        """The index of the nearest centroid of each row; the lowest index when distances are equal."""
+        """The index of the nearest centroid of each row; of equally near ones, the lowest index."""
         labels = np.empty(len(x), np.int32)
         for start in range(0, len(x), self.screen.tile_rows):
             tile = slice(start, min(start + self.screen.tile_rows, len(x)))

@@ -42,7 +42,7 @@ class VisionTransformer:
 
 @dataclass(frozen=True)
 class EfficientNet:
-    """An EfficientNet-Lite up to its last block: a convolutional network without CLS or registers."""
+    """An EfficientNet-Lite up to its last block, a convolutional network without CLS token."""
 
     dim: int
     """Channels of the last block."""

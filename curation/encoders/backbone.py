@@ -76,7 +76,7 @@ class Backbone(nn.Module):
         )
 
     def normalize_batch(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Pixel values from 0 to 1, on any device, with the family's mean and standard deviation."""
+        """Pixel values of 0 to 1 with the family's mean and standard deviation, on any device."""
         mean = pixels.new_tensor(self.family.mean).view(3, 1, 1)
         std = pixels.new_tensor(self.family.std).view(3, 1, 1)
         return (pixels - mean) / std

@@ -24,7 +24,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @runtime_checkable
 class FamilyCode(Protocol):
-    """The functions of a family's module. A state is a dict of tensors, by their names in a file."""
+    """The functions of a family's module. A state is a dict of tensors by their names in a file."""
 
     def matches(self, architecture: Any, state: Any) -> bool:
         """Whether the weights are those of the architecture."""

@@ -30,7 +30,7 @@ TOKENS = (f"{PREFIX}cls_token.token", "embeddings.cls_register_token")
 
 
 def matches(architecture: VisionTransformer, state: StateDict) -> bool:
-    """Whether the weights are those of this architecture, in published or in the library's names."""
+    """Whether the weights are those of this architecture, in published or the library's names."""
     tokens = _either(state, TOKENS)
     return tokens is not None and tuple(tokens.shape) == (
         1 + architecture.num_registers,

@@ -83,7 +83,7 @@ def _karpathy(content: dict[str, Any]) -> Iterator[AnnotatedImage]:
 
 
 def _sentence(sentence: object) -> object:
-    """The text of a sentence of Karpathy's: text itself, {"raw": ...}, or only {"tokens": [...]}."""
+    """The text of Karpathy's sentence: text itself, {"raw": ...}, or only {"tokens": [...]}."""
     if not isinstance(sentence, dict):
         return sentence
     tokens = sentence.get("tokens")

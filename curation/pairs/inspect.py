@@ -107,7 +107,7 @@ def _files(source: Source) -> list[str]:
 
 
 def _estimate(source: Source, config: SourceConfig) -> str:
-    """The number of pairs: exact from lists and Parquet footers, else from a tar's first samples."""
+    """The number of pairs: exact from lists and Parquet footers, else from a tar's first rows."""
     is_exact = all(part.num_rows is not None for part in source.parts)
     return f"{'' if is_exact else 'about '}{estimated_rows(config, source.parts):,}"
 

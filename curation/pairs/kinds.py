@@ -85,7 +85,7 @@ def tree_of(path: Path) -> tuple[Tree, str]:
 
 
 def _kind_or_list(path: Path) -> str:
-    """`file_kind`, or "list" where it raises: the identity is computed before anything is checked."""
+    """`file_kind`, or "list" if it raises: an identity is needed before anything is checked."""
     try:
         return file_kind(path)
     except ValueError:

@@ -137,7 +137,7 @@ def _cuts(group_rows: Sequence[int], part_rows: int) -> Iterator[tuple[int, int]
 
 
 def read_parquet_part(config: SourceConfig, part: Part) -> Iterator[Sample | Reject]:
-    """The rows of a Parquet part in order; later rows with the key of an earlier one are rejects."""
+    """The rows of a Parquet part in order; rows with the key of an earlier row are rejects."""
     with (
         open_arrow(part.path) as opened,
         pq.ParquetFile(opened, buffer_size=BLOCK_BYTES, pre_buffer=False) as file,

@@ -165,7 +165,7 @@ def turned(hashes: UInt8[np.ndarray, "n bytes"]) -> UInt8[np.ndarray, "n orienta
     for bits in (upright, upright.transpose(0, 2, 1)):
         for down in (0, 1):
             for across in (0, 1):
-                # A bit is inverted if one mirror changes its sign, and not if both do: exclusive or.
+                # One mirror inverts a bit, two mirrors leave it as it is: exclusive or.
                 inverted = (down * is_odd)[:, None] ^ (across * is_odd)
                 forms.append(np.packbits((bits ^ inverted).reshape(-1, 8 * HASH_BYTES), axis=1))
 

@@ -114,7 +114,7 @@ def read_list(name: str, data: bytes, config: SourceConfig) -> CaptionList:
 
 
 def _content(name: str, text: str, suffix: str) -> Any:
-    """The content of a JSON file. JSON lines become a list, with None for a line that is no JSON."""
+    """The content of a JSON file; JSON lines are a list, with None for a line that is no JSON."""
     text = text.strip()
     lines = [line for line in text.split("\n") if line.strip()]
     if suffix in (".jsonl", ".ndjson") and not text.startswith("["):
@@ -337,7 +337,7 @@ def _entry(place: str, record: dict, fields: Fields) -> Entry:
 
 
 def _image_id(record: dict) -> str:
-    """The image's id, a second name: TextCaps stores images under ids, in other folders than listed."""
+    """The image's id, a second name: TextCaps stores images under ids, not where its list says."""
     value = record.get("image_id")
     return value if isinstance(value, str) else ""
 

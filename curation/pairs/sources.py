@@ -156,7 +156,7 @@ def read_part(
 
 
 def estimated_rows(config: SourceConfig, parts: Sequence[Part]) -> int:
-    """About how many rows the parts have; the first rows of a tar are the measure for the others."""
+    """About how many rows the parts have; the first rows of a tar stand for the others."""
     known = sum(part.num_rows or 0 for part in parts)
     tars = [part for part in parts if part.num_rows is None]
     if not tars:

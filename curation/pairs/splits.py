@@ -53,7 +53,7 @@ class Splits:
         self._beside: dict[str, set[str]] = {}
         self._known: dict[str, bool] = {}
 
-        # By folder, the names in it that have the wanted split; a set, as files share their folders.
+        # By folder, the names in it that have the wanted split. A set, because files share folders.
         for folder, part in {pair for name in names for pair in _steps(name)}:
             if _names_split(_words(part), self.split):
                 self._beside.setdefault(folder, set()).add(part)

@@ -134,7 +134,7 @@ def tar_pairs(part: Part, walks: dict[str, TarWalk] | None = None) -> Iterator[P
 
 
 def unsorted_pairs(members: Iterable[Member], key_prefix: str) -> list[Pair]:
-    """The pairs of a tar whose samples lie in pieces: its members, in their order, joined by key."""
+    """The pairs of a tar whose samples lie in pieces: its members in order, joined by key."""
     samples: dict[str, dict[str, ByteRange]] = {}
     repeated: list[tuple[str, str, ByteRange]] = []
     for member in members:
@@ -197,7 +197,7 @@ def split_name(member: str) -> tuple[str, str]:
 
 
 def _kind(extension: str) -> str:
-    """The kind of a file by the last part of its extension: "image", "txt", "json", or that part."""
+    """The kind of a file by the end of its extension: "image", "txt", "json", or that end."""
     suffix = posixpath.splitext(f"x.{extension}")[1]
     if suffix in IMAGE_SUFFIXES:
         return "image"

@@ -54,7 +54,7 @@ def _encode_bfloat16(x: Float32[np.ndarray, "n t d"]) -> tuple[Shaped[np.ndarray
 def _encode_int8(
     x: Float32[np.ndarray, "n t d"],
 ) -> tuple[Shaped[np.ndarray, "n t d"], Float32[np.ndarray, "n t"]]:
-    # The largest value of a token becomes 127. A token of zeros has the scale 0 and is divided by 1.
+    # The largest value of a token becomes 127. A token of zeros has scale 0 and is divided by 1.
     scale = np.abs(x).max(axis=2, initial=0.0).astype(np.float32) / np.float32(127)
     divisor = np.where(scale > 0, scale, np.float32(1))
     with np.errstate(invalid="ignore"):

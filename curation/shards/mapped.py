@@ -24,7 +24,7 @@ MAPS = Path("/proc/self/maps")
 
 
 class ShardError(ValueError):
-    """A shard or manifest that cannot be used. The message has the file, the rule and the remedy."""
+    """A shard or manifest that cannot be used. The message has file, rule and remedy."""
 
 
 class MappedShard:

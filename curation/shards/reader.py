@@ -57,7 +57,7 @@ class EmbeddingShards:
     """A finished folder of shards, each memory-mapped on first use. It is pickled as its folder."""
 
     def __init__(self, folder: Path, maps_to_come: int = 0) -> None:
-        """Raises ShardError if this process cannot map all shards and the `maps_to_come` of others."""
+        """Raises ShardError if this process cannot map all shards beside the `maps_to_come`."""
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.spec = self.manifest.spec

@@ -165,7 +165,7 @@ def scale_column(column: str) -> str:
 
 
 def arrow_schema(spec: EmbeddingSpec) -> pa.Schema:
-    """The Arrow schema of a shard: columns in a fixed order, and the spec as JSON in the metadata."""
+    """The Arrow schema of a shard: columns in a fixed order, the spec as JSON in its metadata."""
     fields = [
         pa.field(KEY, pa.string(), nullable=False),
         pa.field(SOURCE, pa.string(), nullable=False),

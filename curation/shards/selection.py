@@ -23,7 +23,7 @@ REMEDY = "run the curate step again on these embeddings, or train on the embeddi
 
 
 class SelectionError(ValueError):
-    """A selection that cannot be used. The message has the file, the rule and the remedy."""
+    """A selection that cannot be used. The message has file, rule and remedy."""
 
 
 class Selection(NamedTuple):
