@@ -20,7 +20,7 @@ class SourceConfig:
     """How the pairs are stored. `python -m pipeline inspect PATH` shows how a source is read."""
 
     format: SourceFormat = "auto"
-    """Layouts to read. auto: all of them; list: lists that name images (also Karpathy's and COCO's);
+    """Layouts to read. auto: all of them; list: lists that name images, also Karpathy's and COCO's;
     text: a caption file beside each image; folder: list and text.
     """
     split: str = "train"

@@ -364,7 +364,9 @@ def test_a_split_that_does_not_divide_the_clusters_is_refused():
 
 def test_a_target_above_the_pool_is_refused_before_anything_is_clustered(tmp_path, pool):
     folder, _ = pool()
-    with pytest.raises(ValueError, match=r"1401 pairs are asked for, but .* has 700: .*at most 1400"):
+    with pytest.raises(
+        ValueError, match=r"1401 pairs are asked for, but .* has 700: .*at most 1400"
+    ):
         _run(tmp_path, folder, target_rows=1401, repeats=2)
     assert not list((tmp_path / "out").rglob("level-*"))
 
