@@ -2,6 +2,8 @@
 RECIPE    ?= quickstart
 WORKSPACE ?= workspace
 ARGS      ?=
+CLUSTER   ?=
+STEP      ?=
 PORT      ?= 5000
 TESTERS   ?= 2
 PYTHON    ?= python3
@@ -18,7 +20,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart embed curate train evaluate pipeline plan status verify mlflow lint test test-all bench bench-gpu clean
+.PHONY: help setup quickstart embed curate train evaluate pipeline plan submit status verify mlflow lint test test-slurm test-all bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / {printf "  %-28s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +46,9 @@ embed curate train evaluate: $(READY)  ## run one step of RECIPE, and what it la
 plan: $(READY)  ## what would run, what is done, what it costs
 	@$(PIPELINE) plan $(RECIPE) $(WHERE) $(ARGS)
 
+submit: $(READY)  ## run RECIPE as jobs of a cluster (CLUSTER=site.yaml), or one step of it (STEP=train)
+	@$(PIPELINE) submit $(RECIPE) $(WHERE) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(STEP),--only $(STEP)) $(ARGS)
+
 status: $(READY)  ## every output in the workspace
 	@$(PIPELINE) status $(RECIPE) $(WHERE) $(ARGS)
 
@@ -67,6 +72,9 @@ lint: $(READY)  ## ruff, codespell, mypy; prints how dense the code is
 
 test: $(READY)  ## the tests, without the slow ones, in TESTERS=2 processes
 	@$(PY) -m pytest -q -n $(TESTERS) --dist loadfile
+
+test-slurm: $(READY)  ## the tests on a SLURM that they start; skipped where it or root is missing
+	@$(PY) -m pytest -q -rs -m slurm tests/cluster
 
 test-all: $(READY)  ## all tests; those that lack a GPU or SLURM say so and skip
 	@$(PY) -m pytest -q -m "slow or not slow"

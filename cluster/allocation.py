@@ -42,6 +42,8 @@ class RayJob:
     """The batch process as submitit runs it."""
 
     command: tuple[str, ...]
+    container: tuple[str, ...] = ()
+    """Words before Python on further nodes, where everything runs in a container."""
     driver: subprocess.Popen | None = field(default=None, repr=False)
 
     def __call__(self) -> None:
@@ -49,7 +51,7 @@ class RayJob:
         for that.
         """
         setup_logging()
-        with _ray_nodes() as address:
+        with _ray_nodes(self.container) as address:
             self.driver = subprocess.Popen(self.command, env=os.environ | {"RAY_ADDRESS": address})
             os.waitid(
                 os.P_PID, self.driver.pid, os.WEXITED | os.WNOWAIT
@@ -76,11 +78,11 @@ class RayJob:
             logger.info("driver_exit=%d warned=true", code)
             if code == 0:
                 sys.exit(0)
-        return DelayedSubmission(RayJob(self.command))
+        return DelayedSubmission(RayJob(self.command, self.container))
 
 
 @contextmanager
-def _ray_nodes() -> Iterator[str]:
+def _ray_nodes(container: tuple[str, ...]) -> Iterator[str]:
     """Ray on every node of the allocation; yields the head's address once all are counted."""
     nodelist = os.environ["SLURM_JOB_NODELIST"]
     listed = subprocess.run(
@@ -104,7 +106,7 @@ def _ray_nodes() -> Iterator[str]:
                 "--mem=0",
             ]
             steps[host] = _start(
-                ["worker", address], logs / f"ray-{host}.log", prefix=("srun", *place)
+                ["worker", address], logs / f"ray-{host}.log", prefix=("srun", *place, *container)
             )
         _wait_for_nodes(address, len(hosts), steps)
         logger.info("ray=ready nodes=%d address=%s", len(hosts), address)

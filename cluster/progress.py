@@ -6,17 +6,21 @@ inside unfinished parts count (`under_way`). A meter that is opened while anothe
 thread is open takes its place: a step shows its own clock only while no phase of it shows more.
 """
 
+import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from cluster import logs
+from cluster.files import write_atomic
 from cluster.words import duration, number
 
 FIRST_LINE_S = 10.0
@@ -24,6 +28,9 @@ LINE_EVERY_S = 30.0
 LINE_EVERY_SHARE = 0.25
 REFRESH_S = 0.2
 LEAST_S = 1e-9  # a rate is over at least this time, so that nothing is divided by 0
+PROGRESS_FILE = "progress.json"  # in the folder of a job
+PROGRESS_VARIABLE = "DINOTXT_PROGRESS"
+"""Environment variable that names a file to keep the last line of progress in, as JSON."""
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +151,7 @@ def _lines(meter: Meter) -> Iterator[None]:
             is_far = meter.total and meter.reached >= next_share * meter.total
             if meter.is_covered or not (is_far or meter.elapsed_s >= next_line_s):
                 continue
-            logger.info("%s", meter.line())
+            _write_line(meter)
             next_line_s = meter.elapsed_s + LINE_EVERY_S
             next_share = (meter.reached / meter.total if meter.total else 0) + LINE_EVERY_SHARE
 
@@ -157,7 +164,16 @@ def _lines(meter: Meter) -> Iterator[None]:
         thread.join()
         # The last line says how much was done; a mere clock needs none.
         if meter.total and not meter.is_covered:
-            logger.info("%s", meter.line())
+            _write_line(meter)
+
+
+def _write_line(meter: Meter) -> None:
+    """Log how far a meter is, and keep it in the file of a job, where others read it."""
+    logger.info("%s", meter.line())
+    path = os.environ.get(PROGRESS_VARIABLE)
+    if path and logger.isEnabledFor(logging.INFO):
+        with suppress(OSError):  # what cannot be told must not end the work
+            write_atomic(Path(path), json.dumps({"text": meter.line(), "time": time.time()}))
 
 
 class _Display:

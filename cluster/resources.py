@@ -1,13 +1,17 @@
-"""The resources of a step: the only place where Ray and SLURM options are spelled.
+"""The resources of a step: its workers, and what each of them needs.
 
 Resources are machine facts: they decide how fast a step runs, never what it computes, so that no
-fingerprint contains them. cluster/placement.py turns them into numbers for the running Ray cluster.
+fingerprint contains them. cluster/placement.py turns them into numbers for the running Ray cluster,
+cluster/jobs.py into a SLURM job.
 """
 
 import math
 from dataclasses import dataclass
 
 BYTES_PER_GB = 1024**3
+OBJECT_STORE_SHARE = (
+    0.1  # of a node's memory; only what actors exchange goes there, embeddings are memory-mapped
+)
 
 
 @dataclass(frozen=True)
@@ -29,17 +33,9 @@ class Resources:
     with GPUs.
     """
     memory_gb: float | None = None
-    """Memory reserved per worker, in GiB; unset: none is reserved."""
-    nodes: int = 1
-    """Number of SLURM nodes of a submitted job."""
-    time_min: int = 60
-    """SLURM time limit, in minutes; a job that reaches it is requeued and continues."""
-    partition: str | None = None
-    """SLURM partition; unset: the site's default."""
-    account: str | None = None
-    """SLURM account; unset: the site's default."""
-    qos: str | None = None
-    """SLURM quality of service; unset: the site's default."""
+    """Memory reserved per worker, in GiB; unset: none is reserved. A SLURM job asks for this and for
+    the memory of the driver and of Ray.
+    """
 
     def __post_init__(self) -> None:
         for field, least in (
@@ -48,8 +44,6 @@ class Resources:
             ("cpus", 0),
             ("gpus", 0),
             ("memory_gb", 0),
-            ("nodes", 1),
-            ("time_min", 1),
         ):
             value = getattr(self, field)
 

@@ -26,6 +26,7 @@ from ray._private.authentication import authentication_token_setup
 from cluster.endings import FAILED, SessionError
 from cluster.logs import console
 from cluster.progress import progress
+from cluster.resources import OBJECT_STORE_SHARE
 from cluster.threads import choose_blas_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,9 +35,6 @@ PACKAGES = ("cluster", "curation", "train", "evaluate", "pipeline")
 # words, "/." is ROOT.
 NOT_SHIPPED = ["/*", "!/.", *(f"!/{name}" for name in PACKAGES), "__pycache__"]
 LONGEST_FOLDER = 41  # bytes; Ray's sockets lie 64 deeper, one may end in ".1", and a socket's path is limited to 107
-OBJECT_STORE_SHARE = (
-    0.1  # of the memory; only what actors exchange goes there, embeddings are memory-mapped
-)
 OBJECT_STORE_MOST = 8 * 1024**3
 OBJECT_STORE_LEAST = 80 * 1024**2  # what Ray accepts
 LOCK = "lock"

@@ -35,3 +35,8 @@ def duration(seconds: float | int) -> str:
         return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S} min"
 
     return f"{whole // DAY_S} d {whole % DAY_S // HOUR_S} h"
+
+
+def counted(count: int, noun: str) -> str:
+    """'1 node', '2 nodes'."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

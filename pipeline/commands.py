@@ -3,11 +3,10 @@
 What only one verb needs and takes long to import (Ray, torch) is imported by that verb.
 """
 
-import hashlib
+import itertools
 import json
 import logging
 import shlex
-import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,28 +17,31 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.endings import DONE, FAILED, USAGE
-from cluster.files import write_atomic
 from cluster.logs import console as progress_console
+from cluster.site import SiteConfig
 from cluster.storage import absolute
-from cluster.words import duration, nearest
 from curation.choice.why import why
 from curation.encoders.config import describe
 from curation.pairs.inspect import inspect_source
 from evaluate.results import read_results
 from evaluate.tables import TABLE_FORMATS, results_table
+from pipeline import oversight, submission
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.inputs import check_inputs, is_leakage_off, named_sets
-from pipeline.lines import headline
 from pipeline.plan import print_plan
 from pipeline.presets import PRESETS
 from pipeline.provenance import environment, git_state
-from pipeline.recipe_file import dump_recipe
+from pipeline.recipe_file import dump_config, dump_recipe
 from pipeline.recipes import DataConfig, Recipe
-from pipeline.record import DamagedOutputError, Record, read_record
-from pipeline.runner import run_steps
-from pipeline.step import Step, in_order
+from pipeline.record import DamagedOutputError, read_record
+from pipeline.runner import check_inputs_done, run_steps
+from pipeline.step import Step, find_step, in_order
 from pipeline.store import Store
 from pipeline.tracking import Tracking, tracking_uri
+
+TEMPLATE_HEAD = """# A SLURM cluster. Submit to it: python -m pipeline submit RECIPE --cluster FILE.yaml
+# Leave out what is as it should be; a step takes what it leaves out from `default`.
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +120,13 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
         }
         return Tracking(store.workspace, recipe.name, recipe, tags | environment())
 
-    run_steps(
-        steps, store, progress_console(), open_tracking, force=options.force, only=options.only
-    )
+    exactly = options.exactly
+    if exactly:
+        check_inputs_done(steps, store, options.force, exactly)
+    asked = exactly or options.only
+    run_steps(steps, store, progress_console(), open_tracking, force=options.force, only=asked)
+    if exactly and in_order(steps)[-1].label not in exactly:
+        return DONE  # another job makes the report, and says there what could not be scored
 
     show_results(steps, store, console, options)
     report = store.folder(in_order(steps)[-1]) / "report.html"
@@ -176,123 +182,89 @@ def any_set_failed(steps: Sequence[Step], store: Store) -> bool:
 
 
 def submit(recipe: Recipe, options: Namespace, console: Console) -> int:
-    """Submit one SLURM job for the whole recipe, on the nodes and partition of `train.resources`.
-
-    The recipe lies in a file named by its content: a job that waits, or is requeued, runs what it
-    was submitted with.
-    """
-    from cluster import slurm  # with Ray and submitit
-
+    """Submit what is not done as SLURM jobs, one per step, or to a Ray cluster as one."""
     steps = build_steps(recipe)
     _check_labels(steps, options)
     check_inputs(recipe)
 
-    text = dump_recipe(recipe)
-    folder = options.workspace.resolve() / "jobs"
-    file = folder / f"{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
-    Store(options.workspace).make_folder(folder)
-    write_atomic(file, text)
+    if (options.cluster or "").startswith(("http://", "https://")):
+        return submission.submit_to_ray(recipe, options, console)
 
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "run",
-        str(file),
-        "--workspace",
-        str(options.workspace.resolve()),
-    ]
-    for flag, labels in (("--only", options.only), ("--force", options.force)):
-        command += [flag, *labels] if labels else []
+    code = submission.submit(steps, recipe, options, console)
+    if not options.dry_run:
+        console.print(f"`{again(options, 'status')}` shows how far they are", soft_wrap=True)
 
-    command += ["--verbose"] if options.verbose else []
-
-    job = slurm.submit(command, recipe.train.resources, folder, recipe.name)
-    follow = again(options, "status")
-    console.print(
-        f"SLURM job {job}: logs in {folder / job}; `{follow}` shows how far it is", soft_wrap=True
-    )
-
-    return DONE
+    return code
 
 
 def status(recipe: Recipe, options: Namespace, console: Console) -> int:
-    """Print every output of the workspace with its state and summary."""
+    """Print every output of the workspace with its state and summary, and the jobs of the others."""
     store = Store(options.workspace)
-    rows = status_rows(list(known_outputs(recipe, store).values()), store)
+    steps = list(known_outputs(recipe, store).values())
     if options.json:
-        print(
-            json.dumps(
-                {"recipe": recipe.name, "workspace": str(options.workspace), "steps": rows},
-                indent=1,
-            )
-        )
-        return DONE
+        where = {"recipe": recipe.name, "workspace": str(options.workspace)}
+        print(json.dumps({**where, "steps": oversight.status_rows(steps, store)}, indent=1))
+    elif options.watch:
+        oversight.watch((oversight.status_rows(steps, store) for _ in itertools.count()), console)
+    else:
+        oversight.status_table(oversight.status_rows(steps, store), console)
 
-    table = Table("step", "output", "state", "took", "summary", box=None)
-    for row in rows:
-        mark = str(row["state"]) + ("" if row["current"] else ", other settings")
-        took = duration(row["seconds"]) if row["state"] == "done" else ""
-        table.add_row(row["step"], row["fingerprint"], mark, took, headline(row["summary"]))
-
-    console.print(table)
     return DONE
 
 
-def status_rows(steps: Sequence[Step], store: Store) -> list[dict]:
-    """The recipe's steps in order; after each kind, and at the end, what the workspace holds under
-    other settings.
-    """
-    records = {store.folder(record): record for record in store.records()}
-    current = {store.folder(step) for step in steps}
-    others = [record for folder, record in records.items() if folder not in current]
+def logs(recipe: Recipe, options: Namespace, console: Console) -> int:
+    """Print the logs of the last job of a step."""
+    steps = in_order(build_steps(recipe))
+    if not options.words:
+        labels = ", ".join(step.label for step in steps)
+        raise ValueError(f"logs needs a step: name one of {labels}")
 
-    rows = []
-
-    for index, step in enumerate(steps):
-        folder = store.folder(step)
-        rows.append(
-            _status_row(step.label, folder.name, _state(step, store), True, records.get(folder))
+    step = find_step(steps, options.words[0])
+    job = submission.latest_jobs(Store(options.workspace)).get(step.fingerprint)
+    if job is None:
+        raise ValueError(
+            f"step {step.label} has no job in {options.workspace}: "
+            f"`{again(options, 'submit', '--only', step.label)}` makes one"
         )
-        is_last_of_its_kind = step.name not in {later.name for later in steps[index + 1 :]}
-        if is_last_of_its_kind:
-            rows += [_other_row(other) for other in others if other.step == step.name]
 
-    return rows + [
-        _other_row(other) for other in others if other.step not in {step.name for step in steps}
-    ]
+    oversight.print_logs(job, options.follow, console)
+    return DONE
 
 
-def _state(step: Step, store: Store) -> str:
-    try:
-        done = store.record(step)
-    except DamagedOutputError:
-        return "damaged"
-    return "done" if done else "unfinished" if store.partial(step).exists() else "not run"
+def cancel(recipe: Recipe, options: Namespace, console: Console) -> int:
+    """End the jobs of a recipe that have not ended."""
+    return submission.cancel(build_steps(recipe), Store(options.workspace), console)
 
 
-def _other_row(record: Record) -> dict:
-    return _status_row(record.label, record.fingerprint, "done", False, record)
+def cluster(options: Namespace, console: Console) -> int:
+    """Write the template of a site file, or check what one describes on the real thing."""
+    if options.recipe == "template":
+        print(TEMPLATE_HEAD + dump_config(SiteConfig()), end="")
+        return DONE
+    if options.recipe == "check" and options.words:
+        return _check_site(options, console)
 
-
-def _status_row(
-    label: str, fingerprint: str, state: str, current: bool, record: Record | None
-) -> dict:
-    done = (
-        {"seconds": record.seconds, "finished": record.finished, "commit": record.commit}
-        if record
-        else {}
+    raise ValueError(
+        "cluster needs one of: `cluster template`, which prints a site file; `cluster check "
+        "SITE.yaml`, which tries what the file describes"
     )
-    summary = record.summary if record else {}
 
-    return {
-        "step": label,
-        "fingerprint": fingerprint,
-        "state": state,
-        "current": current,
-        **done,
-        "summary": summary,
-    }
+
+def _check_site(options: Namespace, console: Console) -> int:
+    """Print every check of a site with its remedy; failed where one is not good."""
+    from cluster.preflight import check_site  # with submitit
+
+    site = submission.read_site(options.words[0])
+    code = DONE
+    for finding in check_site(site, Store(options.workspace).workspace):
+        mark = "[green]good[/green]" if finding.is_good else "[red]bad [/red]"
+        console.print(f"{mark} {finding.jobs}: {escape(finding.text)}", soft_wrap=True)
+        if not finding.is_good:
+            code = FAILED
+            if finding.remedy:
+                console.print(f"     remedy: {escape(finding.remedy)}", soft_wrap=True)
+
+    return code
 
 
 def show(recipe: Recipe, options: Namespace, console: Console) -> int:
@@ -437,15 +409,5 @@ def again(options: Namespace, verb: str, *words: str) -> str:
 
 
 def _check_labels(steps: Sequence[Step], options: Namespace) -> None:
-    for label in (*options.only, *options.force):
+    for label in (*options.only, *options.force, *options.exactly):
         find_step(steps, label)
-
-
-def find_step(steps: Sequence[Step], label: str) -> Step:
-    """The step with this label. ValueError gives the nearest one."""
-    labels = {step.label: step for step in in_order(steps)}
-    if label not in labels:
-        raise ValueError(
-            f"there is no step {label!r}{nearest(label, labels)}; steps: {', '.join(labels)}"
-        )
-    return labels[label]

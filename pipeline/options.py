@@ -42,6 +42,7 @@ class Option(NamedTuple):
 
     def add_to(self, parser: ArgumentParser, name: str) -> None:
         """Add the option to a parser; without a metavar it is a switch."""
+        name = name.replace("_", "-")
         if self.metavar is None:
             parser.add_argument(f"--{name}", action="store_true", help=self.text)
         elif self.is_list:
@@ -57,11 +58,21 @@ class Option(NamedTuple):
 
 OPTIONS = {
     "only": Option("run these steps and any missing inputs", "STEP", is_list=True),
+    "exactly": Option("run these steps alone; what they need must be done", "STEP", is_list=True),
     "force": Option(
         "rerun these steps and everything downstream, done or not", "STEP", is_list=True
     ),
     "rows": Option("number of pairs in the pool, if it is not embedded yet", "N", int),
     "measure": Option("time reading and the backbone on this machine"),
+    "cluster": Option(
+        "site file of a SLURM cluster (`cluster template` prints one), or http://HEAD:8265 of a Ray "
+        "cluster",
+        "SITE",
+    ),
+    "one_job": Option("one allocation for everything, with room for every step"),
+    "dry_run": Option("print the sbatch scripts, submit nothing"),
+    "watch": Option("print again every few seconds until no job is waiting or running"),
+    "follow": Option("go on until the job has ended"),
     "json": Option("print JSON"),
     "csv": Option("print the scores as comma-separated values"),
     "markdown": Option("print the scores as a Markdown table"),
@@ -106,7 +117,11 @@ def parse_words(words: Sequence[str]) -> Namespace:
 
     for name, value in vars(options).items():
         if value and name not in (*verb.takes, *ALWAYS):
-            option = f"word {' '.join(value)}" if name == "words" else f"option --{name}"
+            option = (
+                f"word {' '.join(value)}"
+                if name == "words"
+                else f"option --{name.replace('_', '-')}"
+            )
             takers = ", ".join(other for other, entry in VERBS.items() if name in entry.takes)
             raise ValueError(f"`{options.verb}` has no {option} (only {takers}): leave it out")
 
@@ -131,7 +146,7 @@ def _parser() -> ArgumentParser:
         "words",
         nargs="*",
         metavar="STEP [KEY]",
-        help="with show and export: a step; with show, a key",
+        help="with show, logs and export: a step; with show, a key; with cluster, a site file",
     )
     parser.add_argument(
         "--workspace", type=Path, default=Path("workspace"), help="folder of all outputs"
@@ -159,7 +174,10 @@ def print_help(verb: str, recipe: Recipe | None, word: str, console: Console) ->
     table.add_column(no_wrap=True)
     table.add_column()
     names = [*(name for name in VERBS[verb].takes if name in OPTIONS)]
-    rows = [(f"--{name} {OPTIONS[name].metavar or ''}", OPTIONS[name].text) for name in names]
+    rows = [
+        (f"--{name.replace('_', '-')} {OPTIONS[name].metavar or ''}", OPTIONS[name].text)
+        for name in names
+    ]
     rows += [("--workspace FOLDER", "folder of all outputs"), ("--verbose", "print every log line")]
     rows += list(_field_rows(recipe, "")) if recipe else []
 

@@ -1,4 +1,4 @@
-"""A recipe as YAML and back.
+"""A recipe, or the description of a cluster, as YAML and back.
 
 It is written with the documentation of every field, and read strictly: unknown or repeated keys and
 values of another type are errors, which name the key and the nearest valid one. A field that is
@@ -12,25 +12,30 @@ import textwrap
 import types
 import typing
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from cluster.words import nearest
 from pipeline.recipes import Recipe
 
+T = TypeVar("T")
+
 
 class ConfigError(ValueError):
-    """The recipe file does not describe a recipe."""
+    """The file does not describe what it is read as."""
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML; each field's documentation stands above it."""
     return (
-        f"# Recipe {recipe.name}. Run it: python -m pipeline run FILE.yaml\n"
-        + "\n".join(_dump(recipe))
-        + "\n"
+        f"# Recipe {recipe.name}. Run it: python -m pipeline run FILE.yaml\n{dump_config(recipe)}"
     )
+
+
+def dump_config(config: object) -> str:
+    """A config as YAML; each field's documentation stands above it."""
+    return "\n".join(_dump(config)) + "\n"
 
 
 def load_recipe(text: str, source: str) -> Recipe:
@@ -38,14 +43,21 @@ def load_recipe(text: str, source: str) -> Recipe:
 
     `source` is the file's name for messages. ConfigError names the key that is wrong.
     """
+    return load_config(Recipe, text, source, "config quickstart")
+
+
+def load_config(owner: type[T], text: str, source: str, template: str) -> T:
+    """The config of type `owner` in the text of a file; the verb `template` prints one.
+
+    ConfigError names the key that is wrong, and the file.
+    """
     try:
         values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"{source} is not YAML ({error}): write a template with `python -m pipeline config "
-            "quickstart`"
+            f"{source} is not YAML ({error}): write a template with `python -m pipeline {template}`"
         ) from error
-    return typing.cast(Recipe, _load(Recipe, values, source))
+    return typing.cast(T, _load(owner, {} if values is None else values, source))
 
 
 class _Loader(yaml.SafeLoader):

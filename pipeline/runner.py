@@ -37,6 +37,19 @@ def _asked(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
     return [step for step in ordered if step.label in wanted] if only else ordered
 
 
+def check_inputs_done(
+    steps: Sequence[Step], store: Store, force: Sequence[str], exactly: Sequence[str]
+) -> None:
+    """ValueError for a step that one of `exactly` needs and that is not done."""
+    missing = [step.label for step in pending(steps, store, force, exactly)]
+    missing = [label for label in missing if label not in exactly]
+    if missing:
+        raise ValueError(
+            f"{', '.join(exactly)} cannot run alone: {', '.join(missing)} is not done; run that "
+            "first, or use --only, which runs what is missing too"
+        )
+
+
 def run_steps(
     steps: Sequence[Step],
     store: Store,

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cluster.identity import Json, identity
+from cluster.words import nearest
 from pipeline.fingerprint import data_identity, digest
 
 VERSIONS = {
@@ -122,6 +123,16 @@ def in_order(steps: Sequence[Step]) -> list[Step]:
         place(step)
 
     return list(placed.values())
+
+
+def find_step(steps: Sequence[Step], label: str) -> Step:
+    """The step with this label. ValueError gives the nearest one."""
+    labels = {step.label: step for step in in_order(steps)}
+    if label not in labels:
+        raise ValueError(
+            f"there is no step {label!r}{nearest(label, labels)}; steps: {', '.join(labels)}"
+        )
+    return labels[label]
 
 
 def ancestors(step: Step) -> Iterator[Step]:

@@ -42,7 +42,7 @@ VERBS = {
         commands.plan,
         ("only", "force", "rows", "measure"),
     ),
-    "run": Verb("run what is not done yet", "weights", commands.run, ("only", "force")),
+    "run": Verb("run what is not done yet", "weights", commands.run, ("only", "exactly", "force")),
     "evaluate": Verb(
         "score a --model on every --set, without pairs and without training",
         "weights",
@@ -51,13 +51,26 @@ VERBS = {
         "own",
     ),
     "submit": Verb(
-        "run as one SLURM job on the nodes of train.resources; requeued when preempted",
+        "run as SLURM jobs, one per step, on the cluster that --cluster describes; or as a Ray job",
         "weights",
         commands.submit,
-        ("only", "force"),
+        ("cluster", "one_job", "dry_run", "only", "force"),
     ),
     "status": Verb(
-        "list every output of the workspace with its summary", "recipe", commands.status, ("json",)
+        "list every output of the workspace with its summary, and the jobs that make the others",
+        "recipe",
+        commands.status,
+        ("json", "watch"),
+    ),
+    "logs": Verb(
+        "print the logs of the last job of STEP", "weights", commands.logs, ("words", "follow")
+    ),
+    "cancel": Verb("end the jobs of a recipe", "weights", commands.cancel),
+    "cluster": Verb(
+        "`template` prints a site file; `check SITE.yaml` tries what it describes on the cluster",
+        "nothing",
+        commands.cluster,
+        ("words",),
     ),
     "show": Verb(
         "print the scores; the record of one STEP; or why curation selected or dropped the "

@@ -47,6 +47,7 @@ DOORS = {
         "cluster.placement",
         "cluster.session",
         "cluster.fanout",
+        "cluster.ray_jobs",
         "train.train",
     },
 }

@@ -1,8 +1,8 @@
 """A real SLURM of two nodes, and one with feigned GPUs, on this machine: daemons in a process
-namespace of their own.
+namespace of their own, with accounts, limits and enforced memory.
 
-Ending the namespace ends every process in it, jobs included. Needs root, `unshare` and the SLURM
-and munge daemons.
+Ending the namespace ends every process in it, jobs included. Needs root, `unshare`, and the daemons
+of SLURM, munge and MariaDB.
 """
 
 import os
@@ -14,8 +14,25 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-BINARIES = ("unshare", "munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo")
-START_TIMEOUT_S = 30.0
+from cluster.slurm import without_leaks
+
+PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])  # where Debian's daemons lie
+BINARIES = (
+    "unshare",
+    "munged",
+    "slurmctld",
+    "slurmd",
+    "slurmdbd",
+    "mariadbd",
+    "mariadb-install-db",
+    "sbatch",
+    "srun",
+    "scontrol",
+    "sinfo",
+    "sacct",
+    "sacctmgr",
+)
+START_TIMEOUT_S = 60.0
 POLL_S = 0.2
 
 CONFIGURATION = """
@@ -35,6 +52,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
+MailProg=/bin/true
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
@@ -42,11 +60,20 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 KillWait=3
 ReturnToService=2
 JobRequeue=1
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=UsePss,OverMemoryKill
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={ports[4]}
+AccountingStoragePass=socket={folder}/munge.sock
+AccountingStorageEnforce=associations,limits,qos
+AccountingStorageTRES=gres/gpu
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 GresTypes=gpu
-NodeName=DEFAULT CPUs=2 RealMemory=4000 State=UNKNOWN
+NodeName=DEFAULT CPUs=2 RealMemory=8000 State=UNKNOWN
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]}
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]}
 NodeName=n3 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} Gres=gpu:fake:2
@@ -56,17 +83,43 @@ PartitionName=high PriorityTier=2 PreemptMode=OFF
 PartitionName=gpu Nodes=n3
 """
 
+DATABASE = """
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={ports[4]}
+SlurmUser=root
+LogFile={folder}/slurmdbd.log
+PidFile={folder}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm_acct_db
+"""
+
 INIT = """
 munged --foreground --force --socket=$1/munge.sock --key-file=$1/munge.key --pid-file=$1/munged.pid \
     --seed-file=$1/munge.seed --log-file=$1/munged.log &
-until [ -S $1/munge.sock ]; do sleep 0.05; done
+mariadb-install-db --no-defaults --datadir=$1/db --auth-root-authentication-method=normal \
+    --skip-test-db --user=root
+mariadbd --no-defaults --user=root --datadir=$1/db --socket=$1/db.sock --skip-networking \
+    --pid-file=$1/db.pid --log-error=$1/mariadb.log --performance-schema=OFF --skip-log-bin \
+    --innodb-buffer-pool-size=32M --innodb-log-file-size=8M --innodb-flush-log-at-trx-commit=0 \
+    --innodb-doublewrite=0 --innodb-lock-wait-timeout=900 --innodb-use-native-aio=0 &
+until [ -S $1/munge.sock ] && [ -S $1/db.sock ]; do sleep 0.05; done
+MYSQL_UNIX_PORT=$1/db.sock slurmdbd -D &
+until sacctmgr -i add cluster test; do sleep 0.1; done
+sacctmgr -i add account ml cluster=test
+sacctmgr -i add qos narrow MaxTRESPerJob=cpu=1
+sacctmgr -i add user root account=ml qos=normal,narrow defaultqos=normal
 slurmctld -D & slurmd -D -N n1 & slurmd -D -N n2 & slurmd -D -N n3 & wait
 """
 
 
 def missing() -> str:
     """Why SLURM cannot be started here; empty when it can."""
-    absent = [name for name in BINARIES if shutil.which(name) is None]
+    absent = [name for name in BINARIES if shutil.which(name, path=PATH) is None]
     if absent:
         return f"not installed: {', '.join(absent)}"
     if os.geteuid() != 0:
@@ -80,34 +133,41 @@ def missing() -> str:
 @contextmanager
 def local_slurm(folder: Path) -> Iterator[dict[str, str]]:
     """Run SLURM with its state in `folder`; yields what the environment needs to reach it."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(4)]
-        for free in sockets:
-            free.bind(("127.0.0.1", 0))
-        ports = [free.getsockname()[1] for free in sockets]
+    ports = _free_ports(5)
     folder.chmod(0o755)
-    for name in ("state", "spool-n1", "spool-n2", "spool-n3"):
+    for name in ("state", "spool-n1", "spool-n2", "spool-n3", "db"):
         (folder / name).mkdir()
+    for name, text in (("slurm.conf", CONFIGURATION), ("slurmdbd.conf", DATABASE)):
+        filled = text.format(host=socket.gethostname(), ports=ports, folder=folder)
+        (folder / name).write_text(filled)
+        (folder / name).chmod(0o600)
     (folder / "munge.key").touch(0o600)
     (folder / "munge.key").write_bytes(os.urandom(1024))
-    (folder / "slurm.conf").write_text(
-        CONFIGURATION.format(host=socket.gethostname(), ports=ports, folder=folder)
-    )
     (folder / "gres.conf").write_text("NodeName=n3 Name=gpu Type=fake File=/dev/zero,/dev/full\n")
     (folder / "cgroup.conf").write_text(f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={folder}\n")
-    environment = {"SLURM_CONF": str(folder / "slurm.conf")}
+
+    environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
     namespace = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
-    with (folder / "console.log").open("w") as console:
+    with (folder / "console.log").open("w") as console, without_leaks():
         init = [*namespace, "sh", "-c", INIT, "init", str(folder)]
         machine = subprocess.Popen(
             init, env=os.environ | environment, stdout=console, stderr=console
         )
+
     try:
         _wait_until_idle(os.environ | environment, folder)
         yield environment
     finally:
         machine.kill()
         machine.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
 
 
 def wait_for_end(job: str, timeout_s: float = 300.0) -> dict[str, str]:
@@ -121,7 +181,7 @@ def wait_for_end(job: str, timeout_s: float = 300.0) -> dict[str, str]:
             check=True,
         )
         facts = dict(fact.split("=", 1) for fact in shown.stdout.split() if "=" in fact)
-        if facts["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
+        if facts["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"):
             return facts
         time.sleep(POLL_S)
     raise TimeoutError(f"job {job} did not end within {timeout_s:.0f} s: {shown.stdout}")

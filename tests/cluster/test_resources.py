@@ -8,7 +8,13 @@ from cluster.resources import Resources
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("workers", -1), ("cpus", -0.5), ("gpus", -1.0), ("memory_gb", float("nan")), ("nodes", 0)],
+    [
+        ("workers", -1),
+        ("cpus", -0.5),
+        ("gpus", -1.0),
+        ("memory_gb", float("nan")),
+        ("min_workers", -1),
+    ],
 )
 def test_resources_refuse_values_without_a_meaning(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"resources\.{field} is {value}: must be at least"):

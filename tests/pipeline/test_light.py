@@ -64,6 +64,10 @@ def test_what_only_reads_imports_nothing_heavy(tmp_path: Path) -> None:
         "run debug --only trian": 2,
         "run debug --train.batch-sise 64": 2,
         "status debug": 0,
+        "logs debug": 2,
+        "cancel debug": 0,
+        "cluster template": 0,
+        "submit debug --cluster nowhere.yaml": 2,
         "verify debug": 0,
         "plan debug": 0,
         "plan vitl14 --rows 650000000": 0,
@@ -76,3 +80,8 @@ def test_what_only_reads_imports_nothing_heavy(tmp_path: Path) -> None:
         " ".join(words): [code, []] for words, code in zip(commands, codes.values(), strict=True)
     }
     assert imported_by(*commands) == expected
+
+
+def test_submitting_imports_submitit_and_no_ray(tmp_path: Path) -> None:
+    command = ["submit", "debug", "--dry-run", "--workspace", str(tmp_path)]
+    assert imported_by(command) == {" ".join(command): [0, ["submitit"]]}

@@ -27,7 +27,7 @@ from pipeline.recipe_file import dump_recipe, load_recipe
             "no evaluation set 'retreival': did you mean 'retri",
         ),
         (["plan", "debug", "--rows", "-5"], "--rows is -5: a number of pairs is required"),
-        (["run", "debug", "train"], "`run` has no word train (only show, export)"),
+        (["run", "debug", "train"], "`run` has no word train (only logs, cluster, show, export)"),
         (
             ["status", "debug", "--only", "curate"],
             "`status` has no option --only (only plan, run, evaluate, submit)",
