@@ -35,7 +35,7 @@ from evaluate.openclip import OpenClipEncoder
 from evaluate.prompts import TEMPLATES_INPUT, Prompts, choose_prompts, named_templates
 from evaluate.results import Result, examples_folder, result_file, write_flat
 from evaluate.retrieval import chance_recalls, retrieve
-from evaluate.segmentation import segment, segmentation_baselines
+from evaluate.segmentation import Segmented, segment, segmentation_baselines
 from evaluate.sets.kinds import ClassNames, Facts, split_name
 from evaluate.sets.known import open_classification, open_retrieval, open_segmentation
 from evaluate.sets.masks import evenly_spaced
@@ -57,6 +57,7 @@ class Measured:
     sizes: dict[str, int]
     protocol: dict[str, object]
     classes: list[dict[str, Any]] = field(default_factory=list)
+    names: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run(
@@ -261,6 +262,7 @@ class Evaluator:
                 **shared,
             },
             "classes": measured.classes,
+            "names": measured.names,
             "encoder": self._encoder.description,
             "model": self._model,
             "data": data[:FINGERPRINT],
@@ -377,13 +379,23 @@ def _segmentation(
     for row, pixels in zip(classes, result.pixels.tolist(), strict=True):
         row["n"] = pixels
 
-    return Measured(
-        result.tallies,
-        segmentation_baselines(result.pixels, dataset.background),
-        sizes,
-        protocol,
-        classes,
-    )
+    baselines = segmentation_baselines(result.pixels, dataset.background)
+    names = []
+    if "name_ap" in result.tallies:
+        names = _name_rows(result)
+        baselines["maps_without_heat"] = {"name_ap": result.chance_of_name}
+
+    return Measured(result.tallies, baselines, sizes, protocol, classes, names)
+
+
+def _name_rows(result: Segmented) -> list[dict[str, Any]]:
+    """Name, images that show it, and average precision of its heat map."""
+    tally = result.tallies["name_ap"]
+    columns = zip(result.names.shown, tally.per_column(), tally.trials_per_column(), strict=True)
+    return [
+        {"name": name, "n": int(images), "value": float(value) if images else None}
+        for name, value, images in columns
+    ]
 
 
 def _background(config: SegmentationConfig) -> str:

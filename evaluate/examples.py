@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+import scipy.ndimage
+from jaxtyping import Bool, Float32, Int32, UInt8
+from matplotlib import colormaps
 from PIL import Image
 
 from cluster.files import write_atomic
@@ -36,6 +38,8 @@ JPEG_QUALITY = 82
 LEGEND_ENTRIES = 8
 FIRST = 5
 BACKGROUND_COLOR = (216, 220, 226)
+HEAT_COLORS = colormaps["inferno"]
+HEAT_OPACITY = 0.75
 
 
 def write_classification(
@@ -169,9 +173,11 @@ def write_segmentation(out: Path, dataset: SegmentationSet, result: Segmented) -
         shown = [
             int(label) for label in np.argsort(-seen, kind="stable")[:LEGEND_ENTRIES] if seen[label]
         ]
+        heats = _write_heats(out, index, image, truth, result)
         examples.append(
             {
                 **files,
+                "heats": heats,
                 "name": Path(dataset.images.names[index]).stem,
                 "right_pixels": float((truth == predicted)[counted].mean())
                 if counted.any()
@@ -185,6 +191,43 @@ def write_segmentation(out: Path, dataset: SegmentationSet, result: Segmented) -
 
     examples.sort(key=lambda example: float(str(example["right_pixels"])))
     _write_listing(out, {"items": examples})
+
+
+def _write_heats(
+    out: Path, index: int, image: Image.Image, truth: Int32[np.ndarray, "h w"], result: Segmented
+) -> list[dict[str, Any]]:
+    """The heat maps of an image's largest names, and what they are worth."""
+    if index not in result.heats:
+        return []
+    judged, maps = result.heats[index]
+    heats = []
+
+    for place, (name, precision) in enumerate(zip(judged.names, judged.precisions, strict=True)):
+        file = f"{index}-heat-{place}.jpg"
+        right = result.names.where(name, truth)
+        _save(out / file, heat_overlay(image, maps[place], right), OVERLAY_PX)
+        heats.append(
+            {"image": file, "name": result.names.shown[name], "precision": round(precision, 4)}
+        )
+
+    return heats
+
+
+def heat_overlay(
+    image: Image.Image, heat: Float32[np.ndarray, "h w"], right: Bool[np.ndarray, "h w"]
+) -> Image.Image:
+    """The image without its colors under its heat map, cold to warm from the least to the greatest
+    cosine; the edge of the true pixels is white.
+    """
+    gray = np.asarray(image.convert("L"), np.float32)[..., None]
+    span = max(float(np.ptp(heat)), 1e-6)
+    warmth = HEAT_COLORS((heat - heat.min()) / span)[..., :3].astype(np.float32) * 255
+    painted = HEAT_OPACITY * warmth + (1 - HEAT_OPACITY) * gray
+
+    width = max(1, max(right.shape) // OVERLAY_PX)
+    inner = scipy.ndimage.binary_erosion(right, iterations=width, border_value=1)
+    painted[right & ~inner] = 255
+    return Image.fromarray(painted.round().astype(np.uint8))
 
 
 def palette(num_classes: int, background: int | None) -> UInt8[np.ndarray, "c 3"]:

@@ -25,13 +25,12 @@ CROPS_AT_ONCE = 64
 
 
 def region_labels(
-    encoder: Encoder,
-    image: Image.Image,
+    features: Float[Tensor, "cells_down cells_across dim"],
+    out: tuple[int, int],
     config: RegionConfig,
     name: Callable[[Float[Tensor, "regions dim"]], Int32[np.ndarray, " regions"]],
 ) -> Int32[np.ndarray, "h w"]:
-    """The class of every pixel; `name` gives the class of each mean feature."""
-    features = averaged_features(encoder, image, config)
+    """The class of every pixel of an `out` map; `name` gives the class of each mean feature."""
     height, width, dim = features.shape
     cells = normalize(features.flatten(0, 1), dim=-1)
 
@@ -52,7 +51,7 @@ def region_labels(
 
     labels = Image.fromarray(classes[region].reshape(height, width))
 
-    return np.asarray(labels.resize(image.size, Image.Resampling.NEAREST), np.int32)
+    return np.asarray(labels.resize((out[1], out[0]), Image.Resampling.NEAREST), np.int32)
 
 
 def averaged_features(

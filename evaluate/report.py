@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -32,6 +32,11 @@ PAGE = "report.html"
 TEMPLATE = "report.html.jinja"
 MAIN_ARM = "curated"
 CLASSES_SHOWN = 10
+PARTS: dict[Literal["classes", "names"], str] = {
+    "classes": "classes",
+    "names": "heat maps of single names",
+}
+"""Tables of a result that the page shows the best and the worst rows of, and their titles."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +98,15 @@ def run(config: ReportConfig, *, out: Path, **inputs: Path) -> dict[str, float]:
 
 
 def split_arms(inputs: Mapping[str, Path]) -> list[Arm]:
-    """The folders by arm; steps that only the first arm has (the embeddings) belong to it."""
-    by_arm: dict[str, dict[str, Path]] = {"": {}}
-    for label, folder in inputs.items():
+    """The folders by arm; steps that only the first arm has (the embeddings) belong to it.
+
+    Models that are only scored all have a suffix: then the first of them is the first arm.
+    """
+    by_arm: dict[str, dict[str, Path]] = {}
+    for label, folder in sorted(inputs.items(), key=lambda item: "_" in item[0]):
         step, _, suffix = label.partition("_")
         by_arm.setdefault(suffix, {})[step] = folder
+    by_arm = by_arm or {"": {}}
     is_alone = len(by_arm) == 1
     return [
         Arm(suffix or ("model" if is_alone else MAIN_ARM), folders)
@@ -148,8 +157,10 @@ class Compared:
     """Why each arm could not be scored; empty where it was."""
     rows: Sequence[Row]
     published: Sequence[Published]
-    classes: Sequence[Mapping[str, Any]]
-    """The best and the worst classes of the first arm, with its value and those of the others."""
+    parts: Mapping[str, Sequence[Mapping[str, Any]]]
+    """The best and the worst classes and names of the first arm, with its value and those of the
+    others.
+    """
 
 
 def compare(arms: Sequence[Arm], config: ReportConfig) -> list[Compared]:
@@ -165,7 +176,10 @@ def compare(arms: Sequence[Arm], config: ReportConfig) -> list[Compared]:
         rows = [_row(arms, here, name, metric, config) for metric in metrics]
         published = published_rows(str(first["protocol"].get("set", "")))
         errors = [result["error"] if result else "" for result in here]
-        compared.append(Compared(name, first, errors, rows, published, _best_and_worst(here)))
+        parts = {
+            title: best for key, title in PARTS.items() if (best := _best_and_worst(here, key))
+        }
+        compared.append(Compared(name, first, errors, rows, published, parts))
 
     return compared
 
@@ -193,14 +207,15 @@ def _row(
     return Row(metric, values, differences, trivial_score(first, metric))
 
 
-def _best_and_worst(results: Sequence[Result | None]) -> list[dict[str, Any]]:
-    """The classes with the highest and lowest value in the first arm; all of a set of few
-    classes.
+def _best_and_worst(
+    results: Sequence[Result | None], key: Literal["classes", "names"]
+) -> list[dict[str, Any]]:
+    """The classes or names with the highest and lowest value in the first arm; all where there are
+    few.
     """
-    tables = [
-        {row["name"]: row["value"] for row in result.get("classes", ())} if result else {}
-        for result in results
-    ]
+    rows = [result.get(key, []) if result else [] for result in results]
+    tables = [{row["name"]: row["value"] for row in part} for part in rows]
+    counts = {row["name"]: row["n"] for row in rows[0]}
     tried = [(name, value) for name, value in tables[0].items() if value is not None]
     ordered = sorted(tried, key=lambda item: (-item[1], item[0]))
     chosen = (
@@ -209,7 +224,10 @@ def _best_and_worst(results: Sequence[Result | None]) -> list[dict[str, Any]]:
         else [*ordered[:CLASSES_SHOWN], *ordered[-CLASSES_SHOWN:]]
     )
 
-    return [{"name": name, "values": [table.get(name) for table in tables]} for name, _ in chosen]
+    return [
+        {"name": name, "n": counts[name], "values": [table.get(name) for table in tables]}
+        for name, _ in chosen
+    ]
 
 
 def _backbone(records: Mapping[str, Mapping[str, Any]]) -> str:

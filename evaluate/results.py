@@ -32,8 +32,8 @@ class Result(TypedDict):
     protocol: dict[str, object]
     classes: NotRequired[list[dict[str, Any]]]
     """name, n and value (accuracy or IoU; None where the class was never tried) of each class."""
-    overlap: NotRequired[dict[str, Any]]
-    """Average precision of the heat map of each name."""
+    names: NotRequired[list[dict[str, Any]]]
+    """name, n and value (average precision of its heat map in n images) of each name."""
     encoder: str
     model: str
     """Fingerprint of the model."""

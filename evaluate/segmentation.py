@@ -12,21 +12,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Float, Float32, Int32, Int64
 from PIL import Image
 from torch import Tensor
 
 from evaluate.classification import class_embeddings
 from evaluate.config import SegmentationConfig
 from evaluate.encoder import Encoder, checked
-from evaluate.high_resolution import region_labels
+from evaluate.heat import Judged, Names, judge, name_cosines, names_of, precision_tally
+from evaluate.high_resolution import averaged_features, region_labels
 from evaluate.metrics import Tally, boundary_matches, constant_map_miou, intersections_and_unions
 from evaluate.sets.kinds import IGNORED, SegmentationSet
 from evaluate.sets.known import load_mask
 from evaluate.views import ahead
-from evaluate.windows import sliding_argmax, starts, whole_argmax
+from evaluate.windows import sliding_argmax, sliding_mean, starts, whole_argmax
 
 IMAGES_AHEAD = 8
+HEAT_MAPS_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,18 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """Patch vectors of an image's windows, and where these lie. Without windows, there is one as
+    large as the image; all pairs are (height, width).
+    """
+
+    patches: Float[Tensor, "tops lefts h w dim"]
+    begins: tuple[Sequence[int], Sequence[int]]
+    window: tuple[int, int]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Segmented:
     """Some label maps in mask resolution, the tallies of the metrics and the pixels of each class
     in the truth.
@@ -66,6 +80,11 @@ class Segmented:
     maps: dict[int, Int32[np.ndarray, "_ _"]]
     tallies: dict[str, Tally]
     pixels: Int64[np.ndarray, " classes"]
+    names: Names
+    heats: dict[int, tuple[Judged, Float32[np.ndarray, "_ _ _"]]]
+    """Heat maps of the largest names of the images in `shown`, and how good they are."""
+    chance_of_name: float
+    """Average precision of heat maps without heat."""
 
 
 def segment(
@@ -82,6 +101,7 @@ def segment(
     fewest right pixels.
     """
     queries = class_queries(encoder, dataset, templates, config)
+    names = names_of(encoder, dataset, templates)
     num_classes = len(dataset.labels)
 
     def load(index: int) -> tuple[Image.Image, Int32[np.ndarray, "h w"]]:
@@ -89,14 +109,26 @@ def segment(
         return image, load_mask(dataset, index, image.size)
 
     maps = {}
+    heats = {}
     worst: list[tuple[float, int, Int32[np.ndarray, "_ _"]]] = []
     counts = []
+    judged = []
     indices = range(len(dataset.images))
 
     for index, (image, truth) in zip(indices, ahead(load, indices, IMAGES_AHEAD), strict=True):
-        predicted = label_map(encoder, image, queries, config)
+        seen = look(encoder, image, queries.vectors.shape[1], config)
+        out = (image.height, image.width)
+        predicted = labels_of(seen, out, queries, config)
+
+        wanted = names.present(truth)
+        heat = heat_maps(seen, names, wanted, out)
+        judged.append(judge(heat, names, wanted, truth))
+
         if index in shown:
             maps[index] = predicted
+            largest = np.argsort(-np.array(judged[-1].shares), kind="stable")[:HEAT_MAPS_SHOWN]
+            heats[index] = (judged[-1].take(largest.tolist()), heat[largest])
+
         worst = sorted(
             [*worst, (_right_share(truth, predicted), index, predicted)], key=lambda item: item[:2]
         )
@@ -116,9 +148,13 @@ def segment(
         )
 
     maps |= {index: predicted for _, index, predicted in worst}
-    return Segmented(
-        maps, _tallies(per_image, dataset.background), per_image[4].sum(0).astype(np.int64)
-    )
+    tallies = _tallies(per_image, dataset.background)
+    pixels = per_image[4].sum(0).astype(np.int64)
+    precision, chance = precision_tally(judged, len(names.shown))
+    if precision.trials.any():  # there is none where each image is of one class
+        tallies["name_ap"] = precision
+
+    return Segmented(maps, tallies, pixels, names, heats, chance)
 
 
 def _right_share(truth: Int32[np.ndarray, "h w"], predicted: Int32[np.ndarray, "h w"]) -> float:
@@ -170,39 +206,64 @@ def label_map(
     encoder: Encoder, image: Image.Image, queries: Queries, config: SegmentationConfig
 ) -> Int32[np.ndarray, "h w"]:
     """The class index of every pixel of `image`."""
-    out = (image.height, image.width)
+    seen = look(encoder, image, queries.vectors.shape[1], config)
+    return labels_of(seen, (image.height, image.width), queries, config)
+
+
+def look(encoder: Encoder, image: Image.Image, width: int, config: SegmentationConfig) -> Seen:
+    """The patches of an image, as the protocol has it; vectors of another width are an error."""
     if config.protocol == "high-resolution":
-        return region_labels(
-            encoder, image, config.regions, lambda means: queries.classes(_best(queries, means))
-        )
+        features = averaged_features(encoder, image, config.regions)
+        size = (features.shape[0], features.shape[1])
+        return Seen(features[None, None], ([0], [0]), size, size)
 
     resized = resize_short_side(image, config.short_side)
-    if config.protocol == "whole":
-        patches = _patches(encoder, [resized], queries)
-        return queries.classes(whole_argmax(queries.cosines(patches)[0], out))
-
     size = (resized.height, resized.width)
-    window = (min(config.window, size[0]), min(config.window, size[1]))
+    window = size
+    if config.protocol == "window":
+        window = (min(config.window, size[0]), min(config.window, size[1]))
+
     tops, lefts = (
         starts(full, part, config.stride) for full, part in zip(size, window, strict=True)
     )
     crops = [resized.crop((x, y, x + window[1], y + window[0])) for y in tops for x in lefts]
-    cosines = queries.cosines(_patches(encoder, crops, queries)).unflatten(
-        0, (len(tops), len(lefts))
-    )
-    winners = sliding_argmax(cosines, (tops, lefts), window, size, out, config.logit_scale)
+    patches = checked(encoder.encode_patches(crops), "windows", len(crops), width)
 
+    return Seen(patches.unflatten(0, (len(tops), len(lefts))), (tops, lefts), window, size)
+
+
+def labels_of(
+    seen: Seen, out: tuple[int, int], queries: Queries, config: SegmentationConfig
+) -> Int32[np.ndarray, "h w"]:
+    """The class index of every pixel of an `out` map."""
+    if config.protocol == "high-resolution":
+        return region_labels(
+            seen.patches[0, 0],
+            out,
+            config.regions,
+            lambda means: queries.classes(_best(queries, means)),
+        )
+
+    cosines = queries.cosines(seen.patches)
+    if config.protocol == "whole":
+        return queries.classes(whole_argmax(cosines[0, 0], out))
+
+    winners = sliding_argmax(cosines, seen.begins, seen.window, seen.size, out, config.logit_scale)
     return queries.classes(winners)
+
+
+def heat_maps(
+    seen: Seen, names: Names, wanted: Sequence[int], out: tuple[int, int]
+) -> Float32[np.ndarray, "wanted h w"]:
+    """The cosine of every pixel with each wanted name: the mean over windows, bilinear."""
+    if not wanted:
+        return np.empty((0, *out), np.float32)
+    cosines = name_cosines(seen.patches, names, wanted)
+    return sliding_mean(cosines, seen.begins, seen.window, seen.size, out)
 
 
 def _best(queries: Queries, vectors: Float[Tensor, "n dim"]) -> Int64[np.ndarray, " n"]:
     return queries.cosines(vectors).argmax(-1).numpy()
-
-
-def _patches(
-    encoder: Encoder, images: Sequence[Image.Image], queries: Queries
-) -> Float[Tensor, "n h w dim"]:
-    return checked(encoder.encode_patches(images), "windows", len(images), queries.vectors.shape[1])
 
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:

@@ -160,6 +160,38 @@ def _argmax(
             winners[row, column] = channel
 
 
+def sliding_mean(
+    cosines: Float[Tensor, "tops lefts h w channels"],
+    begins: tuple[Sequence[int], Sequence[int]],
+    window: tuple[int, int],
+    size: tuple[int, int],
+    out: tuple[int, int],
+) -> Float32[np.ndarray, "channels height width"]:
+    """The mean over the windows of the up-sampled values, bilinear to an `out` map: all channels in
+    full, for few of them.
+    """
+    total = torch.zeros(cosines.shape[-1], *size)
+    for top, row in zip(begins[0], cosines, strict=True):
+        for left, grid in zip(begins[1], row, strict=True):
+            total[:, top : top + window[0], left : left + window[1]] += _resized(
+                grid.permute(2, 0, 1), window
+            )
+
+    down, across = (
+        _times_seen(starts_of, side, full)
+        for starts_of, side, full in zip(begins, window, size, strict=True)
+    )
+    return _resized(total / (down[:, None] * across), out).numpy()
+
+
+def _resized(
+    maps: Float[Tensor, "channels h w"], size: tuple[int, int]
+) -> Float[Tensor, "channels height width"]:
+    if maps.shape[1:] == size:
+        return maps
+    return interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
 def whole_argmax(
     cosines: Float[Tensor, "h w channels"], out: tuple[int, int]
 ) -> Int64[np.ndarray, "height width"]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from curation.pairs.tree import Tree
 from evaluate.sets.images import image_names, images_of
-from evaluate.sets.kinds import Facts, SegmentationSet
+from evaluate.sets.kinds import ClassNames, Facts, SegmentationSet
 from evaluate.sets.masks import index_masks
 from evaluate.sets.names import checked_names, read_json, read_lines, readable
 
@@ -33,7 +33,8 @@ def open_masks(tree: Tree, facts: Facts, variant: str = "") -> SegmentationSet:
     """Own sets: images/ and masks/ of the same stems, and the names of the mask values.
 
     labels.json is {"labels": [...], "ignore_index": i or [i, ...], "first_value": 0 or 1}, or a
-    list whose first name is the background. A text file has one name per line, or "value: name".
+    list whose first name is the background; "groups": {"footwear": ["boots", "shoes"]} adds names
+    that are true for several classes. A text file has one name per line, or "value: name".
     """
     listing = tree.outermost(*NAME_FILES)
     if listing is None:
@@ -67,7 +68,28 @@ def open_masks(tree: Tree, facts: Facts, variant: str = "") -> SegmentationSet:
         values,
         frozenset(ignored),
         background=background,
+        groups=_groups(tree, listing, names),
     )
+
+
+def _groups(tree: Tree, listing: str, names: ClassNames) -> dict[str, tuple[int, ...]]:
+    """The classes that each further name is true for."""
+    content = read_json(tree, listing) if listing.endswith(".json") else {}
+    groups = content.get("groups", {}) if isinstance(content, dict) else {}
+    label_of = {name: label for label, each in enumerate(names) for name in each}
+
+    for group, members in groups.items():
+        unknown = [name for name in members if name not in label_of]
+        if unknown or not members:
+            what = f"{unknown[0]!r}, which is no label" if unknown else "no label"
+            raise ValueError(
+                f"{listing} of {tree.root}: the group {group!r} names {what}: each group lists "
+                "names of labels; correct it"
+            )
+
+    if groups:
+        checked_names(f"the groups in {listing} of {tree.root}", list(groups))
+    return {group: tuple(label_of[name] for name in members) for group, members in groups.items()}
 
 
 def _same_stems(tree: Tree, root: PurePosixPath) -> tuple[list[str], list[str]]:
@@ -129,11 +151,11 @@ def _value_names(tree: Tree, listing: str) -> tuple[dict[int, Any], set[int], bo
             "correct it"
         )
 
-    unknown = sorted(content.keys() - {"labels", "ignore_index", "first_value"})
+    unknown = sorted(content.keys() - {"labels", "ignore_index", "first_value", "groups"})
     if unknown:
         raise ValueError(
-            f"{where} has a field {unknown[0]!r}: labels, ignore_index and first_value are known; "
-            "correct it"
+            f"{where} has a field {unknown[0]!r}: labels, ignore_index, first_value and groups are "
+            "known; correct it"
         )
 
     first = content.get("first_value", 0)

@@ -65,7 +65,7 @@ class SegmentationSet:
 
     `values` gives the class of each mask value, `ignored` the mask values that count nowhere.
     Values in neither are an error, unless `ignores_rest`. `background` is the class "none of
-    these".
+    these". `groups` are further names, each of which is true for several classes ("footwear").
     """
 
     facts: Facts
@@ -76,6 +76,7 @@ class SegmentationSet:
     ignored: frozenset[int] = frozenset()
     ignores_rest: bool = False
     background: int | None = None
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def first_names(names: ClassNames) -> tuple[str, ...]:

@@ -202,6 +202,15 @@ def test_arms_come_from_labels() -> None:
     assert split_arms({"train": Path("train")})[0].name == "model"
 
 
+def test_models_that_are_only_scored_are_arms_of_their_own() -> None:
+    """A page of scores alone must not start with an empty arm, which has no pictures."""
+    arms = split_arms({"evaluate_one": Path("1"), "evaluate_two": Path("2")})
+    assert [(arm.name, set(arm.folders)) for arm in arms] == [
+        ("one", {"evaluate"}),
+        ("two", {"evaluate"}),
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(8.24, "8.2 s"), (185.0, "3 min 05 s"), (7800.0, "2 h 10 min")]
 )
@@ -224,4 +233,4 @@ def test_terminal_table_has_a_column_for_each_model(inputs: dict[str, Path]) -> 
         "blind",
         "trivial baseline",
     ]
-    assert table.row_count == 3 + 9 + 5
+    assert table.row_count == 3 + 9 + 6
