@@ -16,6 +16,7 @@ from cluster.words import nearest
 from pipeline.fingerprint import data_identity, digest
 
 VERSIONS = {
+    "pool": 2,
     "embed": 7,
     "images": 1,
     "curate": 5,

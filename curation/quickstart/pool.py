@@ -66,6 +66,18 @@ SCENE_CONCEPTS = (
     ),
     *("rocket", "house", "guitar", "umbrella", "alarm clock", "red heart"),
 )
+SCENE_GROUPS: dict[str, tuple[str, ...]] = {
+    "animal": SCENE_CONCEPTS[:9],
+    "mammal": ("dog face", "cat face", "panda", "lion"),
+    "insect": ("butterfly", "honeybee"),
+    "plant": ("rose", "sunflower", "deciduous tree", "cactus"),
+    "flower": ("rose", "sunflower"),
+    "food": SCENE_CONCEPTS[13:22],
+    "fruit": ("red apple", "banana", "strawberry", "watermelon"),
+    "ball": ("soccer ball", "basketball"),
+    "vehicle": ("automobile", "airplane", "rocket"),
+}
+"""Names that are true for several concepts: the groups and subgroups of Unicode's emoji-test.txt."""
 ZERO_WIDTH_JOINER = "\u200d"
 FEMALE = "\u2640"
 MALE = "\u2642"
@@ -372,7 +384,8 @@ def segmentation_members(
         for d in drawings
         if d.concept.name in label and not d.concept.tones
     ]
-    yield "labels.json", _json({"labels": ["background", *SCENE_CONCEPTS], "ignore_index": 255})
+    labels = ["background", *SCENE_CONCEPTS]
+    yield "labels.json", _json({"labels": labels, "ignore_index": 255, "groups": SCENE_GROUPS})
     for i, scene in enumerate(draw_scenes(cutouts, config.scenes, config.scene_px, config.seed)):
         yield f"images/scene-{i:05d}.jpg", scene.image
         yield f"masks/scene-{i:05d}.png", scene.mask

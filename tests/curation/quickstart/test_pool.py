@@ -18,6 +18,7 @@ pytest.importorskip("emoji")
 from curation.quickstart import pool
 from curation.quickstart.pool import (
     SCENE_CONCEPTS,
+    SCENE_GROUPS,
     Concept,
     EmojiConfig,
     read_concepts,
@@ -216,4 +217,7 @@ def test_missing_wheel_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_fewer_concepts_still_hold_those_of_the_scenes() -> None:
     names = {drawing.concept.name for drawing in read_drawings(["google"], 100)}
     assert set(SCENE_CONCEPTS) <= names
+    assert {name for group in SCENE_GROUPS.values() for name in group} <= set(SCENE_CONCEPTS)
+    assert SCENE_GROUPS["food"][0] == "red apple"
+    assert SCENE_GROUPS["food"][-1] == "birthday cake"
     assert len(names) <= 100 + len(SCENE_CONCEPTS)
