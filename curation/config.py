@@ -41,15 +41,13 @@ class EmbedConfig:
     device, else float32.
     """
     view: Annotated[int, Ge(0)] = 0
-    """View of each image. 0: its center square; n > 0: random crop and flip number n.
-    """
+    """View of each image. 0: its center square; n > 0: random crop and flip number n."""
     augment: AugmentConfig = AugmentConfig()
     """How random views are cropped."""
     thumbnail_px: Annotated[int, Ge(0)] = 48
     """Longest side of the thumbnails that reports show, in pixels; 0: no thumbnails."""
     hash_forms: bool = True
-    """Also hash cropped and bordered forms of each image, to detect such copies; 640 bytes per row.
-    """
+    """Also hash cropped and bordered forms of each image, to find such copies; 640 bytes per row."""
     batch_size: Annotated[int, Ge(1)] = field(default=64, metadata=MACHINE_FACT)
     """Images per forward pass."""
     error_budget: Annotated[float, Interval(ge=0, le=1)] = field(
@@ -71,8 +69,7 @@ class EmbedConfig:
 @dataclass(frozen=True)
 class CaptionClustersConfig:
     clusters: Annotated[int, Ge(0)] = 0
-    """Number of caption clusters. 0: one per 40 distinct rows, rounded to a multiple of `split`.
-    """
+    """Number of caption clusters. 0: one per 40 distinct rows, rounded to a multiple of `split`."""
     split: Annotated[int, Ge(0)] = 0
     """Two-stage clustering: sub-clusters per first-stage cluster. 0: a single stage, unless there
     are more than 50,000 automatic clusters.
@@ -136,8 +133,7 @@ class CurateConfig:
     lists it that often.
     """
     leaf: Literal["random", "central"] = "random"
-    """Which rows of a bottom cluster are kept first: random ones, or those nearest to its centroid.
-    """
+    """Which rows of a bottom cluster are kept first: random ones, or the nearest to its centroid."""
     duplicates: DuplicatesConfig = DuplicatesConfig()
     """What counts as a duplicate, whatever the method."""
     leakage: LeakageConfig = LeakageConfig()

@@ -122,10 +122,7 @@ class ImageBalance:
         ]
         # A cluster without children has the size 0. Only the level above tells how many clusters a
         # level has; nothing lies above the last level.
-        num_parents = [
-            *(len(labels) for labels in self.parents[1:]),
-            0,
-        ]
+        num_parents = [*(len(labels) for labels in self.parents[1:]), 0]
         for labels, least in zip(self.parents, num_parents, strict=False):
             sizes.append(np.bincount(labels, sizes[-1], least).astype(np.int64))
 
@@ -317,7 +314,7 @@ def combine(
 def _text_budget(
     by_image: Int64[np.ndarray, " rows"], text: TextBalance, target: int, how: Combine
 ) -> int:
-    """The least text budget that reaches the target; it passes it if its last row is repeated."""
+    """The least text budget that reaches the target, or passes it with copies of its last row."""
     # Copies after each further row of text's order. An intersection gains the row's copies by
     # image. A union starts with all copies by image and gains rows that image does not keep.
     ordered = by_image[text.order]

@@ -170,6 +170,7 @@ class _Joining:
             if not match and entry.bare:
                 name = as_text(entry.bare)
                 match = lookup.match(name)
+
             if not is_wanted:
                 self.found.other_split.update(match.files)
                 continue
@@ -184,6 +185,7 @@ class _Joining:
             )
             key = prefix + (spelled if entry.key is None else as_text(entry.key))
             captions = clean_captions(entry.captions)
+
             if key in by_key:
                 again = self._repeated(one, entry, pairs[by_key[key]], captions)
                 if again.key == key and again.problem != _DUPLICATE:
@@ -264,6 +266,7 @@ class _Joining:
         If cats/1.jpg and dogs/1.jpg are listed and only 1.jpg exists, it is not both of them.
         """
         for file, names in self.longer.items():
+            # A single longer name may be a path from another machine, if nothing else is the file.
             if len(names) == 1 and file not in self.exact:
                 continue
             shown = ", ".join(sorted(names)[:FILES_SHOWN])

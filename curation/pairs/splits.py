@@ -48,8 +48,7 @@ class Splits:
     def __init__(self, names: Iterable[str], split: str) -> None:
         self.split = split.lower()
         self.doubtful: dict[str, str] = {}
-        """By folder or file that is read although its name has the word of another split: the word.
-        """
+        """By file or folder that is read although its name has another split's word: the word."""
         self._beside: dict[str, set[str]] = {}
         self._known: dict[str, bool] = {}
 

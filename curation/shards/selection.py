@@ -32,8 +32,7 @@ class Selection(NamedTuple):
     keys: pa.ChunkedArray
     rows: Int64[np.ndarray, " rows"]
     more_captions: pa.Array
-    """Per selected row, the captions of dropped rows with the same image; null if there are none.
-    """
+    """Per selected row, captions of dropped rows with the same image; null if there are none."""
 
     def captions(self, shards: EmbeddingShards, places: Int64[np.ndarray, " n"]) -> list[list[str]]:
         """All captions of the rows at some places of the selection: their own, then the others."""
