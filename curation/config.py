@@ -47,7 +47,7 @@ class EmbedConfig:
     thumbnail_px: Annotated[int, Ge(0)] = 48
     """Longest side of the thumbnails that reports show, in pixels; 0: no thumbnails."""
     hash_forms: bool = True
-    """Also hash cropped and bordered forms of each image, to find such copies; 640 bytes per row."""
+    """Also hash cropped and bordered forms of each image to find such copies; 640 bytes per row."""
     batch_size: Annotated[int, Ge(1)] = field(default=64, metadata=MACHINE_FACT)
     """Images per forward pass."""
     error_budget: Annotated[float, Interval(ge=0, le=1)] = field(
@@ -133,7 +133,7 @@ class CurateConfig:
     lists it that often.
     """
     leaf: Literal["random", "central"] = "random"
-    """Which rows of a bottom cluster are kept first: random ones, or the nearest to its centroid."""
+    """Which rows of a bottom cluster are kept first: random ones, or those nearest its centroid."""
     duplicates: DuplicatesConfig = DuplicatesConfig()
     """What counts as a duplicate, whatever the method."""
     leakage: LeakageConfig = LeakageConfig()
