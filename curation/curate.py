@@ -195,7 +195,7 @@ def _image_levels(
     """
     if config.method not in ("both", "image") and not config.duplicates.alike.uses_vectors:
         return []
-    # The other points are scaled to length one, of which inner products are cosines.
+    # For cosines, vectors are scaled to length one; Euclidean distances need them as stored.
     if config.metric == "euclidean":
         points = replace(points, vectors=ShardVectors(decisions.shards.folder, CLS))
 

@@ -33,7 +33,7 @@ def resolve(config: BackboneConfig) -> BackboneConfig:
     if config.digest:
         return config
 
-    # Everything that depends on this machine (cache, network) is settled here, and only here.
+    # What depends on this machine (cache, network) is decided here, before anything runs.
     name, reason = (config.name, "named") if config.name != AUTO else _choose(config.weights)
     file = find_weights(name, config.weights)
     digest = random_digest(name) if file is None else sha256_file(file)

@@ -261,7 +261,8 @@ class Opening:
     def _list_candidates(self, texts: set[str]) -> list[str]:
         """Files that may be lists of pairs, without the `texts` beside images.
 
-        If there are more than MOST_LISTS, names that say so and names near the root come first.
+        Of more than MOST_LISTS, those are read whose names say that they list pairs, then those
+        nearest to the root.
         """
         names = [name for name in self._remaining(LIST_SUFFIXES) if name not in texts]
         if not self.reads("list"):

