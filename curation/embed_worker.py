@@ -192,6 +192,7 @@ class EmbedWorker:
         }
         write_atomic(self.out / task.sidecar, json.dumps(record, indent=1))
 
+        # Not in the sidecar, whose bytes depend on the part alone and not on earlier runs.
         return record | {"taken_over": account.taken_over}
 
     def _rows(
