@@ -12,6 +12,7 @@ from curation.choice.duplicates import (
     hash_pairs,
     nearest_others,
     neighborhoods,
+    pair_distances,
     semantic_pairs,
 )
 from curation.choice.leakage import captions_in, check_hashed, find_leakage
@@ -110,7 +111,15 @@ def drop_duplicates(
         rows = in_order()
         near = neighborhoods(decisions.image_cluster[rows], levels[0].centroids, config.neighbors)
         nearest = nearest_others(points, rows, near)
-        rule = rule_of(alike, calibrate(nearest.cosine, alike.false_rate))
+
+        # Pairs that a form's hash already calls copies are not near by chance. In a pool with many
+        # crops they would raise both thresholds until the crops are kept.
+        by_chance = nearest
+        if alike.hash_bits is not None and alike.form_bits is not None:
+            bits = pair_distances(points, nearest.left, nearest.right)
+            by_chance = nearest.where(bits > alike.hash_bits)
+
+        rule = rule_of(alike, calibrate(by_chance.cosine, alike.false_rate))
         decisions.drop_for(semantic_pairs(points, rows, near, rule), "duplicate: vector")
         decisions.note_margin(Margin("cosine", rule.least, nearest))
         thresholds["duplicates_cosine"] = rule.least

@@ -15,11 +15,12 @@ from curation.choice.config import OFF, DuplicatesConfig, LeakageConfig, Likenes
 from curation.choice.why import read_decisions, why
 from curation.clusters.config import LevelsConfig
 from curation.clusters.scan import InProcess
+from curation.clusters.vectors import to_unit
 from curation.config import CaptionClustersConfig, CurateConfig
 from curation.curate import curate, run
 from curation.shards.mapped import ShardError
 from curation.shards.reader import EmbeddingShards
-from curation.shards.schema import CAPTION_EMBEDDING, CLS
+from curation.shards.schema import CAPTION_EMBEDDING, CLS, PERCEPTUAL_HASH
 from curation.shards.selection import read_selection
 
 SIZES = (400, 150, 80, 40, 20, 10)  # rows per true concept
@@ -80,6 +81,28 @@ def _run(tmp_path, folder, name="out", evaluation=None, **changes):
     out = tmp_path / name
     out.mkdir(exist_ok=True)
     return out, curate(_config(**changes), InProcess(), out, folder, evaluation or {})
+
+
+def test_many_crops_do_not_raise_the_thresholds_that_find_them(
+    tmp_path, embedding_spec, write_pool
+):
+    """Of 410 images 150 have a crop: another hash, the hash of its form, a cosine near 0.9."""
+    spec = embedding_spec(content="pooled", num_registers=0, grid=(1, 1), dim=64, num_hashes=3)
+    rng = np.random.default_rng(0)
+    vectors = to_unit(rng.standard_normal((560, 64)).astype(np.float32))
+    vectors[410:] = vectors[:150] + 0.06 * rng.standard_normal((150, 64), np.float32)
+    hashes = rng.integers(0, 256, (560, 3, 32), dtype=np.uint8)
+    hashes[410:, 0] = hashes[:150, 1]
+    folder = tmp_path / "pool"
+    write_pool(
+        folder, spec, (560,), vectors={CLS: vectors[:, None]}, columns={PERCEPTUAL_HASH: hashes}
+    )
+
+    levels = LevelsConfig(clusters=(2,))
+    out, _ = _run(tmp_path, folder, method="none", levels=levels, duplicates=DuplicatesConfig())
+    kept = read_decisions(out)["kept"].to_numpy()
+    assert (kept[:150] ^ kept[410:]).all()
+    assert kept[150:410].all()
 
 
 @pytest.mark.parametrize("combine", ["intersection", "union"])
@@ -296,7 +319,7 @@ def test_the_hash_of_the_selection_is_the_same_for_one_two_and_four_workers(
 
 def test_a_target_above_what_is_left_is_refused(tmp_path, pool):
     folder, _ = pool()
-    with pytest.raises(ValueError, match="701 pairs are asked for, but 700 are left"):
+    with pytest.raises(ValueError, match=r"701 pairs are asked for, but .* has 700: .* at most 700 can be kept"):
         _run(tmp_path, folder, method="random", target_rows=701)
 
 
