@@ -319,7 +319,9 @@ def test_the_hash_of_the_selection_is_the_same_for_one_two_and_four_workers(
 
 def test_a_target_above_what_is_left_is_refused(tmp_path, pool):
     folder, _ = pool()
-    with pytest.raises(ValueError, match=r"701 pairs are asked for, but .* has 700: .* at most 700 can be kept"):
+    with pytest.raises(
+        ValueError, match=r"701 pairs are asked for, but .* has 700: .* at most 700 can be kept"
+    ):
         _run(tmp_path, folder, method="random", target_rows=701)
 
 
