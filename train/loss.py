@@ -211,7 +211,7 @@ class _Contrastive(torch.autograd.Function):
         ctx.dtype = dtype
         ctx.is_narrow = is_narrow
 
-        # Positives and sums come from different products: rounding can put a solved batch below 0
+        # Positives and sums come from different products: rounding can put a solved batch below 0.
         return (ring.sum(total) / (2 * batch * ring.size)).clamp_(min=0).float()
 
     @staticmethod
