@@ -8,17 +8,17 @@ warning signal; it passes it on.
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import ray
 import submitit
@@ -26,9 +26,25 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
 from submitit.helpers import DelayedSubmission
 
-from cluster.endings import REQUEUE
+from cluster.endings import (
+    FAILED,
+    JOB_FOLDER,
+    REQUEUE,
+    STOPPING,
+    FruitlessError,
+    SessionError,
+    StoppedError,
+    kill_children,
+)
 from cluster.logs import setup_logging
-from cluster.session import folder_for_sockets, free_port, object_store_bytes
+from cluster.session import (
+    BACK_OFF_S,
+    START_ATTEMPTS,
+    free_port,
+    object_store_bytes,
+    private_folder,
+)
+from cluster.tries import note_failed_start
 
 START_TIMEOUT_S = 300.0
 DRIVER_GRACE_S = 45.0  # of SLURM's 60
@@ -51,18 +67,55 @@ class RayJob:
         for that.
         """
         setup_logging()
-        with _ray_nodes(self.container) as address:
-            self.driver = subprocess.Popen(self.command, env=os.environ | {"RAY_ADDRESS": address})
-            os.waitid(
-                os.P_PID, self.driver.pid, os.WEXITED | os.WNOWAIT
-            )  # leaves `wait` to the signal's handler
-            code = self.driver.wait()
+        signal.signal(signal.SIGTERM, self._pass_on)
+        sys.exit(self._run())
 
-        logger.info("driver_exit=%d", code)
-        if code == REQUEUE:
+    def _run(self) -> int:
+        """The exit code of the job, which is requeued where it should be."""
+        folder = submitit.JobEnvironment().paths.folder
+        try:
+            code = self._code(folder)
+        except FruitlessError as error:
+            logger.error("%s", error)
+            code = FAILED
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of the requeue, as nothing is left to end
+        if code == REQUEUE and _goes_on():
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
 
-        sys.exit(code if code >= 0 else 128 - code)
+        return code
+
+    def _code(self, folder: Path) -> int:
+        """The driver's exit code; REQUEUE where it could not run, FruitlessError where that has
+        happened before.
+        """
+        try:
+            with _ray_nodes(folder, self.container) as address:
+                return self._drive(address, folder)
+        except StoppedError as error:
+            logger.warning("stopped: %s", error)
+        except StartError as error:
+            logger.error("%s", error)
+            note_failed_start(folder, error.node)
+
+        return REQUEUE
+
+    def _drive(self, address: str, folder: Path) -> int:
+        """The driver's exit code, as shells count it."""
+        environment = {"RAY_ADDRESS": address, JOB_FOLDER: str(folder)}
+        self.driver = subprocess.Popen(self.command, env=os.environ | environment)
+        os.waitid(
+            os.P_PID, self.driver.pid, os.WEXITED | os.WNOWAIT
+        )  # leaves `wait` to the signal's handler
+        code = self.driver.wait()
+        logger.info("driver_exit=%d", code)
+        return code if code >= 0 else 128 - code
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM, of `scancel` above all: the driver saves its state, in SLURM's KillWait."""
+        if self.driver is None:
+            raise StoppedError("asked to stop by SIGTERM before the driver ran")
+        self.driver.send_signal(signal.SIGTERM)
 
     def checkpoint(self) -> DelayedSubmission:
         """Called when SLURM warns of the end: let the driver save, then be submitted again unless
@@ -81,8 +134,29 @@ class RayJob:
         return DelayedSubmission(RayJob(self.command, self.container))
 
 
+class StartError(SessionError):
+    """Ray could not be started on all nodes of the job."""
+
+    def __init__(self, message: str, node: str) -> None:
+        super().__init__(message)
+        self.node = node
+        """The one to blame, as far as known."""
+
+
+def _goes_on() -> bool:
+    """Whether SLURM would let the job run on: one that was cancelled, or has reached its time limit,
+    must not come back.
+    """
+    shown = subprocess.run(
+        ["scontrol", "--oneliner", "show", "job", os.environ["SLURM_JOB_ID"]],
+        capture_output=True,
+        text=True,
+    ).stdout
+    return "JobState=RUNNING" in shown
+
+
 @contextmanager
-def _ray_nodes(container: tuple[str, ...]) -> Iterator[str]:
+def _ray_nodes(folder: Path, container: tuple[str, ...]) -> Iterator[str]:
     """Ray on every node of the allocation; yields the head's address once all are counted."""
     nodelist = os.environ["SLURM_JOB_NODELIST"]
     listed = subprocess.run(
@@ -91,11 +165,10 @@ def _ray_nodes(container: tuple[str, ...]) -> Iterator[str]:
     hosts = listed.stdout.split()
     cpus = _per_node(os.environ["SLURM_JOB_CPUS_PER_NODE"])
     address = f"{_address_of_this_node()}:{free_port()}"
-    logs = submitit.JobEnvironment().paths.folder
-    steps = {hosts[0]: _start(["head", address], logs / f"ray-{hosts[0]}.log")}
+    nodes = [_Node(hosts[0], ("head", address), folder)]
 
     try:
-        _wait_for_nodes(address, 1, steps)
+        _wait_for_nodes(address, nodes)
         for host, host_cpus in zip(hosts[1:], cpus[1:], strict=True):
             place = [
                 "--overlap",
@@ -105,21 +178,41 @@ def _ray_nodes(container: tuple[str, ...]) -> Iterator[str]:
                 f"--cpus-per-task={host_cpus}",
                 "--mem=0",
             ]
-            steps[host] = _start(
-                ["worker", address], logs / f"ray-{host}.log", prefix=("srun", *place, *container)
-            )
-        _wait_for_nodes(address, len(hosts), steps)
+            nodes.append(_Node(host, ("worker", address), folder, ("srun", *place, *container)))
+        _wait_for_nodes(address, nodes)
         logger.info("ray=ready nodes=%d address=%s", len(hosts), address)
         yield address
     finally:
-        for step in steps.values():
-            step.stdin.close()  # type: ignore[union-attr]
+        for node in nodes:
+            node.step.stdin.close()  # type: ignore[union-attr]
         deadline = time.monotonic() + STEP_GRACE_S
-        for step in steps.values():
+        for node in nodes:
             try:
-                step.wait(max(0.0, deadline - time.monotonic()))
+                node.step.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                step.kill()
+                node.step.kill()
+
+
+class _Node:
+    """Ray on one node of the allocation, as the batch process sees it."""
+
+    def __init__(
+        self, host: str, arguments: tuple[str, ...], folder: Path, prefix: tuple[str, ...] = ()
+    ) -> None:
+        self.host = host
+        start = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+        self.log = folder / f"{start}.ray-{host}.log"
+        self.command = [*prefix, sys.executable, "-m", "cluster.allocation", *arguments]
+        self.attempt = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start Ray there, once more."""
+        self.attempt += 1
+        with self.log.open("a") as output:
+            self.step = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=output, stderr=output
+            )
 
 
 def _per_node(compressed: str) -> list[int]:
@@ -141,23 +234,40 @@ def _address_of_this_node() -> str:
     return ray.util.get_node_ip_address() if address.startswith("127.") else address
 
 
-def _start(arguments: list[str], log: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
-    with log.open("a") as output:
-        command = [*prefix, sys.executable, "-m", "cluster.allocation", *arguments]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
-
-
-def _wait_for_nodes(address: str, count: int, steps: Mapping[str, subprocess.Popen]) -> None:
-    """Return when Ray counts `count` nodes; raise when the Ray of a node ends before or time runs
-    out.
+def _wait_for_nodes(address: str, nodes: Sequence[_Node]) -> None:
+    """Return when Ray counts all nodes. A Ray that ends before is started again, as on a busy node
+    it misses its own deadlines of 30 to 60 s; StartError when that does not help or time runs out.
     """
     deadline = time.monotonic() + START_TIMEOUT_S
-    while (alive := _alive_nodes(address)) < count:
-        ended = [host for host, step in steps.items() if step.poll() is not None]
-        if ended or time.monotonic() > deadline:
-            raise RuntimeError(
-                f"Ray has {alive} of {count} nodes, ended on {ended}: all nodes of the job must "
-                f"start; see ray-*.log in {submitit.JobEnvironment().paths.folder}"
+    while (alive := _alive_nodes(address)) < len(nodes):
+        for node in nodes:
+            code = node.step.poll()
+            if code is None:
+                continue
+            if node.attempt == START_ATTEMPTS:
+                raise StartError(
+                    f"Ray did not start on {node.host} in {START_ATTEMPTS} attempts (exit code "
+                    f"{code}): all nodes of the job must start; see {node.log}",
+                    node.host,
+                )
+            pause_s = BACK_OFF_S * 3 ** (node.attempt - 1)
+            logger.warning(
+                "Ray did not start on %s (attempt %d of %d, exit code %d), again in %g s; see %s",
+                node.host,
+                node.attempt,
+                START_ATTEMPTS,
+                code,
+                pause_s,
+                node.log,
+            )
+            time.sleep(pause_s)
+            node.start()
+
+        if time.monotonic() > deadline:
+            raise StartError(
+                f"Ray has {alive} of {len(nodes)} nodes after {START_TIMEOUT_S:.0f} s: all nodes of "
+                f"the job must start; see *.ray-*.log in {nodes[0].log.parent}",
+                nodes[-1].host,
             )
         time.sleep(0.5)
 
@@ -173,52 +283,47 @@ def _alive_nodes(address: str) -> int:
 
 
 def run_node(role: str, address: str) -> int:
-    """One node's Ray, within what SLURM has given this job of it, until standard input ends or
-    SLURM says so.
+    """One node's Ray, within what SLURM has given this job of it, until standard input ends, also
+    because the batch process was killed.
 
-    A signal to `srun` would kill the step; the end of its input, also when the batch process is
-    killed, lets Ray end its own processes.
+    SLURM's SIGTERM does not end it: the driver must save its state first, and needs Ray for that.
     """
-    folder = folder_for_sockets(
-        f"ray-{os.environ['SLURM_JOB_ID']}-{os.environ['SLURMD_NODENAME'][-16:]}"
-    )
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run of a requeued job
-    folder.mkdir(mode=0o700)
-    command = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "start",
-        "--block",
-        "--disable-usage-stats",
-    ]
-    command += [f"--temp-dir={folder}", "--min-worker-port=0", "--max-worker-port=0", *_shares()]
-    host, _, port = address.rpartition(":")
-
-    if role == "head":
-        command += [
-            "--head",
-            f"--node-ip-address={host}",
-            f"--port={port}",
-            "--include-dashboard=false",
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # Ray's processes inherit it
+    with private_folder(f"{os.environ['SLURM_JOB_ID']}-") as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            f"--temp-dir={folder}",
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+            *_shares(),
         ]
-    else:
-        command += [f"--address={address}", f"--node-ip-address={_address_of_this_node()}"]
+        host, _, port = address.rpartition(":")
 
-    try:
-        node = subprocess.Popen(
-            command, env=os.environ | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-        )
-        signal.signal(signal.SIGTERM, lambda *_: node.terminate())
-        threading.Thread(target=_terminate_at_end_of_input, args=(node,), daemon=True).start()
+        if role == "head":
+            command += [
+                "--head",
+                f"--node-ip-address={host}",
+                f"--port={port}",
+                "--include-dashboard=false",
+            ]
+        else:
+            command += [f"--address={address}", f"--node-ip-address={_address_of_this_node()}"]
+
+        node = subprocess.Popen(command)
+        threading.Thread(target=_end_with_input, args=(node,), daemon=True).start()
         return node.wait()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _terminate_at_end_of_input(node: subprocess.Popen) -> None:
+def _end_with_input(node: subprocess.Popen) -> None:
+    """Kill Ray on this node when the batch process closes its end, or has none any more."""
     sys.stdin.read()
-    node.terminate()
+    kill_children()
+    node.kill()
 
 
 def _shares() -> list[str]:

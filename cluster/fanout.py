@@ -8,6 +8,7 @@ is done, for progress, and returns the result.
 
 import inspect
 import logging
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import ray
 from ray.exceptions import (
+    GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
     OutOfMemoryError,
@@ -53,6 +55,8 @@ class Pool:
         self._args = [ray.put(arg) for arg in args]
         self._resources = resolve(resources, max_workers)
         self._seats: list[_Seat] = []
+        self._losses = Counter[str]()
+        """How many workers were lost on each node."""
         self.peaks_mb: dict[_Seat, float] = {}
         """The most memory that each worker process took in a call, since somebody cleared this."""
 
@@ -157,11 +161,26 @@ class Pool:
         if ready:
             return owners[ready[0]], ready[0]
         if all(seat.starting is not None for seat in self._seats):
-            logger.warning(
-                "workers=%d waiting_for_room=true asked=%s", len(self._seats), self._resources
-            )
+            self._say_what_is_awaited()
 
         return None
+
+    def _say_what_is_awaited(self) -> None:
+        """Workers without a process wait for room on a node; the others import their libraries."""
+        placed, _ = ray.wait(
+            [seat.placed for seat in self._seats], num_returns=len(self._seats), timeout=0
+        )
+        num_without = len(self._seats) - len(placed)
+
+        if num_without:
+            logger.warning(
+                "workers=%d of %d wait for room on a node: asked=%s",
+                num_without,
+                len(self._seats),
+                self._resources,
+            )
+        else:
+            logger.info("workers=%d start: they import their libraries", len(self._seats))
 
     def _replace(self, seat: "_Seat", error: Exception, work: "_Work[T]") -> None:
         """A new worker in the place of a dead one, whose items wait again."""
@@ -169,24 +188,36 @@ class Pool:
         unfinished = list(seat.calls.values())
         self._seats.remove(seat)
         ray.kill(seat.actor)
+        node = seat.node()
+        self._losses[node] += 1
         cause = " ".join(str(error).split())[:400]
         logger.warning(
-            "worker=%s died=true items_retried=%d cause=%r", name, len(unfinished), cause
+            "worker=%s died=true node=%s deaths_there=%d items_retried=%d cause=%r",
+            name,
+            node,
+            self._losses[node],
+            len(unfinished),
+            cause,
         )
 
         if unfinished and work.give_back(unfinished) > work.retries:
             raise RuntimeError(
-                f"{name} died {work.retries + 1} times on {work.items[unfinished[0]]!r}: a worker "
-                "must survive its items; look for missing memory or a crash in the cause above, "
-                "or leave the item out"
+                f"{name} died {work.retries + 1} times on {work.items[unfinished[0]]!r} "
+                f"({self._where()}): a worker must survive its items; look for missing memory or a "
+                "crash in the cause above, or leave the item out"
             ) from error
         if not unfinished and seat.attempt >= START_ATTEMPTS:
             raise RuntimeError(
-                f"{name} died {seat.attempt} times while starting: it must start; "
-                "look for missing memory or a crash in the cause above"
+                f"{name} died {seat.attempt} times while starting ({self._where()}): it must "
+                "start; look for missing memory or a crash in the cause above"
             ) from error
 
         self._seats.append(self._new_seat(attempt=1 if unfinished else seat.attempt + 1))
+
+    def _where(self) -> str:
+        """'workers lost on node-7: 3, on node-2: 1'."""
+        counts = [f"on {node}: {count}" for node, count in self._losses.most_common()]
+        return f"workers lost {', '.join(counts)}"
 
     def _new_seat(self, attempt: int = 1) -> "_Seat":
         actor: Any = (
@@ -194,7 +225,9 @@ class Pool:
             .options(**self._resources.actor_options())
             .remote(self._resources.threads)
         )
-        return _Seat(actor, actor.start.remote(self._worker, *self._args), attempt)
+        return _Seat(
+            actor, actor.node.remote(), actor.start.remote(self._worker, *self._args), attempt
+        )
 
 
 class _Work(Generic[T]):
@@ -229,14 +262,25 @@ class _Work(Generic[T]):
 class _Seat:
     """One worker process as the pool sees it."""
 
-    def __init__(self, actor: Any, starting: ray.ObjectRef, attempt: int) -> None:
+    def __init__(
+        self, actor: Any, placed: ray.ObjectRef, starting: ray.ObjectRef, attempt: int
+    ) -> None:
         self.actor = actor
+        self.placed = placed
+        """The name of the worker's node, as soon as it has a process there."""
         self.starting: ray.ObjectRef | None = starting
         self.attempt = attempt
         self.calls: dict[_Call, int] = {}
         """Items that the worker was handed, by index."""
         self.counts: dict[int, int] = {}
         """What its generator methods have counted inside those items."""
+
+    def node(self) -> str:
+        """Name of its node; of a worker that was lost before it had one, that."""
+        try:
+            return ray.get(self.placed, timeout=0)
+        except (GetTimeoutError, *LOST):
+            return "no node"
 
     def pending(self) -> "list[_Call]":
         """What the pool waits for."""
@@ -251,6 +295,10 @@ class PoolWorker:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         limit_threads(threads)
+
+    def node(self) -> str:
+        """Name of the node that the process runs on."""
+        return socket.gethostname()
 
     def start(self, worker: type, *args: object) -> None:
         self.worker = worker(*args)

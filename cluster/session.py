@@ -11,22 +11,31 @@ import os
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import ray
 from ray._private.authentication import authentication_token_setup
 
-from cluster.endings import FAILED, SessionError
-from cluster.logs import console
+from cluster.endings import SessionError, StoppedError
 from cluster.progress import progress
 from cluster.resources import OBJECT_STORE_SHARE
+from cluster.servers import (
+    SILENCE_S,
+    agents_end_with_this_process,
+    answers,
+    end_servers,
+    is_verbose,
+    listening_servers,
+    own_servers,
+    shorten_reports,
+    this_process_ends_with,
+)
 from cluster.threads import choose_blas_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +48,8 @@ OBJECT_STORE_MOST = 8 * 1024**3
 OBJECT_STORE_LEAST = 80 * 1024**2  # what Ray accepts
 LOCK = "lock"
 START_ATTEMPTS = 3
-WATCH_S = 0.5  # between two looks at the servers
+BACK_OFF_S = 5.0  # before the second attempt, three times as long before the next
+ANSWER_S = 10.0  # in which a cluster that is said to run must answer
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +70,7 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
     choose_blas_kernels()
+    shorten_reports()
     if address == "local":
         _use_private_token()
 
@@ -86,30 +97,56 @@ def _connected(address: str) -> Iterator[None]:
     os.environ.setdefault(
         "RAY_OVERRIDE_JOB_RUNTIME_ENV", "1"
     )  # in a Ray job, whose own working_dir Ray would refuse
-    runtime_env = {"working_dir": str(ROOT), "excludes": NOT_SHIPPED}
-    ray.init(
-        address=address,
-        runtime_env=runtime_env,
-        log_to_driver=_is_verbose(),
-        logging_level=logging.WARNING,
-    )
+    _connect(address)
     logger.info("ray=connected address=%s cpus=%g", address, ray.cluster_resources().get("CPU", 0))
 
     try:
-        yield
+        with this_process_ends_with(listening_servers(), SILENCE_S):
+            yield
     finally:
         ray.shutdown()
 
 
+def _connect(address: str) -> None:
+    """Join a cluster. SessionError, after seconds instead of Ray's 16 minutes, when none answers."""
+    if address != "auto" and not answers(address, ANSWER_S):
+        raise SessionError(
+            f"no Ray cluster answers at {address} (tried for {ANSWER_S:.0f} s): RAY_ADDRESS "
+            "must name the host and port of a head that runs; start one with `ray start --head`, "
+            "correct the address, or unset RAY_ADDRESS for a session on this machine"
+        )
+
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"working_dir": str(ROOT), "excludes": NOT_SHIPPED},
+            log_to_driver=is_verbose(),
+            logging_level=logging.WARNING,
+        )
+    except SystemExit as error:
+        raise StoppedError("asked to stop by SIGTERM") from error
+    except Exception as error:  # Ray raises errors of many kinds, bare Exception among them
+        raise SessionError(
+            f"the Ray cluster at {address} could not be joined ({_described(error)}): it must run "
+            "the version of Ray that is installed here, and know this process's token; look at "
+            "its head with `ray status`"
+        ) from error
+
+
+def _described(error: BaseException) -> str:
+    """An error of Ray in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 @contextmanager
 def _local(num_cpus: int | None) -> Iterator[None]:
-    with _private_folder() as folder, _importable_in_workers():
+    with private_folder() as folder, _importable_in_workers():
         with progress(None, "Ray session"):
             _start(num_cpus, folder)
         logger.debug("ray=local folder=%s cpus=%g", folder, ray.cluster_resources().get("CPU", 0))
 
         try:
-            with _agents_end_with_this_process(), _this_process_ends_with_ray():
+            with agents_end_with_this_process(), this_process_ends_with(own_servers()):
                 yield
         finally:
             ray.shutdown()
@@ -125,7 +162,7 @@ def _start(num_cpus: int | None, folder: Path) -> None:
                 address="local",
                 num_cpus=num_cpus,
                 include_dashboard=False,
-                log_to_driver=_is_verbose(),
+                log_to_driver=is_verbose(),
                 logging_level=logging.WARNING,
                 object_store_memory=object_store_bytes(psutil.virtual_memory().total),
                 _temp_dir=str(folder),
@@ -133,124 +170,27 @@ def _start(num_cpus: int | None, folder: Path) -> None:
             return
         except ValueError:  # of an argument: the same again would end alike
             raise
-        except (
-            Exception
-        ) as error:  # Ray's start raises errors of many kinds, bare Exception among them
-            reason = " ".join(str(error).split())[:300]
+        except SystemExit as error:  # what Ray makes of SIGTERM while it starts
+            raise StoppedError("asked to stop by SIGTERM") from error
+        except Exception as error:  # Ray raises errors of many kinds, bare Exception among them
+            reason = _described(error)
             ray.shutdown()
-            _end_servers()
+            end_servers()
             if attempt == START_ATTEMPTS:
                 raise SessionError(
-                    f"Ray did not start in {START_ATTEMPTS} attempts ({type(error).__name__}: "
-                    f"{reason}): its servers must answer within 30 seconds; run the same command "
-                    "again when this machine is less busy"
+                    f"Ray did not start in {START_ATTEMPTS} attempts ({reason}): its servers must "
+                    "answer within 30 seconds; run the same command again when this machine is "
+                    "less busy"
                 ) from error
+            pause_s = BACK_OFF_S * 3 ** (attempt - 1)
             logger.warning(
-                "Ray did not start (attempt %d of %d): %s", attempt, START_ATTEMPTS, reason
+                "Ray did not start (attempt %d of %d), again in %g s: %s",
+                attempt,
+                START_ATTEMPTS,
+                pause_s,
+                reason,
             )
-
-
-def _servers() -> list[psutil.Process]:
-    """The servers of Ray that this process has started and that cannot be replaced."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if _name(child) in ("gcs_server", "raylet")]
-
-
-def _name(process: psutil.Process) -> str:
-    try:
-        return process.name()
-    except psutil.NoSuchProcess:
-        return ""
-
-
-def _end_servers() -> None:
-    for server in _servers():
-        with suppress(psutil.NoSuchProcess):
-            server.kill()
-
-
-@contextmanager
-def _this_process_ends_with_ray() -> Iterator[None]:
-    """End this process, with one line, when a server of its session dies: Ray itself waits a
-    minute, without a word.
-    """
-    servers = {server: _name(server) for server in _servers()}
-    is_over = threading.Event()
-
-    def watch() -> None:
-        while not is_over.wait(WATCH_S):
-            for server, name in servers.items():
-                if not _is_alive(server) and not is_over.is_set():
-                    _end_with(name)
-
-    thread = threading.Thread(target=watch, name="watch-ray", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _end_with(server: str) -> None:
-    """No Python code of the main thread may run again before Ray's C++ has given up: the process
-    ends here.
-    """
-    console().print(
-        f"[red]error:[/red] Ray's {server} was killed, which ends the session; what is finished "
-        "is kept: run the same command again to continue, and look for missing memory if this "
-        "happens again",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
-
-    os._exit(FAILED)
-
-
-@contextmanager
-def _agents_end_with_this_process() -> Iterator[None]:
-    """End Ray's agents at once when this process is killed; all else of Ray does so by itself, they
-    take a minute.
-
-    The watcher reads a pipe that only this process writes to: its end is the end of this process.
-    """
-    agents = [
-        str(child.pid) for child in psutil.Process().children(recursive=True) if _is_agent(child)
-    ]
-    command = ["sh", "-c", 'cat > /dev/null; kill -9 "$@"', "watcher", *agents]
-    quiet = subprocess.DEVNULL
-
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
-    ) as watcher:
-        try:
-            yield
-        finally:
-            watcher.kill()
-
-
-def _is_agent(process: psutil.Process) -> bool:
-    try:
-        return "agent" in " ".join(process.cmdline()).lower()
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _is_verbose() -> bool:
-    """Whether the output of workers goes to this terminal; errors come as exceptions in any
-    case.
-    """
-    return logging.getLogger().isEnabledFor(logging.DEBUG)
+            time.sleep(pause_s)
 
 
 def object_store_bytes(memory: int) -> int:
@@ -288,10 +228,13 @@ def _importable_in_workers() -> Iterator[None]:
 
 
 @contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder for sockets and logs, locked while its driver lives."""
+def private_folder(label: str = "") -> Iterator[Path]:
+    """A folder for the sockets and logs of one Ray, locked while the process that started it lives.
+
+    Those that killed processes of this user have left on this node are removed.
+    """
     prefix = f"ray-{os.getuid()}-"
-    folder = folder_for_sockets(prefix + secrets.token_hex(4))
+    folder = folder_for_sockets(prefix + label + secrets.token_hex(4))
     for stale in folder.parent.glob(prefix + "*"):
         _remove_if_abandoned(stale)
 

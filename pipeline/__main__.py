@@ -19,7 +19,19 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from cluster.endings import FAILED, INTERRUPTED, REQUEUE, USAGE, SessionError, StoppedError
+from cluster.endings import (
+    FAILED,
+    INTERRUPTED,
+    KEPT,
+    REQUEUE,
+    USAGE,
+    FruitlessError,
+    SessionError,
+    StoppedError,
+    code_of_lost_session,
+    end_at_second_interrupt,
+    stop_on_signals,
+)
 from cluster.logs import setup_logging
 from cluster.words import nearest
 from pipeline.graph import resolve_backbone
@@ -30,7 +42,7 @@ from pipeline.recipes import Recipe
 from pipeline.step import StepError
 from pipeline.verbs import VERBS
 
-KEPT = "what is finished is kept: run the same command again to continue"
+ENDINGS = {REQUEUE: "stopped", INTERRUPTED: "interrupted"}
 CRASHES = "crashes"
 
 logger = logging.getLogger(__name__)
@@ -42,7 +54,8 @@ def main(words: Sequence[str]) -> int:
     try:
         options = parse_words(words)
         setup_logging(options.verbose)
-        return dispatch(options)
+        with end_at_second_interrupt(), stop_on_signals():
+            return dispatch(options)
     except StepError as error:
         logger.debug("step failed", exc_info=error)
         if isinstance(error.__cause__, StoppedError):
@@ -51,9 +64,11 @@ def main(words: Sequence[str]) -> int:
     except StoppedError as error:
         return complain(f"{error}; {KEPT}", REQUEUE)
     except SessionError as error:
+        return complain(str(error), code_of_lost_session())
+    except FruitlessError as error:
         return complain(str(error), FAILED)
     except KeyboardInterrupt:
-        return complain(f"interrupted; {KEPT}", INTERRUPTED)
+        return complain(KEPT, INTERRUPTED)
     except (ValueError, OSError) as error:
         logger.debug("not possible", exc_info=error)
         return complain(str(error), USAGE)
@@ -112,10 +127,9 @@ def terminal() -> Console:
 
 
 def complain(message: str, code: int) -> int:
-    """Print one line on how the command ended."""
-    Console(stderr=True).print(
-        f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True
-    )
+    """Print one line on how the command ended; one that was asked to end is no error."""
+    ending = ENDINGS.get(code, "[red]error[/red]")
+    Console(stderr=True).print(f"{ending}: {escape(message)}", highlight=False, soft_wrap=True)
     return code
 
 

@@ -18,17 +18,18 @@ from rich.console import Console
 from rich.markup import escape
 
 from cluster.devices import precision_choice
-from cluster.endings import StoppedError, stop_on_sigterm
+from cluster.endings import StoppedError, stop_on_signals
 from cluster.files import append_jsonl, read_jsonl, remove_torn, write_atomic
 from cluster.progress import progress
 from cluster.session import session
+from cluster.tries import note_try
 from pipeline.checks import check_machine
 from pipeline.lines import headline, state_after, step_line
 from pipeline.provenance import make_record
 from pipeline.record import Record
 from pipeline.step import Step, StepError, ancestors
 from pipeline.store import Store
-from pipeline.tracking import Tracking
+from pipeline.tracking import Tracking, status_after
 
 ERROR = "error.txt"
 CHOICES = "choices.jsonl"
@@ -48,15 +49,18 @@ def execute(
     If one raises, no further step starts, and StepError follows once the running ones have ended.
     """
     again = {step.label for step in todo if store.record(step)}
+    note_try(store.finished_work(todo))
     tracking = open_tracking()
-    status = "FAILED"
+    status = "FINISHED"
 
     try:
-        with session(), stop_on_sigterm():
+        with session(), stop_on_signals():
             show_choices(todo, console)
             run = _Run(ordered, store, tracking, console, again)
             run.all(todo)
-        status = "FINISHED"
+    except BaseException as error:
+        status = status_after(error)
+        raise
     finally:
         tracking.finish(status, *_results(ordered, store))
 
@@ -221,7 +225,7 @@ def note_choices(step: Step, out: Path) -> dict[str, str]:
 def _failure(step: Step, error: Exception, out: Path) -> StepError:
     """The error for the user; its traceback is written into the step's folder."""
     if isinstance(error, StoppedError):
-        return StepError(f"step {step.label} was stopped: {error}")
+        return StepError(f"step {step.label}: {error}")
 
     with suppress(OSError):  # on a full disk, only the message is left
         write_atomic(out / ERROR, "".join(traceback.format_exception(error)))

@@ -5,6 +5,7 @@ record is written into it, and the folder is renamed. A file lock per output kee
 workspace from building the same output at once.
 """
 
+import hashlib
 import logging
 import os
 import shutil
@@ -24,6 +25,18 @@ from pipeline.record import RECORD, DamagedOutputError, Record, read_record, wri
 from pipeline.step import Output, Step
 
 LOCKS = ".locks"
+PASSING = {
+    "choices.jsonl",
+    "error.txt",
+    "failed.txt",
+    "metrics.jsonl",
+    "step.txt",
+    "begun",
+    "grow",
+    "stop",
+    "ray",
+    "stalled",
+}  # files and folders of a .partial folder that change although nothing more is finished
 CHECKED_SHARE = 0.02  # checking an output before it is read may take this share of making it
 CHECKED_BYTES_PER_S = 1e9  # sha256 on one core
 CHECKED_LEAST_BYTES = 16e6  # always checked: takes milliseconds
@@ -96,6 +109,20 @@ class Store:
         # A folder with a suffix, .partial or .replaced, is not final even if it has a record.
         folders = (path.parent for path in sorted(self.workspace.glob(f"*/*/{RECORD}")))
         return [folder for folder in folders if not folder.suffix]
+
+    def finished_work(self, steps: Sequence[Step]) -> str:
+        """A digest that changes when one of these steps is done, or has finished a part of its work:
+        a shard, an iteration, a checkpoint.
+        """
+        digest = hashlib.sha256()
+        for step in steps:
+            digest.update(f"{step.label} {self.record(step) is not None}\n".encode())
+            partial = self.partial(step)
+            for path in sorted(partial.rglob("*")):
+                place = path.relative_to(partial)
+                if path.is_file() and not PASSING.intersection(place.parts):
+                    digest.update(f"{place} {path.stat().st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
     def check_sizes(self, *steps: Step, forced: Sequence[str] = ()) -> None:
         """DamagedOutputError if a file of a finished output is missing or has another size.

@@ -5,6 +5,7 @@ The store is `$MLFLOW_TRACKING_URI`, or an sqlite database inside the workspace.
 stops the work: at its first failure it warns once and is off for the rest of the run.
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -15,14 +16,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 from filelock import FileLock
 
+from cluster.endings import StoppedError
 from cluster.files import read_jsonl
 from cluster.identity import Json, identity
 from pipeline.step import Step
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +62,7 @@ class Tracking:
 
         self.uri = tracking_uri(workspace)
         self.is_on = True
+        self._owner = _owner(workspace)
         self._statuses: dict[
             str, str
         ] = {}  # of the runs that are not ended yet: what each is to end with
@@ -80,19 +86,36 @@ class Tracking:
         self._end_abandoned()
         name = time.strftime(f"{recipe} %F %T")
         self._parent = self._client.create_run(
-            self._experiment, run_name=name, tags={**tags, **_owner()}
+            self._experiment, run_name=name, tags={**tags, **self._owner}
         ).info.run_id
         self._statuses[self._parent] = "FAILED"
         self._log_params(self._parent, config)
 
     def _end_abandoned(self) -> None:
-        """Runs of processes of this machine that were killed are shown as killed, not as running
-        for ever.
+        """Runs of processes that were killed are shown as killed, not as running for ever: those of
+        this machine, and those of earlier tries of this SLURM job on other nodes.
         """
-        for run in self._client.search_runs([self._experiment], "attributes.status = 'RUNNING'"):
+        for run in self._running():
             tags = run.data.tags
-            if tags.get("host") == socket.gethostname() and not psutil.pid_exists(int(tags["pid"])):
+            is_here = tags.get("host") == self._owner["host"]
+            is_earlier_try = bool(tags.get("job")) and tags.get("job") == self._owner["job"]
+            if is_earlier_try or (is_here and not psutil.pid_exists(int(tags["pid"]))):
                 self._client.set_terminated(run.info.run_id, "KILLED")
+
+    def _running(self, *conditions: str) -> "list[Run]":
+        """Runs of the experiment that look as if they were running."""
+        query = " and ".join(["attributes.status = 'RUNNING'", *conditions])
+        return list(self._client.search_runs([self._experiment], query))
+
+    def _end_earlier(self, fingerprint: str) -> None:
+        """End what an earlier process, on whatever node, has left of a step that is claimed now: it
+        cannot run any more, and neither can the pipeline around it.
+        """
+        workspace = f"tags.workspace = '{self._owner['workspace']}'"
+        for run in self._running(f"tags.fingerprint = '{fingerprint}'", workspace):
+            for abandoned in (run.info.run_id, run.data.tags["mlflow.parentRunId"]):
+                if abandoned != self._parent:
+                    self._client.set_terminated(abandoned, "KILLED")
 
     @contextmanager
     def step(self, step: Step, out: Path) -> Iterator[Callable[[Mapping[str, float]], None]]:
@@ -119,6 +142,9 @@ class Tracking:
                 run, [(f"final/{name}", value, 0) for name, value in summary.items()]
             )
             self._statuses[run] = "FINISHED"
+        except BaseException as error:
+            self._statuses[run] = status_after(error)
+            raise
         finally:
             stop.set()
             follower.join()
@@ -127,13 +153,14 @@ class Tracking:
 
     def _start_step(self, step: Step) -> str:
         """The identity of a nested run."""
+        self._end_earlier(step.fingerprint)
         tags = {
             "mlflow.parentRunId": self._parent,
             "fingerprint": step.fingerprint,
             "step": step.name,
         }
         run = self._client.create_run(
-            self._experiment, run_name=step.label, tags={**tags, **_owner()}
+            self._experiment, run_name=step.label, tags={**tags, **self._owner}
         ).info.run_id
         self._statuses[run] = "FAILED"
         self._log_params(run, step.config)
@@ -170,8 +197,7 @@ class Tracking:
         from mlflow.entities import Param
 
         params = [
-            Param(name, str(value)[:PARAM_CHARS])
-            for name, value in flatten(identity(config)).items()
+            Param(name, _shortened(str(value))) for name, value in flatten(identity(config)).items()
         ]
         for start in range(0, len(params), 100):
             self._client.log_batch(run, params=params[start : start + 100])
@@ -221,10 +247,19 @@ class Tracking:
             if self.is_on:
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 logger.warning(
-                    "tracking=off uri=%s reason=%s: the run goes on without", self.uri, reason
+                    "tracking=off uri=%s reason=%s: the run goes on without; start the server again, or "
+                    "move an mlflow.db that cannot be read away, and the next run is tracked",
+                    self.uri,
+                    reason,
                 )
             self.is_on = False
             return None
+
+
+def _shortened(value: str) -> str:
+    """MLflow's servers refuse longer values."""
+    note = "... (whole in record.json)"
+    return value if len(value) <= PARAM_CHARS else value[: PARAM_CHARS - len(note)] + note
 
 
 def _one_at_a_time(workspace: Path) -> FileLock:
@@ -234,8 +269,20 @@ def _one_at_a_time(workspace: Path) -> FileLock:
     return FileLock(path)
 
 
-def _owner() -> dict[str, str]:
-    return {"host": socket.gethostname(), "pid": str(os.getpid())}
+def _owner(workspace: Path) -> dict[str, str]:
+    """The process that a run belongs to; `job` is empty outside of SLURM."""
+    return {
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+        "job": os.environ.get("SLURM_JOB_ID", ""),
+        "workspace": hashlib.sha256(str(workspace.resolve()).encode()).hexdigest()[:16],
+    }
+
+
+def status_after(error: BaseException) -> str:
+    """MLflow's word for a run that ended with an error, or because somebody asked it to end."""
+    was_asked = isinstance(error, StoppedError | KeyboardInterrupt)
+    return "KILLED" if was_asked or isinstance(error.__cause__, StoppedError) else "FAILED"
 
 
 def flatten(value: Json, prefix: str = "") -> dict[str, Json]:

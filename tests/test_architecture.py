@@ -45,9 +45,11 @@ DOORS = {
         "cluster.allocation",
         "cluster.devices",
         "cluster.placement",
+        "cluster.servers",
         "cluster.session",
         "cluster.fanout",
         "cluster.ray_jobs",
+        "train.interruption",
         "train.train",
     },
 }

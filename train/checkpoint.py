@@ -196,6 +196,12 @@ def _sizes(path: Path) -> dict[str, int]:
     }
 
 
+def saved_step(folder: Path) -> int:
+    """How many steps the last complete checkpoint holds; 0 without one."""
+    saved = complete_checkpoints(folder)
+    return step_of(saved[-1]) if saved else 0
+
+
 def best_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint with the highest score; None when none was scored."""
     scored = [path for path in complete_checkpoints(folder) if score_of(path) > -math.inf]

@@ -1,10 +1,13 @@
 """Settings of the steps tokenizer and train, from the vocabulary to the whole run."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Gt
 
 from cluster.identity import MACHINE_FACT
 from cluster.machine import AUTO, PRECISION, Precision, PrecisionChoice
+from cluster.ranges import check_ranges
 from cluster.resources import Resources
 from curation.encoders.views import AugmentConfig
 from curation.pairs.config import SourceConfig
@@ -219,6 +222,10 @@ class CheckpointConfig:
     """Number of complete checkpoints to keep, besides the best one."""
     asynchronous: bool = True
     """Write checkpoints in the background while training continues."""
+    stall_minutes: Annotated[float | None, Gt(0)] = 15.0
+    """Longest time in which no rank gets on, minutes: then the stacks of all ranks go into the log,
+    and the workers start again from the last checkpoint; None: they may wait for ever.
+    """
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep"):
@@ -230,6 +237,7 @@ class CheckpointConfig:
             raise ValueError(
                 f"checkpoint.every_minutes is {self.every_minutes}: must be above 0; raise it"
             )
+        check_ranges(self, "checkpoint")
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,11 @@ def note_failure(out: Path, error: BaseException) -> None:
     if not _would_fail_again(out, error):
         return
 
-    reason = f"{_described(error)}; {_full(out)}" if _is_full(out) else _described(error)
+    fail(out, f"{_described(error)}; {_full(out)}" if _is_full(out) else _described(error))
+
+
+def fail(out: Path, reason: str) -> None:
+    """Write down why training must not be tried again."""
     with (out / REASON).open("r+b") as file:  # over the blanks: no new room is needed
         file.write(reason.encode()[:REASON_BYTES].ljust(REASON_BYTES))
 

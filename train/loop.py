@@ -36,6 +36,7 @@ from train.optim import learning_rate, make_optimizer, set_learning_rate
 from train.parallel import parallelize, plain_name
 from train.shuffle import mix
 from train.speed import Speed
+from train.stall import Watchdog
 from train.tokenizer import load_tokenizer
 from train.validation import batch_accuracy, score, validate
 
@@ -100,12 +101,17 @@ def train(
         torch.device("cpu") if config.micro_batch else device
     )  # parts go to the device one by one
 
-    with pairs.batches(
-        start, config.num_steps, config.batch_size, rank, world, prefetch_device
-    ) as batches:
+    with (
+        pairs.batches(
+            start, config.num_steps, config.batch_size, rank, world, prefetch_device
+        ) as batches,
+        Watchdog(job.out, config.checkpoint.stall_minutes, start) as watchdog,
+    ):
         for step in range(start, config.num_steps):
+            watchdog(step, "waits for data")
             with speed.waiting_for_data():
                 batch = next(batches)
+            watchdog(step, "computes")
             parts = [encode_images(part) for part in split(batch, config.micro_batch)]
             lr = learning_rate(step, config.num_steps, config.optim)
             set_learning_rate(optimizer, lr)
@@ -113,6 +119,7 @@ def train(
             loss, features = backward(model, parts, config.loss, mix(config.seed, step, rank))
             grad_norm = clip_gradients(model, config.optim.clip_norm, config.parallel.replicas)
 
+            watchdog(step, "waits for the other ranks")
             asked = interruption()
             is_bad, must_stop, must_save = any_rank(
                 not torch.isfinite(loss + grad_norm),
@@ -138,6 +145,7 @@ def train(
             speed.add(len(batch.keys), len(batch.captions.tokens), batch.num_truncated, flop)
 
             done = step + 1
+            watchdog(step, "saves")
             if rank == 0:
                 note_step(done)
             is_last = done == config.num_steps

@@ -8,6 +8,8 @@ Driver and workers talk through files in `out`; the state that Ray keeps is not 
 | `metrics.jsonl` | rank 0 | driver, tracking | a line every few steps, from which progress is shown |
 | `step.txt` | rank 0 | driver | the last finished step, between two lines of metrics |
 | `stop` | driver (SIGTERM, SIGUSR2, `request_stop`) | rank 0 | save and end for good |
+| `begun` | rank 0 | driver | the loop runs, and sees `stop`; before, the driver ends by itself |
+| `stalled/` | all ranks | driver | what each rank did when no step was finished for too long (train/stall.py) |
 | `grow` | rank 0 | driver | all ranks have saved and ended, because more workers fit now: start again with them |
 | `failed.txt` | any rank | ranks that start, driver | an error that another try would repeat: do not try again |
 
@@ -20,9 +22,7 @@ import logging
 import math
 import os
 import shutil
-import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,36 +32,36 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.execution.context import get_train_context
 
 from cluster.devices import settled
 from cluster.endings import StoppedError
 from cluster.files import read_jsonl
-from cluster.placement import resolve, room_for
+from cluster.placement import resolve
 from cluster.resources import Resources
 from cluster.session import free_port, session
 from cluster.storage import absolute
 from cluster.threads import limit_threads
-from train.checkpoint import complete_checkpoints, damaged_checkpoints, step_of
+from train.checkpoint import damaged_checkpoints, saved_step
 from train.config import TrainConfig
 from train.data import Pairs
 from train.failure import REASON, check_space, failure, note_failure, reserve_reason
-from train.loop import CHECKPOINTS, Interruption, Job, check, read_pairs, train
+from train.interruption import BEGUN, GROW, STOP, Interruptions, largest_group, stop_on_signal
+from train.loop import CHECKPOINTS, Job, check, read_pairs, train
 from train.metrics_file import METRICS, STEP, followed, summary
 from train.model import DinoTxt
+from train.stall import STALLED, SUMMARY, log_stalls
 from train.validation import score
 
 logger = logging.getLogger(__name__)
 
-STOP = "stop"
-GROW = "grow"
 RAY_FOLDER = "ray"
 
-# Between two looks for new nodes. Nodes that join within this time restart the workers only once.
-GROWTH_S = 60.0
 MAX_FAILURES = 8  # failures of workers after which Ray gives up; see `fit_to_the_end`
+MAX_LOSSES = 3
+TELL_S = 1.0  # between two looks for a stall
 
 # By default, threads of OpenMP spin while they wait for each other, and so take cores from other
 # processes: with two threads on two busy cores, a step took fifteen times as long. The variable
@@ -101,7 +101,7 @@ def run(
     )
 
     # Remove the requests of an earlier run.
-    for name in (STOP, GROW):
+    for name in (STOP, GROW, BEGUN):
         (job.out / name).unlink(missing_ok=True)
 
     reserve_reason(job.out)
@@ -117,9 +117,15 @@ def run(
         check(config, pairs, world)
         check_space(config, job.out, job.out / CHECKPOINTS, _num_weights(config, pairs))
         for problem in damaged_checkpoints(job.out / CHECKPOINTS):
-            logger.warning("%s: training continues from step %d", problem, _saved_step(job))
+            logger.warning(
+                "%s: training continues from step %d", problem, saved_step(job.out / CHECKPOINTS)
+            )
 
-        with _stop_on_signal(job.out), followed(job.out / METRICS, config.num_steps):
+        with (
+            stop_on_signal(job),
+            followed(job.out / METRICS, config.num_steps),
+            _telling_of_stalls(job.out),
+        ):
             fit_to_the_end(config, job)
 
     if reason := failure(job.out):
@@ -128,15 +134,15 @@ def run(
     rows = read_jsonl(job.out / METRICS)
     if (job.out / STOP).exists() and (not rows or rows[-1]["step"] < config.num_steps):
         raise StoppedError(
-            f"asked to stop by a signal or a file named {STOP}; step {_saved_step(job)} of "
+            f"asked to stop by a signal or a file named {STOP}; step {saved_step(job.out / CHECKPOINTS)} of "
             f"{config.num_steps} is saved"
         )
 
     # The models are exported: neither the checkpoints nor Ray's files are needed any longer.
-    for folder in (CHECKPOINTS, RAY_FOLDER):
+    for folder in (CHECKPOINTS, RAY_FOLDER, STALLED):
         shutil.rmtree(job.out / folder, ignore_errors=True)
 
-    for name in (STEP, REASON):
+    for name in (STEP, REASON, BEGUN):
         (job.out / name).unlink(missing_ok=True)
 
     metrics = summary(rows, config.batch_size)
@@ -180,19 +186,24 @@ def fit_to_the_end(config: TrainConfig, job: Job) -> None:
     """Run the loop until it ends.
 
     It runs again with more workers when it asks for them. It also runs again when Ray gives up
-    after MAX_FAILURES failures, as long as there was a new checkpoint in between.
+    after MAX_FAILURES failures, as long as there was a new checkpoint in between, and when the
+    process of Ray Train that starts the workers is lost, MAX_LOSSES times at one checkpoint.
     """
+    num_losses = 0
     while True:
-        before = _saved_step(job)
+        before = saved_step(job.out / CHECKPOINTS)
         try:
             _fit(config, job, placement(config))
-        except ray.train.WorkerGroupError as error:
-            if _saved_step(job) == before:
+        except (ray.train.WorkerGroupError, RayActorError) as error:
+            is_controller = isinstance(error, RayActorError)
+            saved = saved_step(job.out / CHECKPOINTS)
+            num_losses = num_losses + 1 if saved == before else 0
+            if num_losses > (MAX_LOSSES if is_controller else 0):
                 raise  # no progress: the same failures would come again
             logger.warning(
                 "training failures=%d continues_at_step=%d last=%r",
-                MAX_FAILURES,
-                _saved_step(job),
+                1 if is_controller else MAX_FAILURES,
+                saved,
                 error,
             )
             continue
@@ -207,12 +218,6 @@ def _num_weights(config: TrainConfig, pairs: Pairs) -> int:
     with torch.device("meta"):
         model = DinoTxt(config.model, pairs.tokenizer.vocab_size, pairs.spec.dim)
     return sum(weight.numel() for weight in model.parameters())
-
-
-def _saved_step(job: Job) -> int:
-    """Number of finished steps in the last complete checkpoint; 0 without one."""
-    saved = complete_checkpoints(job.out / CHECKPOINTS)
-    return step_of(saved[-1]) if saved else 0
 
 
 def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
@@ -269,6 +274,8 @@ def _worker(arguments: dict) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if failure(job.out):
         return  # another try would fail in the same way; the driver raises the error from the file
+    if dist.get_rank() == 0:
+        (job.out / BEGUN).unlink(missing_ok=True)
 
     try:
         if shrink_group_to(largest_group(config, dist.get_world_size())):
@@ -286,66 +293,6 @@ def _train_and_grow(config: TrainConfig, job: Job, resources: Resources, most: i
     is_complete = train(config, job, Interruptions(config, job.out, resources, most))
     if not is_complete and not (job.out / STOP).exists():
         (job.out / GROW).touch()
-
-
-class Interruptions:
-    """Asks rank 0 to save, or to save and end.
-
-    The reasons are a request of the driver, a node that is about to be preempted, or room for more
-    workers. Ray's own `get_preemption_info` cannot serve: it is a barrier of all workers in each
-    step, and workers that were left out of the group never reach it.
-    """
-
-    def __init__(self, config: TrainConfig, out: Path, resources: Resources, most: int) -> None:
-        self.config = config
-        self.out = out
-        self.resources = resources
-        self.most = most
-        self.is_preempted = False
-        self.group = self._possible()
-        self.checked_s = time.monotonic()
-
-    def __call__(self) -> Interruption:
-        if (self.out / STOP).exists() or self._has_grown():
-            return "stop"
-
-        # The notice stays in place: one save is enough.
-        if (
-            not self.is_preempted
-            and get_train_context().preemption_context.preemption_info is not None
-        ):
-            self.is_preempted = True
-            return "save"
-        return ""
-
-    def _has_grown(self) -> bool:
-        """Whether more workers fit than at the last check; it checks once per GROWTH_S."""
-        if not self.resources.min_workers or time.monotonic() - self.checked_s < GROWTH_S:
-            return False
-
-        before = self.group
-        self.group = self._possible()
-        self.checked_s = time.monotonic()
-        return self.group > before
-
-    def _possible(self) -> int:
-        return largest_group(self.config, min(self.most, room_for(self.resources)))
-
-
-def largest_group(config: TrainConfig, most: int) -> int:
-    """The largest number of workers, up to `most`, that divides a batch; 0 when there is none.
-
-    It is also a multiple of the replicas. A batch of 512 on up to 6 workers: 4.
-    """
-    sizes = range(most, 0, -1)
-    return next(
-        (
-            size
-            for size in sizes
-            if not config.batch_size % size and not size % config.parallel.replicas
-        ),
-        0,
-    )
 
 
 def shrink_group_to(size: int) -> bool:
@@ -373,27 +320,20 @@ def shrink_group_to(size: int) -> bool:
 
 
 @contextmanager
-def _stop_on_signal(out: Path) -> Iterator[None]:
-    """While the body runs, SIGTERM and SIGUSR2 ask the workers to save and stop.
+def _telling_of_stalls(out: Path) -> Iterator[None]:
+    """Write into the log what the ranks of the body say of a stall; those before are known."""
+    known = set((out / STALLED).glob(f"*/{SUMMARY}"))
+    ended = threading.Event()
 
-    Only the main thread can handle signals: in any other, nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    def tell() -> None:
+        while not ended.wait(TELL_S):
+            log_stalls(out, known)
+        log_stalls(out, known)
 
-    before = {
-        number: signal.signal(number, lambda *_: request_stop(out))
-        for number in (signal.SIGTERM, signal.SIGUSR2)
-    }
-
+    thread = threading.Thread(target=tell, name="stalls", daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def request_stop(out: Path) -> None:
-    """Ask the training that writes into `out` to save and stop; any process may call it."""
-    (out / STOP).touch()
+        ended.set()
+        thread.join()

@@ -15,12 +15,16 @@ import psutil
 import pytest
 import ray
 
+from cluster import session as sessions
+from cluster.endings import SessionError
+from cluster.servers import first_line
 from cluster.session import (
     LONGEST_FOLDER,
     OBJECT_STORE_LEAST,
     PACKAGES,
     ROOT,
     folder_for_sockets,
+    free_port,
     object_store_bytes,
     session,
 )
@@ -136,6 +140,74 @@ def test_a_lost_node_loses_no_item_and_the_code_travels_to_the_cluster(short_fol
     assert all(
         [name for name in files if not name.endswith(".pyc")] == code
         for _, (_, files) in result["answers"]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("server", ["gcs_server", "raylet", "agent"])
+def test_a_run_on_a_cluster_says_so_when_a_server_of_it_dies(
+    server: str, short_folder: Path
+) -> None:
+    port = free_port()
+    environment = alone() | {"RAY_AUTH_MODE": "disabled"}
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    options = {
+        "port": port,
+        "node-ip-address": "127.0.0.1",
+        "temp-dir": short_folder,
+        "num-cpus": 1,
+        "object-store-memory": OBJECT_STORE_LEAST,
+        "include-dashboard": "false",
+    }
+    start += [f"--{name}={value}" for name, value in options.items()]
+    head = subprocess.Popen(start, stdout=subprocess.DEVNULL, env=environment)
+    try:
+        with subprocess.Popen(
+            driver("import time; time.sleep(600)", f"127.0.0.1:{port}"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        ) as run:
+            assert run.stdout is not None
+            assert run.stderr is not None
+            while "ready" not in run.stdout.readline():
+                assert run.poll() is None
+            victim = next(
+                process
+                for process in psutil.Process(head.pid).children(recursive=True)
+                if server in " ".join(process.cmdline()[:2])
+            )
+            victim.kill()
+            assert run.wait() == 1
+            told = run.stderr.read()
+        assert "is gone, which ends the session" in told
+        assert "*** SIG" not in told
+    finally:
+        for process in psutil.Process(head.pid).children(recursive=True):
+            process.kill()
+        head.kill()
+        head.wait()
+
+
+def test_an_address_where_nobody_listens_is_named_before_ray_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions, "ANSWER_S", 0.1)
+    monkeypatch.setattr(sessions.ray, "is_initialized", lambda: False)
+    with (
+        pytest.raises(SessionError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 "),
+        session("127.0.0.1:1"),
+    ):
+        pass
+
+
+def test_a_report_of_rays_servers_is_one_line() -> None:
+    report = "Raylet is terminated. Termination is unexpected. Possible reasons include: (1) OOM"
+    assert (
+        first_line([f"{report}\n  [state-dump] 1\n  [state-dump] 2"])
+        == "Raylet is terminated. Termination is unexpected."
     )
 
 

@@ -12,15 +12,23 @@ import psutil
 import pytest
 from disturbances import start, tree
 
+from cluster.endings import KEPT
+
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 EMBEDDING = "embed/*.partial/shard-*.json"
+STARTING = "train/*.partial/failed.txt"
 TRAINING = "train/*.partial/metrics.jsonl"
-KEPT = "what is finished is kept: run the same command again to continue"
 
 
 def send(number: signal.Signals) -> Callable[[subprocess.Popen[bytes]], None]:
     return lambda process: process.send_signal(number)
+
+
+def interrupt_twice(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)  # the first one is handled, and its ending takes seconds
+    process.send_signal(signal.SIGINT)
 
 
 def kill_server(name: str) -> Callable[[subprocess.Popen[bytes]], None]:
@@ -33,14 +41,28 @@ def kill_server(name: str) -> Callable[[subprocess.Popen[bytes]], None]:
 @pytest.mark.parametrize(
     ("moment", "disturb", "code", "said"),
     [
-        (EMBEDDING, send(signal.SIGINT), 130, f"error: interrupted; {KEPT}"),
-        (TRAINING, send(signal.SIGINT), 130, f"error: interrupted; {KEPT}"),
-        (EMBEDDING, send(signal.SIGTERM), 85, "was stopped: asked to stop by SIGTERM"),
-        (TRAINING, send(signal.SIGTERM), 85, "was stopped: asked to stop by a signal"),
-        (EMBEDDING, kill_server("raylet"), 1, "error: Ray's raylet was killed"),
-        (TRAINING, kill_server("gcs_server"), 1, "error: Ray's gcs_server was killed"),
+        (EMBEDDING, send(signal.SIGINT), 130, f"interrupted: {KEPT}"),
+        (TRAINING, send(signal.SIGINT), 130, f"interrupted: {KEPT}"),
+        (
+            EMBEDDING,
+            send(signal.SIGTERM),
+            85,
+            ": asked to stop by SIGTERM; what is finished is kept",
+        ),
+        (TRAINING, send(signal.SIGTERM), 85, "stopped: step train: asked to stop by a signal"),
+        (EMBEDDING, kill_server("raylet"), 1, "error: Ray's raylet is gone"),
+        (TRAINING, kill_server("gcs_server"), 1, "error: Ray's gcs_server is gone"),
     ],
-    ids=["ctrl-c-embed", "ctrl-c-train", "term-embed", "term-train", "raylet", "gcs"],
+    ids=[
+        "ctrl-c-embed",
+        "ctrl-c-train",
+        "twice",
+        "term-start",
+        "term-embed",
+        "term-train",
+        "raylet",
+        "gcs",
+    ],
 )
 def test_a_run_says_how_it_ended(
     tmp_path: Path,

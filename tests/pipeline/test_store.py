@@ -13,10 +13,17 @@ import pytest
 from curation.shards.manifest import Manifest, write_manifest
 from curation.shards.schema import HASHES, EmbeddingSpec
 from curation.shards.writer import write_shard
+from pipeline.execution import CHOICES, ERROR
 from pipeline.provenance import make_record
 from pipeline.record import DamagedOutputError
 from pipeline.step import Output, Step
 from pipeline.store import Store
+from train.failure import REASON
+from train.interruption import BEGUN, GROW, STOP
+from train.metrics_file import METRICS
+from train.metrics_file import STEP as NOTED_STEP
+from train.stall import STALLED
+from train.train import RAY_FOLDER
 
 
 def nothing(config: object, *, out: Path, **inputs: Path) -> Mapping[str, float]:
@@ -232,3 +239,23 @@ def test_claim_lets_one_process_in_at_a_time(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert log.read_text() == "x" * 10
+
+
+def test_finished_work_changes_with_a_part_that_is_finished_and_with_nothing_else(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path)
+    before = store.finished_work([STEP])
+    out = store.partial(STEP)
+    out.mkdir(parents=True)
+    for name in (STOP, GROW, BEGUN, NOTED_STEP, METRICS, REASON, ERROR, CHOICES):
+        (out / name).write_text("x")
+    for name in (RAY_FOLDER, STALLED):
+        (out / name).mkdir()
+        (out / name / "file").write_text("x")
+    assert store.finished_work([STEP]) == before
+
+    (out / "shard-00000.arrow").write_text("x")
+    with_a_shard = store.finished_work([STEP])
+    finish(store)
+    assert len({before, with_a_shard, store.finished_work([STEP])}) == 3

@@ -1,5 +1,7 @@
 """Tracking takes any name, and leaves no run behind that looks as if it were running."""
 
+import math
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,3 +49,45 @@ def test_runs_are_ended_though_tracking_was_switched_off(
     assert not tracking.is_on
     tracking.finish("FAILED", {}, {})
     assert [run.info.status for run in runs(tracking)] == ["FINISHED", "FAILED"]
+
+
+def test_a_run_that_was_abandoned_on_another_node_is_ended_when_its_step_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "another-node")
+        lost = Tracking(tmp_path, "test", {}, {})
+    lost_step = lost._start_step(STEP)
+    now = Tracking(tmp_path, "test", {}, {})
+    assert {run.info.status for run in runs(now)} == {"RUNNING"}
+
+    with now.step(STEP, tmp_path):
+        pass
+    now.finish("FINISHED", {}, {})
+    ended = {run.info.run_id: run.info.status for run in runs(now)}
+    assert [ended.pop(run) for run in (lost_step, lost._parent)] == ["KILLED", "KILLED"]
+    assert set(ended.values()) == {"FINISHED"}
+
+
+def test_the_run_before_of_a_requeued_job_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "another-node")
+        Tracking(tmp_path, "test", {}, {})
+    now = Tracking(tmp_path, "test", {}, {})
+    assert sorted(run.info.status for run in runs(now)) == ["KILLED", "RUNNING"]
+
+
+def test_long_settings_and_missing_numbers_are_shown(tracking: Tracking, tmp_path: Path) -> None:
+    step = Step("evaluate", "evaluate", nothing, {"names": "x" * 7000})
+    with tracking.step(step, tmp_path) as track:
+        track({"loss": float("nan"), "gain": float("inf")})
+    tracking.finish("FINISHED", {}, {})
+    shown, _ = runs(tracking)
+    assert tracking.is_on
+    assert math.isnan(shown.data.metrics["final/loss"])
+    assert shown.data.params["names"].endswith("... (whole in record.json)")

@@ -21,7 +21,8 @@ from cluster.files import read_jsonl
 from cluster.resources import Resources
 from cluster.session import session
 from train.config import CheckpointConfig
-from train.train import request_stop, run
+from train.interruption import request_stop
+from train.train import run
 
 CONFIG = replace(
     TINY,

@@ -31,16 +31,9 @@ from cluster.session import ROOT
 from train import train as trainer
 from train.checkpoint import MARKER, complete_checkpoints, step_of
 from train.config import CheckpointConfig, ModelConfig, OptimConfig, ParallelConfig, VisionConfig
+from train.interruption import largest_group, request_stop
 from train.loop import Job
-from train.train import (
-    TrainingFailed,
-    fit_to_the_end,
-    largest_group,
-    placement,
-    request_stop,
-    run,
-    shrink_group_to,
-)
+from train.train import TrainingFailed, fit_to_the_end, placement, run, shrink_group_to
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 ONE_WORKER = Resources(workers=1, cpus=1.0)
@@ -81,17 +74,21 @@ def losses(out: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in read_jsonl(out / "metrics.jsonl")]
 
 
-def kill_workers() -> None:
+def kill_workers(kind: str = "RayTrainWorker") -> None:
     for child in psutil.Process().children(recursive=True):
-        if "RayTrainWorker" in " ".join(child.cmdline()):
+        if kind in " ".join(child.cmdline()):
             child.kill()
 
 
+@pytest.mark.parametrize(
+    "kind", ["RayTrainWorker", pytest.param("TrainController", marks=pytest.mark.slow)]
+)
 def test_killed_worker_resumes_to_the_same_weights(
-    undisturbed: Path, pooled_pairs: dict[str, Path], tmp_path: Path
+    undisturbed: Path, pooled_pairs: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
     with once(
-        lambda: len(complete_checkpoints(tmp_path / "checkpoints")) == 2, kill_workers
+        lambda: len(complete_checkpoints(tmp_path / "checkpoints")) == 2,
+        lambda: kill_workers(kind),
     ) as killed:
         summary = run(replace(TINY, resources=ONE_WORKER), out=tmp_path, **pooled_pairs)
     assert killed
