@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_harness import local_slurm, missing, wait_for_end
+from slurm_harness import wait_for_end
+from test_slurm import logs, submit
 
 from cluster.endings import REQUEUE
 from cluster.resources import Resources
-from cluster.slurm import submit
+from cluster.site import JobConfig
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -46,39 +47,18 @@ with session():
 """
 
 
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A running SLURM, and the folder for its jobs."""
-    if reason := missing():
-        pytest.skip(f"no local SLURM: {reason}")
-    names = [name for name in os.environ if name.startswith(("SLURM", "RAY_", "SUBMITIT"))]
-    with (
-        local_slurm(tmp_path_factory.mktemp("slurm")) as environment,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name in names:
-            patch.delenv(name)
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        yield tmp_path_factory.mktemp("jobs")
-
-
 @pytest.fixture
-def node_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def node_folder() -> Iterator[Path]:
     """The temporary folder of the nodes, empty and short enough for Ray's sockets."""
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
-        monkeypatch.setenv("TMPDIR", folder)
         yield Path(folder)
 
 
-def let_starts_fail(folder: Path, failing: object, patch: pytest.MonkeyPatch) -> None:
+def failing_starts(folder: Path, failing: object) -> str:
+    """The set-up line with which starts of Ray fail."""
     text = SITE.format(count=str(folder / "starts"), failing=failing)
     (folder / "sitecustomize.py").write_text(text)
-    patch.setenv("PYTHONPATH", str(folder))
-
-
-def log(folder: Path, job: str) -> str:
-    return "\n".join(path.read_text() for path in sorted((folder / job).glob("*.[lo][ou][gt]")))
+    return f"export PYTHONPATH={folder}:$PYTHONPATH"
 
 
 @pytest.mark.parametrize("failing", [(1,), (2,)], ids=["head", "worker"])
@@ -87,23 +67,23 @@ def test_a_start_of_ray_that_fails_once_is_tried_again(
     tmp_path: Path,
     node_folder: Path,
     failing: tuple[int, ...],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    let_starts_fail(tmp_path, failing, monkeypatch)
-    job = submit(["true"], Resources(nodes=2), slurm, "starts")
+    setup = (failing_starts(tmp_path, failing), f"export TMPDIR={node_folder}")
+    name = f"starts{failing[0]}"
+    job = submit(["true"], Resources(), slurm, name, JobConfig(nodes=2, setup=setup))
     ended = wait_for_end(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), log(slurm, job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), logs(slurm, job)
     assert (tmp_path / "starts").read_text() == "xxx"
     assert list(node_folder.iterdir()) == []
 
 
 def test_a_job_whose_ray_never_starts_is_requeued_once_and_ends_with_a_sentence(
-    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: Path, tmp_path: Path
 ) -> None:
-    let_starts_fail(tmp_path, range(100), monkeypatch)
-    job = submit(["true"], Resources(nodes=1), slurm, "never")
+    setup = (failing_starts(tmp_path, range(100)),)
+    job = submit(["true"], Resources(), slurm, "never", JobConfig(setup=setup))
     ended = wait_for_end(job)
-    told = log(slurm, job)
+    told = logs(slurm / "never", job)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "1"), told
     assert "Ray did not start on n1 in 3 attempts" in told
     assert "2 tries of this job in a row have finished nothing (2 on n1)" in told
@@ -117,10 +97,11 @@ def test_a_cancelled_job_saves_with_the_help_of_ray_and_does_not_come_back(
     out = tmp_path / "out"
     os.mkfifo(pipe)
     program = SAVES.format(out=str(out), pipe=str(pipe), code=REQUEUE)
-    job = submit([sys.executable, "-c", program], Resources(nodes=2), slurm, "cancelled")
+    site = JobConfig(nodes=2, setup=(f"export TMPDIR={node_folder}",))
+    job = submit([sys.executable, "-c", program], Resources(), slurm, "cancelled", site)
     pipe.read_text()  # returns once the driver runs
     subprocess.run(["scancel", job], check=True)
     ended = wait_for_end(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), log(slurm, job)
-    assert out.read_text() == "saved with 1", log(slurm, job)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), logs(slurm, job)
+    assert out.read_text() == "saved with 1", logs(slurm, job)
     assert list(node_folder.iterdir()) == []

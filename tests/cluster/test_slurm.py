@@ -80,7 +80,7 @@ def test_the_driver_finds_rays_nodes_and_the_job_leaves_nothing(
     assert wait_for_end(job)["JobState"] == "COMPLETED", logs(slurm, job)
     where, cpus = json.loads(out.read_text())
     assert (sorted(where), cpus) == (["n1", "n2"], [2, 2])
-    assert [*deep.iterdir(), *Path("/tmp").glob(f"ray-{job}-*")] == []
+    assert [*deep.iterdir(), *Path("/tmp").glob(f"ray-*-{job}-*")] == []
 
 
 @pytest.mark.slurm
