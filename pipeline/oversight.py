@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from cluster.accounting import JobState, job_states, remedy
 from cluster.progress import PROGRESS_FILE
@@ -136,8 +137,10 @@ def status_table(rows: Sequence[Mapping], console: Console) -> None:
     """Print the rows; of jobs only where there are some, and below the table what to do."""
     jobs = [row["job"] for row in rows if "job" in row]
     columns = ("job", "node", "starts", "queued", "memory", "CPU") if jobs else ()
-    table = Table("step", "output", "state", "took", *columns, box=None)
-    table.add_column("", no_wrap=True, overflow="ellipsis")
+    table = Table(box=None)
+    for name in ("step", "output", "state", "took", *columns):
+        table.add_column(name, no_wrap=True)
+    table.add_column()
 
     for row in rows:
         took = duration(row["seconds"]) if row["state"] == "done" else ""
@@ -147,10 +150,9 @@ def status_table(rows: Sequence[Mapping], console: Console) -> None:
             took = took or (duration(job["elapsed_s"]) if job["elapsed_s"] else "")
             text = text or job["progress"]
             cells = _job_cells(job)
+        one_line = Text(text, no_wrap=True, overflow="ellipsis")
         padding = [""] * (len(columns) - len(cells))
-        table.add_row(
-            row["step"], row["fingerprint"], _word(row), took, *cells, *padding, escape(text)
-        )
+        table.add_row(row["step"], row["fingerprint"], _word(row), took, *cells, *padding, one_line)
 
     console.print(table)
     for job in {
