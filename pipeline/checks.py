@@ -1,10 +1,10 @@
 """Checks that this machine can run the steps, made before any of them starts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from cluster.devices import device_of, settled, slow_choices
+from cluster.devices import device_of, settled
 from cluster.machine import Device, settled_precision
 from curation.config import EmbedConfig
 from curation.encoders.config import geometry_of
@@ -15,13 +15,9 @@ from train.config import TokenizerConfig, TrainConfig
 from train.train import placement
 
 
-def check_machine(steps: Sequence[Step]) -> Iterator[str]:
-    """Warnings about settings that are slow on the devices of this session.
-
-    ValueError for a setting that is impossible on them.
-    """
+def check_training(steps: Sequence[Step]) -> None:
+    """Check the train steps among these. ValueError for a setting that this machine cannot have."""
     for step in steps:
-        yield from slow_choices(step.config, step.label)
         if isinstance(step.config, TrainConfig):
             device = device_of(step.config.resources)
             check_attention(step.config, device)

@@ -17,13 +17,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from cluster.devices import precision_choice
+from cluster.devices import precision_choice, slow_choices
 from cluster.endings import StoppedError, stop_on_signals
 from cluster.files import append_jsonl, read_jsonl, remove_torn, write_atomic
 from cluster.progress import progress
 from cluster.session import session
 from cluster.tries import note_try
-from pipeline.checks import check_machine
 from pipeline.lines import headline, state_after, step_line
 from pipeline.provenance import make_record
 from pipeline.record import Record
@@ -70,8 +69,16 @@ def show_choices(todo: Sequence[Step], console: Console) -> None:
 
     ValueError if a setting is impossible on this machine.
     """
-    for warning in check_machine(todo):
-        logger.warning("%s", warning)
+    for step in todo:
+        for warning in slow_choices(step.config, step.label):
+            logger.warning("%s", warning)
+
+    if any(step.name == "train" for step in todo):
+        from pipeline.checks import (
+            check_training,
+        )  # with torch and Ray Train, which other steps need not wait for
+
+        check_training(todo)
 
     choices = [precision_choice(step.config) for step in todo]
     for text in dict.fromkeys(str(choice) for choice in choices if choice is not None):

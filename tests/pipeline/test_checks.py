@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cluster.machine import Device
-from pipeline.checks import check_attention, check_machine, check_memory, memory_per_worker
+from pipeline.checks import check_attention, check_memory, memory_per_worker
 from pipeline.costs import PaperModel
 from pipeline.graph import draw_steps
 from pipeline.presets import PRESETS
@@ -57,8 +57,3 @@ def test_a_gpu_that_is_too_small_is_named_with_what_the_model_needs(ray_session:
         ValueError, match=r"train needs 0\.0 GB per GPU .* the toy has 0\.0 GB: take more GPUs"
     ):
         check_memory(step, step.config, Device("cuda", "toy", True, None, 1000))
-
-
-@pytest.mark.ray
-def test_steps_that_choose_nothing_have_nothing_to_check(ray_session: None) -> None:
-    assert list(check_machine([Step("one", "one", lambda config, *, out: {}, None)])) == []

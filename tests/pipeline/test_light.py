@@ -85,3 +85,12 @@ def test_what_only_reads_imports_nothing_heavy(tmp_path: Path) -> None:
 def test_submitting_imports_submitit_and_no_ray(tmp_path: Path) -> None:
     command = ["submit", "debug", "--dry-run", "--workspace", str(tmp_path)]
     assert imported_by(command) == {" ".join(command): [0, ["submitit"]]}
+
+
+def test_a_driver_imports_what_its_steps_compute_with_and_no_more() -> None:
+    """A job of the tokenizer need not wait for torch and Ray Train."""
+    program = "import sys, pipeline.execution; print(*{'torch', 'ray.train'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "\n"
