@@ -88,11 +88,11 @@ def _existing(path: Path) -> Path:
 
 
 def _kinds(site: SiteConfig) -> dict[str, JobConfig]:
-    """The different jobs of a site, by the names of the steps that they are for."""
-    names: dict[JobConfig, list[str]] = {}
+    """The different jobs that a site file describes, by the names of their sections."""
+    names = {site.default: ["default"]}
     for item in fields(site):
-        job = site.default if item.name == "default" else site.job(item.name)
-        names.setdefault(job, []).append(item.name)
+        if item.name != "default" and getattr(site, item.name) != JobConfig():
+            names.setdefault(site.job(item.name), []).append(item.name)
     return {", ".join(steps): job for job, steps in names.items()}
 
 

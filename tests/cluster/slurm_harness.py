@@ -14,7 +14,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cluster.slurm import without_leaks
+from cluster import slurm
+from cluster.jobs import Job, ask_of
+from cluster.limits import asked_partitions, smallest
+from cluster.resources import Resources
+from cluster.site import JobConfig
 
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])  # where Debian's daemons lie
 BINARIES = (
@@ -148,7 +152,7 @@ def local_slurm(folder: Path) -> Iterator[dict[str, str]]:
 
     environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
     namespace = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
-    with (folder / "console.log").open("w") as console, without_leaks():
+    with (folder / "console.log").open("w") as console, slurm.without_leaks():
         init = [*namespace, "sh", "-c", INIT, "init", str(folder)]
         machine = subprocess.Popen(
             init, env=os.environ | environment, stdout=console, stderr=console
@@ -168,6 +172,26 @@ def _free_ports(count: int) -> list[int]:
         for free in sockets:
             free.bind(("127.0.0.1", 0))
         return [free.getsockname()[1] for free in sockets]
+
+
+def submit(
+    command: list[str],
+    resources: Resources,
+    folder: Path,
+    name: str,
+    site: JobConfig = JobConfig(),  # noqa: B008
+) -> str:
+    """Submit a command as `submit RECIPE` submits a step; its logs go to `folder/name`."""
+    ask = ask_of(resources, site, smallest(asked_partitions(site)), name)
+    job = Job(name, tuple(command), ask, site, folder / name)
+    slurm.check(job)
+    return slurm.submit(job)
+
+
+def logs(folder: Path) -> str:
+    """Every log below a folder."""
+    files = sorted(folder.rglob("*.[lo][ou][gt]"))
+    return "\n".join(f"== {path}\n{path.read_text()}" for path in files)
 
 
 def wait_for_end(job: str, timeout_s: float = 300.0) -> dict[str, str]:

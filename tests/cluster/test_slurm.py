@@ -9,17 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from slurm_harness import wait_for_end
+from slurm_harness import logs, submit, wait_for_end
 
-from cluster import slurm as slurm_jobs
 from cluster.allocation import _per_node
 from cluster.endings import REQUEUE
-from cluster.jobs import Job, ask_of
-from cluster.limits import asked_partitions, smallest
 from cluster.resources import Resources
 from cluster.site import JobConfig
 
-SITE = JobConfig()
 CENSUS = """
 import json, os, pathlib, time, ray
 from cluster.session import session
@@ -50,17 +46,6 @@ def test_per_node_expands_slurms_compressed_counts() -> None:
     assert _per_node("72") == [72]
 
 
-def submit(
-    command: list[str], resources: Resources, folder: Path, name: str, site: JobConfig = SITE
-) -> str:
-    """Submit a command as `submit RECIPE` submits a step."""
-    partitions = asked_partitions(site)
-    ask = ask_of(resources, site, smallest(partitions), name)
-    job = Job(name, tuple(command), ask, site, folder / name)
-    slurm_jobs.check(job)
-    return slurm_jobs.submit(job)
-
-
 @pytest.mark.slurm
 @pytest.mark.timeout(400)
 def test_the_driver_finds_rays_nodes_and_the_job_leaves_nothing(
@@ -77,7 +62,7 @@ def test_the_driver_finds_rays_nodes_and_the_job_leaves_nothing(
         "census",
         JobConfig(nodes=2),
     )
-    assert wait_for_end(job)["JobState"] == "COMPLETED", logs(slurm, job)
+    assert wait_for_end(job)["JobState"] == "COMPLETED", logs(slurm)
     where, cpus = json.loads(out.read_text())
     assert (sorted(where), cpus) == (["n1", "n2"], [2, 2])
     assert [*deep.iterdir(), *Path("/tmp").glob(f"ray-*-{job}-*")] == []
@@ -102,7 +87,7 @@ def test_whole_nodes_come_with_all_their_gpus(
         f"gpus{workers}",
         JobConfig(partition="gpu"),
     )
-    assert wait_for_end(job)["JobState"] == "COMPLETED", logs(slurm, job)
+    assert wait_for_end(job)["JobState"] == "COMPLETED", logs(slurm)
     assert (
         out.read_text().split() == [str(gpus)] * 2
     )  # on the first node, and in the job step of a further one
@@ -113,7 +98,7 @@ def test_whole_nodes_come_with_all_their_gpus(
 def test_the_job_ends_as_its_driver(slurm: Path) -> None:
     job = submit(["sh", "-c", "exit 7"], Resources(workers=1), slurm, "fails")
     ended = wait_for_end(job)
-    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "7:0"), logs(slurm, job)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "7:0"), logs(slurm)
 
 
 @pytest.mark.slurm
@@ -147,11 +132,5 @@ def test_an_interrupted_job_runs_again(
             [word.format(job=job) for word in interruption], check=True, capture_output=True
         )
     ended = wait_for_end(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), logs(slurm, job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), logs(slurm)
     assert out.read_text() == "0 1 "
-
-
-def logs(folder: Path, job: str) -> str:
-    return "\n".join(
-        f"== {path}\n{path.read_text()}" for path in sorted(folder.rglob("*.[lo][ou][gt]"))
-    )

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from slurm_harness import wait_for_end
+from slurm_harness import logs, wait_for_end
 
 from cluster.endings import USAGE
 from cluster.session import ROOT
@@ -97,7 +97,7 @@ def test_a_graph_ends_with_a_report_and_the_selection_of_a_laptop(
     assert submission("submit", "--cluster", str(submission.site)) == USAGE
     assert "a step runs once" in capsys.readouterr().err
 
-    assert wait_for_end(jobs[-1], 500.0)["JobState"] == "COMPLETED", all_logs(submission)
+    assert wait_for_end(jobs[-1], 500.0)["JobState"] == "COMPLETED", logs(submission.workspace)
     rows = submission.rows(capsys)
     assert {row["state"] for row in rows.values()} == {"done"}
     assert {row["job"]["state"] for row in rows.values()} == {"COMPLETED"}
@@ -124,7 +124,7 @@ def test_one_job_makes_the_same_selection(
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    assert wait_for_end(job, 300.0)["JobState"] == "COMPLETED", all_logs(submission)
+    assert wait_for_end(job, 300.0)["JobState"] == "COMPLETED", logs(submission.workspace)
     assert selection(submission.workspace) == selection(local)
 
 
@@ -248,8 +248,3 @@ def test_cluster_check_says_what_is_good_and_what_is_not(
     assert "imports everything there" in printed
     assert "QOS narrow allows 1" in printed
     assert "SLURM has gpu, high, low" in printed
-
-
-def all_logs(submission: Submission) -> str:
-    files = sorted(submission.workspace.glob("jobs/**/*.[lo][ou][gt]"))
-    return "\n".join(f"== {path}\n{path.read_text()}" for path in files)
