@@ -152,6 +152,8 @@ def parse_scontrol(text: str) -> JobState:
     """The state in the line of `scontrol --oneliner show job`."""
     facts = dict(fact.split("=", 1) for fact in text.split() if "=" in fact)
     reason = "" if facts["Reason"] == "None" else facts["Reason"]
+    if facts["JobState"] == "CANCELLED" and reason.startswith("Dependency"):
+        reason = NEVER  # far behind the job that failed, SLURM says "Dependency" alone
     nodes = facts.get("NodeList", "")
     return JobState(
         state=facts["JobState"],
