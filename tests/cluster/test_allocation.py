@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_harness import wait_for_end
-from test_slurm import logs, submit
+from slurm_harness import logs, submit, wait_for_end
 
 from cluster.endings import REQUEUE
 from cluster.resources import Resources
@@ -72,7 +71,7 @@ def test_a_start_of_ray_that_fails_once_is_tried_again(
     name = f"starts{failing[0]}"
     job = submit(["true"], Resources(), slurm, name, JobConfig(nodes=2, setup=setup))
     ended = wait_for_end(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), logs(slurm, job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), logs(slurm)
     assert (tmp_path / "starts").read_text() == "xxx"
     assert list(node_folder.iterdir()) == []
 
@@ -102,6 +101,6 @@ def test_a_cancelled_job_saves_with_the_help_of_ray_and_does_not_come_back(
     pipe.read_text()  # returns once the driver runs
     subprocess.run(["scancel", job], check=True)
     ended = wait_for_end(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), logs(slurm, job)
-    assert out.read_text() == "saved with 1", logs(slurm, job)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), logs(slurm)
+    assert out.read_text() == "saved with 1", logs(slurm)
     assert list(node_folder.iterdir()) == []
