@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 # Packages whose lines below WARNING are about their own internals.
-CHATTY = ("urllib3", "matplotlib", "PIL", "git", "submitit", "fsspec", "asyncio")
+CHATTY = ("faiss", "urllib3", "matplotlib", "PIL", "git", "submitit", "fsspec", "asyncio")
 
 
 def setup_logging(verbose: bool = False) -> None:

@@ -6,6 +6,7 @@ that to the output and takes the largest. Here the same is done for a block of o
 time, classes last in memory, so that a block stays in the cache.
 """
 
+import math
 from collections.abc import Sequence
 from typing import no_type_check
 
@@ -16,8 +17,12 @@ from numba import njit
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-BLOCK_ELEMENTS = 400_000
+BLOCK_ELEMENTS = 1_600_000
 LANES = 16
+# Taylor's series of the exponential: from -1 to 1 its error is below 3e-9, less than float32's.
+A0, A1, A2, A3, A4, A5, A6, A7, A8, A9, A10, A11 = (
+    np.float32(1 / math.factorial(term)) for term in range(12)
+)
 
 
 def starts(full: int, window: int, stride: int) -> list[int]:
@@ -50,17 +55,17 @@ def sliding_argmax(
     """
     tops, lefts = begins
     channels = cosines.shape[-1]
-    first_rows, row_shares = (
-        torch.from_numpy(part) for part in _two_taps(cosines.shape[2], window[0])
-    )
-    next_rows = (first_rows + 1).clamp(max=cosines.shape[2] - 1)
+    first_rows, row_shares = _two_taps(cosines.shape[2], window[0])
+    next_rows = np.minimum(first_rows + 1, cosines.shape[2] - 1)
     to_columns = bilinear(cosines.shape[3], window[1])
     to_out = _two_taps(size[0], out[0])
     across = _two_taps(size[1], out[1])
-    seen = _times_seen(tops, window[0], size[0])[:, None] * _times_seen(lefts, window[1], size[1])
+    down_seen, across_seen = (_times_seen(*axis) for axis in zip(begins, window, size, strict=True))
+    seen = (down_seen[:, None] * across_seen).numpy()
 
     # Columns of a window are up-sampled once; its rows only for the block of output rows at hand.
-    wide = torch.einsum("xw,tlhwc->tlhxc", to_columns, logit_scale * cosines)
+    wide = torch.einsum("xw,tlhwc->tlhxc", to_columns, logit_scale * cosines).contiguous()
+    add_softmax = _add_small_softmax if float(wide.abs().max()) <= 1 else _add_any_softmax
     block = max(1, BLOCK_ELEMENTS // (channels * max(size[1], out[1])))
     winners = np.empty(out, np.int64)
 
@@ -70,24 +75,88 @@ def sliding_argmax(
         begin = int(upper[0])
         end = min(int(upper[-1]) + 2, size[0])
 
-        mean = torch.zeros(end - begin, size[1], channels)
+        mean = np.zeros((end - begin, size[1], channels), np.float32)
         for number, top in enumerate(tops):
             low = max(begin, top)
             high = min(end, top + window[0])
             if low >= high:
                 continue
             span = slice(low - top, high - top)
+            taps = (first_rows[span], next_rows[span], row_shares[span])
             for place, left in enumerate(lefts):
-                rows = wide[number, place]
-                scores = rows[first_rows[span]].lerp_(
-                    rows[next_rows[span]], row_shares[span, None, None]
-                )
-                mean[low - begin : high - begin, left : left + window[1]] += scores.softmax(-1)
-        mean /= seen[begin:end, :, None]
+                part = wide[number, place].numpy()
+                add_softmax(part, *taps, seen[begin:end], mean, low - begin, left)
 
-        _argmax(mean.numpy(), upper - begin, down, *across, winners[first : first + block])
+        _argmax(mean, upper - begin, down, *across, winners[first : first + block])
 
     return winners
+
+
+def _add_any_softmax(
+    wide: Float32[np.ndarray, "h window channels"],
+    first: Int32[np.ndarray, " rows"],
+    following: Int32[np.ndarray, " rows"],
+    share: Float32[np.ndarray, " rows"],
+    seen: Float32[np.ndarray, "height width"],
+    mean: Float32[np.ndarray, "height width channels"],
+    top: int,
+    left: int,
+) -> None:
+    """Add the soft-max over the channels of up-sampled rows to `mean`, at (top, left), each divided
+    by how many windows have `seen` the pixel.
+
+    A row is mixed of the rows `first` and `following` of `wide`, the latter with its `share`.
+    """
+    rows = torch.from_numpy(wide[first])
+    rows.lerp_(torch.from_numpy(wide[following]), torch.from_numpy(share)[:, None, None])
+    here = np.s_[top : top + rows.shape[0], left : left + rows.shape[1]]
+    mean[here] += rows.softmax(-1).numpy() / seen[here][..., None]
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "contract", "reassoc"})
+@no_type_check
+def _add_small_softmax(
+    wide: Float32[np.ndarray, "h window channels"],
+    first: Int32[np.ndarray, " rows"],
+    following: Int32[np.ndarray, " rows"],
+    share: Float32[np.ndarray, " rows"],
+    seen: Float32[np.ndarray, "height width"],
+    mean: Float32[np.ndarray, "height width channels"],
+    top: int,
+    left: int,
+) -> None:
+    """The same for values from -1 to 1, as cosines are, in a tenth of the time: all in one pass,
+    and the exponential as a polynomial, which the compiler turns into vector instructions.
+    """
+    channels = wide.shape[2]
+    powers = np.empty(channels, np.float32)
+
+    for row in range(len(first)):
+        upper = wide[first[row]]
+        lower = wide[following[row]]
+        low = share[row]
+        for column in range(wide.shape[1]):
+            one = upper[column]
+            two = lower[column]
+            into = mean[top + row, left + column]
+
+            total = np.float32(0)
+            for channel in range(channels):
+                x = one[channel] + (two[channel] - one[channel]) * low
+                powers[channel] = _exp(x)
+                total += powers[channel]
+
+            scale = np.float32(1) / (total * seen[top + row, left + column])
+            for channel in range(channels):
+                into[channel] += powers[channel] * scale
+
+
+@njit(inline="always")
+@no_type_check
+def _exp(x: np.float32) -> np.float32:
+    """The exponential of a number from -1 to 1; a loop over the terms would not be vectorized."""
+    high = ((((A11 * x + A10) * x + A9) * x + A8) * x + A7) * x + A6
+    return (((((high * x + A5) * x + A4) * x + A3) * x + A2) * x + A1) * x + A0
 
 
 def _times_seen(begins: Sequence[int], window: int, full: int) -> Float[Tensor, " full"]:

@@ -22,7 +22,7 @@ VERSIONS = {
     "curate": 6,
     "tokenizer": 2,
     "train": 3,
-    "evaluate": 9,
+    "evaluate": 10,
     "report": 7,
 }
 """Version of the code of each kind of step, 1 if it is not listed. A change to the code that

@@ -13,7 +13,13 @@ from torch.nn.functional import interpolate, normalize
 
 from evaluate.config import SegmentationConfig
 from evaluate.segmentation import Queries, label_map, resize_short_side
-from evaluate.windows import sliding_argmax, starts, whole_argmax
+from evaluate.windows import (
+    _add_any_softmax,
+    _add_small_softmax,
+    sliding_argmax,
+    starts,
+    whole_argmax,
+)
 
 PATCH = 14
 
@@ -119,6 +125,36 @@ def test_whole_image_equals_interpolating_every_class() -> None:
         cosines.permute(2, 0, 1)[None], size=(33, 70), mode="bilinear", align_corners=False
     )[0]
     np.testing.assert_array_equal(whole_argmax(cosines, (33, 70)), expected.argmax(0).numpy())
+
+
+def test_polynomial_soft_max_is_the_soft_max_to_single_precision() -> None:
+    """Of values from -1 to 1, rows mixed of two, added to what is there, divided by the windows."""
+    random = np.random.default_rng(0)
+    wide = random.uniform(-1, 1, (3, 5, 37)).astype(np.float32)
+    first = np.array([0, 1, 1, 2], np.int32)
+    following = np.array([1, 2, 2, 2], np.int32)
+    share = random.random(4).astype(np.float32)
+    seen = random.integers(1, 4, (6, 9)).astype(np.float32)
+    means = [np.ones((6, 9, 37), np.float32) for _ in range(2)]
+    for add, mean in zip((_add_small_softmax, _add_any_softmax), means, strict=True):
+        add(wide, first, following, share, seen, mean, 1, 3)
+    assert (means[1] == 1).sum() == 37 * (6 * 9 - 4 * 5)
+    np.testing.assert_allclose(means[0], means[1], rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0])
+def test_winners_are_those_of_all_windows_in_full(scale: float) -> None:
+    cosines = torch.rand(2, 2, 4, 4, 5, generator=torch.Generator().manual_seed(1)) - 0.5
+    total, seen = torch.zeros(5, 40, 42), torch.zeros(40, 42)
+    for row, top in enumerate((0, 10)):
+        for column, left in enumerate((0, 12)):
+            here = np.s_[..., top : top + 30, left : left + 30]
+            grid = scale * cosines[row, column].permute(2, 0, 1)[None]
+            total[here] += interpolate(grid, size=(30, 30), mode="bilinear")[0].softmax(0)
+            seen[here] += 1
+    expected = interpolate((total / seen)[None], size=(57, 23), mode="bilinear")[0].argmax(0)
+    winners = sliding_argmax(cosines, ([0, 10], [0, 12]), (30, 30), (40, 42), (57, 23), scale)
+    np.testing.assert_array_equal(winners, expected.numpy())
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
