@@ -5,6 +5,7 @@ LaTeX.
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
 
 from rich.markup import escape
@@ -124,6 +125,40 @@ def trivial_score(result: Mapping[str, Any], metric: str) -> float | None:
     """The best score without looking at the images: chance, or the best constant map."""
     scores = [baseline[metric] for baseline in result["baselines"].values() if metric in baseline]
     return max(scores, default=None)
+
+
+def seeds_table(runs: Mapping[str, Mapping[int, Sequence[Result]]]) -> Table:
+    """One row for each set and metric, one column for each model: mean and standard deviation over
+    the seeds of its training.
+    """
+    table = Table(
+        title="Over seeds of training, mean ± standard deviation",
+        title_justify="left",
+        header_style="bold",
+    )
+    table.add_column("evaluation set")
+    table.add_column("metric")
+    for model, by_seed in runs.items():
+        table.add_column(f"{model}, seeds {', '.join(map(str, by_seed))}", justify="right")
+
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for model, by_seed in runs.items():
+        for result in (result for results in by_seed.values() for result in results):
+            for metric, measure in result["metrics"].items():
+                row = values.setdefault((result["set"], metric), {})
+                row.setdefault(model, []).append(measure["value"])
+
+    for (name, metric), by_model in values.items():
+        cells = [_spread(metric, by_model.get(model, [])) for model in runs]
+        table.add_row(name, METRIC_NAMES.get(metric, metric), *cells)
+
+    return table
+
+
+def _spread(metric: str, values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return "–"
+    return f"[bold]{shown(metric, mean(values))}[/bold] ± {shown(metric, stdev(values))}"
 
 
 def as_csv(results: Results) -> str:

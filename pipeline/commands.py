@@ -24,7 +24,7 @@ from curation.choice.why import why
 from curation.encoders.config import describe
 from curation.pairs.inspect import inspect_source
 from evaluate.results import read_results
-from evaluate.tables import TABLE_FORMATS, results_table
+from evaluate.tables import TABLE_FORMATS, results_table, seeds_table
 from pipeline import oversight, submission
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.inputs import check_inputs, is_leakage_off, named_sets
@@ -35,6 +35,7 @@ from pipeline.recipe_file import dump_config, dump_recipe
 from pipeline.recipes import DataConfig, Recipe
 from pipeline.record import DamagedOutputError, read_record
 from pipeline.runner import check_inputs_done, run_steps
+from pipeline.seeds import results_by_seed
 from pipeline.step import Step, find_step, in_order
 from pipeline.store import Store
 from pipeline.tracking import Tracking, tracking_uri
@@ -311,6 +312,7 @@ def show_results(steps: Sequence[Step], store: Store, console: Console, options:
         print(TABLE_FORMATS[written](results), end="")
     elif results:
         console.print(results_table(results))
+        _show_seeds(done, name, store, console)
     elif scored:
         console.print(
             f"no results yet: `{escape(again(options, 'run'))}` makes them", soft_wrap=True
@@ -322,6 +324,16 @@ def show_results(steps: Sequence[Step], store: Store, console: Console, options:
         )
 
     return DONE
+
+
+def _show_seeds(done: Sequence[Step], name: str, store: Store, console: Console) -> None:
+    """Print mean and spread of the models that were trained with several seeds; nothing without
+    one.
+    """
+    runs = {step.label.partition("@")[2] or name: results_by_seed(step, store) for step in done}
+    several = {model: by_seed for model, by_seed in runs.items() if len(by_seed) > 1}
+    if several:
+        console.print(seeds_table(several))
 
 
 def verify(recipe: Recipe, options: Namespace, console: Console) -> int:
