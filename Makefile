@@ -20,7 +20,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart embed curate train evaluate pipeline plan submit status verify mlflow lint test test-slurm test-all bench bench-gpu clean
+.PHONY: help setup quickstart embed curate train evaluate pipeline plan submit status verify mlflow demo lint test test-slurm test-all bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / {printf "  %-28s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ mlflow: $(READY)  ## the dashboard, on http://127.0.0.1:5000 (PORT=)
 	*) $(VENV)/bin/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 	    --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(WORKSPACE))/mlflow.db}" ;; \
 	esac
+
+demo: $(READY)  ## a page that searches the pool with the models of RECIPE, on http://localhost:7860 (ARGS="--port 8000")
+	@$(PIPELINE) demo $(RECIPE) $(WHERE) $(ARGS)
 
 lint: $(READY)  ## ruff, codespell, mypy; prints how dense the code is
 	@$(PY) -m ruff check .

@@ -208,6 +208,18 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class IndexConfig:
+    """How a collection of images is made searchable."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The frozen backbone of the model; it embeds the images of a folder."""
+    exact_mb: float = 100.0
+    """Vectors up to this size are compared one by one; larger collections are searched in lists."""
+    seed: int = 0
+    """Seed of the k-means that makes the lists."""
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """What the page says of itself."""
 

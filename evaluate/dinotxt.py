@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from cluster.machine import Precision
-from curation.encoders.backbone import Backbone, load_backbone, store_features
+from curation.encoders.backbone import Backbone, Features, load_backbone, store_features
 from curation.encoders.config import BackboneConfig, geometry_of
 from curation.encoders.resolve import resolve
 from train.export.folder import LoadedModel
@@ -143,6 +143,15 @@ class DinoTxtEncoder:
             blocks.append(patches.float().cpu())
 
         return normalize(torch.cat(blocks), dim=-1).unflatten(1, (height // patch, width // patch))
+
+    @torch.inference_mode()
+    def align_patches(self, features: Features) -> Float[Tensor, "n h w p"]:
+        """Patches of stored tokens, comparable with texts that are encoded as `dense`; they cover
+        the center square.
+        """
+        device = self._backbone.device
+        _, patches = self._loaded.model.vision(*(tokens.to(device) for tokens in features))
+        return normalize(patches.float().cpu(), dim=-1).unflatten(1, self._loaded.spec.grid)
 
     def _grid(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[int, int]:
         patch = self._backbone.geometry.patch_size

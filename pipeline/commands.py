@@ -23,14 +23,14 @@ from cluster.storage import absolute
 from curation.choice.why import why
 from curation.encoders.config import describe
 from curation.pairs.inspect import inspect_source
-from evaluate.results import read_results
 from evaluate.tables import TABLE_FORMATS, results_table, seeds_table
 from pipeline import oversight, submission
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.inputs import check_inputs, is_leakage_off, named_sets
+from pipeline.outcome import results_by_model, scored_models
 from pipeline.plan import print_plan
 from pipeline.presets import PRESETS
-from pipeline.provenance import environment, git_state
+from pipeline.provenance import environment
 from pipeline.recipe_file import dump_config, dump_recipe
 from pipeline.recipes import DataConfig, Recipe
 from pipeline.record import DamagedOutputError, read_record
@@ -38,7 +38,7 @@ from pipeline.runner import check_inputs_done, run_steps
 from pipeline.seeds import results_by_seed
 from pipeline.step import Step, find_step, in_order
 from pipeline.store import Store
-from pipeline.tracking import Tracking, tracking_uri
+from pipeline.tracking import Tracking, prepare_mlflow, tracking_uri
 
 TEMPLATE_HEAD = """# A SLURM cluster. Submit to it: python -m pipeline submit RECIPE --cluster FILE.yaml
 # Leave out what is as it should be; a step takes what it leaves out from `default`.
@@ -111,15 +111,12 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
     )
     progress_console().print(header, soft_wrap=True)
 
+    opened = list[Tracking]()
+
     def open_tracking() -> Tracking:
-        commit, dirty = git_state()
-        tags = {
-            "recipe": recipe.name,
-            "commit": commit,
-            "dirty": str(dirty),
-            "backbone": backbone.name,
-        }
-        return Tracking(store.workspace, recipe.name, recipe, tags | environment())
+        tags = {"recipe": recipe.name, "backbone": backbone.name}
+        opened.append(Tracking(store.workspace, recipe.name, recipe, tags | environment()))
+        return opened[0]
 
     exactly = options.exactly
     if exactly:
@@ -128,6 +125,9 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
     run_steps(steps, store, progress_console(), open_tracking, force=options.force, only=asked)
     if exactly and in_order(steps)[-1].label not in exactly:
         return DONE  # another job makes the report, and says there what could not be scored
+
+    if options.register or (opened and opened[0].is_on):
+        track_models(recipe, steps, store, options.register, console)
 
     show_results(steps, store, console, options)
     report = store.folder(in_order(steps)[-1]) / "report.html"
@@ -138,8 +138,44 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
     console.print(
         f"dashboard  make mlflow{where}   ({tracking_uri(store.workspace)})", soft_wrap=True
     )
+    if opened and opened[0].experiment:
+        # MLflow opens on traces of language models unless the address says otherwise.
+        page = f"#/experiments/{opened[0].experiment}/runs?workflowType=machine_learning"
+        console.print(f"           http://127.0.0.1:5000/{page}", soft_wrap=True)
+    if any(step.name == "train" for step in in_order(steps)):
+        console.print(f"search     {escape(again(options, 'demo'))}", soft_wrap=True)
 
     return FAILED if any_set_failed(steps, store) else DONE
+
+
+def track_models(
+    recipe: Recipe, steps: Sequence[Step], store: Store, name: str | None, console: Console
+) -> None:
+    """Log the trained models and their scores; with a name, register the model of the step train
+    under it. ValueError where that fails; without a name it is a warning, as all of tracking.
+    """
+    if not any(step.name == "train" and store.record(step) for step in in_order(steps)):
+        return
+
+    try:
+        prepare_mlflow()
+        from pipeline.logged_models import log_models, register  # with MLflow, torch, transformers
+
+        models = log_models(recipe, steps, store)
+        if name:
+            version = register(store, models["train"], name)
+            uri = tracking_uri(store.workspace)
+            serve = f"mlflow models serve -m models:/{name}/{version} --env-manager local"
+            console.print(f"registered {name} version {version}", soft_wrap=True)
+            console.print(f"serve      MLFLOW_TRACKING_URI={uri} {serve}", soft_wrap=True)
+    except Exception as error:  # the boundary: whatever the server does must not stop the work
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if name:
+            raise ValueError(
+                f"--register {name}: {tracking_uri(store.workspace)} did not take the model: "
+                f"{reason}; repair that, and run the same command again"
+            ) from error
+        logger.warning("models=not logged reason=%s: the run goes on without", reason)
 
 
 def evaluate(recipe: Recipe, options: Namespace, console: Console) -> int:
@@ -298,12 +334,7 @@ def show(recipe: Recipe, options: Namespace, console: Console) -> int:
 def show_results(steps: Sequence[Step], store: Store, console: Console, options: Namespace) -> int:
     """Print the table of all scores, one column per model."""
     scored = [step for step in in_order(steps) if step.name == "evaluate"]
-    done = [step for step in scored if store.record(step)]
-    name = "curated" if len(done) > 1 else "model"
-    results = {
-        step.label.partition("@")[2] or name: read_results(store.folder(step)) for step in done
-    }
-
+    results = results_by_model(in_order(steps), store)
     written = next((kind for kind in TABLE_FORMATS if getattr(options, kind)), None)
 
     if options.json:
@@ -312,7 +343,7 @@ def show_results(steps: Sequence[Step], store: Store, console: Console, options:
         print(TABLE_FORMATS[written](results), end="")
     elif results:
         console.print(results_table(results))
-        _show_seeds(done, name, store, console)
+        _show_seeds(scored_models(in_order(steps), store), store, console)
     elif scored:
         console.print(
             f"no results yet: `{escape(again(options, 'run'))}` makes them", soft_wrap=True
@@ -326,11 +357,11 @@ def show_results(steps: Sequence[Step], store: Store, console: Console, options:
     return DONE
 
 
-def _show_seeds(done: Sequence[Step], name: str, store: Store, console: Console) -> None:
+def _show_seeds(models: Mapping[str, Step], store: Store, console: Console) -> None:
     """Print mean and spread of the models that were trained with several seeds; nothing without
     one.
     """
-    runs = {step.label.partition("@")[2] or name: results_by_seed(step, store) for step in done}
+    runs = {name: results_by_seed(step, store) for name, step in models.items()}
     several = {model: by_seed for model, by_seed in runs.items() if len(by_seed) > 1}
     if several:
         console.print(seeds_table(several))
@@ -410,6 +441,13 @@ def export(recipe: Recipe, options: Namespace, console: Console) -> int:
 
     subject = step_subject(recipe, steps, step, store, options)
     return export_formats(subject, options.to, options.format, console)
+
+
+def demo(recipe: Recipe, options: Namespace, console: Console) -> int:
+    """Serve the search page until Ctrl-C."""
+    from pipeline.demo import serve  # with torch, FAISS and the web server
+
+    return serve(recipe, options, console)
 
 
 def again(options: Namespace, verb: str, *words: str) -> str:

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from cluster.progress import progress
 from cluster.session import session
 from cluster.tries import note_try
 from pipeline.lines import headline, state_after, step_line
+from pipeline.outcome import read_outcome
 from pipeline.provenance import make_record
 from pipeline.record import Record
 from pipeline.step import Step, StepError, ancestors
@@ -61,7 +62,7 @@ def execute(
         status = status_after(error)
         raise
     finally:
-        tracking.finish(status, *_results(ordered, store))
+        tracking.finish(status, lambda: read_outcome(ordered, store))
 
 
 def show_choices(todo: Sequence[Step], console: Console) -> None:
@@ -243,26 +244,3 @@ def _failure(step: Step, error: Exception, out: Path) -> StepError:
         f"Finished work is kept in {out}: run the same command again to resume, or delete the "
         f"folder to start over. Traceback: {out / ERROR}"
     )
-
-
-def _results(ordered: Sequence[Step], store: Store) -> tuple[dict[str, float], Mapping[str, Path]]:
-    """The content of the parent run in MLflow.
-
-    The scores of every model by name, and the files to attach by the folder that they go to.
-    """
-    metrics = dict[str, float]()
-    artifacts = dict[str, Path]()
-
-    for step in ordered:
-        record = store.record(step)
-        if record and step.name == "evaluate":
-            # MLflow allows no @ in names of metrics.
-            metrics |= {
-                f"{step.label}/{name}".replace("@", "."): value
-                for name, value in record.summary.items()
-            }
-            artifacts[step.label] = store.folder(step) / "results.json"
-        if record and step.name == "report":
-            artifacts[step.label] = store.folder(step) / "report.html"
-
-    return metrics, artifacts

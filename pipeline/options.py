@@ -89,6 +89,10 @@ OPTIONS = {
         "FOLDER",
         Path,
     ),
+    "images": Option("search this folder or tar instead of the pool", "FOLDER", Path),
+    "port": Option("serve the page on this port, not on 7860", "PORT", int),
+    "host": Option("serve the page on this address of the machine, not on 127.0.0.1", "ADDRESS"),
+    "register": Option("add the trained model to MLflow's registry under this name", "NAME"),
     "set": Option("evaluation sets, [TASK:]PATH[@VARIANT]", "SET", is_list=True),
 }
 

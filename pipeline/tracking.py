@@ -1,18 +1,22 @@
 """MLflow: one parent run per pipeline run, one nested run per step that ran; live metrics, system
-metrics, artifacts.
+metrics, data sets, artifacts.
 
 The store is `$MLFLOW_TRACKING_URI`, or an sqlite database inside the workspace. Tracking never
 stops the work: at its first failure it warns once and is off for the rest of the run.
 """
 
+import getpass
 import hashlib
+import json
 import logging
 import os
 import re
+import shlex
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,9 +28,12 @@ from filelock import FileLock
 from cluster.endings import StoppedError
 from cluster.files import read_jsonl
 from cluster.identity import Json, identity
+from pipeline.outcome import Outcome, ReadData
+from pipeline.provenance import git_state
 from pipeline.step import Step
 
 if TYPE_CHECKING:
+    import mlflow
     from mlflow.entities import Run
 
 logger = logging.getLogger(__name__)
@@ -42,11 +49,22 @@ SETTINGS = {  # read when MLflow is imported
 POLL_S = 2.0
 PARAM_CHARS = 500
 NO_METRIC_NAME = re.compile(r"[^\w/. -]")
+TRAINING = "custom_model_development"  # the kind of experiment that opens on runs, not on traces
+KIND = "mlflow.experimentKind"
+NOTE = "mlflow.note.content"
 
 
 def tracking_uri(workspace: Path) -> str:
     """`$MLFLOW_TRACKING_URI` if set, else the workspace's own database by absolute path."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.resolve()}/mlflow.db"
+
+
+def prepare_mlflow() -> None:
+    """Short timeouts and quiet logs, unless the environment says otherwise; call before MLflow is
+    imported.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
 
 
 class Tracking:
@@ -57,15 +75,17 @@ class Tracking:
     def __init__(
         self, workspace: Path, recipe: str, config: object, tags: Mapping[str, str]
     ) -> None:
-        for name, value in SETTINGS.items():
-            os.environ.setdefault(name, value)
-
+        prepare_mlflow()
         self.uri = tracking_uri(workspace)
         self.is_on = True
+        self.experiment = ""
+        """Identity of the recipe's experiment; empty while tracking is off."""
         self._owner = _owner(workspace)
-        self._statuses: dict[
-            str, str
-        ] = {}  # of the runs that are not ended yet: what each is to end with
+        self._origin = origin()
+        # Of the runs that are not ended yet: what each is to end with.
+        self._statuses: dict[str, str] = {}
+        self._runs: dict[str, str] = {}
+        """Nested runs by the label of their step."""
         self._lock = threading.RLock()
         with _one_at_a_time(workspace):
             self._guard(lambda: self._open(workspace, recipe, config, tags))
@@ -76,17 +96,11 @@ class Tracking:
         )  # takes two seconds, which words that track nothing need not wait
 
         self._client = MlflowClient(self.uri)
-        found = self._client.get_experiment_by_name(recipe)
-        local = (
-            f"{workspace.resolve().as_uri()}/mlartifacts" if self.uri.startswith("sqlite") else None
-        )
-        self._experiment = (
-            found.experiment_id if found else self._client.create_experiment(recipe, local)
-        )
+        self.experiment = experiment_of(self._client, workspace, recipe)
         self._end_abandoned()
         name = time.strftime(f"{recipe} %F %T")
         self._parent = self._client.create_run(
-            self._experiment, run_name=name, tags={**tags, **self._owner}
+            self.experiment, run_name=name, tags={**tags, **self._owner, **self._origin}
         ).info.run_id
         self._statuses[self._parent] = "FAILED"
         self._log_params(self._parent, config)
@@ -105,7 +119,7 @@ class Tracking:
     def _running(self, *conditions: str) -> "list[Run]":
         """Runs of the experiment that look as if they were running."""
         query = " and ".join(["attributes.status = 'RUNNING'", *conditions])
-        return list(self._client.search_runs([self._experiment], query))
+        return list(self._client.search_runs([self.experiment], query))
 
     def _end_earlier(self, fingerprint: str) -> None:
         """End what an earlier process, on whatever node, has left of a step that is claimed now: it
@@ -160,30 +174,60 @@ class Tracking:
             "step": step.name,
         }
         run = self._client.create_run(
-            self._experiment, run_name=step.label, tags={**tags, **self._owner}
+            self.experiment, run_name=step.label, tags={**tags, **self._owner, **self._origin}
         ).info.run_id
         self._statuses[run] = "FAILED"
+        self._runs[step.label] = run
         self._log_params(run, step.config)
 
         return run
 
-    def finish(
-        self, status: str, metrics: Mapping[str, float], artifacts: Mapping[str, Path]
-    ) -> None:
-        """Give the parent run the pipeline's scores and files, and end every run, also where
-        tracking is off by now.
-
-        `artifacts` are by the folder they go to.
+    def finish(self, status: str, outcome: Callable[[], Outcome]) -> None:
+        """Give the runs what the pipeline has come to, and end every run, also where tracking is
+        off by now.
         """
         if self._statuses:
-            self._guard(lambda: self._log_results(metrics, artifacts))
+            self._guard(lambda: self._log_outcome(outcome()))
             self._statuses[self._parent] = status
             self._guard(self._end_all, also_off=True)
 
-    def _log_results(self, metrics: Mapping[str, float], artifacts: Mapping[str, Path]) -> None:
-        self._log_metrics(self._parent, [(name, value, 0) for name, value in metrics.items()])
-        for folder, path in artifacts.items():
+    def _log_outcome(self, outcome: Outcome) -> None:
+        """Scores, data and files of the parent run; data of each nested run; the note of the
+        experiment.
+        """
+        self._log_metrics(
+            self._parent, [(name, value, 0) for name, value in outcome.metrics.items()]
+        )
+        self._client.set_tag(self._parent, NOTE, outcome.note)
+        self._client.set_experiment_tag(self.experiment, NOTE, outcome.note)
+
+        # The same set is scored once per model, and a run lists it once.
+        every = {(data.name, data.digest): data for read in outcome.data.values() for data in read}
+        self._log_data(self._parent, list(every.values()))
+        for label, run in self._runs.items():
+            self._log_data(run, outcome.data.get(label, ()))
+
+        for folder, path in outcome.artifacts.items():
             self._client.log_artifact(self._parent, str(path), folder.replace("@", "."))
+
+    def _log_data(self, run: str, data: Sequence[ReadData]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=each.name,
+                    digest=each.digest,
+                    source_type="local",
+                    source=json.dumps({"uri": each.source}),
+                    profile=json.dumps({"num_rows": each.rows}),
+                ),
+                [InputTag("mlflow.data.context", each.context)],
+            )
+            for each in data
+        ]
+        if inputs:
+            self._client.log_inputs(run, inputs)
 
     def _end_all(self) -> None:
         for run in list(self._statuses):
@@ -283,6 +327,41 @@ def status_after(error: BaseException) -> str:
     """MLflow's word for a run that ended with an error, or because somebody asked it to end."""
     was_asked = isinstance(error, StoppedError | KeyboardInterrupt)
     return "KILLED" if was_asked or isinstance(error.__cause__, StoppedError) else "FAILED"
+
+
+def experiment_of(client: "mlflow.MlflowClient", workspace: Path, recipe: str) -> str:
+    """The identity of the experiment of a recipe, made where it is missing, of the kind that opens
+    on training runs.
+    """
+    experiment = client.get_experiment_by_name(recipe)
+    if experiment is None:
+        is_ours = tracking_uri(workspace).startswith("sqlite")
+        artifacts = f"{workspace.resolve().as_uri()}/mlartifacts" if is_ours else None
+        return client.create_experiment(recipe, artifacts, tags={KIND: TRAINING})
+
+    if KIND not in experiment.tags:  # made by an earlier version
+        client.set_experiment_tag(experiment.experiment_id, KIND, TRAINING)
+    return experiment.experiment_id
+
+
+def origin() -> dict[str, str]:
+    """What started a run, as MLflow's own tags."""
+    commit, dirty = git_state()
+    return {
+        "mlflow.user": _user(),
+        "mlflow.source.name": shlex.join(["python", "-m", "pipeline", *sys.argv[1:]]),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.git.dirty": str(dirty).lower(),
+    }
+
+
+def _user() -> str:
+    """The name of the user; the number where the machine knows no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def flatten(value: Json, prefix: str = "") -> dict[str, Json]:

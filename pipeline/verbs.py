@@ -42,7 +42,12 @@ VERBS = {
         commands.plan,
         ("only", "force", "rows", "measure"),
     ),
-    "run": Verb("run what is not done yet", "weights", commands.run, ("only", "exactly", "force")),
+    "run": Verb(
+        "run what is not done yet",
+        "weights",
+        commands.run,
+        ("only", "exactly", "force", "register"),
+    ),
     "evaluate": Verb(
         "score a --model on every --set, without pairs and without training",
         "weights",
@@ -90,5 +95,11 @@ VERBS = {
         "weights",
         commands.export,
         ("words", "to", "format", "model", "backbone", "int8"),
+    ),
+    "demo": Verb(
+        "search the pool, or a folder of images, on a web page of this machine",
+        "weights",
+        commands.demo,
+        ("images", "port", "host"),
     ),
 }

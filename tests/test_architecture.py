@@ -15,7 +15,7 @@ ROOMS = ("cluster", "curation", "train", "evaluate", "pipeline")
 FLOORS = {
     "curation": ("pairs", "encoders", "shards", "clusters", "choice", "pictures", "quickstart"),
     "train": ("export",),
-    "evaluate": ("sets",),
+    "evaluate": ("sets", "search"),
 }
 """The sub-packages of a package, in the order of the data: each imports only those before it."""
 SHARED = {"pairs", "encoders", "shards", "report", "config", "embed"}
@@ -29,8 +29,12 @@ MODULES = {
 }
 DOORS = {
     "ahocorasick": {"curation.choice.entries"},
-    "faiss": {"curation.choice.hashes", "curation.clusters.screens"},
-    "mlflow": {"pipeline.tracking"},
+    "faiss": {
+        "curation.choice.hashes",
+        "curation.clusters.screens",
+        "evaluate.search.vector_index",
+    },
+    "mlflow": {"pipeline.logged_models", "pipeline.tracking"},
     "numba": {
         "curation.clusters.kernels",
         "curation.shards.reader",
