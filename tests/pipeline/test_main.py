@@ -1,13 +1,23 @@
 """The command line, as a user types it; the whole story once, on the debug recipe."""
 
+import io
 import json
 import shlex
 from pathlib import Path
 
+import mlflow
+import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
+from rich.console import Console
+from starlette.testclient import TestClient
 
+from evaluate.search.web import make_app
 from pipeline.__main__ import main
+from pipeline.demo import make_site
+from pipeline.graph import resolve_backbone
+from pipeline.options import parse_words
 from pipeline.presets import PRESETS
 from pipeline.recipe_file import dump_recipe, load_recipe
 
@@ -248,8 +258,13 @@ def test_debug_recipe_from_pairs_to_report(
     workspace = ["--workspace", str(tmp_path / "w")]
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(dump_recipe(PRESETS["debug"]))
-    assert main(["run", str(recipe), *workspace]) == 0
-    assert "report.html" in capsys.readouterr().out
+    assert main(["run", str(recipe), "--register", "small", *workspace]) == 0
+    printed = capsys.readouterr().out
+    assert "report.html" in printed
+    assert "registered small version 1" in printed
+    assert f"pipeline demo {recipe}" in printed
+    _check_registered(tmp_path / "w")
+    _check_page(recipe, tmp_path / "w")
 
     assert (
         main(["status", "debug", "--json", *workspace]) == 0
@@ -275,9 +290,8 @@ def test_debug_recipe_from_pairs_to_report(
     capsys.readouterr()
     assert main(["status", "debug", "--json", *workspace]) == 0
     rows = json.loads(capsys.readouterr().out)["steps"]
-    assert [row["step"] for row in rows if not row["current"]] == [
-        "train"
-    ]  # all before it was reused
+    # All before training was reused; what is left is the model before, and its index.
+    assert {row["step"] for row in rows if not row["current"]} == {"train", "index"}
 
     _damage_a_shard(tmp_path / "w")
     assert main(["verify", "debug", *workspace]) == 1
@@ -288,6 +302,39 @@ def test_debug_recipe_from_pairs_to_report(
         main(["verify", "quickstart", *workspace]) == 1
     )  # outputs of other recipes are checked, too
     assert "remedy: remove" in capsys.readouterr().out.replace("\n", " ")
+
+
+def _check_registered(workspace: Path) -> None:
+    """The scores of every set are the model's, and its version answers."""
+    client = mlflow.MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    version = client.get_model_version("small", "1")
+    (model,) = client.search_logged_models([client.get_run(version.run_id).info.experiment_id])
+    assert version.source == f"models:/{model.model_id}"
+    scores = {metric.key: metric for metric in model.metrics}
+    assert scores["retrieval/text_to_image_r1"].dataset_name == "retrieval"
+    assert {name.split("/")[0] for name in scores} == {
+        "classification",
+        "retrieval",
+        "segmentation",
+    }
+
+
+def _check_page(recipe: Path, workspace: Path) -> None:
+    """The page finds images of the pool, their pixels, and what curation decided on them."""
+    options = parse_words(["demo", str(recipe), "--workspace", str(workspace)])
+    resolved = resolve_backbone(PRESETS["debug"])
+    site = make_site(resolved, options, Console(file=io.StringIO()))
+    page = TestClient(make_app(site, ["127.0.0.1"]), base_url="http://127.0.0.1")
+
+    hits = page.get("/search", params={"words": "red heart", "count": 5}).json()["hits"]
+    assert len(hits) == 5
+    name = hits[0]["image"]
+    heat = page.get(f"/heat/{name}", params={"words": "red heart"})
+    assert np.asarray(Image.open(io.BytesIO(heat.content)))[..., 3].max() > 100
+    assert page.get(f"/image/{name}").headers["content-type"] == "image/jpeg"
+    (fate,) = page.get(f"/details/{name}").json()["fates"]
+    assert fate["model"] == "curated"
+    assert fate["text"].startswith("selected for training" if fate["is_kept"] else "dropped: ")
 
 
 def _decided_keys(workspace: Path) -> list[str]:
