@@ -84,7 +84,7 @@ def register(store: Store, model: str, name: str) -> str:
     source = f"models:/{model}"
     versions = _client(store).search_model_versions(f"name = '{name}'")
     known = [version.version for version in versions if version.source == source]
-    return known[0] if known else mlflow.register_model(source, name).version
+    return str(known[0] if known else mlflow.register_model(source, name).version)
 
 
 def _client(store: Store) -> MlflowClient:
