@@ -346,7 +346,8 @@ def _retrieval(
         **_image_protocol(dataset.facts, view),
     }
 
-    return Measured(result.tallies, {"chance": chance_recalls(dataset.owners)}, sizes, protocol)
+    chance = chance_recalls(dataset.owners) | ({"foil_accuracy": 0.5} if dataset.foils else {})
+    return Measured(result.tallies, {"chance": chance}, sizes, protocol)
 
 
 def _segmentation(

@@ -2,7 +2,7 @@
 best right answer.
 
 The text encoder by itself is measured too: a caption asks for another caption of its image, among
-all other captions.
+all other captions. Where captions have foils, an image chooses between the two.
 
 Nothing is sorted, and no matrix of scores is held (evaluate/counting.py). An image counts as found
 when any of its captions is.
@@ -64,6 +64,9 @@ def retrieve(
     tallies = recall_tallies(images, captions, dataset.owners) | sibling_tallies(
         captions, dataset.owners
     )
+    if dataset.foils:
+        wrong = encode_texts(encoder, dataset.foils)
+        tallies |= foil_tallies(images, captions, wrong, dataset.owners)
 
     return Retrieved(images, captions, tallies)
 
@@ -116,6 +119,22 @@ def sibling_tallies(
     )
     trials = np.where(count > 1, count, 0).astype(np.float64)
     return {"text_to_text_r1": Tally(np.where(count > 1, hits, 0)[:, None], trials[:, None])}
+
+
+def foil_tallies(
+    images: Float[Tensor, "images dim"],
+    captions: Float[Tensor, "captions dim"],
+    foils: Float[Tensor, "captions dim"],
+    owners: Int64[np.ndarray, " captions"],
+) -> dict[str, Tally]:
+    """How often an image is nearer to its caption than to the foil of that; level is half right."""
+    own = images[torch.from_numpy(owners)]
+    ahead = ((captions - foils) * own).sum(1)
+    hits = (ahead > 0).double() + (ahead == 0).double() / 2
+
+    count = np.bincount(owners, minlength=len(images)).astype(np.float64)
+    right = np.bincount(owners, hits.numpy(), minlength=len(images))
+    return {"foil_accuracy": Tally(right[:, None], count[:, None])}
 
 
 def _median(ranks: Float[np.ndarray, " n"]) -> Tally:

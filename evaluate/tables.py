@@ -27,6 +27,7 @@ METRIC_NAMES = {
     "image_to_text_r10": "image → text R@10",
     "image_to_text_median_rank": "image → text median rank",
     "text_to_text_r1": "text → text R@1",
+    "foil_accuracy": "caption before its foil",
     "miou": "mIoU",
     "miou_objects": "mIoU without background",
     "pixel_accuracy": "pixel accuracy",

@@ -50,6 +50,7 @@ class RetrievalSet:
     """Images with one or more captions each.
 
     Two images with two captions each have `owners` [0, 0, 1, 1]: captions 0 and 1 describe image 0.
+    `foils`, where there are any, has a wrong caption for each caption.
     """
 
     facts: Facts
@@ -57,6 +58,7 @@ class RetrievalSet:
     split: str
     captions: tuple[str, ...]
     owners: Int64[np.ndarray, " m"]
+    foils: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

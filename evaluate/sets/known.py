@@ -17,8 +17,10 @@ import numpy as np
 from jaxtyping import Int32
 
 from cluster.storage import absolute
-from curation.pairs.tree import Tree, open_tree
-from evaluate.sets import captioned, described, labelled, masked, packed
+from curation.pairs.images import IMAGE_SUFFIXES
+from curation.pairs.kinds import tree_of
+from curation.pairs.tree import Tree
+from evaluate.sets import captioned, described, foils, labelled, masked, packed
 from evaluate.sets.kinds import (
     IGNORED,
     TASKS,
@@ -144,6 +146,12 @@ KNOWN = (
         (r"/dataset_flickr30k\.json$|/results(_\d+)?\.(token|csv)$",),
         captioned.open_captions,
     ),
+    Known(
+        "retrieval",
+        "sugarcrepe",
+        (r"/(add|replace|swap)_(att|obj|rel)\.json$",),
+        foils.open_foils,
+    ),
     Known("retrieval", "captions", (), captioned.open_captions, published=False),
     # Segmentation
     Known("segmentation", "ade20k", (r"/annotations/\w+/ADE_\w+_\d+\.png$",), masked.open_ade20k),
@@ -219,7 +227,7 @@ def open_segmentation(path: Path, variant: str = "") -> SegmentationSet:
 
 
 def _open(task: Task, path: Path, variant: str, *arguments: object) -> Any:
-    tree = open_tree(path)
+    tree = _tree(path)
     row = recognize(task, tree)
     if variant and variant not in row.variants:
         choices = ", ".join(name for name in row.variants if name) or "none"
@@ -233,6 +241,19 @@ def _open(task: Task, path: Path, variant: str, *arguments: object) -> Any:
     logger.info("evaluation_set=%s recognized_as=%s", path.name, name)
 
     return row.open(tree, facts, *(arguments or ((chosen,) if len(row.variants) > 1 else ())))
+
+
+def _tree(path: Path) -> Tree:
+    """The files of a folder or tar; of a file that lists images, it and the images around it."""
+    tree, listing = tree_of(path)
+    if not listing:
+        return tree
+    files = {
+        name: part
+        for name, part in tree.files.items()
+        if name == listing or name.lower().endswith(IMAGE_SUFFIXES)
+    }
+    return Tree(tree.root, tree.is_file, files)
 
 
 def recognize(task: Task, tree: Tree) -> Known:
@@ -249,7 +270,7 @@ def tasks_of(path: Path) -> list[Task]:
     """The tasks that a known set at this path is for; of a set of one's own, those that its files
     name.
     """
-    tree = open_tree(path)
+    tree = _tree(path)
     known = [task for task in TASKS if recognize(task, tree).marks]
     if known:
         return known

@@ -294,6 +294,52 @@ def test_retrieval_as_downloaded(name: str, tmp_path: Path) -> None:
     assert tallies["text_to_image_r1"].value == tallies["image_to_text_r1"].value == 1.0
 
 
+def sugarcrepe() -> Files:
+    """Foils name another fish; an image has several records."""
+    rows = [
+        {
+            "filename": f"{color:012d}.jpg",
+            "caption": text,
+            "negative_caption": SENTENCES[color - 1][0],
+        }
+        for number in range(2)
+        for color, text in enumerate(two[number] for two in SENTENCES)
+    ]
+    images = {f"val2017/{color:012d}.jpg": flat(color) for color in range(len(FISH))}
+    return images | {
+        "swap_obj.json": json.dumps(dict(enumerate(rows[:2]))).encode(),
+        "add_att.json": json.dumps(dict(enumerate(rows[2:]))).encode(),
+    }
+
+
+def test_captions_with_foils_as_downloaded(tmp_path: Path) -> None:
+    dataset = open_retrieval(write_folder(tmp_path / "sugarcrepe", sugarcrepe()))
+    assert dataset.facts.kind == "sugarcrepe"
+    assert (len(dataset.images), len(dataset.captions), len(dataset.foils)) == (3, 6, 6)
+    tallies = retrieve(NamedColors(FISH), dataset, 4).tallies
+    assert tallies["foil_accuracy"].value == tallies["image_to_text_r1"].value == 1.0
+    assert tallies["foil_accuracy"].trials.tolist() == [[2.0], [2.0], [2.0]]
+    alone = open_retrieval(tmp_path / "sugarcrepe" / "swap_obj.json")
+    assert (alone.facts.notes["foils"], len(alone.foils)) == ("swap_obj", 2)
+    alike = retrieve(NamedColors(["nothing"] * len(FISH)), dataset, 4).tallies
+    assert alike["foil_accuracy"].value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"filename": "9.jpg", "caption": "a", "negative_caption": "b"}, "has no image 9.jpg"),
+        ({"filename": "9.jpg", "negative_caption": "b"}, "filename, caption, negative_caption are"),
+    ],
+)
+def test_foils_without_image_or_caption_are_refused(
+    tmp_path: Path, row: dict[str, str], message: str
+) -> None:
+    files = sugarcrepe() | {"swap_att.json": json.dumps({"0": row}).encode()}
+    with pytest.raises(ValueError, match=message):
+        open_retrieval(write_folder(tmp_path / "sugarcrepe", files))
+
+
 def cityscapes(**kinds: bytes) -> Files:
     name = "val/bonn/bonn_000000_000019"
     files = {f"gtFine/{name}_gtFine_{kind}.png": data for kind, data in kinds.items()}
