@@ -82,7 +82,7 @@ def test_a_job_whose_ray_never_starts_is_requeued_once_and_ends_with_a_sentence(
     setup = (failing_starts(tmp_path, range(100)),)
     job = submit(["true"], Resources(), slurm, "never", JobConfig(setup=setup))
     ended = wait_for_end(job)
-    told = logs(slurm / "never", job)
+    told = logs(slurm / "never")
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "1"), told
     assert "Ray did not start on n1 in 3 attempts" in told
     assert "2 tries of this job in a row have finished nothing (2 on n1)" in told
