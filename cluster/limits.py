@@ -121,14 +121,18 @@ def check_limits(ask: Ask, site: JobConfig, partitions: Sequence[Partition], lab
 def _limits(site: JobConfig, partitions: Sequence[Partition]) -> list[tuple[str, str, str]]:
     """Where a limit stands, its name and its value, for every limit that holds for the job."""
     user = getpass.getuser()
-    columns = ("User", "Account", "Partition", "DefaultQOS", *ASSOCIATION_LIMITS)
-    rows = _listed("sacctmgr", "-nP", "show", "assoc", f"format={','.join(columns)}")
     account = site.account or _default_account(user)
+    if not account:
+        return []  # no accounts are kept here
+
+    columns = ("User", "Partition", "DefaultQOS", *ASSOCIATION_LIMITS)
+    wanted = (f"account={account}", f"format={','.join(columns)}")
+    rows = _listed("sacctmgr", "-nP", "show", "assoc", *wanted)
     names = [partition.name for partition in partitions]
     ours = [
         dict(zip(columns, row, strict=True))
         for row in rows
-        if row[0] in ("", user) and row[1] == account and row[2] in ("", *names)
+        if row[0] in ("", user) and row[1] in ("", *names)
     ]
     limits = [
         (f"account {account}", name, row[name])
