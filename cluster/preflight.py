@@ -207,7 +207,7 @@ def _judge(names: str, node: dict, submitted_s: float, has_gpus: bool) -> Iterat
     yield Finding(
         names,
         skew_s <= SKEW_S,
-        f"the node's clock is off by {skew_s:.1f} s at least",
+        f"the node's clock is off by at least {skew_s:.1f} s" if skew_s else "the clocks agree",
         "synchronize the clocks of the nodes (NTP): records and logs are ordered by them",
     )
     yield Finding(
