@@ -32,7 +32,6 @@ FORGOTTEN = "Invalid job id"  # what scontrol says of a job that ended some minu
 FIELDS = (
     "JobIDRaw",
     "State",
-    "Reason",
     "NodeList",
     "ElapsedRaw",
     "ExitCode",
@@ -133,10 +132,12 @@ def parse_sacct(text: str) -> dict[str, JobState]:
                 states[job] = replace(before, used_mb=used_mb)
             continue
 
+        nodes = "" if row["NodeList"] == "None assigned" else row["NodeList"]
         states[job] = JobState(
             state=row["State"].split()[0],  # "CANCELLED by 1000"
-            reason=NEVER if (row["State"], row["Reason"]) == ("CANCELLED", "Dependency") else "",
-            nodes="" if row["NodeList"] == "None assigned" else row["NodeList"],
+            # by nobody, before it ran: SLURM ended what its dependencies will never let start
+            reason=NEVER if row["State"] == "CANCELLED" and not nodes else "",
+            nodes=nodes,
             elapsed_s=int(row["ElapsedRaw"] or 0),
             restarts=before.restarts + 1 if before else 0,
             exit_code=row["ExitCode"],

@@ -38,6 +38,7 @@ BINARIES = (
 )
 START_TIMEOUT_S = 60.0
 POLL_S = 0.2
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
 CONFIGURATION = """
 ClusterName=test
@@ -205,7 +206,7 @@ def wait_for_end(job: str, timeout_s: float = 300.0) -> dict[str, str]:
             check=True,
         )
         facts = dict(fact.split("=", 1) for fact in shown.stdout.split() if "=" in fact)
-        if facts["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"):
+        if facts["JobState"] in ENDED:
             return facts
         time.sleep(POLL_S)
     raise TimeoutError(f"job {job} did not end within {timeout_s:.0f} s: {shown.stdout}")
