@@ -13,7 +13,8 @@ VENV     := .venv
 READY    := $(VENV)/ready
 PY       := $(VENV)/bin/python
 PIPELINE := $(PY) -m pipeline
-WHERE    := --workspace $(WORKSPACE)
+FOLDER   := '$(subst ','\'',$(WORKSPACE))'
+WHERE    := --workspace $(FOLDER)
 
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
@@ -56,11 +57,11 @@ verify: $(READY)  ## check every output against its record and checksums
 	@$(PIPELINE) verify $(RECIPE) $(WHERE) $(ARGS)
 
 mlflow: $(READY)  ## the dashboard, on http://127.0.0.1:5000 (PORT=)
-	@mkdir -p $(WORKSPACE)
+	@mkdir -p $(FOLDER)
 	@case "$$MLFLOW_TRACKING_URI" in \
 	http*) echo "the dashboard is $$MLFLOW_TRACKING_URI, as MLFLOW_TRACKING_URI says" ;; \
 	*) $(VENV)/bin/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
-	    --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(WORKSPACE))/mlflow.db}" ;; \
+	    --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$$(realpath $(FOLDER))/mlflow.db}" ;; \
 	esac
 
 demo: $(READY)  ## a page that searches the pool with the models of RECIPE, on http://localhost:7860 (ARGS="--port 8000")

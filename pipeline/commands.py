@@ -134,7 +134,8 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
     if report.exists():
         console.print(f"\nreport     {report}", soft_wrap=True)
 
-    where = "" if str(options.workspace) == "workspace" else f" WORKSPACE={options.workspace}"
+    folder = str(options.workspace)
+    where = "" if folder == "workspace" else f" WORKSPACE={shlex.quote(folder)}"
     console.print(
         f"dashboard  make mlflow{where}   ({tracking_uri(store.workspace)})", soft_wrap=True
     )
