@@ -188,7 +188,9 @@ def shorten_reports() -> None:
 def first_line(lines: Sequence[str]) -> str:
     """The first line of a report, without the explanations that follow in it."""
     text = next((line for part in lines for line in part.splitlines() if line.strip()), "")
-    return text.partition(" Possible reasons include")[0].strip()[:300]
+    for explanation in (" Possible reasons include", " This can happen when"):
+        text = text.partition(explanation)[0]
+    return text.strip()[:300]
 
 
 def is_verbose() -> bool:

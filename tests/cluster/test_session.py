@@ -145,7 +145,7 @@ def test_a_lost_node_loses_no_item_and_the_code_travels_to_the_cluster(short_fol
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("server", ["gcs_server", "raylet", "agent"])
+@pytest.mark.parametrize("server", ["gcs_server", "raylet", "DashboardAgent"])
 def test_a_run_on_a_cluster_says_so_when_a_server_of_it_dies(
     server: str, short_folder: Path
 ) -> None:

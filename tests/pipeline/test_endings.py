@@ -25,10 +25,11 @@ def send(number: signal.Signals) -> Callable[[subprocess.Popen[bytes]], None]:
     return lambda process: process.send_signal(number)
 
 
-def interrupt_twice(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.3)  # the first one is handled, and its ending takes seconds
-    process.send_signal(signal.SIGINT)
+def interrupt_often(process: subprocess.Popen[bytes]) -> None:
+    """Until it ends: the first Ctrl-C is handled, and any further one hastens the end."""
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
 
 
 def kill_server(name: str) -> Callable[[subprocess.Popen[bytes]], None]:
@@ -43,6 +44,8 @@ def kill_server(name: str) -> Callable[[subprocess.Popen[bytes]], None]:
     [
         (EMBEDDING, send(signal.SIGINT), 130, f"interrupted: {KEPT}"),
         (TRAINING, send(signal.SIGINT), 130, f"interrupted: {KEPT}"),
+        (TRAINING, interrupt_often, 130, "interrupted"),
+        (STARTING, send(signal.SIGTERM), 85, "stopped: step train: asked to stop by "),
         (
             EMBEDDING,
             send(signal.SIGTERM),
@@ -56,7 +59,7 @@ def kill_server(name: str) -> Callable[[subprocess.Popen[bytes]], None]:
     ids=[
         "ctrl-c-embed",
         "ctrl-c-train",
-        "twice",
+        "ctrl-c-often",
         "term-start",
         "term-embed",
         "term-train",
