@@ -36,8 +36,8 @@ def test_a_good_node_passes() -> None:
     ("facts", "text"),
     [
         ({"import_problems": ["torch: No module named 'torch'"]}, "No module named 'torch'"),
-        ({"time": time.time() - 3600}, "clock is off by"),
-        ({"time": time.time() + 3600}, "clock is off by"),
+        ({"time": 0.0}, "clock is off by"),
+        ({"time": 1e10}, "clock is off by"),
         ({"open_files": 1024}, "1,024 files"),
         ({"temporary_free": 1e9}, "1 GB free in /tmp"),
         ({"gpus_seen": 0}, "PyTorch sees 0 of 2 GPUs"),
