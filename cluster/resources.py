@@ -7,6 +7,11 @@ cluster/jobs.py into a SLURM job.
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
+
+from cluster.ranges import check_ranges
 
 BYTES_PER_GB = 1024**3
 OBJECT_STORE_SHARE = (
@@ -18,42 +23,27 @@ OBJECT_STORE_SHARE = (
 class Resources:
     """The resources that a step asks for, per worker, and for a SLURM job as a whole."""
 
-    workers: int = 0
+    workers: Annotated[int, Ge(0)] = 0
     """Processes that share the work; 0: as many as the cluster has room for."""
-    min_workers: int = 0
+    min_workers: Annotated[int, Ge(0)] = 0
     """Elastic training: after a node is lost, continue with as few as this many workers, and with
     at most `workers`; 0: always `workers`.
     """
-    cpus: float | None = None
+    cpus: Annotated[float | None, Ge(0)] = None
     """CPU cores per worker, and its number of BLAS threads; unset: 1, or with GPUs, its share of
     the node's cores.
     """
-    gpus: float | None = None
+    gpus: Annotated[float | None, Ge(0)] = None
     """GPUs per worker; unset: 1 if the cluster has GPUs, otherwise 0. Set it for a SLURM partition
     with GPUs.
     """
-    memory_gb: float | None = None
+    memory_gb: Annotated[float | None, Ge(0)] = None
     """Memory reserved per worker, in GiB; unset: none is reserved. A SLURM job asks for this and for
     the memory of the driver and of Ray.
     """
 
     def __post_init__(self) -> None:
-        for field, least in (
-            ("workers", 0),
-            ("min_workers", 0),
-            ("cpus", 0),
-            ("gpus", 0),
-            ("memory_gb", 0),
-        ):
-            value = getattr(self, field)
-
-            # `not >=` instead of `<`, because NaN must fail.
-            if value is not None and not value >= least:
-                raise ValueError(
-                    f"resources.{field} is {value}: must be at least {least}; leave it out for "
-                    "the default"
-                )
-
+        check_ranges(self, "resources")
         if self.min_workers > self.workers:
             raise ValueError(
                 f"resources.min_workers is {self.min_workers}: must be at most resources.workers, "

@@ -1,9 +1,12 @@
 """Settings of the steps evaluate and report."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
 
 from cluster.machine import PRECISION, PrecisionChoice
+from cluster.ranges import check_ranges
 from cluster.resources import Resources
 from curation.config import EmbedConfig
 from curation.encoders.config import BackboneConfig
@@ -19,58 +22,40 @@ class ViewConfig:
     """resize-crop: the short side to `resize`, then a crop of the model's image size; square: the
     whole centered square, resized; auto: resize-crop for published sets, square for all others.
     """
-    resize: int | None = None
+    resize: Annotated[int | None, Ge(1)] = None
     """Short side before the crop of resize-crop, px; None: 256 for 224, as published, and in
     proportion.
     """
 
     def __post_init__(self) -> None:
-        if self.resize is not None and self.resize < 1:
-            raise ValueError(
-                f"view.resize is {self.resize}: must be at least 1; leave it out for 256 per 224 px"
-            )
+        check_ranges(self, "evaluate.view")
 
 
 @dataclass(frozen=True)
 class RegionConfig:
     """Crops and regions of the high-resolution protocol."""
 
-    crop_shares: tuple[float, ...] = (0.1875, 0.25, 0.375, 0.5)
+    crop_shares: Annotated[tuple[float, ...], Interval(gt=0, le=1)] = (0.1875, 0.25, 0.375, 0.5)
     """Sides of the crops as shares of the image's short side."""
-    times_seen: float = 10.0
+    times_seen: Annotated[float, Ge(1)] = 10.0
     """How often the crops of each size see a place of the image; with four sizes, forty times in
     all.
     """
-    input_px: int = 224
+    input_px: Annotated[int, Ge(1)] = 224
     """Side that each crop is resized to for the encoder, px."""
-    grid: int = 128
+    grid: Annotated[int, Ge(1)] = 128
     """Cells along the short side of the grid that features are averaged on."""
-    regions: int = 32
+    regions: Annotated[int, Ge(1)] = 32
     """Clusters of k-means."""
-    iterations: int = 20
+    iterations: Annotated[int, Ge(1)] = 20
     """Iterations of k-means."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of k-means++."""
 
     def __post_init__(self) -> None:
-        if not self.crop_shares or not all(0 < share <= 1 for share in self.crop_shares):
-            raise ValueError(
-                f"regions.crop_shares is {self.crop_shares}: shares above 0 and up to 1 are "
-                "required"
-            )
-
-        for name in ("input_px", "grid", "regions", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"segmentation.regions.{name} is {getattr(self, name)}: must be at least 1; "
-                    "raise it"
-                )
-
-        if self.times_seen < 1:
-            raise ValueError(
-                f"segmentation.regions.times_seen is {self.times_seen}: must be at least 1; "
-                "raise it"
-            )
+        check_ranges(self, "evaluate.segmentation.regions")
+        if not self.crop_shares:
+            raise ValueError("evaluate.segmentation.regions.crop_shares is (): name at least one")
 
     def describe(self) -> str:
         """All numbers, for results."""
@@ -87,13 +72,13 @@ class RegionConfig:
 class SegmentationConfig:
     """Sizes of the protocol and what to do with a background class."""
 
-    short_side: int = 512
+    short_side: Annotated[int, Ge(1)] = 512
     """Short side that images are resized to, px."""
-    window: int = 384
+    window: Annotated[int, Ge(1)] = 384
     """Side of the square window, px; a smaller image is one window."""
-    stride: int = 192
+    stride: Annotated[int, Ge(1)] = 192
     """Distance between windows, px; the last one ends at the border."""
-    logit_scale: float = 1.0
+    logit_scale: Annotated[float, Gt(0)] = 1.0
     """Factor on the cosines before the soft-max over classes: 1, as dino.txt is evaluated, and not
     the trained scale, which would let each window's first choice outvote the mean.
     """
@@ -112,7 +97,7 @@ class SegmentationConfig:
     """Names of the background, in the same templates as class names; those that are classes of the
     set are left out.
     """
-    background_cosine: float = 0.1
+    background_cosine: Annotated[float, Interval(ge=-1, le=1)] = 0.1
     """With "threshold": a pixel is background where no class has a higher cosine."""
     protocol: SegmentationProtocol = "window"
     """window: the published sliding windows; whole: the resized image at once; high-resolution:
@@ -122,22 +107,12 @@ class SegmentationConfig:
     """Crops and regions of the high-resolution protocol."""
 
     def __post_init__(self) -> None:
-        for name in ("short_side", "window", "stride"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"segmentation.{name} is {getattr(self, name)}: must be at least 1; raise it"
-                )
-
+        check_ranges(self, "evaluate.segmentation")
         if self.stride > self.window:
             raise ValueError(
                 f"segmentation.stride is {self.stride} with a window of {self.window} px: must be "
                 "at most the window, or no window covers the pixels between them; lower "
                 "the stride"
-            )
-        if not self.logit_scale > 0:
-            raise ValueError(
-                f"segmentation.logit_scale is {self.logit_scale}: must be above 0, or the nearest "
-                "class does not win; leave it out for the default"
             )
 
     def describe(self) -> str:
@@ -184,27 +159,18 @@ class EvaluateConfig:
     """Number format of the backbone's products: float32, as published; auto: bfloat16 where the
     workers' device is fast in it.
     """
-    batch_size: int = 64
+    batch_size: Annotated[int, Ge(1)] = 64
     """Images decoded and encoded at a time."""
-    bootstrap_samples: int = 1000
+    bootstrap_samples: Annotated[int, Ge(1)] = 1000
     """Resamples for confidence intervals."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of the bootstrap."""
-    num_examples: int = 8
+    num_examples: Annotated[int, Ge(0)] = 8
     """Examples of each kind kept for the report."""
     resources: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "batch_size": 1,
-            "bootstrap_samples": 1,
-            "seed": 0,
-            "num_examples": 0,
-        }.items():
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"evaluate.{name} is {getattr(self, name)}: must be at least {least}; raise it"
-                )
+        check_ranges(self, "evaluate")
 
 
 @dataclass(frozen=True)
@@ -227,17 +193,13 @@ class ReportConfig:
     """Heading of the page."""
     subtitle: str = ""
     """One line under the heading."""
-    bootstrap_samples: int = 2000
+    bootstrap_samples: Annotated[int, Ge(1)] = 2000
     """Resamples for the intervals of differences between arms."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of the bootstrap."""
 
     def __post_init__(self) -> None:
-        for name, least in {"bootstrap_samples": 1, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"report.{name} is {getattr(self, name)}: must be at least {least}; raise it"
-                )
+        check_ranges(self, "report")
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,9 @@ class Batch:
         return self.captions, cls[:, 0], registers, patches  # CLS without its axis of one token
 
 
-def split(batch: Batch, most_pairs: int) -> list[Batch]:
-    """The batch in parts of at most `most_pairs` pairs; 0: one part."""
-    if not most_pairs or len(batch.keys) <= most_pairs:
+def split(batch: Batch, most_pairs: int | None) -> list[Batch]:
+    """The batch in parts of at most `most_pairs` pairs; None: one part."""
+    if most_pairs is None or len(batch.keys) <= most_pairs:
         return [batch]
 
     # A pack is sorted by length, so a part of the batch is no slice of it: unpack, cut, pack again.

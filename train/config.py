@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt, Interval
 
 from cluster.identity import MACHINE_FACT
 from cluster.machine import AUTO, PRECISION, Precision, PrecisionChoice
@@ -34,7 +34,7 @@ class TokenizerConfig:
     """Algorithm that learns the pieces; unigram takes about eight times as long."""
     lowercase: bool = True
     """Fold case, as CLIP does."""
-    max_captions: int = 2_000_000
+    max_captions: Annotated[int, Ge(1)] = 2_000_000
     """Largest number of captions that train the vocabulary, evenly spread over the selection."""
     weights: str = field(default="", metadata=MACHINE_FACT)
     """Folder with CLIP's vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz, for
@@ -42,6 +42,7 @@ class TokenizerConfig:
     """
 
     def __post_init__(self) -> None:
+        check_ranges(self, "tokenizer")
         if self.vocab_size <= SPECIAL_PIECES:
             raise ValueError(
                 f"vocab_size {self.vocab_size}: must exceed the {SPECIAL_PIECES} byte and special "
@@ -53,16 +54,17 @@ class TokenizerConfig:
 class TextConfig:
     """Size of the text encoder; the published one has width 1280, 24 layers and 20 heads."""
 
-    width: int = 384
+    width: Annotated[int, Ge(1)] = 384
     """Channels of a token."""
-    layers: int = 6
+    layers: Annotated[int, Ge(1)] = 6
     """Transformer blocks."""
-    heads: int = 6
+    heads: Annotated[int, Ge(1)] = 6
     """Attention heads; the width must be a multiple of their number."""
-    context: int = 77
+    context: Annotated[int, Ge(2)] = 77
     """Longest caption in tokens, including end-of-text; longer ones are cut."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "train.model.text")
         if self.width % self.heads:
             raise ValueError(
                 f"text width {self.width} with {self.heads} heads: heads must divide the width; "
@@ -74,14 +76,17 @@ class TextConfig:
 class VisionConfig:
     """The head on frozen features; the published one has two blocks."""
 
-    blocks: int = 2
+    blocks: Annotated[int, Ge(0)] = 2
     """Transformer blocks; 0: a LayerNorm alone, which is all that pooled embeddings allow."""
-    drop_path: float = 0.3
+    drop_path: Annotated[float, Interval(ge=0, lt=1)] = 0.3
     """Share of the images of a batch that skip each branch of a block during training."""
     layer_scale: float = 1e-5
     """Initial LayerScale of both branches of a block."""
     pooling: Literal["cls", "mean", "concat"] = "concat"
     """Image feature: the CLS token, the mean of the patches, or both side by side."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "train.model.vision")
 
 
 @dataclass(frozen=True)
@@ -115,17 +120,13 @@ class ShuffleConfig:
     """rows: a permutation of all rows, best if the pool fits in memory; blocks: blocks of
     neighboring rows, shuffled within windows, which a disk reads at its full rate.
     """
-    block_rows: int = 512
+    block_rows: Annotated[int, Ge(1)] = 512
     """Neighboring selected rows that are read together; 64 rows of tokens are about 12 MB."""
-    window_blocks: int = 32
+    window_blocks: Annotated[int, Ge(1)] = 32
     """Blocks whose rows are shuffled together; a window must fit in memory beside the model."""
 
     def __post_init__(self) -> None:
-        for name in ("block_rows", "window_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"shuffle.{name} is {getattr(self, name)}: must be at least 1; raise it"
-                )
+        check_ranges(self, "train.shuffle")
 
 
 @dataclass(frozen=True)
@@ -150,18 +151,21 @@ class LiveConfig:
 class OptimConfig:
     """AdamW with warm-up and cosine decay; the defaults are those of the published recipe."""
 
-    lr: float = 7e-4
+    lr: Annotated[float, Gt(0)] = 7e-4
     """Peak learning rate."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, Ge(0)] = 1e-4
     """Weight decay of matrices and embeddings: a step shrinks them by lr times this share."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: Annotated[tuple[float, float], Interval(ge=0, lt=1)] = (0.9, 0.99)
     """Decay rates of the first and second moment of the gradient."""
-    eps: float = 1e-8
+    eps: Annotated[float, Gt(0)] = 1e-8
     """Constant added to the root of the second moment."""
-    warmup_steps: int = 100
+    warmup_steps: Annotated[int, Ge(0)] = 100
     """Steps of linear warm-up; a cosine follows, which would reach 0 one step after the last."""
-    clip_norm: float = 1.0
-    """Largest global norm of the gradient; 0: no clipping."""
+    clip_norm: Annotated[float | None, Gt(0)] = 1.0
+    """Largest global norm of the gradient; None: no clipping."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "train.optim")
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,9 @@ class LossConfig:
     """
     sigmoid_bias: float = -10.0
     """Constant added to the logits of the sigmoid loss."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "train.loss")
 
 
 @dataclass(frozen=True)
@@ -206,19 +213,22 @@ class ParallelConfig:
     """Free a block's gathered parameters after its forward pass and gather them again in the
     backward pass: less memory, more communication. No effect on one rank.
     """
-    replicas: int = field(default=1, metadata=MACHINE_FACT)
+    replicas: Annotated[int, Ge(1)] = field(default=1, metadata=MACHINE_FACT)
     """Groups of ranks that each hold a whole model (HSDP); 1: all ranks share one model (FSDP)."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "train.parallel")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When checkpoints are saved and how many are kept."""
 
-    every_steps: int = 1000
+    every_steps: Annotated[int, Ge(1)] = 1000
     """Steps between checkpoints."""
-    every_minutes: float = 15.0
+    every_minutes: Annotated[float, Gt(0)] = 15.0
     """Longest time between checkpoints, in minutes."""
-    keep: int = 2
+    keep: Annotated[int, Ge(1)] = 2
     """Number of complete checkpoints to keep, besides the best one."""
     asynchronous: bool = True
     """Write checkpoints in the background while training continues."""
@@ -228,16 +238,7 @@ class CheckpointConfig:
     """
 
     def __post_init__(self) -> None:
-        for name in ("every_steps", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"checkpoint.{name} is {getattr(self, name)}: must be at least 1; raise it"
-                )
-        if not self.every_minutes > 0:
-            raise ValueError(
-                f"checkpoint.every_minutes is {self.every_minutes}: must be above 0; raise it"
-            )
-        check_ranges(self, "checkpoint")
+        check_ranges(self, "train.checkpoint")
 
 
 @dataclass(frozen=True)
@@ -246,27 +247,27 @@ class TrainConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """Sizes of the text encoder and the head."""
-    batch_size: int = 512
+    batch_size: Annotated[int, Ge(2)] = 512
     """Pairs per step, over all workers; the loss contrasts each pair with all the others."""
-    num_steps: int = 1000
+    num_steps: Annotated[int, Ge(1)] = 1000
     """Optimizer steps."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of the initial weights, the shuffle, the choice of captions and drop path."""
-    holdout: float = 0.02
-    """Share of the selected pairs held out for validation, chosen by key."""
-    val_rows: int = 1024
+    holdout: Annotated[float, Interval(ge=0, lt=1)] = 0.02
+    """Share of the selected pairs held out for validation, chosen by key; 0: no validation."""
+    val_rows: Annotated[int, Ge(0)] = 1024
     """Largest number of pairs in one validation."""
-    val_every: int = 200
+    val_every: Annotated[int, Ge(1)] = 200
     """Steps between validations; the last step always has one."""
     best: HeldOutMetric = ""
     """Held-out metric that chooses the best step. That step's model is exported as best_model/,
     beside the last one; empty: only the last one.
     """
-    log_every: int = 10
+    log_every: Annotated[int, Ge(1)] = 10
     """Steps between lines of metrics."""
-    micro_batch: int = 0
+    micro_batch: Annotated[int | None, Ge(1)] = None
     """Pairs that a rank encodes at once, for batches that do not fit in memory (GradCache: two
-    passes, the same gradient); 0: all in one pass.
+    passes, the same gradient); None: all in one pass.
     """
     captions: CaptionUse = "draw"
     """draw: one caption per pair and epoch; all: every caption once per epoch, no image twice in a
@@ -288,29 +289,10 @@ class TrainConfig:
     """Number of workers, and cores and GPUs per worker."""
 
     def __post_init__(self) -> None:
-        at_least = {
-            "batch_size": 2,
-            "num_steps": 1,
-            "val_every": 1,
-            "log_every": 1,
-            "val_rows": 0,
-            "micro_batch": 0,
-        }
-
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"train.{name} is {getattr(self, name)}: must be at least {least}; raise it"
-                )
-
+        check_ranges(self, "train")
         if self.optim.warmup_steps >= self.num_steps:
             raise ValueError(
                 f"train.optim.warmup_steps is {self.optim.warmup_steps} of {self.num_steps} "
                 "steps: must be fewer, or the learning rate never falls; lower it, or raise "
                 "train.num_steps"
-            )
-        if not 0 <= self.holdout < 1:
-            raise ValueError(
-                f"train.holdout is {self.holdout}: must be a share from 0 to below 1; 0 turns "
-                "validation off"
             )

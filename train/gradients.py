@@ -76,8 +76,8 @@ def _encode(model: DinoTxt, part: Batch, seed: int) -> PairFeatures:
     return model(*part.to(model.logit_scale.log.device).inputs())
 
 
-def clip_gradients(model: DinoTxt, clip_norm: float, replicas: int) -> Float32[Tensor, ""]:
-    """Scale the gradient to at most this global norm (0: no scaling); returns the norm before.
+def clip_gradients(model: DinoTxt, clip_norm: float | None, replicas: int) -> Float32[Tensor, ""]:
+    """Scale the gradient to at most this global norm (None: no scaling); returns the norm before.
 
     It works on the local shards: for a small model, the same through DTensor takes ten times as
     long.
@@ -95,7 +95,7 @@ def clip_gradients(model: DinoTxt, clip_norm: float, replicas: int) -> Float32[T
     norm = (squares / replicas).sqrt()
 
     # The factor stays on the device: no host waits for it, and below the limit it is 1.
-    if clip_norm:
+    if clip_norm is not None:
         torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1.0))
 
     return norm

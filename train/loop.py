@@ -98,7 +98,7 @@ def train(
     speed = Speed()
     note_step = StepNote(job.out / METRICS)
     prefetch_device = (
-        torch.device("cpu") if config.micro_batch else device
+        torch.device("cpu") if config.micro_batch is not None else device
     )  # parts go to the device one by one
 
     with (

@@ -1,7 +1,11 @@
 """Settings of k-means and of the hierarchy of clusters, and the plan of its levels."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from annotated_types import Ge
+
+from cluster.ranges import check_ranges
 
 ROWS_PER_CLUSTER = 40
 CLUSTERS_PER_CLUSTER = 10
@@ -23,21 +27,18 @@ Seeding = Literal["k-means++", "k-means||", "random"]
 
 @dataclass(frozen=True)
 class KMeansConfig:
-    iterations: int = 25
+    iterations: Annotated[int, Ge(1)] = 25
     """Maximum number of Lloyd iterations per clustering."""
-    tolerance: float = 1e-4
+    tolerance: Annotated[float, Ge(0)] = 1e-4
     """Stop when one iteration reduces the objective by less than this share."""
     seeding: Seeding = "k-means++"
     """How the first centroids are chosen: k-means++ and random use a sample of the rows, k-means||
     uses all of them."""
-    sample_per_centroid: int = 16
+    sample_per_centroid: Annotated[int, Ge(1)] = 16
     """Size of that sample, in rows per centroid."""
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(
-                f"kmeans.iterations is {self.iterations}: at least 1 is needed; 10 to 50 are usual"
-            )
+        check_ranges(self, "kmeans")
 
 
 @dataclass(frozen=True)

