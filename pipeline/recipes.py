@@ -6,8 +6,11 @@ pairs and evaluation sets; if `emoji` is set, the recipe makes both instead.
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge
+
+from cluster.ranges import check_ranges
 from curation.config import CurateConfig, EmbedConfig
 from curation.encoders.config import BackboneConfig
 from curation.quickstart.pool import EmojiConfig
@@ -58,7 +61,7 @@ class Recipe:
     emoji: EmojiConfig | None = None
     """Make pairs and evaluation sets from the emoji wheel; then `data` stays empty."""
     embed: EmbedConfig = EmbedConfig()
-    views: int = 0
+    views: Annotated[int, Ge(0)] = 0
     """Number of random crops to embed besides the center of each image; training draws one of all
     per pair and epoch.
     """
@@ -82,6 +85,8 @@ class Recipe:
                 f"name is {self.name!r}: a recipe's name has letters, digits, '.', '_' and '-' "
                 "only, because files are named after it; change it"
             )
+
+        check_ranges(self, "recipe")
 
         # Data that the user names would be ignored: say so. `leakage off` is no data.
         own = ("pairs", "classification", "retrieval", "segmentation", "leakage")

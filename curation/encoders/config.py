@@ -6,9 +6,12 @@ they do not import torch.
 
 import difflib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 from cluster.identity import MACHINE_FACT
+from cluster.ranges import check_ranges
 from curation.encoders.families import MEMBERS
 
 AUTO = "auto"
@@ -29,11 +32,12 @@ class BackboneConfig:
     the hub, or a package."""
     digest: str = ""
     """SHA-256 of the weights, which the program fills in when it resolves the backbone."""
-    image_size: int = 224
+    image_size: Annotated[int, Ge(1)] = 224
     """Side of the square crop that the backbone sees, in pixels: a multiple of its patch size (the
     backbone auto rounds it)."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "backbone")
         if self.name not in NAMES:
             nearest = difflib.get_close_matches(self.name, NAMES, n=1, cutoff=0.0)[0]
             raise ValueError(

@@ -5,9 +5,13 @@ A random view is a function of the image, the settings and one number, so it can
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 from PIL import Image
+
+from cluster.ranges import check_ranges
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels."""
@@ -19,18 +23,14 @@ TRIES = 10  # until a crop fits inside the image, as in torchvision
 class AugmentConfig:
     """Random resized crop and flip."""
 
-    least_area: float = 0.5
+    least_area: Annotated[float, Interval(gt=0, le=1)] = 0.5
     """Smallest share of the image's area in a crop. Captions describe the whole image, so it is far
     above the usual 0.08 of classifiers."""
     flip: bool = True
     """Mirror half of the views. Turn it off if captions say left and right."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.least_area <= 1:
-            raise ValueError(
-                f"augment.least_area is {self.least_area}: must be in (0, 1]; 1 crops to the "
-                "aspect alone"
-            )
+        check_ranges(self, "augment")
 
 
 def random_view(image: Image.Image, side: int, config: AugmentConfig, draw: int) -> Image.Image:

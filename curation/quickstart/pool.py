@@ -18,8 +18,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
 
 from cluster.files import replacing
+from cluster.ranges import check_ranges
 from curation.quickstart.scenes import Cutout, draw_scenes
 
 VENDOR_FOLDERS = {
@@ -95,20 +99,21 @@ class EmojiConfig:
     """Vendors of the evaluation sets, which are never trained on: one shaded and one flat style."""
     vendors: tuple[str, ...] = tuple(VENDOR_FOLDERS)
     """Vendors in the pool, including the held-out ones."""
-    concepts: int = 0
+    concepts: Annotated[int, Ge(0)] = 0
     """Number of concepts, spread over all of them, in addition to those of the scenes; 0: all."""
-    retrieval_images: int = 1000
+    retrieval_images: Annotated[int, Ge(1)] = 1000
     """Images in the retrieval set, one per concept."""
-    scenes: int = 200
+    scenes: Annotated[int, Ge(1)] = 200
     """Images in the segmentation set."""
-    scene_px: int = 224
+    scene_px: Annotated[int, Ge(1)] = 224
     """Side of a segmentation scene, in pixels."""
-    tar_rows: int = 1024
+    tar_rows: Annotated[int, Ge(1)] = 1024
     """Pairs per training tar."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Order of the training pairs, choice of retrieval concepts, layout of the scenes."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "emoji")
         unknown = sorted({*self.vendors, *self.held_out} - set(VENDOR_FOLDERS))
         if unknown:
             raise ValueError(

@@ -163,7 +163,7 @@ def test_wrong_names_are_refused_before_any_work(
 )
 def test_settings_that_measure_nothing_are_refused(name: str, wrong: int) -> None:
     with pytest.raises(
-        ValueError, match=rf"evaluate\.{name} is {wrong}: must be at least {wrong + 1}; raise it"
+        ValueError, match=rf"evaluate\.{name} is {wrong}: must be at least {wrong + 1}"
     ):
         EvaluateConfig(**{name: wrong})
 

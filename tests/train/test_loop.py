@@ -133,7 +133,7 @@ def test_captions_cut_are_counted_across_a_stop(
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        (lambda: replace(TINY, micro_batch=-4), "train.micro_batch is -4: must be at least 0"),
+        (lambda: replace(TINY, micro_batch=0), "train.micro_batch is 0: must be at least 1"),
         (lambda: replace(TINY, num_steps=2), "warmup_steps is 2 of 2 steps: must be fewer"),
         (
             lambda: CheckpointConfig(every_steps=0),
