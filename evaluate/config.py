@@ -97,7 +97,7 @@ class SegmentationConfig:
     """Names of the background, in the same templates as class names; those that are classes of the
     set are left out.
     """
-    background_cosine: Annotated[float, Interval(ge=-1, le=1)] = 0.1
+    background_cosine: float = 0.1
     """With "threshold": a pixel is background where no class has a higher cosine."""
     protocol: SegmentationProtocol = "window"
     """window: the published sliding windows; whole: the resized image at once; high-resolution:

@@ -29,7 +29,7 @@ Seeding = Literal["k-means++", "k-means||", "random"]
 class KMeansConfig:
     iterations: Annotated[int, Ge(1)] = 25
     """Maximum number of Lloyd iterations per clustering."""
-    tolerance: Annotated[float, Ge(0)] = 1e-4
+    tolerance: float = 1e-4
     """Stop when one iteration reduces the objective by less than this share."""
     seeding: Seeding = "k-means++"
     """How the first centroids are chosen: k-means++ and random use a sample of the rows, k-means||

@@ -53,7 +53,7 @@ def test_two_passes_give_the_gradients_of_one(kind: str, most: int) -> None:
 
 
 def test_splitting_keeps_every_pair() -> None:
-    assert split(batch(), 0)[0].keys == split(batch(), 12)[0].keys == batch().keys
+    assert split(batch(), None)[0].keys == split(batch(), 12)[0].keys == batch().keys
     parts = split(batch(), 5)
     assert [key for part in parts for key in part.keys] == batch().keys
     assert [caption for part in parts for caption in unpack(part.captions)] == CAPTIONS
