@@ -1,12 +1,14 @@
 """Curation with a known truth, and the rates of those stages that are no k-means.
 
-Quality: concepts with Zipf frequencies (exponent 1.5), rows are unit vectors around random centres;
-entropy of the true concepts after curation, after a random draw of the same size, and at the
-optimum (water filling over the truth). Rates: CPU seconds of one process, one thread. Balancing:
+Quality: concepts with Zipf frequencies. The image vectors and the caption vectors of a concept are
+drawn apart, each around a random center of its own; levels are the default of curate. Entropy of
+the true concepts after curation, after a random draw of the same size, and at the optimum (water
+filling over the truth). Rates: CPU seconds of one process, one thread. Balancing:
 rows in unevenly filled leaves below two more levels. Duplicates: a hundredth of the rows repeats
 another up to noise. Memory is the peak of arrays that a stage adds.
 
-    python -m benchmarks.curation [--rows N] [--balance-rows N] [--leaves N] [--duplicate-rows N]
+    python -m benchmarks.curation [--rows N] [--exponent X] [--balance-rows N] [--leaves N]
+        [--duplicate-rows N]
 """
 
 import argparse
@@ -19,14 +21,15 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int32, Int64
 
 from cluster.threads import limit_threads
-from curation.choice.balance import ImageBalance, TextBalance, combine, entropy, water_fill
+from curation.choice.balance import ImageBalance, TextBalance, combine, entropy
 from curation.choice.config import DuplicatesConfig
 from curation.choice.draws import coins
 from curation.choice.duplicates import hash_pairs, neighborhoods, semantic_pairs
 from curation.choice.likeness import Cosines, Rule
+from curation.choice.water import water_fill
 from curation.clusters.config import KMeansConfig, LevelsConfig
 from curation.clusters.groups import one_entry_each
 from curation.clusters.hierarchy import cluster_levels
@@ -36,46 +39,44 @@ from curation.clusters.vectors import to_unit
 
 DIM = 64
 NOISE = 0.5
-EXPONENT = 1.5
 
 
 def main() -> None:
     """Print the tables."""
     options = _options()
     limit_threads(1)
-    _print_quality(options.rows, options.concepts, options.keep)
+    _print_quality(options.rows, options.concepts, options.exponent, options.keep)
     _print_balancing(options.balance_rows, options.leaves)
     _print_duplicates(options.duplicate_rows)
 
 
-def _print_quality(num_rows: int, num_concepts: int, keep: float) -> None:
-    concepts, vectors = zipf_mixture(num_rows, num_concepts)
+def _print_quality(num_rows: int, num_concepts: int, exponent: float, keep: float) -> None:
+    concepts = zipf_concepts(num_rows, num_concepts, exponent)
     sizes = np.bincount(concepts, minlength=num_concepts)
     target = round(keep * num_rows)
     rng = np.random.default_rng(2)
-    points = points_in_memory(vectors, True)
-    with TemporaryDirectory() as folder:
-        plan = LevelsConfig(clusters=(4 * num_concepts, num_concepts)).resolve(num_rows)
-        levels = cluster_levels(points, plan, KMeansConfig(), 0, Path(folder))
+    image_leaves, image_parents = _clusters(around_centers(concepts, num_concepts, seed=3))
+    text_leaves, text_parents = _clusters(around_centers(concepts, num_concepts, seed=4))
 
-    parents = [level.labels for level in levels[1:]]
     image = ImageBalance(
-        levels[0].labels, parents, len(levels[0].centroids), rng.random(num_rows), 0
+        image_leaves, image_parents, len(image_parents[0]), rng.random(num_rows), 0
     )
-    text_clusters = assign(points, kmeans(points, num_concepts, KMeansConfig(), 1))[0]
-    text = TextBalance(one_entry_each(text_clusters), rng.random(num_rows))
+    text = TextBalance(one_entry_each(text_leaves), rng.random(num_rows), text_parents)
     optimum = water_fill(
         sizes, np.zeros(num_concepts, np.int64), np.array([target]), rng.random(num_concepts)
     )
     kept = {
         "image clusters": image.copies(target) > 0,
         "caption clusters": text.keep(target),
+        "captions, one level": TextBalance(one_entry_each(text_leaves), rng.random(num_rows)).keep(
+            target
+        ),
         "both, intersection": combine(image, text, target, "intersection").copies > 0,
         "both, union": combine(image, text, target, "union").copies > 0,
         "random": np.isin(np.arange(num_rows), rng.choice(num_rows, target, replace=False)),
     }
     print(
-        f"\n{num_rows:,} rows of {num_concepts} concepts, Zipf {EXPONENT}, d={DIM}; {target:,} kept"
+        f"\n{num_rows:,} rows of {num_concepts} concepts, Zipf {exponent}, d={DIM}; {target:,} kept"
     )
     print(f"{'pool':20} entropy {entropy(sizes):.3f} bits, {(sizes > 0).sum()} concepts")
 
@@ -89,16 +90,32 @@ def _print_quality(num_rows: int, num_concepts: int, keep: float) -> None:
     print(f"{'optimum':20} entropy {entropy(optimum):.3f} bits, {(optimum > 0).sum()} concepts")
 
 
-def zipf_mixture(
-    num_rows: int, num_concepts: int
-) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, "n d"]]:
-    """The concept of each row, by Zipf's law, and its unit vector."""
-    rng = np.random.default_rng(0)
-    frequency = np.arange(1, num_concepts + 1) ** -EXPONENT
-    concepts = rng.choice(num_concepts, num_rows, p=frequency / frequency.sum())
+def _clusters(
+    vectors: Float32[np.ndarray, "n d"],
+) -> tuple[Int32[np.ndarray, " n"], list[Int32[np.ndarray, " _"]]]:
+    """The leaf of each row, and per level the parents of its clusters, with the default levels."""
+    plan = LevelsConfig().resolve(len(vectors))
+    with TemporaryDirectory() as folder:
+        levels = cluster_levels(
+            points_in_memory(vectors, True), plan, KMeansConfig(), 0, Path(folder)
+        )
+    return levels[0].labels, [level.labels for level in levels[1:]]
+
+
+def zipf_concepts(num_rows: int, num_concepts: int, exponent: float) -> Int64[np.ndarray, " n"]:
+    """The concept of each row, by Zipf's law."""
+    frequency = np.arange(1, num_concepts + 1) ** -exponent
+    return np.random.default_rng(0).choice(num_concepts, num_rows, p=frequency / frequency.sum())
+
+
+def around_centers(
+    concepts: Int64[np.ndarray, " n"], num_concepts: int, seed: int
+) -> Float32[np.ndarray, "n d"]:
+    """A unit vector per row, around the random center of its concept."""
+    rng = np.random.default_rng(seed)
     centers = to_unit(rng.standard_normal((num_concepts, DIM), dtype=np.float32))
-    noise = to_unit(rng.standard_normal((num_rows, DIM), dtype=np.float32))
-    return concepts, to_unit(centers[concepts] + np.float32(NOISE) * noise)
+    noise = to_unit(rng.standard_normal((len(concepts), DIM), dtype=np.float32))
+    return to_unit(centers[concepts] + np.float32(NOISE) * noise)
 
 
 def _print_balancing(num_rows: int, num_leaves: int) -> None:
@@ -132,7 +149,8 @@ def _print_balancing(num_rows: int, num_leaves: int) -> None:
 def _print_duplicates(num_rows: int) -> None:
     print(f"\nDuplicates among {num_rows:,} pairs, d={DIM}")
     rng = np.random.default_rng(0)
-    _, vectors = zipf_mixture(num_rows, num_rows // 40)
+    concepts = zipf_concepts(num_rows, num_rows // 40, 1.5)
+    vectors = around_centers(concepts, num_rows // 40, seed=1)
     repeated, model = rng.choice(num_rows, (2, num_rows // 100), replace=False)
     vectors[repeated] = to_unit(
         vectors[model] + 0.01 * rng.standard_normal((len(model), DIM), np.float32)
@@ -171,6 +189,7 @@ def _options() -> argparse.Namespace:
         "--rows", type=int, default=20_000, help="rows of the mixture with a known truth"
     )
     parser.add_argument("--concepts", type=int, default=200)
+    parser.add_argument("--exponent", type=float, default=1.5, help="of Zipf's law")
     parser.add_argument("--keep", type=float, default=0.1, help="share of them to keep")
     parser.add_argument("--balance-rows", type=int, default=1_000_000)
     parser.add_argument("--leaves", type=int, default=100_000)

@@ -68,16 +68,12 @@ class EmbedConfig:
 
 @dataclass(frozen=True)
 class CaptionClustersConfig:
-    clusters: Annotated[int, Ge(0)] = 0
-    """Number of caption clusters. 0: one per 40 distinct rows, rounded to a multiple of `split`."""
-    split: Annotated[int, Ge(0)] = 0
-    """Two-stage clustering: sub-clusters per first-stage cluster. 0: a single stage, unless there
-    are more than 50,000 automatic clusters.
-    """
+    levels: LevelsConfig = LevelsConfig()
+    """Hierarchy of caption clusters."""
     threshold: Annotated[float | None, Gt(0)] = None
-    """MetaCLIP's t, in pairs per cluster or entry; None: the t that reaches the target size."""
+    """MetaCLIP's t, in pairs per cluster of the top level or per entry; None: the t that reaches the target size."""
     tail_share: Annotated[float | None, Interval(gt=0, lt=1)] = None
-    """Choose t such that clusters or entries below t have this share of the pairs (published:
+    """Choose t such that top clusters or entries below t have this share of the pairs (published:
     0.06); None: not used.
     """
     unmatched: Literal["drop", "keep"] = "drop"
@@ -91,11 +87,6 @@ class CaptionClustersConfig:
             raise ValueError(
                 f"text.threshold is {self.threshold} and text.tail_share is {self.tail_share}: "
                 "each gives a threshold; leave one of them out"
-            )
-        if self.clusters and self.clusters % max(1, self.split):
-            raise ValueError(
-                f"text.split is {self.split} on {self.clusters} text.clusters: it must divide "
-                "them; choose other numbers, or leave text.clusters out"
             )
 
 

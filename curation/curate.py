@@ -130,6 +130,7 @@ def curate(
             decisions,
             _goal(config, decisions),
             image,
+            text,
             _coins(config, decisions, image),
             config.seed,
         )
@@ -199,11 +200,7 @@ def _image_levels(
     if config.metric == "euclidean":
         points = replace(points, vectors=ShardVectors(decisions.shards.folder, CLS))
 
-    points = _subset(points, valid)
-    shape = (
-        config.levels if config.levels.clusters else automatic_levels(*_automatic_clusters(points))
-    )
-    levels = _levels(config, points, shape, out / "image")
+    levels = _levels(config, _subset(points, valid), config.levels, out / "image")
     decisions.image_cluster[valid] = levels[0].labels
 
     return levels
@@ -216,22 +213,14 @@ def _text_levels(
     out: Path,
     decisions: Decisions,
 ) -> list[Level]:
-    """The level of caption clusters; none if captions are not clustered.
+    """Levels over the rows with valid vectors; none if captions are not clustered.
 
     Writes the cluster of each row to `decisions`.
     """
     if captions is None:
         return []
 
-    captions = _subset(captions, valid)
-    num_clusters = config.text.clusters
-    split = config.text.split
-    if not num_clusters:
-        num_clusters, split = _automatic_clusters(captions, split)
-
-    levels = _levels(
-        config, captions, LevelsConfig(clusters=(num_clusters,), split=(split,)), out / "text"
-    )
+    levels = _levels(config, _subset(captions, valid), config.text.levels, out / "text")
     decisions.text_cluster[valid] = levels[0].labels
 
     return levels
@@ -261,24 +250,26 @@ def _subset(points: Points, valid: Int64[np.ndarray, " n"]) -> Points:
     return points.subset(valid) if len(valid) < points.num_rows else points
 
 
-def _automatic_clusters(points: Points, split: int = 0) -> tuple[int, int]:
-    """(number of clusters, split) by default: a single stage of fewer if too few are distinct.
-
-    Only the first stage needs distinct points: the second makes as many clusters as there are.
-    """
-    num_clusters, split = automatic_clusters(points.num_rows, split)
-    first = num_clusters // max(1, split)
-    num_distinct = count_distinct(points, first)
-    return (num_clusters, split) if num_distinct == first else (max(1, num_distinct), 0)
-
-
 def _levels(
     config: CurateConfig, points: Points, levels: LevelsConfig, folder: Path
 ) -> list[Level]:
+    if not levels.clusters:
+        levels = automatic_levels(*_automatic_clusters(points))
     folder.mkdir(parents=True, exist_ok=True)
     return cluster_levels(
         points, levels.resolve(points.num_rows), config.kmeans, config.seed, folder
     )
+
+
+def _automatic_clusters(points: Points) -> tuple[int, int]:
+    """(number of clusters, split) by default: a single stage of fewer if too few are distinct.
+
+    Only the first stage needs distinct points: the second makes as many clusters as there are.
+    """
+    num_clusters, split = automatic_clusters(points.num_rows)
+    first = num_clusters // max(1, split)
+    num_distinct = count_distinct(points, first)
+    return (num_clusters, split) if num_distinct == first else (max(1, num_distinct), 0)
 
 
 def _goal(config: CurateConfig, decisions: Decisions) -> Goal:

@@ -73,7 +73,7 @@ def curation_sections(curate: Path, embeddings: Path) -> list[Section]:
         sections += _image_galleries(shards, *sides["image"])
     if "text" in sides:
         sections.append(
-            Section("Caption clusters", _caption_clusters(shards, sides["text"][1], summary))
+            Section("Caption clusters", _caption_clusters(shards, *sides["text"], summary))
         )
     if "entries" in decisions.column_names:
         sections.append(Section("Metadata entries", _metadata(decisions, summary)))
@@ -231,7 +231,7 @@ def _image_galleries(
 
 
 def _caption_clusters(
-    shards: EmbeddingShards, clustering: Clustering, summary: dict[str, Any]
+    shards: EmbeddingShards, levels: list[Level], clustering: Clustering, summary: dict[str, Any]
 ) -> str:
     # np.unique, because the largest and the smallest overlap if there are few clusters.
     clusters = np.unique(
@@ -245,7 +245,8 @@ def _caption_clusters(
     ]
     table = _table(("cluster", "pairs before", "after", "most typical words"), rows)
 
-    return table + _threshold(one_entry_each(clustering.labels[clustering.labels >= 0]), summary)
+    # The threshold is that of the top clusters: each keeps min(t, its rows), whatever lies below.
+    return table + _threshold(one_entry_each(cluster_of_rows(levels)[-1]), summary)
 
 
 def _threshold(entries: Entries, summary: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from curation.clusters.config import LevelPlan, LevelsConfig, automatic_clusters
+from curation.clusters.config import LevelPlan, LevelsConfig
 from curation.clusters.spans import cut_spans
 from curation.config import CurateConfig
 
@@ -73,26 +73,23 @@ def _all_passes(
     config: CurateConfig, rows: int, dim: int, caption_dim: int
 ) -> Iterator[tuple[Passes, int]]:
     """The passes of each clustering, with the number of values of its vectors."""
-    # Each level clusters the centroids of the level below it.
     if config.method in ("both", "image"):
-        points = rows
-        for number, plan in enumerate(config.levels.resolve(rows), start=1):
-            for passes in level_passes(
-                f"image level {number}", points, plan, config.kmeans.iterations
-            ):
-                yield passes, dim
-            points = plan.num_clusters
+        for passes in _side_passes("image", config.levels, config, rows):
+            yield passes, dim
 
     if config.method in ("both", "text") and caption_dim:
-        clusters = config.text.clusters
-        split = config.text.split
-        if not clusters:
-            clusters, split = automatic_clusters(rows, split)
-        levels = LevelsConfig(clusters=(clusters,), split=(split,))
-        for passes in level_passes(
-            "captions", rows, levels.resolve(rows)[0], config.kmeans.iterations
-        ):
+        for passes in _side_passes("caption", config.text.levels, config, rows):
             yield passes, caption_dim
+
+
+def _side_passes(
+    side: str, levels: LevelsConfig, config: CurateConfig, rows: int
+) -> Iterator[Passes]:
+    # Each level clusters the centroids of the level below it.
+    points = rows
+    for number, plan in enumerate(levels.resolve(rows), start=1):
+        yield from level_passes(f"{side} level {number}", points, plan, config.kmeans.iterations)
+        points = plan.num_clusters
 
 
 def level_passes(stage: str, points: int, plan: LevelPlan, iterations: int) -> Iterator[Passes]:

@@ -27,7 +27,7 @@ QUICKSTART = Recipe(
     curate=CurateConfig(
         share=0.7,
         levels=LevelsConfig(clusters=(1000, 100)),
-        text=CaptionClustersConfig(clusters=1000),
+        text=CaptionClustersConfig(levels=LevelsConfig(clusters=(1000,))),
     ),
     tokenizer=TokenizerConfig(vocab_size=2048),
     train=TrainConfig(
@@ -65,7 +65,11 @@ DEBUG = Recipe(
     embed=EmbedConfig(
         backbone=BackboneConfig(name="random-vit", image_size=56), content="grid", grid=2
     ),
-    curate=CurateConfig(share=0.25),
+    curate=CurateConfig(
+        share=0.25,
+        levels=LevelsConfig(clusters=(14, 2)),
+        text=CaptionClustersConfig(levels=LevelsConfig(clusters=(14,))),
+    ),
     tokenizer=TokenizerConfig(vocab_size=600),
     train=TrainConfig(
         model=ModelConfig(
@@ -95,7 +99,11 @@ FLICKR8K = Recipe(
         segmentation=("camvid.tar", "clothing.tar"),
     ),
     embed=EmbedConfig(content="pooled"),
-    curate=CurateConfig(share=0.9),
+    curate=CurateConfig(
+        share=0.9,
+        levels=LevelsConfig(clusters=(125, 12)),
+        text=CaptionClustersConfig(levels=LevelsConfig(clusters=(125,))),
+    ),
     train=TrainConfig(
         model=ModelConfig(
             text=TextConfig(width=256, layers=2, heads=4, context=48), vision=VisionConfig(blocks=0)
@@ -144,7 +152,9 @@ VITL14 = Recipe(
             resampling=(0, 9, 9, 9),
             nearest=(1, 10, 5, 3),
         ),
-        text=CaptionClustersConfig(clusters=500_000, split=100, tail_share=0.06),
+        text=CaptionClustersConfig(
+            levels=LevelsConfig(clusters=(500_000,), split=(100,)), tail_share=0.06
+        ),
         duplicates=DuplicatesConfig(neighbors=0),
     ),
     tokenizer=TokenizerConfig(kind="clip", vocab_size=49_408),

@@ -2,18 +2,20 @@
 
 Image clusters share a budget by water filling, level by level: hierarchical sampling of Vo et al.
 2024 (arXiv:2405.15613). Captions have keep probabilities by their clusters or entries: MetaCLIP
-(arXiv:2309.16671). Both selections are nested, that is, a larger budget keeps all rows of a smaller
-one. Bisection therefore finds the budgets whose intersection or union has exactly the wanted size.
+(arXiv:2309.16671), extended to levels of clusters. Both selections are nested, that is, a larger
+budget keeps all rows of a smaller one. Bisection therefore finds the budgets whose intersection or
+union has exactly the wanted size.
 Everything is NumPy over arrays, without a loop over clusters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
 from curation.choice.config import Combine
+from curation.choice.water import Vessels, water_fill
 from curation.clusters.groups import Entries, rank_in_groups
 
 HALVINGS = 52  # of an interval: a float64 has 52 bits after its leading one
@@ -27,67 +29,6 @@ class Balance(NamedTuple):
     copies: Int64[np.ndarray, " rows"]
     image_budget: int
     text_budget: int
-
-
-def water_fill(
-    sizes: Int64[np.ndarray, " children"],
-    parents: Int64[np.ndarray, " children"],
-    budgets: Int64[np.ndarray, " parents"],
-    order: Float64[np.ndarray, " children"],
-) -> Int64[np.ndarray, " children"]:
-    """The quota of each child when every parent shares its budget as evenly as sizes allow.
-
-    A child has the quota min(level, size), where the level is the same for all children of a
-    parent, like water in vessels of different heights. Rows that remain go one each to the children
-    that are not full, in ascending `order`. Quotas of a parent sum to its budget exactly, and none
-    falls when the budget grows. Raises ValueError when a budget exceeds the sum of the sizes.
-
-    Example: one parent with the budget 11 and children of the sizes [2, 9, 5]. At level 4 they have
-    2, 4 and 4 rows. One row remains: with the order [0.3, 0.7, 0.1] it goes to the third child, so
-    the quotas are [2, 4, 5].
-    """
-    available = np.bincount(parents, sizes, len(budgets)).astype(np.int64)
-    if (budgets > available).any():
-        worst = int(np.argmax(budgets - available))
-        raise ValueError(
-            f"a budget of {budgets[worst]} rows for {available[worst]} rows: at most as many can "
-            "be kept; lower it"
-        )
-
-    # Children by parent, then by size: a rising level fills the smallest child first. `first` is
-    # the position of each parent's first child.
-    by_size = np.lexsort((sizes, parents))
-    size = sizes[by_size]
-    parent = parents[by_size]
-    num_children = np.bincount(parents, minlength=len(budgets))
-    first = np.cumsum(num_children) - num_children
-
-    # Rows in the smaller children of the same parent: a running sum over all children, less its
-    # value at the parent's first child. (Example: 0, 2 and 7 before the sizes 2, 5 and 9.)
-    filled_before = np.cumsum(size) - size
-    filled_before -= np.repeat(
-        filled_before[first[num_children > 0]], num_children[num_children > 0]
-    )
-
-    # A child is full if the budget reaches a level of its size: then the smaller children are full,
-    # and this one and all larger ones have `size` rows each. (6, 12 and 16 rows: only the first.)
-    larger = num_children[parent] - (np.arange(len(size)) - first[parent])
-    is_full = filled_before + size * larger <= budgets[parent]
-
-    # The open children share what the full ones leave. (11 - 2 = 9 rows for two: level 4, rest 1.)
-    rest = budgets - np.bincount(parent, size * is_full, len(budgets)).astype(np.int64)
-    num_open = np.bincount(parent[~is_full], minlength=len(budgets))
-    level, remainder = np.divmod(rest, np.maximum(num_open, 1))
-
-    # Assigning at `by_size` restores the order of the children. An open child is larger than the
-    # level, so one row more always fits.
-    quotas = np.empty_like(sizes)
-    quotas[by_size] = np.where(is_full, size, level[parent])
-    open_children = by_size[~is_full]
-    rank = rank_in_groups(parents[open_children], order[open_children])
-    quotas[open_children] += rank < remainder[parents[open_children]]
-
-    return quotas
 
 
 class ImageBalance:
@@ -167,12 +108,45 @@ class TextBalance:
     number of rows with the entry and t is the threshold. It is kept if its coin, a uniform random
     number, is below that probability, that is, if t is above the row's critical value. Rows without
     entries come first in `order` and are always kept.
+
+    If the entries are clusters below further levels, t is the water level of the top clusters: each
+    keeps min(t, its rows), shared among its children as evenly as their rows allow, and so on down
+    to the leaves. A row's critical value is then carried up: when the water in its leaf stands at
+    v, the parent holds the sum of min(v, rows) over its leaves, and that is the water level of the
+    parent.
+
+    Example: a top cluster has leaves of 2, 4 and 9 rows. A row of the last leaf with the coin 1/3
+    has the critical value 9 / 3 = 3 in its leaf. At this level the leaves hold 2, 3 and 3 rows, so
+    the row's critical value is 8: it is kept if t is above 8. With t = 8, its keep probability is
+    1/3.
     """
 
-    def __init__(self, entries: Entries, coins: Float64[np.ndarray, " rows"]) -> None:
+    def __init__(
+        self,
+        entries: Entries,
+        coins: Float64[np.ndarray, " rows"],
+        parents: Sequence[Int32[np.ndarray, " _"]] = (),
+    ) -> None:
+        """`parents` has one array per level from the leaves upwards: the parent of each cluster.
+
+        With parents, each row has exactly one entry, which is its leaf. `counts` are the rows of
+        each cluster of the top level; without parents, those of each entry.
+        """
         self.entries = entries
-        self.counts = np.bincount(entries.values)
-        self.critical = self._critical(coins)
+        self.entry_counts = np.bincount(
+            entries.values, minlength=len(parents[0]) if len(parents) else 0
+        )
+        self.counts = self.entry_counts
+        self.floors: list[Vessels] = []
+        for number, labels in enumerate(parents, start=1):
+            # A cluster without children has no rows. Only the level above tells how many clusters a
+            # level has.
+            least = len(parents[number]) if number < len(parents) else 0
+            floor = Vessels(self.counts, labels.astype(np.int64), least)
+            self.floors.append(floor)
+            self.counts = floor.capacity()
+
+        self.critical = self._carried_up(self._critical(coins))
         self.num_unmatched = int((entries.counts() == 0).sum())
         self.order = np.lexsort((coins, self.critical))
         self.rank = np.empty(len(coins), np.int64)
@@ -186,7 +160,7 @@ class TextBalance:
         # With one entry the probability is t / c, which exceeds the coin once t exceeds coin * c.
         single = np.flatnonzero(numbers == 1)
         critical[single] = (
-            coins[single] * self.counts[self.entries.values[self.entries.offsets[single]]]
+            coins[single] * self.entry_counts[self.entries.values[self.entries.offsets[single]]]
         )
 
         # With several entries there is no closed form: bisection for all rows at once. The rarest
@@ -195,15 +169,23 @@ class TextBalance:
         own = self.entries.take(several)
         low = np.zeros(len(several))
         high = np.full(len(several), np.inf)
-        np.minimum.at(high, own.rows(), self.counts[own.values].astype(np.float64))
+        np.minimum.at(high, own.rows(), self.entry_counts[own.values].astype(np.float64))
 
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            is_kept = coins[several] < keep_probability(own, self.counts, middle)
+            is_kept = coins[several] < keep_probability(own, self.entry_counts, middle)
             low = np.where(is_kept, low, middle)
             high = np.where(is_kept, middle, high)
 
         critical[several] = low
+        return critical
+
+    def _carried_up(self, critical: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
+        """Critical values of the leaves as those of the top level."""
+        clusters = self.entries.values
+        for floor in self.floors:
+            clusters = floor.parents[clusters]
+            critical = floor.held(clusters, critical)
         return critical
 
     def keep(self, budget: int) -> Bool[np.ndarray, " rows"]:
@@ -222,7 +204,16 @@ class TextBalance:
 
     def keep_probability(self, threshold: float) -> Float64[np.ndarray, " rows"]:
         """The published probability of each row; 1 without entries."""
-        return keep_probability(self.entries, self.counts, np.full(len(self.rank), threshold))
+        # From the top down: each parent holds its level, or all its rows if these are fewer.
+        levels = np.full(len(self.counts), threshold)
+        for floor in reversed(self.floors):
+            levels = floor.levels(levels)[floor.parents]
+
+        if not self.floors:
+            return keep_probability(
+                self.entries, self.entry_counts, np.full(len(self.rank), threshold)
+            )
+        return keep_probability(self.entries, self.entry_counts, levels[self.entries.values])
 
 
 def keep_probability(

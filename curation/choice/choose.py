@@ -44,7 +44,12 @@ class Coins(NamedTuple):
 
 
 def choose(
-    decisions: Decisions, goal: Goal, image_levels: list[Level], coins: Coins, seed: int
+    decisions: Decisions,
+    goal: Goal,
+    image_levels: list[Level],
+    text_levels: list[Level],
+    coins: Coins,
+    seed: int,
 ) -> dict[str, float]:
     """Drop what the method does not keep; return the budgets and the threshold that it used.
 
@@ -79,7 +84,7 @@ def choose(
             decisions, rows, goal, _image_balance(decisions, rows, image_levels, coins, seed, goal)
         )
 
-    text = _text_balance(decisions, rows, coins)
+    text = _text_balance(decisions, rows, text_levels, coins)
     if goal.method == "text":
         return _by_text(decisions, rows, goal, text)
 
@@ -109,11 +114,13 @@ def _image_balance(
     )
 
 
-def _text_balance(decisions: Decisions, rows: Int64[np.ndarray, " n"], coins: Coins) -> TextBalance:
+def _text_balance(
+    decisions: Decisions, rows: Int64[np.ndarray, " n"], levels: list[Level], coins: Coins
+) -> TextBalance:
     entries = decisions.text_entries().take(rows)
     if decisions.entries is not None:
         check_matched(entries, decisions.entry_names)
-    return TextBalance(entries, coins.text[rows])
+    return TextBalance(entries, coins.text[rows], [level.labels for level in levels[1:]])
 
 
 def _by_image(

@@ -7,8 +7,10 @@ from annotated_types import Ge
 
 from cluster.ranges import check_ranges
 
-ROWS_PER_CLUSTER = 40
-CLUSTERS_PER_CLUSTER = 10
+# On a pool with a known truth, where both sides must keep a pair, finer clusters gave more even
+# concepts than 40 and 10: docs/benchmarks.md has the figures.
+ROWS_PER_CLUSTER = 10
+CLUSTERS_PER_CLUSTER = 4
 PARTS = 100  # sub-clusters per first-stage cluster, as in Vo et al. 2024 (10 M = 100 k x 100)
 
 # Most clusters of a single stage. The driver needs minutes to seed this many, and the time grows
@@ -44,8 +46,8 @@ class KMeansConfig:
 @dataclass(frozen=True)
 class LevelsConfig:
     clusters: tuple[int, ...] = ()
-    """Clusters per level, finest first. Empty: one per 40 distinct rows on the first level, and one
-    per 10 of those clusters on the second; a level of more than 50,000 is made in two stages."""
+    """Clusters per level, finest first. Empty: one per 10 distinct rows on the first level, and one
+    per 4 of those clusters on the second; a level of more than 50,000 is made in two stages."""
     resampling: tuple[int, ...] = ()
     """Resampling rounds per level. Empty: none on the first level, two on the others."""
     nearest: tuple[int, ...] = ()
@@ -102,9 +104,9 @@ def _default_rounds(level: int, split: int) -> int:
     return 2 if level > 0 and split < 2 else 0
 
 
-def automatic_clusters(num_points: int, split: int = 0) -> tuple[int, int]:
-    """One cluster per 40 points, and the number of sub-clusters of each first-stage cluster."""
-    return _in_stages(max(2, num_points // ROWS_PER_CLUSTER), split)
+def automatic_clusters(num_points: int) -> tuple[int, int]:
+    """One cluster per 10 points, and the number of sub-clusters of each first-stage cluster."""
+    return _in_stages(max(2, num_points // ROWS_PER_CLUSTER))
 
 
 def _in_stages(num_clusters: int, split: int = 0) -> tuple[int, int]:
@@ -120,7 +122,7 @@ def _in_stages(num_clusters: int, split: int = 0) -> tuple[int, int]:
 
 
 def automatic_levels(num_clusters: int, split: int = 0) -> LevelsConfig:
-    """Two levels, the second with one cluster per 10 of the first; one level if it has only two."""
+    """Two levels, the second with one cluster per 4 of the first; one level if it has only two."""
     levels = [(num_clusters, split)]
     if num_clusters > 2:
         levels.append(_in_stages(max(2, num_clusters // CLUSTERS_PER_CLUSTER)))

@@ -20,7 +20,7 @@ from curation.clusters.scan import Far, Points
 from curation.clusters.seeding import SAME_POINT, choose_seeds
 from curation.clusters.vectors import to_unit
 
-FEWER_CLUSTERS = "lower curate.levels.clusters (images) or curate.text.clusters (captions)"
+FEWER_CLUSTERS = "lower curate.levels.clusters (images) or curate.text.levels.clusters (captions)"
 
 logger = logging.getLogger(__name__)
 

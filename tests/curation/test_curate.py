@@ -10,8 +10,9 @@ import pytest
 import curation.clusters.config
 from cluster.files import sha256_file
 from cluster.resources import Resources
-from curation.choice.balance import entropy, water_fill
+from curation.choice.balance import entropy
 from curation.choice.config import OFF, DuplicatesConfig, LeakageConfig, LikenessConfig
+from curation.choice.water import water_fill
 from curation.choice.why import read_decisions, why
 from curation.clusters.config import LevelsConfig
 from curation.clusters.scan import InProcess
@@ -32,7 +33,7 @@ OUTPUTS = (
     "decisions.arrow",
     *(
         f"{level}{suffix}"
-        for level in ("image/level-1", "image/level-2", "text/level-1")
+        for level in ("image/level-1", "image/level-2", "text/level-1", "text/level-2")
         for suffix in SUFFIXES
     ),
 )
@@ -72,7 +73,11 @@ def pool(tmp_path, embedding_spec, write_pool):
 
 
 def _config(workers=1, **changes):
-    fields = {"levels": LEVELS, "text": CaptionClustersConfig(clusters=6), "duplicates": NO_HASHES}
+    fields = {
+        "levels": LEVELS,
+        "text": CaptionClustersConfig(levels=LEVELS),
+        "duplicates": NO_HASHES,
+    }
     return CurateConfig(**{**fields, **changes}, resources=Resources(workers=workers, cpus=1.0))
 
 
@@ -325,11 +330,9 @@ def test_a_target_above_what_is_left_is_refused(tmp_path, pool):
         _run(tmp_path, folder, method="random", target_rows=701)
 
 
-@pytest.mark.parametrize(
-    ("num_distinct", "split"), [(1, 0), (8, 0), (8, 3), (8, 100), (25, 4), (700, 100)]
-)
+@pytest.mark.parametrize("num_distinct", [1, 8, 25, 700])
 def test_automatic_clusters_are_no_more_than_distinct_points(
-    tmp_path, embedding_spec, write_pool, num_distinct, split
+    tmp_path, embedding_spec, write_pool, num_distinct
 ):
     """Class names as captions; copies of a picture, of which float16 leaves no two alike."""
     rng = np.random.default_rng(0)
@@ -342,17 +345,15 @@ def test_automatic_clusters_are_no_more_than_distinct_points(
     )
     changes = {
         "levels": LevelsConfig(),
-        "text": CaptionClustersConfig(split=split),
+        "text": CaptionClustersConfig(),
         "duplicates": NO_HASHES,
         "share": 0.1,
     }
     out, summary = _run(tmp_path, tmp_path / "pool", **changes)
     assert summary["kept"] == 140
-    levels = [len(np.load(path)) for path in sorted(out.glob("image/*.npy"))]
-    assert levels == {1: [1], 8: [8, 2], 25: [25, 2], 700: [35, 3]}[num_distinct]
-    num_clusters = len(np.load(out / "text" / "level-1.centroids.npy"))
-    assert num_clusters <= num_distinct
-    assert num_clusters == 8 or num_distinct != 8
+    expected = {1: [1], 8: [8, 2], 25: [25, 6], 700: [140, 35]}[num_distinct]
+    for side in ("image", "text"):
+        assert [len(np.load(path)) for path in sorted(out.glob(f"{side}/*.npy"))] == expected
 
 
 def test_clusters_too_many_for_one_stage_are_made_in_two(
@@ -369,7 +370,7 @@ def test_clusters_too_many_for_one_stage_are_made_in_two(
         text=CaptionClustersConfig(),
         duplicates=NO_HASHES,
     )
-    assert [len(np.load(path)) for path in sorted(out.glob("*/*.npy"))] == [20, 2, 20]
+    assert [len(np.load(path)) for path in sorted(out.glob("*/*.npy"))] == [80, 20, 80, 20]
 
 
 def test_a_pool_of_one_row(tmp_path, embedding_spec, write_pool):
@@ -380,11 +381,6 @@ def test_a_pool_of_one_row(tmp_path, embedding_spec, write_pool):
         ]
         == 1
     )
-
-
-def test_a_split_that_does_not_divide_the_clusters_is_refused():
-    with pytest.raises(ValueError, match=r"text.split is 4 on 6 text.clusters"):
-        CaptionClustersConfig(clusters=6, split=4)
 
 
 def test_a_target_above_the_pool_is_refused_before_anything_is_clustered(tmp_path, pool):
@@ -440,7 +436,7 @@ def test_curation_of_a_long_tail_is_more_even_than_chance(
     write_pool(tmp_path / "pool", spec, (len(concepts),), vectors=columns)
     shape = {
         "levels": LevelsConfig(clusters=(90, 30)),
-        "text": CaptionClustersConfig(clusters=30),
+        "text": CaptionClustersConfig(levels=LevelsConfig(clusters=(30,))),
         "target_rows": 400,
     }
     found = {}

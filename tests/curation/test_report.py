@@ -29,7 +29,7 @@ def curated(tmp_path, embedding_spec, write_pool):
         write_pool(tmp_path / "pool", embedding_spec(), (100, 200), vectors={CLS: images})
         fields = {
             "levels": LevelsConfig(clusters=(12, 3)),
-            "text": CaptionClustersConfig(clusters=5),
+            "text": CaptionClustersConfig(levels=LevelsConfig(clusters=(5,))),
             "duplicates": DuplicatesConfig(
                 alike=LikenessConfig(hash_bits=None, form_bits=None, cosine=0.999)
             ),

@@ -27,7 +27,9 @@ def test_resampling_clusters_a_few_points_and_assigns_all():
 def test_the_plan_splits_what_curation_would_split_and_says_how_many_workers_it_keeps_busy():
     table = curation_table(CurateConfig(), 10_000_000, 1024, 256)
     stages = dict(zip(table.columns[0].cells, table.columns[2].cells, strict=True))
-    assert stages["captions"] == stages["image level 1"] == "2,500"
-    assert stages["captions, split"] == stages["image level 1, split"] == "100"
-    assert stages["image level 2"] == "25,000"
+    for side in ("image", "caption"):
+        assert stages[f"{side} level 1"] == "10,000"
+        assert stages[f"{side} level 1, split"] == "100"
+        assert stages[f"{side} level 2"] == "2,500"
+        assert stages[f"{side} level 2, split"] == "100"
     assert "at most 77 workers" in table.caption

@@ -12,8 +12,8 @@ from curation.choice.balance import (
     entropy,
     gini,
     tail_threshold,
-    water_fill,
 )
+from curation.choice.water import water_fill
 from curation.clusters.groups import Entries, one_entry_each
 
 
