@@ -152,8 +152,8 @@ def test_plan_counts_every_model_and_no_clustering_that_is_not_done(
     both = capsys.readouterr().out
     assert "3,276.80 M pairs (50,000 steps of 65,536)" in alone
     assert "6,553.60 M pairs (50,000 steps of 65,536, 2 models)" in both
-    assert "captions, split" in alone
-    assert "captions, split" not in both
+    assert "caption level 1, split" in alone
+    assert "caption level 1, split" not in both
     assert "--data.pairs, not set yet" in alone
 
 
