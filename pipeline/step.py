@@ -19,7 +19,7 @@ VERSIONS = {
     "pool": 2,
     "embed": 7,
     "images": 1,
-    "curate": 7,
+    "curate": 8,
     "tokenizer": 2,
     "train": 3,
     "evaluate": 10,

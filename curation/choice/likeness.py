@@ -9,12 +9,13 @@ all but a chosen share of images stay below.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 from scipy.stats import norm
 
 from curation.choice.config import LikenessConfig
 
 # With fewer cosines than this, their quartiles say too little, and LIKELY and SURE are used.
+LOOK_ALIKES = 0.2  # share of hash pairs above half the bound from which hashes do not decide
 FEWEST = 200
 LIKELY = 0.9
 SURE = 0.985
@@ -56,6 +57,17 @@ def calibrate(nearest: Float32[np.ndarray, " n"], false_rate: float) -> Cosines:
 
     # Back from -log(1 - cosine) to cosines.
     return Cosines(float(-np.expm1(-likely)), float(-np.expm1(-sure)))
+
+
+def hashes_decide(bits: Int32[np.ndarray, " pairs"], most_bits: int) -> bool:
+    """Whether near hashes tell copies in this pool, given the bits between the pairs within a bound.
+
+    Copies of photographs differ in few bits and other photographs in many, with a gap between them:
+    of 1,151 pairs within 30 bits, 7 % differ in more than 15. Drawings have no gap. PDQ sees
+    brightness alone, so that one outline in several colors lies at any distance: of 5,967 such
+    pairs, 38 % differ in more than 15 bits.
+    """
+    return len(bits) < FEWEST or bool((bits > most_bits / 2).mean() <= LOOK_ALIKES)
 
 
 def least_cosine(config: LikenessConfig, calibrated: Cosines) -> float:

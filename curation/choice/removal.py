@@ -1,5 +1,7 @@
 """The stages that remove rows before anything is balanced: bad vectors, leakage, duplicates."""
 
+import logging
+
 import numpy as np
 import pyarrow.compute as pc
 from jaxtyping import Float64, Int64
@@ -16,10 +18,12 @@ from curation.choice.duplicates import (
     semantic_pairs,
 )
 from curation.choice.leakage import captions_in, check_hashed, find_leakage
-from curation.choice.likeness import calibrate, rule_of
+from curation.choice.likeness import calibrate, hashes_decide, rule_of
 from curation.clusters.levels import Level
 from curation.clusters.scan import Points
 from curation.shards.schema import BYTES_HASH, CAPTIONS, PIXEL_HASH
+
+logger = logging.getLogger(__name__)
 
 
 def drop_invalid(decisions: Decisions, points: Points, error_budget: float) -> None:
@@ -100,12 +104,21 @@ def drop_duplicates(
             decisions.drop_for(equal_pairs(shards.hashes(column), in_order()), reason)
 
     thresholds = dict[str, float]()
+    has_sure_hashes = False
     if alike.hash_bits is not None:
         check_hashed(shards, "the pool")
         rows = in_order()
         pairs = hash_pairs(shards.perceptual_hashes(rows, 1)[:, 0], rows, alike.hash_bits)
-        decisions.drop_for(pairs, "duplicate: perceptual hash")
-        thresholds["duplicates_hash_bits"] = float(alike.hash_bits)
+        has_sure_hashes = alike.form_bits is None or hashes_decide(pairs.bits, alike.hash_bits)
+        if has_sure_hashes:
+            decisions.drop_for(pairs, "duplicate: perceptual hash")
+            thresholds["duplicates_hash_bits"] = float(alike.hash_bits)
+        else:
+            logger.info(
+                "hash_pairs=%d: this pool has look-alikes that differ in color alone; near hashes "
+                "count only with near vectors",
+                len(pairs.bits),
+            )
 
     if alike.uses_vectors:
         rows = in_order()
@@ -115,7 +128,7 @@ def drop_duplicates(
         # Pairs that a form's hash already calls copies are not near by chance. In a pool with many
         # crops they would raise both thresholds until the crops are kept.
         by_chance = nearest
-        if alike.hash_bits is not None and alike.form_bits is not None:
+        if has_sure_hashes and alike.hash_bits is not None and alike.form_bits is not None:
             bits = pair_distances(points, nearest.left, nearest.right)
             by_chance = nearest.where(bits > alike.hash_bits)
 

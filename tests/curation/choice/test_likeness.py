@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from curation.choice.config import DuplicatesConfig, LikenessConfig
-from curation.choice.likeness import EQUAL, LIKELY, SURE, calibrate, least_cosine
+from curation.choice.likeness import (
+    EQUAL,
+    LIKELY,
+    SURE,
+    calibrate,
+    hashes_decide,
+    least_cosine,
+)
 from curation.clusters.vectors import to_unit
 
 
@@ -59,3 +66,11 @@ def test_settings_out_of_range_are_refused():
         LikenessConfig(hash_bits=200)
     with pytest.raises(ValueError, match=r"duplicates.neighbors is -1: must be at least 0"):
         DuplicatesConfig(neighbors=-1)
+
+
+def test_hashes_do_not_decide_where_look_alikes_lie_at_any_distance() -> None:
+    copies = np.repeat(np.arange(0, 20, 2), [40, 30, 20, 10, 10, 5, 5, 5, 5, 5]).astype(np.int32)
+    drawings = np.arange(400, dtype=np.int32) % 31
+    assert hashes_decide(np.tile(copies, 2), 30)
+    assert not hashes_decide(drawings, 30)
+    assert hashes_decide(drawings[:50], 30)  # too few to tell
