@@ -2,15 +2,18 @@
 allocated memory.
 """
 
+import multiprocessing
 import resource
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
 UNITS = {"cpu": "cpu-s", "cuda": "gpu-s"}
+T = TypeVar("T")
 
 
 class Cost(NamedTuple):
@@ -21,6 +24,12 @@ class Cost(NamedTuple):
     wall_s: float
     peak_mb: float
     """By how much the passes raised the peak memory of this process, or of the GPU, in MB."""
+
+
+def alone(function: Callable[..., T], *arguments: object) -> T:
+    """The function's result from a process of its own. BrokenProcessPool if that process dies."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
 
 
 def cost_of(run: Callable[[], object], repeats: int, device: torch.device) -> Cost:

@@ -11,7 +11,6 @@ needs no other package for this.
 
 import importlib.metadata
 import importlib.util
-import multiprocessing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from benchmarks.cost import UNITS, Cost, cost_of, device_name
+from benchmarks.cost import UNITS, Cost, alone, cost_of, device_name
 from evaluate.retrieval import RECALL_AT, recall_tallies
 from evaluate.windows import sliding_argmax, starts
 
@@ -75,8 +74,7 @@ def main(config: EvaluationBenchmarkConfig) -> None:
             ):
                 print("recall        clip_benchmark is not installed")
                 continue
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                name, cost, result = pool.apply(measure, (config, task, contender))
+            name, cost, result = alone(measure, config, task, contender)
             first = first or (cost, result)
             print(
                 f"{task:13s} {name:24s} {cost.seconds:9.3f} {UNITS['cpu']} {cost.peak_mb:8.0f} MB  "

@@ -12,24 +12,21 @@ requirements would change it:
 """
 
 import importlib.util
-import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import tyro
 
+from benchmarks.cost import alone
 from benchmarks.readers import CONTESTANTS, Records
 
 READ_BYTES = 8_000_000
 MOST_EPOCHS = 5
 ENOUGH_S = 4.0
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -124,12 +121,6 @@ def drop_from_cache(folder: Path) -> None:
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
-
-
-def alone(function: Callable[..., T], *arguments: object) -> T:
-    """The function's result from a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
 
 
 def measure(

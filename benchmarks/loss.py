@@ -9,7 +9,6 @@ gradients are compared.
 """
 
 import importlib.util
-import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from benchmarks.cost import UNITS, Cost, cost_of
+from benchmarks.cost import UNITS, Cost, alone, cost_of
 from train.loss import contrastive_loss
 
 LOGIT_SCALE = 14.3
@@ -127,8 +126,7 @@ def compare(config: LossBenchmarkConfig) -> dict[str, LossRow]:
     reference_gradient: Tensor | None = None
 
     for contender in config.contenders:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            name, cost, gradient = pool.apply(measure, (config, contender))
+        name, cost, gradient = alone(measure, config, contender)
 
         reference_gradient = gradient if reference_gradient is None else reference_gradient
         error = float((gradient - reference_gradient).norm() / reference_gradient.norm())

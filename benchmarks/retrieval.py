@@ -8,9 +8,7 @@ runs in a process of its own; the model is built before the clock starts.
 """
 
 import importlib.metadata
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +16,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from benchmarks.cost import Cost, cost_of, device_name
+from benchmarks.cost import Cost, alone, cost_of, device_name
 from evaluate.openclip import OpenClipEncoder
 from evaluate.retrieval import RECALL_AT, retrieve
 from evaluate.sets.known import open_retrieval
@@ -51,9 +49,7 @@ def main(config: RetrievalBenchmarkConfig) -> None:
     print(f"{device_name(CPU)}, {config.threads} threads, {config.model}, float32")
     first: tuple[float, dict[str, float]] | None = None
     for contender in config.contenders:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            name, cost, images, recalls = process.submit(measure, config, contender).result()
-
+        name, cost, images, recalls = alone(measure, config, contender)
         first = first or (cost.wall_s, recalls)
         apart = max(abs(first[1][metric] - recalls[metric]) for metric in recalls)
         print(

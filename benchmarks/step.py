@@ -25,8 +25,7 @@ import torch.distributed as dist
 import tyro
 from torch import Tensor, nn
 
-from benchmarks.cost import UNITS, Cost, cost_of, peak_mb
-from benchmarks.loader import alone
+from benchmarks.cost import UNITS, Cost, alone, cost_of, peak_mb
 from benchmarks.loss import full_logits
 from benchmarks.text_step import padded, read_captions
 from curation.encoders.backbone import random_backbone

@@ -9,7 +9,6 @@ vocabulary is trained on them.
 """
 
 import json
-import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.cost import UNITS, Cost, cost_of
+from benchmarks.cost import UNITS, Cost, alone, cost_of
 from train.attention import Packed, pack
 from train.config import TextConfig, TokenizerConfig
 from train.model import TextEncoder
@@ -114,8 +113,7 @@ def main(config: TextStepConfig) -> None:
     times: dict[str, float] = {}
 
     for name, make in contenders.items():
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            cost = pool.apply(measure, (config, make()))
+        cost = alone(measure, config, make())
         times[name], unit = cost.seconds, UNITS[config.device]
         ratio = cost.seconds / times["packed"]
         rate = len(captions) / cost.seconds

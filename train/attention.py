@@ -21,6 +21,10 @@ from torch import Tensor
 
 from train.config import AttentionChoice
 
+MOST_CAPTIONS = 65_535
+"""Captions that the kernels of torch and xformers take at once: each is a step on the second axis of
+a CUDA grid, which has no more.
+"""
 TRITON_WIDTHS = (16, 32, 64, 128)
 """Channels per head that our kernel supports: Triton's blocks are powers of two."""
 
@@ -113,7 +117,7 @@ def unpack(packed: Packed) -> list[list[int]]:
     ]
 
 
-@torch.compiler.disable  # a compiler would make code for the groups of each batch
+@torch.compiler.disable  # the choice of a kernel is no code for a compiler
 def packed_attention(
     qkv: Float[Tensor, "n 3 h d"], layout: Packed, choice: AttentionChoice = "auto"
 ) -> Float[Tensor, "n h d"]:
@@ -184,6 +188,7 @@ def why_not(kernel: str, case: Case) -> str:
     return ""
 
 
+@torch.compiler.disable  # a compiler would make code for the groups of each batch
 def grouped_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "n h d"]:
     """One call of torch per run of captions of equal length; works on any device.
 
@@ -218,8 +223,10 @@ def triton_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Ten
     return attention_kernels.attend(qkv, layout.starts)
 
 
+@torch.compiler.disable  # as that of the groups
 def varlen_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "n h d"]:
     """Torch's kernel for sequences of any length."""
+    _check_count("varlen", layout)
     from torch.nn.attention.varlen import varlen_attn  # not in every torch that is supported
 
     query, key, value = qkv.unbind(1)
@@ -232,8 +239,10 @@ def varlen_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Ten
     return attended
 
 
+@torch.compiler.disable  # as that of the groups
 def xformers_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[Tensor, "n h d"]:
     """The kernel of xformers, with a mask of one causal block per caption."""
+    _check_count("xformers", layout)
     from xformers.ops import memory_efficient_attention  # optional, in the extra `gpu`
 
     # xformers wants a batch axis: the pack is one sequence, and the mask keeps captions apart.
@@ -241,6 +250,17 @@ def xformers_attention(qkv: Float[Tensor, "n 3 h d"], layout: Packed) -> Float[T
     return memory_efficient_attention(
         query, key, value, attn_bias=xformers_mask(layout, qkv.device)
     )[0]
+
+
+def _check_count(kernel: str, layout: Packed) -> None:
+    """ValueError for more captions than the kernels of torch and xformers take at once."""
+    count = len(layout.starts) - 1
+    if count > MOST_CAPTIONS:
+        raise ValueError(
+            f"train.parallel.attention is {kernel}, which takes at most {MOST_CAPTIONS:,} captions "
+            f"at once on a GPU, and there are {count:,}: use triton or auto, or set "
+            "train.micro_batch"
+        )
 
 
 def xformers_mask(layout: Packed, device: torch.device) -> Any:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from train.attention import Packed, pack, packed_attention
-from train.config import AttentionChoice, ModelConfig, TextConfig, VisionConfig, swiglu_hidden
+from train.attention import Packed, PackedAttention, pack, packed_attention
+from train.config import ModelConfig, TextConfig, VisionConfig, swiglu_hidden
 
 HEAD_DIM = 64  # channels per attention head, as in every ViT of DINOv2
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's limit (arXiv:2103.00020, section 2.5)
@@ -40,8 +40,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.kernel: AttentionChoice = "auto"
-        """Kernel of attention over packed captions."""
+        self.packed: PackedAttention = packed_attention
+        """Attention over packed captions."""
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
@@ -56,7 +56,7 @@ class Attention(nn.Module):
 
         The result is not yet projected: the last block projects only the tokens that it needs.
         """
-        return packed_attention(self._qkv(x), layout, self.kernel).flatten(-2)
+        return self.packed(self._qkv(x), layout).flatten(-2)
 
     def _qkv(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b 3 h w"]:
         return self.qkv(x).unflatten(-1, (3, self.heads, -1))

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from cluster.machine import settled_precision
+from train.attention import Case, choose_attention, installed_kernels
 from train.config import ParallelConfig
 from train.model import Attention, DinoTxt
 
@@ -20,9 +21,13 @@ CHECKPOINT_PREFIX = "_checkpoint_wrapped_module."
 
 def parallelize(model: DinoTxt, config: ParallelConfig, device: torch.device) -> DinoTxt:
     """Change the model in place to run on all ranks of the default process group; returns it."""
+    dtype = getattr(torch, settled_precision(config.dtype))
+    text = model.text.config
+    case = Case(device.type, text.width // text.heads, dtype == torch.float32, installed_kernels())
+    attention = choose_attention(config.attention, case)
     for module in model.text.modules():
         if isinstance(module, Attention):
-            module.kernel = config.attention
+            module.packed = attention
 
     for stack in (model.text.blocks, model.vision.blocks):
         for index, block in enumerate(stack):
@@ -37,7 +42,6 @@ def parallelize(model: DinoTxt, config: ParallelConfig, device: torch.device) ->
 
     # Parameters are gathered in the dtype of products, and gradients are reduced in float32. Inputs
     # are not cast: the residual stream stays float32.
-    dtype = getattr(torch, settled_precision(config.dtype))
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )

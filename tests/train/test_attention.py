@@ -11,6 +11,7 @@ from torch import Tensor
 
 from train.attention import (
     KERNELS,
+    MOST_CAPTIONS,
     Case,
     Packed,
     choose_attention,
@@ -70,6 +71,13 @@ def test_a_kernel_that_cannot_run_here_is_refused_with_what_can(kernel: Attentio
     )
     with pytest.raises(ValueError, match=message):
         packed_attention(random_qkv(), LAYOUT, kernel)
+
+
+@pytest.mark.parametrize("kernel", ["varlen", "xformers"])
+def test_more_captions_than_a_kernel_takes_are_refused_before_it_runs(kernel: str) -> None:
+    layout = pack([[1]] * (MOST_CAPTIONS + 1))
+    with pytest.raises(ValueError, match="at most 65,535 captions at once on a GPU, and there are"):
+        KERNELS[kernel](torch.zeros(MOST_CAPTIONS + 1, 3, 1, 16), layout)
 
 
 @pytest.mark.parametrize(

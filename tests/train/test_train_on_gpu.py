@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cluster.files import read_jsonl
 from train.attention import (
+    MOST_CAPTIONS,
     Case,
     grouped_attention,
     installed_kernels,
@@ -57,7 +58,7 @@ def gpu_group() -> Iterator[None]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [64, 48])
-@pytest.mark.parametrize("lengths", [LENGTHS, [32, 33, 64, 65, 200], [1] * 70_000])
+@pytest.mark.parametrize("lengths", [LENGTHS, [32, 33, 64, 65, 200], [1] * MOST_CAPTIONS])
 @pytest.mark.parametrize("kernel", ["auto", "triton", "varlen", "xformers"])
 def test_packed_attention_equals_the_grouped_one_in_values_and_gradients(
     lengths: list[int], width: int, dtype: torch.dtype, kernel: AttentionChoice
