@@ -21,8 +21,8 @@ VERSIONS = {
     "images": 1,
     "curate": 8,
     "tokenizer": 2,
-    "train": 3,
-    "evaluate": 10,
+    "train": 4,
+    "evaluate": 11,
     "report": 7,
 }
 """Version of the code of each kind of step, 1 if it is not listed. A change to the code that

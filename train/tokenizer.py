@@ -6,6 +6,7 @@ be encoded. It has no begin-of-text, because a causal encoder that pools at the 
 """
 
 import gzip
+import html
 import io
 import json
 import logging
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import ftfy
 import numpy as np
 import pyarrow.compute as pc
 import sentencepiece
@@ -215,7 +217,8 @@ class ClipTokenizer:
 
     def encode(self, texts: Sequence[str], context: int) -> list[list[int]]:
         """Token ids of each text, at most `context`, the last one end-of-text."""
-        ids = self.tokenizer(list(texts), add_special_tokens=True, verbose=False)["input_ids"]
+        cleaned = [clip_text(text) for text in texts]
+        ids = self.tokenizer(cleaned, add_special_tokens=True, verbose=False)["input_ids"]
         return [
             [*tokens[: context - 1], self.end_of_text] if len(tokens) > context else tokens
             for tokens in ids
@@ -230,6 +233,15 @@ class ClipTokenizer:
             return
         for name in CLIP_FILES:
             shutil.copyfile(self.folder / name, folder / name)
+
+
+def clip_text(text: str) -> str:
+    """A text as CLIP's published tokenizer cleans it, before lower case and spaces are mended.
+
+    Wrongly decoded letters are put right ("cafÃ©" is "café"), and HTML entities are replaced, twice,
+    because web captions are often escaped twice ("&amp;lt;" is "<").
+    """
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
 def read_byte_pairs(file: Path) -> tuple[dict[str, int], list[str]]:

@@ -15,6 +15,7 @@ from train.tokenizer import (
     BYTE_PAIRS_FILE,
     ClipTokenizer,
     Tokenizer,
+    clip_text,
     load_tokenizer,
     run,
     selected_captions,
@@ -150,6 +151,22 @@ def test_the_published_list_of_byte_pairs_is_a_vocabulary(tmp_path: Path) -> Non
     file.write_bytes(b"torn")
     with pytest.raises(ValueError, match="is no gzipped list of byte pairs"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("web", "clean"),
+    [
+        ("caf\u00c3\u00a9", "caf\u00e9"),
+        ("salt &amp;amp; pepper", "salt & pepper"),
+        ("a &lt;b&gt; &quot;c&quot;", 'a <b> "c"'),
+        (" \u201cquoted\u201d ", '"quoted"'),
+        ("\u72ac\u306e\u5199\u771f", "\u72ac\u306e\u5199\u771f"),
+    ],
+)
+def test_byte_pairs_see_texts_as_clip_cleans_them(web: str, clean: str, clip_folder: Path) -> None:
+    assert clip_text(web) == clean
+    tokenizer = ClipTokenizer(clip_folder)
+    assert tokenizer.encode([web], 77) == tokenizer.encode([clean], 77)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
