@@ -10,9 +10,9 @@ from typing import no_type_check
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
-from numba import njit
 from torch import Tensor
 
+from cluster.compilation import compiled
 from evaluate.metrics import Ranks
 
 TILE = 1024
@@ -154,7 +154,7 @@ def _padded(vectors: Float[Tensor, "n dim"], start: int) -> Float[Tensor, "tile 
     return torch.cat([block, block.new_zeros(TILE - len(block), block.shape[1])])
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 @no_type_check
 def _count(
     tile: Float32[np.ndarray, "h w"],

@@ -17,6 +17,8 @@ from numba import njit
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from cluster.compilation import compiled
+
 BLOCK_ELEMENTS = 1_600_000
 LANES = 16
 # Taylor's series of the exponential: from -1 to 1 its error is below 3e-9, less than float32's.
@@ -113,7 +115,7 @@ def _add_any_softmax(
     mean[here] += rows.softmax(-1).numpy() / seen[here][..., None]
 
 
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "contract", "reassoc"})
+@compiled(fastmath={"nnan", "nsz", "contract", "reassoc"})
 @no_type_check
 def _add_small_softmax(
     wide: Float32[np.ndarray, "h window channels"],
@@ -179,7 +181,7 @@ def _two_taps(
     return first.numpy().astype(np.int32), share.numpy()
 
 
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "contract"})
+@compiled(fastmath={"nnan", "nsz", "contract"})
 @no_type_check
 def _argmax(
     scores: Float32[np.ndarray, "h w channels"],

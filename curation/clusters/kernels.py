@@ -14,6 +14,8 @@ from jaxtyping import Float32, Float64, Int8, Int32, Int64
 from llvmlite import ir
 from numba.extending import intrinsic
 
+from cluster.compilation import compiled
+
 CHUNK = 64  # columns
 INT8_MOST = np.float32(127)
 SMALLEST = np.float32(1e-30)  # keeps the scale of a row of zeros above zero: nothing divides by 0
@@ -23,10 +25,8 @@ LOWEST = np.float32(-np.inf)
 # reassoc and contract let the compiler reorder sums and fuse multiply-adds, which vector units
 # need: only for sums whose last bits may differ between kinds of processors.
 
-compiled = numba.njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-compiled_for_sums = numba.njit(
-    cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc", "contract"}
-)
+compiled_as_written = compiled(fastmath={"nnan", "nsz"})
+compiled_for_sums = compiled(fastmath={"nnan", "nsz", "reassoc", "contract"})
 
 
 @intrinsic
@@ -135,7 +135,7 @@ def shortlist(
         ends[row + 1] = count
 
 
-@compiled
+@compiled_as_written
 @no_type_check
 def decide(
     x: Float32[np.ndarray, "n d"],
@@ -173,7 +173,7 @@ def dot(x: Float32[np.ndarray, " d"], y: Float32[np.ndarray, " d"]) -> float:
     return total
 
 
-@compiled
+@compiled_as_written
 @no_type_check
 def add_by_label(
     x: Float32[np.ndarray, "n d"],
@@ -194,7 +194,7 @@ def add_by_label(
     return squares
 
 
-@compiled
+@compiled_as_written
 @no_type_check
 def add_rows(
     rows: Float64[np.ndarray, "n d"],

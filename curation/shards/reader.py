@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, no_type_check
 from weakref import WeakValueDictionary
 
-import numba
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int64, Shaped, UInt8, UInt64
 
+from cluster.compilation import compiled
 from curation.shards.codec import STORED_TYPES, decode_tokens
 from curation.shards.manifest import MANIFEST, check_size, read_manifest
 from curation.shards.mapped import MappedShard, check_maps
@@ -231,7 +231,7 @@ def _copy_rows(view: np.ndarray, local: np.ndarray, out: np.ndarray, positions: 
         )
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 @no_type_check
 def _copy_bytes(
     source: UInt8[np.ndarray, "n bytes"],
