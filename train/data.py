@@ -10,10 +10,8 @@ that no image occurs twice in a batch.
 """
 
 import itertools
-import queue
-import threading
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from jaxtyping import Int64, UInt64
-from torch import Tensor
 
 from curation.shards.reader import EmbeddingShards, open_shards
 from curation.shards.schema import CAPTIONS, CLS, PATCHES, REGISTERS
@@ -32,10 +29,10 @@ from train.attention import pack
 from train.batch import Batch, Stored
 from train.config import TrainConfig
 from train.images import Images
+from train.prefetch import Buffers, prefetched
 from train.shuffle import key_hashes, mix, mix_array, shuffled
 from train.tokenizer import Tokenizer
 
-PREFETCH = 2  # batches that are ready before they are asked for
 ROWS_AT_ONCE = 1 << 16  # a pass over all keys or captions reads this many, and keeps only numbers
 CPU = torch.device("cpu")
 
@@ -45,9 +42,6 @@ TORCH_TYPES = {
     "bfloat16": torch.uint16,
     "int8": torch.int8,
 }
-
-Buffers = dict[str, Tensor]
-"""Memory for the vectors of a batch, by column; allocated at the first use and then reused."""
 
 
 class Share(NamedTuple):
@@ -259,11 +253,13 @@ class Pairs:
         """The rank's batches of steps [start, stop), prefetched by a thread.
 
         The thread reads, tokenizes and copies to the device; it ends with the context. A batch
-        stays valid until the next but one is requested. Its buffers are then reused, because
-        touching new memory takes as long as the copy.
+        stays valid until the next but one is requested.
         """
-        steps = range(start, stop)
-        with closing(_ahead(self, steps, batch_size, rank, world, device)) as iterator:
+
+        def make(step: int, buffers: Buffers) -> Batch:
+            return self.batch(step, batch_size, rank, world, buffers)
+
+        with closing(prefetched(make, range(start, stop), device)) as iterator:
             yield iterator
 
 
@@ -315,51 +311,6 @@ def _same_rows(view: EmbeddingShards, shards: EmbeddingShards) -> EmbeddingShard
             "same format; embed both with the same settings, except for the view"
         )
     return view
-
-
-def _ahead(
-    pairs: Pairs, steps: range, batch_size: int, rank: int, world: int, device: torch.device
-) -> Generator[Batch, None, None]:
-    """Batches in order, made by a thread; an exception of the thread is raised here."""
-    # `free` counts the batches that the thread may still make ahead. The thread blocks on it and
-    # never on the queue, so that it can be woken at the end.
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
-    free = threading.Semaphore(PREFETCH)
-    ended = threading.Event()
-
-    def produce() -> None:
-        try:
-            copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-            # One set per batch that is ready, one for the batch in use, and one for the batch
-            # before it, which stays valid until then.
-            buffers: list[Buffers] = [{} for _ in range(PREFETCH + 2)]
-            for step in steps:
-                free.acquire()
-                if ended.is_set():
-                    return
-                batch = pairs.batch(step, batch_size, rank, world, buffers[step % len(buffers)])
-                with torch.cuda.stream(copies) if copies else nullcontext():
-                    batch = batch.to(device)
-                if copies:
-                    copies.synchronize()  # the step must not find half a batch on the device
-                ready.put(batch)
-        except BaseException as error:
-            ready.put(error)
-
-    thread = threading.Thread(target=produce, name="batches", daemon=True)
-    thread.start()
-    try:
-        for _ in steps:
-            batch = ready.get()
-            if isinstance(batch, BaseException):
-                raise batch
-            free.release()
-            yield batch
-    finally:
-        ended.set()
-        free.release()  # wake the thread if it waits
-        thread.join()
 
 
 def encode(
