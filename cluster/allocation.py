@@ -329,9 +329,9 @@ def _end_with_input(node: subprocess.Popen) -> None:
 def _shares() -> list[str]:
     """Ray would otherwise advertise the whole machine."""
     cpus = int(os.environ["SLURM_CPUS_ON_NODE"])
-    shares = [f"--num-cpus={cpus}"]
-    if "SLURM_GPUS_ON_NODE" in os.environ:
-        shares.append(f"--num-gpus={os.environ['SLURM_GPUS_ON_NODE']}")
+    # Without GPUs, SLURM sets no number: Ray would count those that it sees.
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+    shares = [f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
 
     megabytes = (
         int(os.environ.get("SLURM_MEM_PER_NODE", 0))

@@ -104,8 +104,8 @@ class _Run:
         self.again = again
         """Labels of finished steps that run again."""
         self._lock = threading.Lock()
-        self._checked = set[Path]()
-        """Folders whose content this run has compared with its checksums."""
+        self._checks = dict[Path, Future[None]]()
+        """The comparison of each folder with its checksums, once per run."""
 
     def all(self, todo: Sequence[Step]) -> None:
         """Run each step once its inputs are there.
@@ -186,16 +186,25 @@ class _Run:
         return make_record(step, summary, out, started, time.perf_counter() - clock_s, choices)
 
     def _check_inputs(self, step: Step) -> None:
-        """Compare the outputs that the step reads with their checksums, each once per run."""
-        # The lock is held only to mark a folder as taken: two steps that share an input do not
-        # check it twice, and the second one does not wait.
+        """Compare the outputs that the step reads with their checksums, each once per run.
+
+        Of steps that share an input, the first compares it. The others wait, and fail if it does.
+        """
         for source in step.upstream():
             folder = self.store.folder(source)
             with self._lock:
-                is_new = folder not in self._checked
-                self._checked.add(folder)
-            if is_new:
-                self.store.check_content(source)
+                is_first = folder not in self._checks
+                check = self._checks.setdefault(folder, Future[None]())
+
+            if is_first:
+                try:
+                    self.store.check_content(source)
+                except BaseException as error:
+                    check.set_exception(error)
+                    raise
+                check.set_result(None)
+
+            check.result()
 
     def _show(self, step: Step, record: Record) -> None:
         line = step_line(self.ordered, step, state_after(record.seconds), headline(record.summary))

@@ -5,6 +5,7 @@ each other.
 import io
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -218,6 +219,25 @@ def test_all_damaged_outputs_that_are_needed_are_named_at_once(run: Callable[...
         run(ALL, force=["two"])
     run(ALL, force=["two", "two@arm"])
     assert (store.folder(TWO) / "sum").read_text() == "3.0"
+
+
+def test_steps_that_share_a_damaged_input_both_wait_for_its_check(
+    run: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = run(ONE)
+    shared = store.folder(ONE) / "sum"
+    shared.write_text(shared.read_text()[::-1])  # as many bytes as before
+    check = Store.check_content
+
+    def check_slowly(store: Store, step: Step) -> None:
+        time.sleep(1.0)  # the other step has started by then
+        check(store, step)
+
+    monkeypatch.setattr(Store, "check_content", check_slowly)
+    both = [replace(step, runs_beside=True) for step in (TWO, ARM)]
+    with pytest.raises(StepError, match="rebuild with --force one"):
+        run(*both)
+    assert not list(store.folder(TWO).parent.glob("*/pieces"))
 
 
 def test_tracking_holds_one_parent_and_a_nested_run_per_step(
