@@ -174,10 +174,10 @@ class Pool:
 
         if num_without:
             logger.warning(
-                "workers=%d of %d wait for room on a node: asked=%s",
+                "workers=%d of %d wait for room on a node, each asks for %s",
                 num_without,
                 len(self._seats),
-                self._resources,
+                self._resources.per_worker(),
             )
         else:
             logger.info("workers=%d start: they import their libraries", len(self._seats))

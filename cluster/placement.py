@@ -87,9 +87,8 @@ def _too_large(one: Resources, wanted: int, room: int, nodes: Sequence[Mapping[s
         f"{node.get('memory', 0) / BYTES_PER_GB:.1f} GiB"
         for node in nodes
     )
-    asked = f"{one.cpus:g} CPU, {one.gpus:g} GPU, {one.memory_gb or 0:g} GiB"
     return (
-        f"{wanted} worker(s) of [{asked}] do not fit: the Ray cluster has room for {room} (nodes: "
+        f"{wanted} worker(s) of [{one.per_worker()}] do not fit: the Ray cluster has room for {room} (nodes: "
         f"[{have}]); lower workers, cpus, gpus or memory_gb, or connect to a larger cluster with "
         "RAY_ADDRESS"
     )

@@ -55,6 +55,15 @@ class Resources:
         """BLAS and OpenMP threads of one worker."""
         return max(1, math.floor(self.cpus or 1))
 
+    def per_worker(self) -> str:
+        """What one worker asks for, in words: 2 CPU, 1 GPU, 4 GiB."""
+        parts = [
+            f"{self.cpus or 0:g} CPU",
+            f"{self.gpus or 0:g} GPU",
+            f"{self.memory_gb or 0:g} GiB",
+        ]
+        return ", ".join(parts)
+
     def actor_options(self) -> dict[str, float]:
         """Keyword arguments for the `.options()` of a Ray actor or task."""
         if self.gpus is None or self.cpus is None:

@@ -31,6 +31,10 @@ def test_threads_are_the_whole_cores_and_at_least_one(cpus: float, threads: int)
     assert Resources(cpus=cpus).threads == threads
 
 
+def test_what_a_worker_asks_for_reads_as_people_write_it() -> None:
+    assert Resources(workers=4, cpus=2.0, memory_gb=1.5).per_worker() == "2 CPU, 0 GPU, 1.5 GiB"
+
+
 def test_actor_options_need_a_resolved_number_of_gpus() -> None:
     assert Resources(cpus=2.0, gpus=0.0, memory_gb=0.5).actor_options() == {
         "num_cpus": 2,
