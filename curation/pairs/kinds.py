@@ -6,7 +6,7 @@ from cluster.storage import kind_of, read_range, size_of
 from curation.pairs.images import IMAGE_SUFFIXES
 from curation.pairs.ranges import ByteRange
 from curation.pairs.records import LIST_SUFFIXES
-from curation.pairs.text import as_text
+from curation.pairs.text import as_text, encoding_of
 from curation.pairs.tree import Tree, open_tree
 
 COMPRESSED_SUFFIXES = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
@@ -57,12 +57,12 @@ def file_kind(path: Path) -> str:
         if head[offset:].startswith(mark):
             return kind
 
-    # A zero byte near the beginning means a binary file.
-    if (
-        suffix in UNREAD_KINDS
-        or suffix in IMAGE_SUFFIXES
-        or b"\0" in head.replace(b"\0\0", b"\0")[:256]
-    ):
+    # A zero byte near the beginning means a binary file, but not behind the mark of UTF-16 or
+    # UTF-32, in which every Western letter has one.
+    _, mark_bytes = encoding_of(head)
+    is_binary = not mark_bytes and b"\0" in head
+
+    if suffix in UNREAD_KINDS or suffix in IMAGE_SUFFIXES or is_binary:
         what = UNREAD_KINDS.get(
             suffix, "an image" if suffix in IMAGE_SUFFIXES else "a binary file of an unknown kind"
         )

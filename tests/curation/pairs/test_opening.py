@@ -345,6 +345,16 @@ def test_links_and_names_without_suffix_are_known_by_their_first_bytes(
         assert list(captions_of(read_all(path)).values()) == [["one"]]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_a_list_without_a_known_suffix_is_text_in_any_marked_encoding(
+    write: Write, encoding: str
+) -> None:
+    """`utf-16` and `utf-32` of Python write the byte-order mark, as Excel does."""
+    text = "image,caption\n1.jpg,un caf\u00e9\n2.jpg,two\n"
+    folder = write(named(["1.jpg", "2.jpg"]) | {"pairs.lst": text.encode(encoding)})
+    assert captions_of(read_all(folder / "pairs.lst"))["1.jpg"] == ["un caf\u00e9"]
+
+
 def test_addresses_are_named_as_such(write: Write) -> None:
     rows = read_all(
         write(
