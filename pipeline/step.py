@@ -17,8 +17,8 @@ from pipeline.fingerprint import data_identity, digest
 
 VERSIONS = {
     "pool": 2,
-    "embed": 7,
-    "images": 1,
+    "embed": 8,
+    "images": 2,
     "curate": 8,
     "tokenizer": 2,
     "train": 4,

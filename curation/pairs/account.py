@@ -58,6 +58,11 @@ class Account:
             # The first decision on a file stands.
             self.files.setdefault(name, FileUse("not read", reason, is_expected))
 
+    def note(self, sentence: str) -> None:
+        """Note a decision that may surprise, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
     def unread(self, *, unexpected_only: bool = False) -> dict[str, list[str]]:
         """Names of the files that were not read, by reason; the most frequent reason first."""
         by_reason: dict[str, list[str]] = {}

@@ -23,7 +23,7 @@ from curation.pairs.parquet import ParquetFile, image_paths, open_parquet, parqu
 from curation.pairs.ranges import ByteRange
 from curation.pairs.records import LIST_SUFFIXES, CaptionList, NoList, is_named_as_list, read_list
 from curation.pairs.sample import Pair, Part, parts_of_pairs
-from curation.pairs.splits import Splits
+from curation.pairs.splits import Splits, has_split_folders
 from curation.pairs.tars import check_tar_end, peek, tar_members
 from curation.pairs.tree import Tree
 from curation.pairs.webdataset import (
@@ -102,10 +102,10 @@ class Opening:
     def all_of_it(self) -> Source:
         """The source of a folder, or of a tar of one: every layout in it."""
         # The order matters. Files of other splits go first. Then come tars, because those without
-        # samples add their members to the tree. A .txt beside an image is its caption, so lists are
-        # searched among the other texts. What a list names is not read a second time from the files
-        # beside it, so lists come before these.
-        splits = self._without_other_splits()
+        # samples add their members, without those of other splits, to the tree. A .txt beside an
+        # image is its caption, so lists are searched among the other texts. What a list names is
+        # not read a second time from the files beside it, so lists come before these.
+        self._leave_out_other_splits(self.names)
         self._add_tars()
         for name in self._remaining((".parquet",)):
             self._open_parquet_of_tree(name)
@@ -122,7 +122,7 @@ class Opening:
         ]
         listed = self._add_lists(lists)
         self._add_beside(beside, listed)
-        self._explain_the_rest(splits)
+        self._explain_the_rest()
 
         return self.source
 
@@ -130,31 +130,40 @@ class Opening:
         """Files with one of these suffixes that have no decision yet."""
         return [name for name in self.tree.with_suffix(*suffixes) if name not in self.account.files]
 
-    def _without_other_splits(self) -> Splits:
-        """Leave out files whose name has another split: lists, tars, Parquet; images by folder."""
-        containers = (".tar", ".parquet", *LIST_SUFFIXES)
-        folders = {f"{posixpath.dirname(name)}/" for name in self.names}
-        holding = [name for name in self.names if name.lower().endswith(containers)]
-        splits = Splits([*holding, *folders], self.config.split)
-        remedy = (
-            f"--embed.source.split '' reads all, and another name than {self.config.split!r} "
-            "that split"
-        )
+    def _leave_out_other_splits(
+        self, names: Sequence[str], tar: str = "", *, are_samples: bool = False
+    ) -> set[str]:
+        """Leave out files whose name has another split: lists, tars, Parquet; images by folder.
 
-        for name in self.names:
+        `names` are those in the source, or in one `tar` of it; those of samples count by folder
+        alone. Returns the names that are left out.
+        """
+        containers = () if are_samples else (".tar", ".parquet", *LIST_SUFFIXES)
+        folders = {f"{posixpath.dirname(name)}/" for name in names}
+        holding = [name for name in names if name.lower().endswith(containers)]
+        splits = Splits([*holding, *folders], self.config.split)
+        others = set()
+
+        for name in names:
             # A .txt may be the caption of one image, so only its folder counts.
             is_container = name.lower().endswith(containers) and not name.lower().endswith(".txt")
             if splits.is_other(name) if is_container else splits.is_in_folder_of_other(name):
-                reason = f"its name says another split than {self.config.split!r}"
-                self.account.leave_out([name], reason, remedy, is_expected=True)
+                others.add(name)
 
+        self.account.leave_out(
+            (posixpath.join(tar, name) for name in names if name in others),
+            f"its name says another split than {self.config.split!r}",
+            f"--embed.source.split '' reads all, and another name than {self.config.split!r} "
+            "that split",
+            is_expected=True,
+        )
         for path, word in splits.doubtful.items():
-            self.account.notes.append(
-                f"{path}: {word!r} is read as a word, not as a split, as no name beside it says "
-                f"{self.config.split!r}"
+            self.account.note(
+                f"{posixpath.join(tar, path)}: {word!r} is read as a word, not as a split, as no "
+                f"name beside it says {self.config.split!r}"
             )
 
-        return splits
+        return others
 
     def _add_tars(self) -> None:
         """Read tars with captions beside images as WebDataset, and others as folders."""
@@ -164,8 +173,9 @@ class Opening:
                 self.config.format == "auto" and is_webdataset(names)
             ):
                 root = ByteRange(str(self.tree.root), 0, size_of(self.tree.root))
-                self._add_tar(self.tree.name, root, "", peek(self.tree.root, PEEKED_MEMBERS))
-                self.account.read("read as pairs", names)
+                head = peek(self.tree.root, PEEKED_MEMBERS)
+                others = self._add_tar(self.tree.name, root, "", head)
+                self.account.read("read as pairs", (name for name in names if name not in others))
             return
 
         # Each tar costs two small reads, which wait for storage: many at once.
@@ -195,26 +205,49 @@ class Opening:
             return is_webdataset(head)
         return is_webdataset([member.name for member in tar_members(path)])
 
-    def _add_tar(self, name: str, file: ByteRange, key_prefix: str, head: Sequence[str]) -> None:
-        """Add the parts of a WebDataset tar.
+    def _add_tar(
+        self, name: str, file: ByteRange, key_prefix: str, head: Sequence[str]
+    ) -> set[str]:
+        """Add the parts of a WebDataset tar; its members in folders of other splits, left out.
 
-        If the files of each sample lie together, a part is a range of the tar. Otherwise all
-        headers are read first, and a part is a number of pairs that are joined by name.
+        If the files of each sample lie together, a part is a range of the tar. Otherwise, or if the
+        tar has folders of other splits, all headers are read first, and a part is a number of pairs
+        that are joined by name.
         """
         self.source.tars.append(name)
-        if is_webdataset(head) and not lies_apart(head):
+        lie_together = is_webdataset(head) and not lies_apart(head)
+        known = self.names if self.tree.is_file else head
+        may_have_others = bool(self.config.split) and has_split_folders(known)
+        if lie_together and not may_have_others:
             self.source.parts += tar_parts(name, file, key_prefix, self.config)
-            return
-        pairs = unsorted_pairs(tar_members(Path(file.path)), key_prefix)
-        self.source.parts += parts_of_pairs(name, pairs, self.config.part_rows)
-        self.account.notes.append(
-            f"{name}: files of a sample do not lie together; they are joined by name, which reads "
-            "all its headers first"
+            return set()
+
+        members = list(tar_members(Path(file.path)))
+        others = self._leave_out_other_splits(
+            [member.name for member in members],
+            "" if self.tree.is_file else name,
+            are_samples=True,
         )
+        if lie_together and not others:
+            self.source.parts += tar_parts(name, file, key_prefix, self.config)
+            return others
+
+        wanted = (member for member in members if member.name not in others)
+        pairs = unsorted_pairs(wanted, key_prefix)
+        self.source.parts += parts_of_pairs(name, pairs, self.config.part_rows)
+        if not lie_together:
+            self.account.note(
+                f"{name}: files of a sample do not lie together; they are joined by name, which "
+                "reads all its headers first"
+            )
+
+        return others
 
     def _mount(self, name: str, path: Path) -> None:
         """Add the members of a tar to the tree, as if it were a folder of its name."""
-        members = {f"{name}/{member.name}": member.file for member in tar_members(path)}
+        files = {member.name: member.file for member in tar_members(path)}
+        self._leave_out_other_splits(list(files), name)
+        members = {f"{name}/{member}": file for member, file in files.items()}
         self.account.read("list", [name])
         self.tree = Tree(self.tree.root, False, dict(sorted((self.tree.files | members).items())))
         self.names = list(self.tree.files)
@@ -330,7 +363,7 @@ class Opening:
 
         for name, pairs in listed.pairs.items():
             if pairs and name not in present and (present or self.source.parts):
-                self.account.notes.append(
+                self.account.note(
                     f"{name}: none of the {len(pairs)} images that it lists is here; it is left out"
                 )
                 listed.pairs[name] = []
@@ -342,16 +375,16 @@ class Opening:
     def _say_joined_and_outside(self, listed: ListedPairs) -> None:
         if listed.num_joined:
             lists = ", ".join(listed.pairs)
-            self.account.notes.append(
+            self.account.note(
                 f"{listed.num_joined} images are in several lists ({lists}): captions are joined"
             )
         if listed.num_of_other:
-            self.account.notes.append(
+            self.account.note(
                 f"{listed.num_of_other} records name images that another list has in another "
                 "split: they are not read"
             )
         if listed.outside:
-            self.account.notes.append(
+            self.account.note(
                 f"{len(listed.outside)} images of lists lie outside the source, "
                 f"{listed.outside[0]} first"
             )
@@ -385,7 +418,7 @@ class Opening:
         self.source.num_beside = len(pairs)
         self.source.parts += parts_of_pairs(self.tree.name, pairs, self.config.part_rows)
 
-    def _explain_the_rest(self, splits: Splits) -> None:
+    def _explain_the_rest(self) -> None:
         """Give a reason for each file that no decision has reached."""
         has_texts = {
             posixpath.dirname(name)

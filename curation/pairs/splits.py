@@ -90,6 +90,14 @@ class Splits:
         return False
 
 
+def has_split_folders(names: Iterable[str]) -> bool:
+    """Whether a folder of any of these names has a split's name, alone or among other words."""
+    folders = {name.rpartition("/")[0] for name in names}
+    return any(
+        not SPLIT_NAMES.isdisjoint(_words(part)) for folder in folders for part in folder.split("/")
+    )
+
+
 def _steps(name: str) -> list[tuple[str, str]]:
     """(folder, name in it) of each folder of a path, then of the file.
 

@@ -302,6 +302,74 @@ def test_a_split_named_among_other_words_is_read_and_said(write: Write) -> None:
     )
 
 
+def splits_as_texts() -> dict[str, bytes | str]:
+    """Two splits with a caption beside each image; train fills the head by which tars are known."""
+    names = [*(f"train/{n:03d}" for n in range(40)), "val/000", "val/001"]
+    return {f"{name}.jpg": name.encode() for name in names} | {
+        f"{name}.txt": name for name in names
+    }
+
+
+def splits_as_lists() -> dict[str, bytes | str]:
+    """Two splits with a list beside the images of each."""
+    return {
+        f"{split}/{name}": data
+        for split in ("train", "val")
+        for name, data in {
+            "1.jpg": f"{split}/1".encode(),
+            "metadata.csv": f"file_name,text\n1.jpg,{split}/1\n",
+        }.items()
+    }
+
+
+def splits_among_words() -> dict[str, bytes | str]:
+    """Folders whose names differ in the split alone, and one that only looks like a split's."""
+    names = ["x-train/1", "x-val/1", "y/val_gardena/1"]
+    return {f"{name}.jpg": name.encode() for name in names} | {
+        f"{name}.txt": name for name in names
+    }
+
+
+@pytest.mark.parametrize("files", [splits_as_texts, splits_as_lists, splits_among_words])
+@pytest.mark.parametrize("split", ["train", "val", ""])
+def test_folders_of_splits_mean_the_same_in_a_folder_and_in_a_tar(
+    write: Write, tmp_path: Path, files: Callable[[], dict[str, bytes | str]], split: str
+) -> None:
+    folder = write(files(), "plain/data")
+    names = sorted(files())
+    tar = tmp_path / "tars" / "data.tar"
+    tar.parent.mkdir()
+    write_tar(tar, [(name, (folder / name).read_bytes()) for name in names])
+
+    expected = {
+        name.removesuffix(".jpg")
+        for name in names
+        if name.endswith(".jpg") and (split in name.split("/")[0] or name.startswith("y/"))
+    }
+    for source in (folder, folder.parent, tar, tar.parent):
+        rows = read_all(source, split=split, unread_budget=0.0)
+        texts = captions_of(rows).values()
+        assert sorted(texts) == [[text] for text in sorted(expected)]
+        assert all(row.image == row.captions[0].encode() for row in rows)
+
+    left_out = {
+        source: opened(source, split=split).account.summary()["files_not_read"]
+        for source in (folder, tar, tar.parent)
+    }
+    assert len(set(left_out.values())) == 1
+
+
+@pytest.mark.parametrize("layout", [splits_as_texts, splits_as_lists])
+def test_a_tar_in_which_all_is_of_another_split_says_so(
+    write: Write, tmp_path: Path, layout: Callable[[], dict[str, bytes | str]]
+) -> None:
+    folder = write({name: data for name, data in layout().items() if name.startswith("val")})
+    tar = write_tar(tmp_path / "data.tar", [(f"val/{n}", n.encode()) for n in ("1.jpg", "1.txt")])
+    for source in (folder, tar):
+        with pytest.raises(ValueError, match="split 'train' is empty: all"):
+            list_parts(SourceConfig(), source)
+
+
 @pytest.mark.parametrize("lines", ["captions", "one caption"])
 def test_lines_of_a_text_mean_the_same_in_a_folder_and_in_a_tar(
     write: Write, tmp_path: Path, lines: str
