@@ -39,7 +39,7 @@ NOT_FAILURES = {
 
 def status_rows(steps: Sequence[Step], store: Store) -> list[dict]:
     """The recipe's steps in order; after each kind, and at the end, what the workspace holds under
-    other settings.
+    other settings. Search indexes of the recipe's models are at the end, as outputs of the recipe.
     """
     records = {store.folder(record): record for record in store.records()}
     current = {store.folder(step) for step in steps}
@@ -54,11 +54,18 @@ def status_rows(steps: Sequence[Step], store: Store) -> list[dict]:
         rows.append(row | jobs.get(step.label, {}))
         is_last_of_its_kind = step.name not in {later.name for later in steps[index + 1 :]}
         if is_last_of_its_kind:
-            rows += [_other_row(other) for other in others if other.step == step.name]
+            rows += [_other_row(other, False) for other in others if other.step == step.name]
 
+    kinds = {step.name for step in steps}
     return rows + [
-        _other_row(other) for other in others if other.step not in {step.name for step in steps}
+        _other_row(other, _is_index_of(steps, other)) for other in others if other.step not in kinds
     ]
+
+
+def _is_index_of(steps: Sequence[Step], record: Record) -> bool:
+    """Whether an output is the search index of one of these models; `demo` makes it, no recipe."""
+    models = [[step.fingerprint, "model"] for step in steps if step.name == "train"]
+    return record.step == "index" and record.inputs.get("model") in models
 
 
 def _state(step: Step, store: Store) -> str:
@@ -69,8 +76,8 @@ def _state(step: Step, store: Store) -> str:
     return "done" if done else "unfinished" if store.partial(step).exists() else "not run"
 
 
-def _other_row(record: Record) -> dict:
-    return _row(record.label, record.fingerprint, "done", False, record)
+def _other_row(record: Record, current: bool) -> dict:
+    return _row(record.label, record.fingerprint, "done", current, record)
 
 
 def _row(label: str, fingerprint: str, state: str, current: bool, record: Record | None) -> dict:
@@ -162,7 +169,7 @@ def status_table(rows: Sequence[Mapping], console: Console) -> None:
             f"[red]job {job['id']} ({job['name']})[/red]: {escape(job['remedy'])}", soft_wrap=True
         )
         if job["log"]:
-            console.print(f"   log: {job['log']}", soft_wrap=True, highlight=False)
+            console.print(f"   log: {escape(job['log'])}", soft_wrap=True, highlight=False)
 
 
 def _is_done(job: Mapping, rows: Sequence[Mapping]) -> bool:
@@ -228,7 +235,9 @@ def print_logs(job: SubmittedJob, follow: bool, console: Console) -> None:
         said = [job.folder / f"{job.id}_0_log.out"]
         for path in (*logs_of(job), *(path for path in said if path.exists() and is_over)):
             if path not in printed:
-                console.print(f"[bold]==> {path} <==[/bold]", soft_wrap=True, highlight=False)
+                console.print(
+                    f"[bold]==> {escape(str(path))} <==[/bold]", soft_wrap=True, highlight=False
+                )
             with path.open("rb") as file:
                 file.seek(printed.get(path, 0))
                 text = file.read()
