@@ -25,6 +25,7 @@ from curation.encoders.config import describe
 from curation.pairs.inspect import inspect_source
 from evaluate.tables import TABLE_FORMATS, results_table, seeds_table
 from pipeline import oversight, submission
+from pipeline.advice import again
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.inputs import check_inputs, is_leakage_off, named_sets
 from pipeline.outcome import results_by_model, scored_models
@@ -106,7 +107,7 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
 
     backbone = recipe.embed.backbone
     header = (
-        f"recipe [b]{recipe.name}[/b]   backbone [b]{describe(backbone.name)}[/b]   weights "
+        f"recipe [b]{escape(recipe.name)}[/b]   backbone [b]{describe(backbone.name)}[/b]   weights "
         f"{backbone.digest[:12]}"
     )
     progress_console().print(header, soft_wrap=True)
@@ -132,13 +133,12 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
     show_results(steps, store, console, options)
     report = store.folder(in_order(steps)[-1]) / "report.html"
     if report.exists():
-        console.print(f"\nreport     {report}", soft_wrap=True)
+        console.print(f"\nreport     {escape(str(report))}", soft_wrap=True)
 
     folder = str(options.workspace)
     where = "" if folder == "workspace" else f" WORKSPACE={shlex.quote(folder)}"
-    console.print(
-        f"dashboard  make mlflow{where}   ({tracking_uri(store.workspace)})", soft_wrap=True
-    )
+    dashboard = f"make mlflow{where}   ({tracking_uri(store.workspace)})"
+    console.print(f"dashboard  {escape(dashboard)}", soft_wrap=True)
     if opened and opened[0].experiment:
         # MLflow opens on traces of language models unless the address says otherwise.
         page = f"#/experiments/{opened[0].experiment}/runs?workflowType=machine_learning"
@@ -165,10 +165,11 @@ def track_models(
         models = log_models(recipe, steps, store)
         if name:
             version = register(store, models["train"], name)
-            uri = tracking_uri(store.workspace)
-            serve = f"mlflow models serve -m models:/{name}/{version} --env-manager local"
-            console.print(f"registered {name} version {version}", soft_wrap=True)
-            console.print(f"serve      MLFLOW_TRACKING_URI={uri} {serve}", soft_wrap=True)
+            uri = shlex.quote(tracking_uri(store.workspace))
+            place = shlex.quote(f"models:/{name}/{version}")
+            serve = f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m {place} --env-manager local"
+            console.print(escape(f"registered {name} version {version}"), soft_wrap=True)
+            console.print(escape(f"serve      {serve}"), soft_wrap=True)
     except Exception as error:  # the boundary: whatever the server does must not stop the work
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         if name:
@@ -230,7 +231,9 @@ def submit(recipe: Recipe, options: Namespace, console: Console) -> int:
 
     code = submission.submit(steps, recipe, options, console)
     if not options.dry_run:
-        console.print(f"`{again(options, 'status')}` shows how far they are", soft_wrap=True)
+        console.print(
+            f"`{escape(again(options, 'status'))}` shows how far they are", soft_wrap=True
+        )
 
     return code
 
@@ -381,7 +384,7 @@ def verify(recipe: Recipe, options: Namespace, console: Console) -> int:
         remedy = (
             again(options, "run", "--force", label)
             if label and folder in current
-            else f"remove {folder}"
+            else f"remove {shlex.quote(str(folder))}"
         )
         for problem in problems:
             console.print(f"   {escape(problem)}\n   remedy: {escape(remedy)}", soft_wrap=True)
@@ -449,14 +452,6 @@ def demo(recipe: Recipe, options: Namespace, console: Console) -> int:
     from pipeline.demo import serve  # with torch, FAISS and the web server
 
     return serve(recipe, options, console)
-
-
-def again(options: Namespace, verb: str, *words: str) -> str:
-    """The command line for another verb on the same recipe, flags and workspace."""
-    where = [] if str(options.workspace) == "workspace" else ["--workspace", str(options.workspace)]
-    return shlex.join(
-        ["python", "-m", "pipeline", verb, options.recipe, *words, *where, *options.flags]
-    )
 
 
 def _check_labels(steps: Sequence[Step], options: Namespace) -> None:

@@ -33,6 +33,7 @@ from evaluate.search.index import INDEX, read_names
 from evaluate.search.vector_index import read_index
 from evaluate.search.web import Fate, Site, make_app
 from evaluate.sets.images import Images
+from pipeline.advice import again
 from pipeline.graph import build_steps
 from pipeline.provenance import make_record
 from pipeline.recipes import Recipe
@@ -89,7 +90,7 @@ def make_site(recipe: Recipe, options: Namespace, console: Console) -> Site:
     if not trained:
         raise ValueError(
             f"no model of recipe {recipe.name} is trained in {options.workspace}: run it first, as "
-            f"`python -m pipeline run {options.recipe}`"
+            f"`{again(options, 'run')}`"
         )
 
     folder = absolute(Path(options.images)) if options.images else None

@@ -51,7 +51,7 @@ def print_plan(
     is not embedded yet. With `is_measured`, reading and the backbone are timed on this machine,
     which takes some seconds.
     """
-    console.print(f"[b]{recipe.name}[/b]: {escape(recipe.description)}\n")
+    console.print(f"[b]{escape(recipe.name)}[/b]: {escape(recipe.description)}\n")
     pool_rows = rows
     problems = []
 

@@ -7,6 +7,7 @@ submission has a folder in the workspace: its recipe, its jobs and their logs.
 """
 
 import json
+import shlex
 import sys
 import time
 from argparse import Namespace
@@ -184,7 +185,7 @@ def submit(steps: Sequence[Step], recipe: Recipe, options: Namespace, console: C
         behind = f", after {', '.join(ids)}" if ids else ""
         console.print(f"job [b]{number}[/b]  {escape(labels)}: {job.ask}{behind}", soft_wrap=True)
 
-    console.print(f"logs, and everything about these jobs: {folder}", soft_wrap=True)
+    console.print(f"logs, and everything about these jobs: {escape(str(folder))}", soft_wrap=True)
     return DONE
 
 
@@ -202,9 +203,10 @@ def submit_to_ray(recipe: Recipe, options: Namespace, console: Console) -> int:
     store.make_folder(folder)
     write_atomic(file, dump_recipe(recipe))
     job = ray_jobs.submit(options.cluster, command, recipe.name)
+    address = shlex.quote(options.cluster)
     console.print(
-        f"Ray job {job}: `ray job logs --address {options.cluster} --follow {job}` shows its output, "
-        f"`ray job stop --address {options.cluster} {job}` ends it",
+        f"Ray job {job}: `ray job logs --address {address} --follow {job}` shows its output, "
+        f"`ray job stop --address {address} {job}` ends it",
         soft_wrap=True,
     )
     return DONE

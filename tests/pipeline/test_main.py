@@ -191,14 +191,28 @@ def test_an_unreadable_record_of_the_recipe_is_shown(
     assert main(["run", "debug", *workspace]) == 2
 
 
-def test_show_advises_the_recipe_that_was_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "advised"),
+    [
+        (["show", "debug"], ["run", "debug"]),
+        (["show", "debug", "train"], ["run", "debug", "--only", "train"]),
+        (["logs", "debug", "curate"], ["submit", "debug", "--only", "curate"]),
+        (["export", "debug", "--to", "x"], ["run", "debug", "--only", "train"]),
+        (["demo", "debug"], ["run", "debug"]),
+    ],
+)
+def test_an_advised_command_names_recipe_flags_and_workspace_as_a_shell_takes_them(
+    words: list[str], advised: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["show", "debug", "--workspace", str(tmp_path), "--train.seed", "3"]) == 0
-    assert (
-        f"`python -m pipeline run debug --workspace {tmp_path} --train.seed 3`"
-        in capsys.readouterr().out
-    )
+    folder = tmp_path / "it's [my] space"
+    further = ["--workspace", str(folder), "--train.seed", "3"]
+    main([*words, *further])
+    printed = capsys.readouterr()
+    command = (printed.out + printed.err).split("`")[1]
+    assert shlex.split(command) == ["python", "-m", "pipeline", *advised, *further]
+
+    options = parse_words(shlex.split(command)[3:])
+    assert options.workspace == folder
 
 
 def test_a_description_is_printed_as_it_stands(
@@ -290,8 +304,9 @@ def test_debug_recipe_from_pairs_to_report(
     capsys.readouterr()
     assert main(["status", "debug", "--json", *workspace]) == 0
     rows = json.loads(capsys.readouterr().out)["steps"]
-    # All before training was reused; what is left is the model before, and its index.
-    assert {row["step"] for row in rows if not row["current"]} == {"train", "index"}
+    # All before training was reused; the index is of the model with the recipe's own rate.
+    assert [row["step"] for row in rows if not row["current"]] == ["train"]
+    assert [row["current"] for row in rows if row["step"] == "index"] == [True]
 
     _damage_a_shard(tmp_path / "w")
     assert main(["verify", "debug", *workspace]) == 1
