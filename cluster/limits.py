@@ -86,6 +86,12 @@ def count_gpus(generic: str) -> int:
     return sum(int(count) for count in re.findall(r"(?<![^,])gpu(?::[^:,(]+)?:(\d+)", generic))
 
 
+def unanswered() -> list[str]:
+    """The commands that list limits and do not answer here: without SLURM, or without accounts."""
+    questions = (("sinfo", "--noheader"), ("sacctmgr", "-nP", "show", "cluster"))
+    return [question[0] for question in questions if not _listed(*question)]
+
+
 def check_time(ask: Ask, partitions: Sequence[Partition], label: str) -> None:
     """ValueError when no partition runs a job for as long as is asked."""
     limits = {partition.name: partition.limit for partition in partitions}

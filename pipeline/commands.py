@@ -28,6 +28,7 @@ from pipeline import oversight, submission
 from pipeline.advice import again
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.inputs import check_inputs, is_leakage_off, named_sets
+from pipeline.job_plan import print_jobs
 from pipeline.outcome import results_by_model, scored_models
 from pipeline.plan import print_plan
 from pipeline.presets import PRESETS
@@ -83,11 +84,21 @@ def plan(recipe: Recipe, options: Namespace, console: Console) -> int:
             "those embedded"
         )
 
+    if options.one_job and not options.cluster:
+        raise ValueError("--one-job plans a SLURM job: add --cluster SITE.yaml")
+    if _is_ray_address(options.cluster):
+        raise ValueError(
+            f"--cluster is {options.cluster}: a plan of jobs needs the site file of a SLURM cluster; "
+            "on a Ray cluster one job runs all steps"
+        )
+
     _check_labels(draw_steps(recipe), options)
     store = Store(options.workspace)
     problems = print_plan(
         recipe, store, console, options.force, options.only, options.rows, options.measure
     )
+    if options.cluster and not problems:
+        problems = print_jobs(build_steps(resolve_backbone(recipe)), recipe, options, console)
 
     return USAGE if problems and (recipe.emoji or recipe.data.pairs) else DONE
 
@@ -226,7 +237,7 @@ def submit(recipe: Recipe, options: Namespace, console: Console) -> int:
     _check_labels(steps, options)
     check_inputs(recipe)
 
-    if (options.cluster or "").startswith(("http://", "https://")):
+    if _is_ray_address(options.cluster):
         return submission.submit_to_ray(recipe, options, console)
 
     code = submission.submit(steps, recipe, options, console)
@@ -452,6 +463,10 @@ def demo(recipe: Recipe, options: Namespace, console: Console) -> int:
     from pipeline.demo import serve  # with torch, FAISS and the web server
 
     return serve(recipe, options, console)
+
+
+def _is_ray_address(cluster: str | None) -> bool:
+    return (cluster or "").startswith(("http://", "https://"))
 
 
 def _check_labels(steps: Sequence[Step], options: Namespace) -> None:

@@ -13,6 +13,7 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -99,7 +100,7 @@ def group_steps(todo: Sequence[Step], site: SiteConfig) -> list[Group]:
             groups[-1] = replace(last, name=name, steps=(*last.steps, step))
         else:
             job = site.job(step.name)
-            groups.append(Group(step.label, (step,), checked_ask(step, job), job))
+            groups.append(Group(step.label, (step,), step_ask(step, job), job))
     return groups
 
 
@@ -115,28 +116,53 @@ def _joins(step: Step, group: Group, site: SiteConfig) -> bool:
 def one_group(todo: Sequence[Step], site: SiteConfig, name: str) -> list[Group]:
     """All steps in one allocation with room for each, on what the site says of training."""
     job = site.job("train")
-    asks = [checked_ask(step, job) for step in todo]
+    asks = [step_ask(step, job) for step in todo]
     return [Group(name, tuple(todo), largest(asks), job)] if todo else []
 
 
-def checked_ask(step: Step, site: JobConfig) -> Ask:
-    """What the job of a step asks for. ValueError for what SLURM would leave pending for ever, or
-    would give without GPUs.
+def step_ask(step: Step, site: JobConfig) -> Ask:
+    """What the job of a step asks for. ValueError when the site names less than the step needs, or a
+    partition that SLURM does not list.
     """
-    resources, flag = resources_of(step)
-    partitions = asked_partitions(site)
+    return ask_of(resources_of(step)[0], site, smallest(asked_partitions(site)), step.label)
+
+
+def planned_groups(todo: Sequence[Step], recipe: Recipe, options: Namespace) -> list[Group]:
+    """The jobs that `submit` makes of these steps: one per step, or with --one-job, one for all."""
+    site = read_site(options.cluster)
+    return one_group(todo, site, recipe.name) if options.one_job else group_steps(todo, site)
+
+
+def refusals(group: Group) -> list[str]:
+    """Why SLURM would leave the job pending for ever, or would run it without GPUs; empty where
+    nothing is known against it.
+    """
+    partitions = asked_partitions(group.site)
     node = smallest(partitions)
-    if resources.gpus is None and node.gpus and "gpu" not in (site.gres or ""):
-        raise ValueError(
+    reasons = list[str]()
+
+    # LIGHT steps name 0 GPUs, so that this concerns steps with resources of their own.
+    flags = dict.fromkeys(
+        flag for step in group.steps for need, flag in [resources_of(step)] if need.gpus is None
+    )
+    if node.gpus and "gpu" not in (group.site.gres or ""):
+        reasons += [
             f"{flag}.resources.gpus is unset, and partition {partitions[0].name} has nodes with "
             f"{node.gpus} GPUs: a job has only those it asks for; say --{flag}.resources.gpus 1 for "
             "one per worker, or 0 to work on CPUs"
-        )
+            for flag in flags
+        ]
 
-    ask = ask_of(resources, site, node, step.label)
-    check_time(ask, partitions, step.label)
-    check_limits(ask, site, partitions, step.label)
-    return ask
+    for check in (
+        partial(check_time, group.ask, partitions, group.name),
+        partial(check_limits, group.ask, group.site, partitions, group.name),
+    ):
+        try:
+            check()
+        except ValueError as error:
+            reasons.append(str(error))
+
+    return reasons
 
 
 def submit(steps: Sequence[Step], recipe: Recipe, options: Namespace, console: Console) -> int:
@@ -147,16 +173,19 @@ def submit(steps: Sequence[Step], recipe: Recipe, options: Namespace, console: C
         console.print("nothing to submit: every step is done")
         return DONE
 
-    site = read_site(options.cluster)
-    groups = one_group(todo, site, recipe.name) if options.one_job else group_steps(todo, site)
-    folder = store.workspace / JOBS / f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.name}"
-    jobs = [_job(group, folder, store, options.verbose) for group in groups]
+    groups = planned_groups(todo, recipe, options)
+    for group in groups:
+        if reasons := refusals(group):
+            raise ValueError("\n".join(reasons))
+
+    folder = submission_folder(store, recipe)
+    jobs = [job_of(group, folder, store, options.verbose) for group in groups]
 
     from cluster import slurm  # with submitit, which other verbs need not wait for
 
     if options.dry_run:
         for job, group in zip(jobs, groups, strict=True):
-            waits = _after(group, groups)
+            waits = jobs_before(group, groups)
             title = f"# job {job.name}: {', '.join(step.label for step in group.steps)}"
             print(title + (f"; starts after {', '.join(waits)} has succeeded" if waits else ""))
             print(slurm.script(replace(job, after=tuple(f"<id of {name}>" for name in waits))))
@@ -170,7 +199,7 @@ def submit(steps: Sequence[Step], recipe: Recipe, options: Namespace, console: C
     write_atomic(folder / "recipe.yaml", dump_recipe(recipe))
     submitted = list[SubmittedJob]()
     for job, group in zip(jobs, groups, strict=True):
-        waits = _after(group, groups)
+        waits = jobs_before(group, groups)
         ids = tuple(other.id for other in submitted if other.name in waits)
         try:
             number = slurm.submit(replace(job, after=ids))
@@ -194,7 +223,7 @@ def submit_to_ray(recipe: Recipe, options: Namespace, console: Console) -> int:
     from cluster import ray_jobs  # with Ray
 
     store = Store(options.workspace)
-    folder = store.workspace / JOBS / f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.name}"
+    folder = submission_folder(store, recipe)
     file = folder / "recipe.yaml"
     command = ["python", "-m", "pipeline", "run", str(file), "--workspace", str(store.workspace)]
     for flag, labels in (("--only", options.only), ("--force", options.force)):
@@ -212,7 +241,12 @@ def submit_to_ray(recipe: Recipe, options: Namespace, console: Console) -> int:
     return DONE
 
 
-def _job(group: Group, folder: Path, store: Store, verbose: bool) -> Job:
+def submission_folder(store: Store, recipe: Recipe) -> Path:
+    """Where a submission of this second keeps its recipe, its jobs and their logs."""
+    return store.workspace / JOBS / f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.name}"
+
+
+def job_of(group: Group, folder: Path, store: Store, verbose: bool) -> Job:
     """The SLURM job of a group of steps."""
     labels = [step.label for step in group.steps]
     forced = [step.label for step in group.steps if store.record(step)]
@@ -226,7 +260,7 @@ def _job(group: Group, folder: Path, store: Store, verbose: bool) -> Job:
     return Job(group.name, tuple(command), group.ask, group.site, folder / group.name)
 
 
-def _after(group: Group, groups: Sequence[Group]) -> list[str]:
+def jobs_before(group: Group, groups: Sequence[Group]) -> list[str]:
     """Names of the jobs whose steps this one reads from."""
     needs = {need.label for step in group.steps for need in step.upstream()}
     return [

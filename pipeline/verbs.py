@@ -37,10 +37,10 @@ VERBS = {
         commands.inspect,
     ),
     "plan": Verb(
-        "what would run, what is done and what it costs; runs nothing",
+        "what would run, what is done and what it costs; with --cluster, as which jobs; runs nothing",
         "recipe",
         commands.plan,
-        ("only", "force", "rows", "measure"),
+        ("only", "force", "rows", "measure", "cluster", "one_job"),
     ),
     "run": Verb(
         "run what is not done yet",

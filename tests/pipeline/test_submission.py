@@ -7,6 +7,7 @@ import pytest
 
 from cluster.endings import USAGE
 from cluster.jobs import Ask
+from cluster.limits import QOS_LIMITS
 from cluster.site import JobConfig, SiteConfig
 from pipeline.__main__ import main
 from pipeline.graph import build_steps, resolve_backbone
@@ -135,6 +136,74 @@ train: {partition: gpu, nodes: 2, time_min: 600, sbatch: [--switches=1, --exclus
     assert "--partition" not in scripts[1]
     assert "--exclusive" in scripts[1]  # no number of workers: whole nodes
     assert "--dependency" not in scripts[0]
+
+
+SITE = """
+default: {account: ml, cpus: 2, memory_gb: 8}
+train: {partition: gpu, nodes: 3, time_min: 90, gres: 'gpu:a100:4'}
+"""
+
+
+def plan_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
+    file = tmp_path / "site.yaml"
+    file.write_text(SITE)
+    where = ["--workspace", str(tmp_path / "w"), "--cluster", str(file)]
+    code = main(["plan", "debug", *where, *flags])
+    return code, capsys.readouterr().out.partition("SLURM jobs")[2]
+
+
+def test_a_plan_without_slurm_has_the_jobs_of_a_dry_run_and_their_hours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, planned = plan_jobs(tmp_path, capsys)
+    names = [group.name for group in group_steps(STEPS, load(SITE))]
+    rows = [line.split() for line in planned.splitlines()]
+    assert code == 0
+    assert [row[0] for row in rows if row[:1] and row[0] in names] == names
+    (train,) = [row for row in rows if row[:1] == ["train"]]
+    expected = "train train gpu ml default 3 x 1 2 8,192 MB 4 90 min embed, curate"
+    assert " ".join(train) == expected
+
+    # five jobs of 2 cores for an hour, and 3 nodes x 1.5 hours of 2 cores and 4 GPUs
+    assert "18 GPU-hours, 19 core-hours" in planned
+    assert "limits were not checked: sinfo and sacctmgr do not answer" in planned
+    assert not (tmp_path / "w" / "jobs").exists()
+
+
+def test_a_plan_of_one_job_has_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, planned = plan_jobs(tmp_path, capsys, "--one-job", "--only", "embed")
+    assert "1 job asking" in planned
+    assert "debug" in planned.splitlines()[2]
+
+
+def test_a_plan_names_every_limit_that_is_exceeded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands with SLURM's output: a partition of 60 minutes, and a QOS of one node per job."""
+    qos = "normal|" + "|".join({"MaxTRES": "node=1"}.get(name, "") for name in QOS_LIMITS)
+    answers = {
+        "sinfo": "cpu*|2:00:00|4|8000|(null)\ngpu|1:00:00|4|8000|gpu:a100:4",
+        "sacctmgr": f'case "$*" in *qos*) echo "{qos}";; *cluster*) echo cluster;; esac',
+        "sbatch": "exit 0",
+    }
+    for name, answer in answers.items():
+        text = f'echo "{answer}"' if name == "sinfo" else answer
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    code, planned = plan_jobs(tmp_path, capsys)
+    refused = [line for line in planned.splitlines() if line.startswith("submit would refuse")]
+    assert code == USAGE
+    assert len(refused) == 2
+    assert "train: time_min is 90" in refused[0]
+    assert "train asks for 3 node: QOS normal allows 1 (MaxTRES)" in refused[1]
+    assert "not checked" not in planned
+
+
+def test_a_plan_of_jobs_needs_a_site_file() -> None:
+    assert main(["plan", "debug", "--one-job"]) == USAGE
+    assert main(["plan", "debug", "--cluster", "http://head:8265"]) == USAGE
 
 
 def test_no_key_is_sent_that_nobody_asked_for(
