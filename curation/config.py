@@ -68,6 +68,8 @@ class EmbedConfig:
 
 @dataclass(frozen=True)
 class CaptionClustersConfig:
+    """How captions are clustered, and how the selection is balanced over their clusters."""
+
     levels: LevelsConfig = LevelsConfig()
     """Hierarchy of caption clusters."""
     threshold: Annotated[float | None, Gt(0)] = None
@@ -92,6 +94,8 @@ class CaptionClustersConfig:
 
 @dataclass(frozen=True)
 class CurateConfig:
+    """Which pairs of the pool are selected for training."""
+
     method: Method = "both"
     """What the selection is balanced over: image clusters, caption clusters, or both; random: a
     random selection of the same size; none: all pairs are kept.

@@ -140,9 +140,11 @@ def curate(
     merged = decisions.merged_captions() if config.duplicates.captions == "merge" else {}
     figures["captions_merged"] = float(sum(map(len, merged.values())))
     # Each row as often as it is selected, 0 for dropped ones; ascending.
-    write_selection(out, shards, np.repeat(np.arange(shards.num_rows), decisions.taken()), merged)
+    write_selection(
+        out, shards, np.repeat(np.arange(shards.num_rows), decisions.times_selected()), merged
+    )
 
-    return _write_summary(config, out, decisions, figures, phases.taken)
+    return _write_summary(config, out, decisions, figures, phases.needs)
 
 
 def _check(
@@ -302,7 +304,7 @@ def _write_summary(
     out: Path,
     decisions: Decisions,
     figures: dict[str, float],
-    taken: Mapping[str, Phase],
+    needs: Mapping[str, Phase],
 ) -> dict[str, float]:
     """Write curation.json, and return the figures of the step."""
     counts = decisions.counts()
@@ -312,14 +314,14 @@ def _write_summary(
         "rows": len(decisions.reason),
         "counts": counts,
         "figures": figures,
-        "phases": {name: phase._asdict() for name, phase in taken.items()},
-        "evaluation": decisions.names,
+        "phases": {name: phase._asdict() for name, phase in needs.items()},
+        "evaluation": decisions.evaluation_names,
     }
     write_atomic(out / CURATION, json.dumps(report, indent=1) + "\n")
     logger.info("method=%s engine=%s kept=%d", config.method, report["engine"], counts["kept"])
     removed = {_name(reason): float(count) for reason, count in counts.items() if reason != "kept"}
-    times = {f"seconds_{name}": phase.seconds for name, phase in taken.items()}
-    times["peak_mb"] = max(phase.driver_mb + phase.workers_mb for phase in taken.values())
+    times = {f"seconds_{name}": phase.seconds for name, phase in needs.items()}
+    times["peak_mb"] = max(phase.driver_mb + phase.workers_mb for phase in needs.values())
 
     return {
         "rows": float(len(decisions.reason)),

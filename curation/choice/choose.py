@@ -213,7 +213,7 @@ def evenness(
     the selected rows.
     """
     figures = dict[str, float]()
-    copies = decisions.taken()
+    copies = decisions.times_selected()
     for side, levels, bottom in (
         ("image", image_levels, decisions.image_cluster),
         ("text", text_levels, decisions.text_cluster),

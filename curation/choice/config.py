@@ -48,6 +48,8 @@ OFF = LikenessConfig(exact=False, hash_bits=None, form_bits=None, cosine=None)
 
 @dataclass(frozen=True)
 class DuplicatesConfig:
+    """How copies within the pool are found, and which of them stays."""
+
     alike: LikenessConfig = LikenessConfig(false_rate=1e-7)
     """When an image of the pool is a copy of another one."""
     neighbors: Annotated[int, Ge(0)] = 4
@@ -69,6 +71,8 @@ class DuplicatesConfig:
 
 @dataclass(frozen=True)
 class LeakageConfig:
+    """How copies of evaluation images are found in the pool, from which they are removed."""
+
     alike: LikenessConfig = LikenessConfig()
     """When an image of the pool is a copy of an evaluation image."""
     captions: Literal["list", "remove"] = "list"

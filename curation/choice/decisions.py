@@ -100,7 +100,7 @@ class Decisions:
     def __init__(self, shards: EmbeddingShards, evaluation: Mapping[str, EmbeddingShards]) -> None:
         """No row is dropped yet; `evaluation` holds the evaluation sets by name."""
         self.shards = shards
-        self.names = list(evaluation)
+        self.evaluation_names = list(evaluation)
         self.evaluation = list(evaluation.values())
         num_rows = shards.num_rows
 
@@ -127,7 +127,7 @@ class Decisions:
         """The rows that no stage has dropped so far, ascending."""
         return np.flatnonzero(self.reason == 0)
 
-    def taken(self) -> Int64[np.ndarray, " rows"]:
+    def times_selected(self) -> Int64[np.ndarray, " rows"]:
         """How often each row is selected; 0 for dropped rows."""
         return np.where(self.reason == 0, self.copies, 0)
 
@@ -140,19 +140,19 @@ class Decisions:
         still = rows[self.reason[rows] == 0]
         self.reason[still] = REASONS.index(reason)
 
-    def drop_for(self, found: Pairs, reason: Reason, evaluation: str | None = None) -> None:
+    def drop_for(self, pairs: Pairs, reason: Reason, evaluation: str | None = None) -> None:
         """Drop the right row of each pair because of its left row.
 
         The left row is a row of the pool or, with `evaluation`, of the evaluation set of that name.
         """
-        still = self.reason[found.right] == 0
-        rows = found.right[still]
+        still = self.reason[pairs.right] == 0
+        rows = pairs.right[still]
         self.reason[rows] = REASONS.index(reason)
-        self.other_row[rows] = found.left[still]
-        self.cosine[rows] = found.cosine[still]
-        self.bits[rows] = found.bits[still]
+        self.other_row[rows] = pairs.left[still]
+        self.cosine[rows] = pairs.cosine[still]
+        self.bits[rows] = pairs.bits[still]
         if evaluation is not None:
-            self.other_set[rows] = self.names.index(evaluation)
+            self.other_set[rows] = self.evaluation_names.index(evaluation)
 
     def note_margin(self, margin: Margin, evaluation: str | None = None) -> None:
         """Keep the pairs nearest to a threshold for the report.
@@ -213,7 +213,7 @@ class Decisions:
             "image_keep": self.image_keep,
             "text_keep": self.text_keep,
             "kept": self.reason == 0,
-            "copies": self.taken(),
+            "copies": self.times_selected(),
             "reason": dictionary,
             "other": self._other_keys(),
             "other_set": self._names_of(self.other_set),
@@ -245,7 +245,7 @@ class Decisions:
     def _names_of(self, sets: Int16[np.ndarray, " rows"]) -> pa.Array:
         """Names of evaluation sets by number; null for -1."""
         # A masked number is null, and `take` gives null for it.
-        return pa.array(self.names, pa.string()).take(pa.array(sets, mask=sets < 0))
+        return pa.array(self.evaluation_names, pa.string()).take(pa.array(sets, mask=sets < 0))
 
     def _examples(self) -> pa.Table:
         """Evenly spaced removals of each reason, with both thumbnails.
@@ -281,7 +281,7 @@ class Decisions:
         """Both keys and thumbnails of the pairs nearest to each threshold."""
         tables = []
         for name, margin in self.margins:
-            others = self.evaluation[self.names.index(name)] if name else self.shards
+            others = self.evaluation[self.evaluation_names.index(name)] if name else self.shards
             pairs = margin.pairs
             count = len(pairs.left)
             columns = {

@@ -62,9 +62,9 @@ def pairs_of(
 NO_PAIRS = pairs_of(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
-def joined(found: Iterable[Pairs]) -> Pairs:
+def joined(groups: Iterable[Pairs]) -> Pairs:
     """All pairs, one after another."""
-    return Pairs(*(np.concatenate(columns) for columns in zip(NO_PAIRS, *found, strict=True)))
+    return Pairs(*(np.concatenate(columns) for columns in zip(NO_PAIRS, *groups, strict=True)))
 
 
 def equal_pairs(hashes: UInt64[np.ndarray, " rows"], among: Int64[np.ndarray, " n"]) -> Pairs:

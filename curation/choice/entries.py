@@ -62,11 +62,11 @@ def match_captions(points: Points, path: Path) -> Entries:
     return entries
 
 
-def check_matched(found: Entries, names: Sequence[str]) -> None:
+def check_matched(matches: Entries, names: Sequence[str]) -> None:
     """Raise ValueError when no row has an entry: there would be nothing to balance over."""
-    if not len(found.values):
+    if not len(matches.values):
         raise ValueError(
-            f"no caption of {len(found.counts()):,} pairs holds any of {len(names):,} entries, "
+            f"no caption of {len(matches.counts()):,} pairs holds any of {len(names):,} entries, "
             f"e.g. {names[:3]}: an entry matches only as it is written, and case counts; write "
             "entries in the words of these captions, or leave data.metadata out"
         )

@@ -32,7 +32,8 @@ class Phases:
         self._workers = workers
         self._peaks_mb = workers.peaks_mb if isinstance(workers, Pool) else {}
         self._advance: Callable[..., None] = _nothing
-        self.taken: dict[str, Phase] = {}
+        self.needs: dict[str, Phase] = {}
+        """What each finished phase needed, by its name."""
 
     def map(self, method: str, items: Sequence[Any], *shared: object) -> Iterator[tuple[Any, Any]]:
         """The workers' own `map`; each result advances the progress bar of the current phase."""
@@ -52,7 +53,7 @@ class Phases:
             yield
 
         self._advance = _nothing
-        self.taken[name] = Phase(
+        self.needs[name] = Phase(
             time.monotonic() - start, memory.peak_mb, sum(self._peaks_mb.values())
         )
 

@@ -59,7 +59,7 @@ def drop_leakage(
 
     Also notes which rows share a caption with the set. `valid` are the rows with a usable vector.
     """
-    number = decisions.names.index(name)
+    number = decisions.evaluation_names.index(name)
     other = decisions.evaluation[number]
     leaks = find_leakage(decisions.shards, points, valid, other, config)
     for finding in leaks.findings:

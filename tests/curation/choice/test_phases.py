@@ -28,8 +28,8 @@ def test_the_memory_of_workers_is_that_of_their_phase(ray_session, allocate):
         for name, megabytes in (("large", 300), ("small", 1)):
             with phases.phase(name):
                 assert [result for _, result in points.scan("apply", allocate, megabytes)] == [1]
-    assert list(phases.taken) == ["large", "small"]
-    assert phases.taken["large"].workers_mb > phases.taken["small"].workers_mb + 200
+    assert list(phases.needs) == ["large", "small"]
+    assert phases.needs["large"].workers_mb > phases.needs["small"].workers_mb + 200
 
 
 def test_passes_outside_of_a_phase_and_without_processes(allocate):
@@ -38,4 +38,4 @@ def test_passes_outside_of_a_phase_and_without_processes(allocate):
     assert [result for _, result in points.scan("apply", allocate, 1)] == [1]
     with phases.phase("one"):
         assert [result for _, result in points.scan("apply", allocate, 1)] == [1]
-    assert phases.taken["one"].workers_mb == 0
+    assert phases.needs["one"].workers_mb == 0
