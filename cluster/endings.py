@@ -66,12 +66,28 @@ def stop_on_signals() -> Iterator[None]:
 
     before = {number: signal.signal(number, _stop) for number in STOPPING}
     try:
-        yield
+        with unmasked():
+            yield
     finally:
         for number, handler in before.items():
             is_stopping = signal.getsignal(number) is signal.SIG_IGN
             if not (is_stopping and handler is _stop):
                 signal.signal(number, handler)
+
+
+@contextmanager
+def unmasked() -> Iterator[None]:
+    """What a signal handler raised, as itself.
+
+    A handler may run inside a function of Ray's that is compiled by Cython: its exception then
+    comes out as the cause of a SystemError.
+    """
+    try:
+        yield
+    except SystemError as error:
+        if isinstance(error.__cause__, StoppedError | KeyboardInterrupt):
+            raise error.__cause__ from None
+        raise
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cluster.devices import precision_choice, slow_choices
-from cluster.endings import StoppedError, stop_on_signals
+from cluster.endings import StoppedError, stop_on_signals, unmasked
 from cluster.files import append_jsonl, read_jsonl, remove_torn, write_atomic
 from cluster.progress import progress
 from cluster.session import session
@@ -158,7 +158,7 @@ class _Run:
             remove_torn(out)
             logger.info("step %s starts", step.label)
             try:
-                with progress(None, step.label):
+                with progress(None, step.label), unmasked():
                     self._check_inputs(step)
                     record = self._work(step, out)
                     self.store.commit(step, record)

@@ -14,7 +14,7 @@ from types import FrameType
 
 from ray.train.v2._internal.execution.context import get_train_context
 
-from cluster.endings import STOPPING, StoppedError
+from cluster.endings import STOPPING, StoppedError, unmasked
 from cluster.placement import room_for
 from cluster.resources import Resources
 from train.checkpoint import saved_step
@@ -111,7 +111,8 @@ def stop_on_signal(job: Job) -> Iterator[None]:
 
     before = {number: signal.signal(number, stop) for number in STOPPING}
     try:
-        yield
+        with unmasked():
+            yield
     except KeyboardInterrupt as error:
         if not (job.out / STOP).exists():
             raise
