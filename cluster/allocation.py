@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -300,7 +300,7 @@ def run_node(role: str, address: str) -> int:
             f"--temp-dir={folder}",
             "--min-worker-port=0",
             "--max-worker-port=0",
-            *_shares(),
+            *node_shares(os.environ),
         ]
         host, _, port = address.rpartition(":")
 
@@ -326,16 +326,18 @@ def _end_with_input(node: subprocess.Popen) -> None:
     node.kill()
 
 
-def _shares() -> list[str]:
-    """Ray would otherwise advertise the whole machine."""
-    cpus = int(os.environ["SLURM_CPUS_ON_NODE"])
+def node_shares(slurm: Mapping[str, str]) -> list[str]:
+    """What Ray may use of this node, as options of `ray start`, by SLURM's environment.
+
+    Ray would otherwise advertise the whole machine.
+    """
+    cpus = int(slurm["SLURM_CPUS_ON_NODE"])
     # Without GPUs, SLURM sets no number: Ray would count those that it sees.
-    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+    gpus = slurm.get("SLURM_GPUS_ON_NODE", "0")
     shares = [f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
 
     megabytes = (
-        int(os.environ.get("SLURM_MEM_PER_NODE", 0))
-        or int(os.environ.get("SLURM_MEM_PER_CPU", 0)) * cpus
+        int(slurm.get("SLURM_MEM_PER_NODE", 0)) or int(slurm.get("SLURM_MEM_PER_CPU", 0)) * cpus
     )
 
     if megabytes:

@@ -1,4 +1,6 @@
-"""Inside a SLURM job: a start of Ray that fails is tried again, and a cancelled job may save."""
+"""Inside a SLURM job: Ray has the job's share of a node, a start of it that fails is tried again,
+and a cancelled job may save.
+"""
 
 import os
 import subprocess
@@ -10,11 +12,10 @@ from pathlib import Path
 import pytest
 from slurm_harness import logs, submit, wait_for_end
 
+from cluster.allocation import node_shares
 from cluster.endings import REQUEUE
 from cluster.resources import Resources
 from cluster.site import JobConfig
-
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 # On PYTHONPATH: the starts of Ray fail whose number is in the list, which the file counts.
 SITE = """
@@ -60,6 +61,28 @@ def failing_starts(folder: Path, failing: object) -> str:
     return f"export PYTHONPATH={folder}:$PYTHONPATH"
 
 
+@pytest.mark.parametrize(
+    ("further", "expected"),
+    [
+        ({}, []),
+        ({"SLURM_GPUS_ON_NODE": "2"}, []),
+        ({"SLURM_MEM_PER_CPU": "1000"}, [4000 * 2**20]),
+        ({"SLURM_MEM_PER_NODE": "6000", "SLURM_MEM_PER_CPU": "1000"}, [6000 * 2**20]),
+    ],
+)
+def test_ray_has_the_jobs_share_of_a_node_and_no_gpu_that_is_not_the_jobs(
+    further: dict[str, str], expected: list[int]
+) -> None:
+    words = node_shares({"SLURM_CPUS_ON_NODE": "4"} | further)
+    shares = {name: int(value) for name, value in (word.split("=") for word in words)}
+    assert shares.pop("--num-cpus") == 4
+    assert shares.pop("--num-gpus") == int(further.get("SLURM_GPUS_ON_NODE", 0))
+    # Memory is shared between the object store and everything else, where the job has a limit.
+    assert [sum(shares.values())] * bool(shares) == expected
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("failing", [(1,), (2,)], ids=["head", "worker"])
 def test_a_start_of_ray_that_fails_once_is_tried_again(
     slurm: Path,
@@ -76,6 +99,8 @@ def test_a_start_of_ray_that_fails_once_is_tried_again(
     assert list(node_folder.iterdir()) == []
 
 
+@pytest.mark.slurm
+@pytest.mark.timeout(600)
 def test_a_job_whose_ray_never_starts_is_requeued_once_and_ends_with_a_sentence(
     slurm: Path, tmp_path: Path
 ) -> None:
@@ -89,6 +114,8 @@ def test_a_job_whose_ray_never_starts_is_requeued_once_and_ends_with_a_sentence(
     assert "Traceback" not in told
 
 
+@pytest.mark.slurm
+@pytest.mark.timeout(600)
 def test_a_cancelled_job_saves_with_the_help_of_ray_and_does_not_come_back(
     slurm: Path, tmp_path: Path, node_folder: Path
 ) -> None:
