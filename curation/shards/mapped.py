@@ -4,6 +4,7 @@ Opening reads the footer and the schema only. Vectors stay on disk until they ar
 are read-only.
 """
 
+import dataclasses
 import errno
 import os
 from collections.abc import Iterator
@@ -111,12 +112,27 @@ def _open_batches(path: Path, spec: EmbeddingSpec) -> list[pa.RecordBatch]:
         raise ShardError(
             f"{path} has no column {missing} (columns {reader.schema.names}): {REMEDY}"
         )
-    if not reader.schema.equals(expected) or spec_of(reader.schema) != spec:
+    if differing := _differing(spec_of(reader.schema), spec):
         raise ShardError(
-            f"{path} holds {reader.schema.metadata}: the manifest describes {spec}; {REMEDY}"
+            f"{path} is not what the manifest describes ({', '.join(differing)}): {REMEDY}"
+        )
+    if not reader.schema.equals(expected):
+        raise ShardError(
+            f"{path} has columns of other types than the manifest describes ({reader.schema}): "
+            f"{REMEDY}"
         )
 
     return batches
+
+
+def _differing(own: EmbeddingSpec, described: EmbeddingSpec) -> list[str]:
+    """One phrase per field in which a shard's own spec is not the one of its manifest."""
+    of_shard = dataclasses.asdict(own)
+    return [
+        f"{name} is {of_shard[name]!r} and not {value!r}"
+        for name, value in dataclasses.asdict(described).items()
+        if value != of_shard[name]
+    ]
 
 
 def _view(column: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
