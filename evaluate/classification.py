@@ -20,8 +20,8 @@ from evaluate.prompts import fill
 from evaluate.sets.kinds import ClassificationSet
 from evaluate.views import UNCUT, View
 
-TEXTS_AT_ONCE = 2048
-FIRST = 5
+TEXTS_AT_ONCE = 2048  # that the text encoder gets in one call
+FIRST = 5  # classes per image that reports show
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def classify(
     """Scores every image against every class; ties count with their expected value under random
     order.
     """
+    # A class may have several names: every name has a prompt, and `owners` its class.
     names = [name for each in dataset.class_names for name in each]
     owners = torch.tensor([label for label, each in enumerate(dataset.class_names) for _ in each])
     prompts = class_embeddings(encoder, names, templates)
@@ -91,6 +92,7 @@ def classify(
         top = scores.topk(first, dim=1)
         ranked.append(top.indices.numpy())
         confidence.append(top.values.numpy())
+        # "images classes", True at the class of each image.
         placed.append(ranks(scores, targets[start : start + count] == labels))
         start += count
         advance(count)
@@ -109,6 +111,7 @@ def _best_of_names(
     """The score of each class: that of its best name."""
     if scores.shape[1] == num_classes:
         return scores
+    # The largest score of each group of names, added up as maxima into the columns of the classes.
     best = scores.new_full((len(scores), num_classes), -torch.inf)
     return best.scatter_reduce(1, owners.expand(len(scores), -1), scores, "amax")
 
@@ -116,6 +119,7 @@ def _best_of_names(
 def _tallies(ranks: Ranks, targets: Int64[np.ndarray, " n"], num_classes: int) -> dict[str, Tally]:
     """Top-1 and top-5, and top-1 as the mean over classes."""
     ones = np.ones((len(targets), 1))
+    # Among five classes or fewer, top-5 is always right and says nothing.
     hits = {k: expected_hits(ranks, k)[:, None] for k in (1, 5) if k < num_classes or k == 1}
     tallies = {f"top{k}": Tally(hit, ones) for k, hit in hits.items()}
     return tallies | {"mean_per_class": Tally(hits[1], ones, columns=targets)}

@@ -15,7 +15,7 @@ from torch import Tensor
 from cluster.compilation import compiled
 from evaluate.metrics import Ranks
 
-TILE = 1024
+TILE = 1024  # rows and columns: 4 MB of float32 scores, which stay in the cache
 
 
 def both_ranks(
@@ -33,6 +33,8 @@ def both_ranks(
         0.2 0.3        image 0 finds caption 0 at rank 1, image 1 caption 2 at rank 1.
         0.4 0.8
     """
+    # The limits are computed first, so that one pass over the tiles counts both ways: a caption's
+    # limit is its score with its image, an image's the best score among its captions.
     own = _own_scores(captions, images, owners)
     best = np.full(len(images), -np.inf, np.float32)
     np.maximum.at(best, owners, own)
@@ -78,6 +80,7 @@ def sibling_ranks(captions: Float[Tensor, "m dim"], owners: Int64[np.ndarray, " 
             width = min(TILE, len(captions) - column)
             if row == column:
                 itself[row : row + height] = np.diagonal(tile)[:height]
+            # Both axes are captions: what the columns would count is known from the rows.
             no_limit = np.full(width, np.inf, np.float32)
             _count(
                 tile[:height, :width],
@@ -115,6 +118,7 @@ def _best_siblings(
         tiles = np.concatenate(
             [(block @ _padded(captions, column).T).numpy() for column in columns], axis=1
         )
+        # The captions of image i are numbers ends[i - 1] to ends[i].
         for place, owner in enumerate(here.tolist()):
             start = int(ends[owner - 1]) if owner else 0
             siblings = np.arange(start, int(ends[owner]))
@@ -167,6 +171,7 @@ def _count(
     it.
     """
     height, width = tile.shape
+    # Counted in int32 without a branch, which vector instructions do eight or sixteen at a time.
     column_above = np.zeros(width, np.int32)
     column_equal = np.zeros(width, np.int32)
 

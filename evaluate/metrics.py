@@ -19,8 +19,8 @@ from torch import Tensor
 
 from evaluate.sets.kinds import IGNORED
 
-Z_95 = 1.959963984540054
-SAMPLES_AT_ONCE = 64
+Z_95 = 1.959963984540054  # 95 % of a normal distribution lie within so many deviations
+SAMPLES_AT_ONCE = 64  # of 50,000 items, 26 MB of weights
 BOUNDARY_SHARE = 0.0075
 """Tolerance of boundaries as a share of the image's diagonal (Csurka et al. 2013)."""
 
@@ -74,6 +74,8 @@ def estimate(tally: Tally, samples: int, seed: int) -> Estimate:
 
     values = [_resampled(tally, weights) for weights in _resamples(len(tally.hits), samples, seed)]
     low, high = np.quantile(np.concatenate(values), [0.025, 0.975])
+
+    # A median can lie outside the quantiles of its resamples; an interval must hold its value.
     value = tally.value
     return Estimate(value, min(float(low), value), max(float(high), value))
 
@@ -86,6 +88,9 @@ def wilson(hits: float, trials: int) -> Estimate:
     """
     share = hits / trials
     z2 = Z_95**2
+
+    # The interval holds every proportion p for which `share` lies within Z_95 standard deviations
+    # of p, sqrt(p (1 - p) / trials): a quadratic inequality, solved for p.
     center = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z_95 / (1 + z2 / trials) * np.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
 
@@ -105,6 +110,7 @@ def paired_difference(ours: Tally, other: Tally, samples: int, seed: int) -> Est
             f"cannot compare {ours.hits.shape} items with {other.hits.shape}: the same evaluation "
             "set is required"
         )
+    # The same draws for both: what makes an item hard for both models cancels out.
     blocks = _resamples(len(ours.hits), samples, seed)
     differences = [_resampled(ours, weights) - _resampled(other, weights) for weights in blocks]
     low, high = np.quantile(np.concatenate(differences), [0.025, 0.975])
@@ -120,6 +126,8 @@ def _resamples(
     """
     random = np.random.default_rng(seed)
     for start in range(0, samples, SAMPLES_AT_ONCE):
+        # An item that is drawn three times has the weight 3: sums of the resample are products with
+        # these weights, and no item is copied.
         draws = random.integers(
             0, items, (min(SAMPLES_AT_ONCE, samples - start), items), dtype=np.int32
         )
@@ -169,6 +177,8 @@ def _medians(
     values: Float64[np.ndarray, " items"], weights: Float64[np.ndarray, "resamples items"]
 ) -> Float64[np.ndarray, " resamples"]:
     """The smallest value that half of the weight does not exceed."""
+    # In ascending order of values, the weight up to each; argmax of a row of booleans is its first
+    # True. With values 1 2 9 and weights 1 1 0, half of the weight is 1: the median is 1.
     order = np.argsort(values, kind="stable")
     below = weights[:, order].cumsum(1)
     return values[order[(below >= below[:, -1:] / 2).argmax(1)]]
@@ -202,6 +212,9 @@ def expected_hits(ranks: Ranks, k: int) -> Float64[np.ndarray, " n"]:
 
     Without ties this is 1 or 0; a model that gives everything one score gets exactly chance.
     """
+    # Answers above the tie have the first places; the tied ones share the next in random order. All
+    # k places miss if each draw takes a wrong answer: with 2 wrong and 1 right one on 2 places,
+    # 2/3 * 1/2 = 1/3, so that a hit has 2/3.
     missed = np.ones(len(ranks.above))
     for drawn in range(k):
         # The next place is still open, and goes to one of the tied answers that are left.
@@ -229,6 +242,8 @@ def intersections_and_unions(
     right = truth[counted].astype(np.int64)
     guess = predicted[counted].astype(np.int64)
     both = np.bincount(right[right == guess], minlength=num_classes)
+
+    # Pixels in either map: those of the one and those of the other, less those counted twice.
     either = (
         np.bincount(right, minlength=num_classes) + np.bincount(guess, minlength=num_classes) - both
     )
@@ -247,12 +262,14 @@ def boundary_matches(
     reach = max(1, round(BOUNDARY_SHARE * float(np.hypot(*truth.shape))))
     matched = np.zeros(num_classes, np.int64)
     total = np.zeros(num_classes, np.int64)
+    # Without this, the edge of an ignored region would count as an edge of the prediction.
     guess = np.where(truth == IGNORED, IGNORED, predicted)
 
     for label in np.union1d(np.unique(truth), np.unique(guess)).tolist():
         if label == IGNORED:
             continue
         edges = [_edge(each == label, truth) for each in (truth, guess)]
+        # A maximum over a square around each pixel: an edge lies within `reach` of it.
         near = [
             scipy.ndimage.maximum_filter(edge, 2 * reach + 1, mode="constant") for edge in edges
         ]
@@ -267,6 +284,7 @@ def _edge(
 ) -> Bool[np.ndarray, "h w"]:
     """Pixels of a region with a neighbor outside it that counts; the image's own border is none."""
     outside = ~inside & (truth != IGNORED)
+    # The four neighbors, by shifts of one pixel: above, below, left, right.
     edge = np.zeros_like(inside)
     edge[1:] |= outside[:-1]
     edge[:-1] |= outside[1:]
@@ -277,5 +295,7 @@ def _edge(
 
 def constant_map_miou(pixels: Int64[np.ndarray, " c"], label: int) -> float:
     """mIoU of naming every pixel `label`, when class c covers `pixels[c]` pixels of the truth."""
+    # Only `label` has an intersection, with all pixels as its union. The mean is over the classes
+    # that occur in either map.
     named = int((pixels > 0).sum() + (pixels[label] == 0))
     return float(pixels[label] / pixels.sum() / named)

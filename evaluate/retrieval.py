@@ -93,6 +93,8 @@ def recall_tallies(
 
     tallies = {}
     for k in RECALL_AT:
+        # The hits of an image are the sum over its captions: resampling draws whole images, with
+        # all of their captions, because captions of one image are not independent.
         hits = np.bincount(owners, expected_hits(to_image, k), minlength=num_images)
         tallies[f"text_to_image_r{k}"] = Tally(hits[:, None], count)
 
@@ -147,6 +149,7 @@ def chance_recalls(owners: Int64[np.ndarray, " captions"]) -> dict[str, float]:
     num_images = len(captions_of)
     num_captions = len(owners)
     text_to_image = {f"text_to_image_r{k}": min(1.0, k / num_images) for k in RECALL_AT}
+    # Chance differs with the number of right captions: once for each number that occurs.
     by_count, how_often = np.unique(captions_of, return_counts=True)
     image_to_text = {
         f"image_to_text_r{k}": float(
@@ -156,6 +159,7 @@ def chance_recalls(owners: Int64[np.ndarray, " captions"]) -> dict[str, float]:
         )
         for k in RECALL_AT
     }
+    # By chance, the first of the other captions is a sibling as often as siblings are among them.
     siblings = captions_of[owners] - 1
     text_to_text = {}
     if siblings.any():

@@ -27,8 +27,8 @@ from evaluate.sets.known import load_mask
 from evaluate.views import ahead
 from evaluate.windows import sliding_argmax, sliding_mean, starts, whole_argmax
 
-IMAGES_AHEAD = 8
-HEAT_MAPS_SHOWN = 4
+IMAGES_AHEAD = 8  # that threads decode while the encoder works
+HEAT_MAPS_SHOWN = 4  # per image, of the names that cover most of it
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,8 @@ def segment(
             largest = np.argsort(-np.array(judged[-1].shares), kind="stable")[:HEAT_MAPS_SHOWN]
             heats[index] = (judged[-1].take(largest.tolist()), heat[largest])
 
+        # Only the few worst maps are kept: all of them would be the whole set in memory. Of equal
+        # shares, the first image counts, because maps cannot be compared.
         worst = sorted(
             [*worst, (_right_share(truth, predicted), index, predicted)], key=lambda item: item[:2]
         )
@@ -140,6 +142,7 @@ def segment(
         counts.append(np.stack([both, either, matched, edges, pixels]))
         advance(1)
 
+    # "5 images classes": the five counts of `counts`, in their order.
     per_image = np.stack(counts, axis=1).astype(np.float64)
     if not per_image[4].any():
         raise ValueError(
@@ -168,6 +171,7 @@ def _tallies(counts: Float[np.ndarray, "5 n c"], background: int | None) -> dict
     tallies = {"miou": Tally(both, either)}
     if background is not None:
         objects = [label for label in range(both.shape[1]) if label != background]
+        # Its errors still count: an object's pixels that were called background are in `either`.
         tallies["miou_objects"] = Tally(both[:, objects], either[:, objects])
     tallies["pixel_accuracy"] = Tally(both.sum(1, keepdims=True), pixels.sum(1, keepdims=True))
     tallies["mean_accuracy"] = Tally(both, pixels)
@@ -192,6 +196,7 @@ def class_queries(
     if dataset.background is not None and config.background == "threshold":
         constant = config.background_cosine
     elif dataset.background is not None:
+        # "sky" among the background's names must not compete with a class called sky.
         taken = {name for name, _ in named}
         named += [
             (name, dataset.background) for name in config.background_prompts if name not in taken
@@ -213,6 +218,7 @@ def label_map(
 def look(encoder: Encoder, image: Image.Image, width: int, config: SegmentationConfig) -> Seen:
     """The patches of an image, as the protocol has it; vectors of another width are an error."""
     if config.protocol == "high-resolution":
+        # One window of single features: the axes "tops lefts" have length 1.
         features = averaged_features(encoder, image, config.regions)
         size = (features.shape[0], features.shape[1])
         return Seen(features[None, None], ([0], [0]), size, size)
@@ -304,6 +310,7 @@ def _constant_map_scores(
         "mean_accuracy": (1 / present) if pixels[label] else 0.0,
     }
     if background is not None:
+        # Only the class `label` has an intersection; the mean is over the objects that occur.
         others = int(present - (pixels[background] > 0))
         scores["miou_objects"] = 0.0 if label == background else share / max(1, others)
 

@@ -19,8 +19,8 @@ from torch.nn.functional import interpolate
 
 from cluster.compilation import compiled
 
-BLOCK_ELEMENTS = 1_600_000
-LANES = 16
+BLOCK_ELEMENTS = 1_600_000  # float32 numbers of a block of rows: 6 MB, which stay in the cache
+LANES = 16  # float32 numbers of the widest vector register
 # Taylor's series of the exponential: from -1 to 1 its error is below 3e-9, less than float32's.
 A0, A1, A2, A3, A4, A5, A6, A7, A8, A9, A10, A11 = (
     np.float32(1 / math.factorial(term)) for term in range(12)
@@ -57,6 +57,9 @@ def sliding_argmax(
     """
     tops, lefts = begins
     channels = cosines.shape[-1]
+
+    # Every bilinear step mixes two neighbors per axis. All of them are computed once, as indices
+    # and weights: from patches to a window's rows, and from the image's rows and columns to `out`.
     first_rows, row_shares = _two_taps(cosines.shape[2], window[0])
     next_rows = np.minimum(first_rows + 1, cosines.shape[2] - 1)
     to_columns = bilinear(cosines.shape[3], window[1])
@@ -67,11 +70,14 @@ def sliding_argmax(
 
     # Columns of a window are up-sampled once; its rows only for the block of output rows at hand.
     wide = torch.einsum("xw,tlhwc->tlhxc", to_columns, logit_scale * cosines).contiguous()
+
+    # Mixing never leaves the range of the values, so that this decides for all of them.
     add_softmax = _add_small_softmax if float(wide.abs().max()) <= 1 else _add_any_softmax
     block = max(1, BLOCK_ELEMENTS // (channels * max(size[1], out[1])))
     winners = np.empty(out, np.int64)
 
     for first in range(0, out[0], block):
+        # The image rows that these output rows mix: up to the one below the last `upper`.
         upper = to_out[0][first : first + block]
         down = to_out[1][first : first + block]
         begin = int(upper[0])
@@ -79,6 +85,7 @@ def sliding_argmax(
 
         mean = np.zeros((end - begin, size[1], channels), np.float32)
         for number, top in enumerate(tops):
+            # The rows of this window that fall into the block, counted from the window's top.
             low = max(begin, top)
             high = min(end, top + window[0])
             if low >= high:
@@ -142,6 +149,7 @@ def _add_small_softmax(
             two = lower[column]
             into = mean[top + row, left + column]
 
+            # No maximum is subtracted: from -1 to 1, no exponential overflows.
             total = np.float32(0)
             for channel in range(channels):
                 x = one[channel] + (two[channel] - one[channel]) * low
@@ -157,6 +165,7 @@ def _add_small_softmax(
 @no_type_check
 def _exp(x: np.float32) -> np.float32:
     """The exponential of a number from -1 to 1; a loop over the terms would not be vectorized."""
+    # Horner's scheme, in two lines: one multiplication and one addition per term.
     high = ((((A11 * x + A10) * x + A9) * x + A8) * x + A7) * x + A6
     return (((((high * x + A5) * x + A4) * x + A3) * x + A2) * x + A1) * x + A0
 
@@ -175,6 +184,7 @@ def _two_taps(
     """Bilinear interpolation along one axis as the first of two neighbors and the weight of the
     second.
     """
+    # A row of the matrix has one or two entries, side by side, which add up to 1.
     matrix = bilinear(source, target)
     first = (matrix != 0).int().argmax(1)
     share = 1 - matrix[torch.arange(target), first]
@@ -198,6 +208,7 @@ def _argmax(
     by itself.
     """
     num_rows, num_columns, channels = scores.shape
+    # Rounded up to whole lanes; what is beyond the channels stays -inf and never wins.
     mixed = np.full((channels + LANES - 1) // LANES * LANES, -np.inf, np.float32)
     tops = np.empty(LANES, np.float32)
 
@@ -225,6 +236,7 @@ def _argmax(
                     tops[lane] = part[lane] if part[lane] > tops[lane] else tops[lane]
             largest = tops.max()
 
+            # Of equal channels, the first one wins, as torch.argmax has it.
             channel = 0
             while mixed[channel] < largest:
                 channel += 1
