@@ -97,6 +97,7 @@ def evaluate_sets(
     model: str = "",
 ) -> dict[str, float]:
     """The step for any encoder: `load` is called once in each worker process."""
+    # A set whose result file is there was scored by an earlier run of this step.
     chosen = _chosen(config, inputs)
     missing = [name for name in chosen if not result_file(out, name).exists()]
     logger.info("evaluation_sets=%d finished=%d", len(chosen), len(chosen) - len(missing))
@@ -113,6 +114,7 @@ def evaluate_sets(
             for name, _ in pool.map("evaluate_counted", missing, on_count=meter.under_way):
                 meter(sizes[name])
 
+    # From the files, whether this run or an earlier one wrote them.
     results: list[Result] = [json.loads(result_file(out, name).read_text()) for name in chosen]
     write_flat(out, results)
     scores = {
@@ -194,6 +196,7 @@ class Evaluator:
 
     def evaluate_counted(self, name: str) -> Iterator[int]:
         """The same as `evaluate`, which tells now and then how many images it has seen."""
+        # The set is measured in a thread, so that this one is free to tell the count.
         self._count = 0
         with ThreadPoolExecutor(1) as threads:
             done = threads.submit(self.evaluate, name)
@@ -273,6 +276,7 @@ class Evaluator:
 def _reason(error: Exception) -> str:
     """What happened, in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
+    # A ValueError of ours is a sentence for the user; of other errors, the type says most.
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
@@ -377,6 +381,7 @@ def _segmentation(
     }
     sizes = {"images": len(dataset.images), "classes": len(dataset.labels)}
     classes = _class_rows(dataset.labels, result.tallies["miou"])
+    # The trials of an IoU are its union; people ask how many pixels a class has.
     for row, pixels in zip(classes, result.pixels.tolist(), strict=True):
         row["n"] = pixels
 

@@ -140,11 +140,13 @@ def _missed_then_hit(result: Retrieved, wanted: int) -> list[int]:
     """Images that some caption of theirs misses, then images that all captions hit; half of each
     where possible.
     """
+    # Hits are probabilities where answers tie: less than a hit per caption is a miss.
     tally = result.tallies["text_to_image_r1"]
     is_hit = (tally.hits >= tally.trials)[:, 0]
     missed = np.flatnonzero(~is_hit)
     hit = np.flatnonzero(is_hit)
 
+    # Half of what is wanted, more if there are too few hits, but no more than there are misses.
     num_missed = min(len(missed), max(wanted // 2, wanted - len(hit)))
     chosen = [missed[index] for index in evenly_spaced(len(missed), num_missed)]
     chosen += [hit[index] for index in evenly_spaced(len(hit), wanted - num_missed)]
@@ -167,6 +169,7 @@ def write_segmentation(out: Path, dataset: SegmentationSet, result: Segmented) -
         _save(out / files["image"], image, OVERLAY_PX)
         _save(out / files["truth"], overlay(image, truth, colors), OVERLAY_PX)
         _save(out / files["predicted"], overlay(image, predicted, colors), OVERLAY_PX)
+        # The legend names the classes that cover most of both maps.
         seen = np.bincount(
             np.concatenate([truth[counted], predicted.ravel()]), minlength=len(colors)
         )
@@ -224,6 +227,7 @@ def heat_overlay(
     warmth = HEAT_COLORS((heat - heat.min()) / span)[..., :3].astype(np.float32) * 255
     painted = HEAT_OPACITY * warmth + (1 - HEAT_OPACITY) * gray
 
+    # A line that is still one pixel wide after the picture was made smaller.
     width = max(1, max(right.shape) // OVERLAY_PX)
     inner = scipy.ndimage.binary_erosion(right, iterations=width, border_value=1)
     painted[right & ~inner] = 255
@@ -231,9 +235,11 @@ def heat_overlay(
 
 
 def palette(num_classes: int, background: int | None) -> UInt8[np.ndarray, "c 3"]:
-    """One colour for each class, neighbours far apart in hue (golden-ratio steps); the background
-    is light grey.
+    """One color for each class, neighbors far apart in hue (golden-ratio steps); the background
+    is light gray.
     """
+    # Multiples of the golden ratio modulo 1 fill the circle evenly, however many there are. Three
+    # tones tell hues apart that come to lie side by side.
     hues = [(0.07 + label * 0.61803398875) % 1 for label in range(num_classes)]
     tones = [(0.82, 0.90), (0.62, 0.72), (0.90, 0.62)]
     colors = [colorsys.hsv_to_rgb(hue, *tones[label % 3]) for label, hue in enumerate(hues)]
@@ -246,7 +252,7 @@ def palette(num_classes: int, background: int | None) -> UInt8[np.ndarray, "c 3"
 def overlay(
     image: Image.Image, labels: Int32[np.ndarray, "h w"], colors: UInt8[np.ndarray, "c 3"]
 ) -> Image.Image:
-    """The image without its colours under its label map, so that those are the legend's; ignored
+    """The image without its colors under its label map, so that those are the legend's; ignored
     pixels are black.
     """
     pixels = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)

@@ -49,7 +49,7 @@ class Picture:
 
 @mpl.rc_context(STYLE)
 def training_curves(runs: Mapping[str, Sequence[Numbers]]) -> list[Picture]:
-    """One picture for each quantity that the runs logged; a colour for each run, its second curve
+    """One picture for each quantity that the runs logged; a color for each run, its second curve
     dashed.
     """
     return [

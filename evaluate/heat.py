@@ -57,6 +57,7 @@ def names_of(encoder: Encoder, dataset: SegmentationSet, templates: Sequence[str
     for name, (_, members) in enumerate(asked):
         true_for[name, list(members)] = True
 
+    # One vector per word; `owners` leads from a vector to its name.
     words = [word for each, _ in asked for word in each]
     owners = np.repeat(np.arange(len(asked)), [len(each) for each, _ in asked])
     vectors = class_embeddings(encoder, words, templates, dense=True)
@@ -81,10 +82,12 @@ def average_precision(scores: Float32[np.ndarray, " n"], right: Bool[np.ndarray,
 
     Scores 0.9, 0.8, 0.7 of which the first and the last are right: (1/1 + 2/3) / 2 = 0.83.
     """
+    # The level of the largest cosine is 0, so that cumulative counts are those of "at least as high".
     level = np.clip((1 - scores) * (LEVELS / 2), 0, LEVELS - 1).astype(np.int32)
     every = np.bincount(level, minlength=LEVELS)
     hits = np.bincount(level[right], minlength=LEVELS)
 
+    # All items of a level share one precision: that of the whole level, whatever their order.
     at_least = np.maximum(every.cumsum(), 1)
     return float((hits * (hits.cumsum() / at_least)).sum() / hits.sum())
 

@@ -234,6 +234,7 @@ def _table(tree: Tree, name: str) -> list[Entry]:
         return []
     captions: dict[str, list[object]] = {}
     for entry in listed.entries:
+        # A record without an image keeps a name, so that the error about it can say which it is.
         captions.setdefault(entry.image or f"record {entry.place}", []).extend(
             clean_captions(entry.captions)
         )
@@ -266,6 +267,7 @@ def _with_splits(tree: Tree, captions: Iterable[tuple[str, Sequence[object]]]) -
         split = next((split for split in ("test", "val", "dev", "train") if split in base), "")
         if split:
             names = (line.strip() for line in read_lines(tree, listing))
+            # Such lists may leave out the suffix; Flickr calls its validation split dev.
             split_of |= {
                 name if "." in name else f"{name}.jpg": "val" if split == "dev" else split
                 for name in names

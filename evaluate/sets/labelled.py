@@ -36,6 +36,7 @@ def open_folders(tree: Tree, facts: Facts, variant: str = "") -> ClassificationS
     Where folders are WordNet numbers with one image each, the name is the file's if that is in
     words.
     """
+    # An image beside the class folders, such as a preview, has no class.
     images = [name for name in image_names(tree) if "/" in name]
     if not images:
         raise ValueError(
@@ -86,10 +87,13 @@ def _folder_names(
             f"the class folders of {tree.root}", [readable(folder) for folder in classes]
         )
 
+    # What the set's own file says comes second in the union, and so wins.
     known = imagenet_names() | _wordnet_listing(tree)
     unnamed = [folder for folder in unnamed if folder not in known]
     stems = {folder: PurePosixPath(name).stem for folder, name in zip(folders, images, strict=True)}
 
+    # The name of a file can stand for its class only if the class has one image, as in a folder of
+    # samples: n01440764/tench.jpg. A number, as in n01440764_36.jpg, is no name.
     if unnamed and (
         len(images) > len(classes) or any(DIGIT.search(stems[folder]) for folder in unnamed)
     ):
@@ -149,6 +153,7 @@ def _in_folder_order(where: str, classes: list[str], listing: list[object]) -> l
     """
     if not any(folder.isdigit() for folder in classes):
         return listing
+    # As text, 10 sorts before 2: the folders' numbers decide, if they leave no gap.
     numbers = [int(folder) if folder.isdigit() else -1 for folder in classes]
     first = min(numbers)
     if sorted(numbers) != list(range(first, first + len(classes))) or first not in (0, 1):
@@ -252,6 +257,7 @@ def _imagenet_truth(tree: Tree) -> dict[str, str]:
         }
 
     numbered = list(imagenet_names())
+    # In Caffe's list, a class is its place among the sorted WordNet numbers.
     if listing := tree.outermost("val.txt"):  # ILSVRC2012_val_00000001.JPEG 65
         pairs = [line.split() for line in read_lines(tree, listing)]
         return {PurePosixPath(name).stem: numbered[int(number)] for name, number in pairs}
@@ -266,6 +272,7 @@ def _imagenet_truth(tree: Tree) -> dict[str, str]:
 
     import scipy.io  # takes long to import, and no other layout needs it
 
+    # The development kit numbers the classes from 1 in an order of its own.
     synsets = scipy.io.loadmat(io.BytesIO(tree.files[meta].read()), squeeze_me=True)["synsets"]
     by_id = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
 
@@ -297,6 +304,7 @@ def open_objectnet(tree: Tree, facts: Facts, variant: str = "") -> Classificatio
 
     labels: dict[str, str] = read_json(tree, listing)
     mapped = set(read_json(tree, mapping))
+    # The mapping to ImageNet is by label ("Alarm clock"), the folders have names of their own.
     wanted = {folder for folder, label in labels.items() if variant == "313" or label in mapped}
 
     images = [name for name in image_names(tree) if PurePosixPath(name).parent.name in wanted]
@@ -326,6 +334,7 @@ def open_inaturalist(tree: Tree, facts: Facts, variant: str = "") -> Classificat
     category_of = {row["image_id"]: row["category_id"] for row in content["annotations"]}
     names = {row["id"]: row["name"] for row in content["categories"]}
 
+    # File names in the listing count from its own folder, wherever the set was unpacked.
     near = str(PurePosixPath(str(tree.outermost(listing))).parent)
     parts = {key: find(tree, file, near) for key, file in files.items() if key in category_of}
     present = [key for key, part in parts.items() if part is not None]
@@ -363,6 +372,7 @@ def open_inaturalist(tree: Tree, facts: Facts, variant: str = "") -> Classificat
 
 def open_inaturalist_folders(tree: Tree, facts: Facts, variant: str = "") -> ClassificationSet:
     """Folders of 2021: number, kingdom to family, then genus and species, which are the name."""
+    # 00000_Animalia_Annelida_Clitellata_Haplotaxida_Lumbricidae_Lumbricus_terrestris
     pattern = re.compile(r"\d{5}(_[^_]+){6}_.+")
     images = _of_split(
         tree,
@@ -388,6 +398,7 @@ def open_places(tree: Tree, facts: Facts, variant: str = "") -> ClassificationSe
         )
 
     paths = [line.split()[0] for line in read_lines(tree, categories)]
+    # "/a/apartment_building/outdoor": after the first letter comes the name.
     names = [readable(path.split("/", 2)[-1].replace("/", " ")) for path in paths]
 
     files = []

@@ -13,7 +13,7 @@ from evaluate.sets.masks import AdeFullMasks, ColorMasks, InstanceMasks, MatlabM
 from evaluate.sets.names import checked_names, read_json, read_lines, table
 
 SPLITS = ("val", "validation", "test", "train", "training")
-NO_COLOR = -1
+NO_COLOR = -1  # of pixels of a color that names no class
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def paired(tree: Tree, pairing: Pairing) -> tuple[list[str], list[str]]:
             "them there"
         )
 
+    # Images may lie in one folder for all splits, with masks by split.
     these = images.get(split, images.get("", {}))
     those = masks[split]
 
@@ -81,6 +82,7 @@ ADE20K = Pairing(
 def open_ade20k(tree: Tree, facts: Facts, variant: str = "") -> SegmentationSet:
     """Scene parsing benchmark: 150 classes from mask value 1; 0 is void."""
     images, masks = paired(tree, ADE20K)
+    # The benchmark's own list, where it was unpacked, else its copy among our facts.
     rows = _ade_listing(tree) or [(int(value), name) for value, name in table("ade20k_150")]
     names = checked_names(f"the class list of {tree.root}", [name for _, name in rows])
     values = {value: label for label, (value, _) in enumerate(rows)}
@@ -150,6 +152,7 @@ def open_cityscapes(tree: Tree, facts: Facts, variant: str = "") -> Segmentation
     rows = table("cityscapes_19")
     names = checked_names("Cityscapes", [row[2] for row in rows])
     values = {int(row[1 if has_train_ids else 0]): label for label, row in enumerate(rows)}
+    # labelIds go to 33, of which 19 are classes; the others (ego vehicle, trailer, ...) are void.
     ignored = frozenset({255} if has_train_ids else {*range(34), 255}).difference(values)
     facts = _with_notes(facts, {"masks": "labelTrainIds" if has_train_ids else "labelIds"})
     return SegmentationSet(
@@ -254,10 +257,12 @@ def open_coco_stuff(tree: Tree, facts: Facts, variant: str = "171") -> Segmentat
     """
     images, masks = paired(tree, COCO_STUFF)
     rows = [(int(value), name, coarse) for value, name, coarse in table("coco_stuff_171")]
+    # The masks of MMSegmentation's converter count the classes without gaps.
     if masks[0].endswith("_labelTrainIds.png"):
         rows = [(label, name, coarse) for label, (_, name, coarse) in enumerate(rows)]
 
     labels = [coarse if variant == "27" else name for _, name, coarse in rows]
+    # Several classes share a coarse name: each name once, in the order of its first class.
     distinct = list(dict.fromkeys(labels))
     values = {
         value: distinct.index(label) for (value, _, _), label in zip(rows, labels, strict=True)
@@ -283,6 +288,7 @@ def open_coco_object(tree: Tree, facts: Facts, variant: str = "") -> Segmentatio
             "file holds both; take that one"
         )
 
+    # COCO's category ids have gaps; labels count from 1, because 0 is the background.
     labels = {row["id"]: label for label, row in enumerate(categories, start=1)}
     objects: dict[int, list[tuple[int, Any]]] = {image["id"]: [] for image in content["images"]}
     for row in content["annotations"]:
@@ -299,6 +305,7 @@ def open_coco_object(tree: Tree, facts: Facts, variant: str = "") -> Segmentatio
             "all images"
         )
 
+    # From a place in the tree back to its name there, under which `images_of` looks it up.
     lookup = {part: name for name, part in tree.files.items()}
     sizes = tuple((int(image["height"]), int(image["width"])) for image in content["images"])
     masks = InstanceMasks(
@@ -323,19 +330,17 @@ CAMVID_COLORS = Pairing(
     r"(^|/)(?:LabeledApproved_full|(?P<split>train|val|test)_labels)/(?P<stem>[^/]+)_L\.png$",
 )
 CAMVID_11 = (
-    *(
-        "sky",
-        "building",
-        "pole",
-        "road",
-        "sidewalk",
-        "tree",
-        "traffic sign",
-        "fence",
-        "car",
-        "pedestrian",
-        "bicyclist",
-    ),
+    "sky",
+    "building",
+    "pole",
+    "road",
+    "sidewalk",
+    "tree",
+    "traffic sign",
+    "fence",
+    "car",
+    "pedestrian",
+    "bicyclist",
 )
 
 
