@@ -33,10 +33,18 @@ from pipeline.outcome import results_by_model, scored_models
 from pipeline.plan import print_plan
 from pipeline.presets import PRESETS
 from pipeline.provenance import environment
+from pipeline.ray_submission import (
+    RayJob,
+    cancel_on_ray,
+    last_jobs,
+    print_ray_log,
+    refuse_twice_on_ray,
+    submit_to_ray,
+)
 from pipeline.recipe_file import dump_config, dump_recipe
 from pipeline.recipes import DataConfig, Recipe
 from pipeline.record import DamagedOutputError, read_record
-from pipeline.runner import check_inputs_done, run_steps
+from pipeline.runner import check_inputs_done, pending, run_steps
 from pipeline.seeds import results_by_seed
 from pipeline.step import Step, find_step, in_order
 from pipeline.store import Store
@@ -238,8 +246,10 @@ def submit(recipe: Recipe, options: Namespace, console: Console) -> int:
     check_inputs(recipe)
 
     if _is_ray_address(options.cluster):
-        return submission.submit_to_ray(recipe, options, console)
+        return submit_to_ray(steps, recipe, options, console)
 
+    todo = pending(steps, Store(options.workspace), options.force, options.only)
+    refuse_twice_on_ray(todo, Store(options.workspace))
     code = submission.submit(steps, recipe, options, console)
     if not options.dry_run:
         console.print(
@@ -272,20 +282,29 @@ def logs(recipe: Recipe, options: Namespace, console: Console) -> int:
         raise ValueError(f"logs needs a step: name one of {labels}")
 
     step = find_step(steps, options.words[0])
-    job = submission.latest_jobs(Store(options.workspace)).get(step.fingerprint)
+    job = last_jobs(Store(options.workspace)).get(step.fingerprint)
     if job is None:
         raise ValueError(
             f"step {step.label} has no job in {options.workspace}: "
             f"`{again(options, 'submit', '--only', step.label)}` makes one"
         )
 
-    oversight.print_logs(job, options.follow, console)
+    if isinstance(job, RayJob):
+        print_ray_log(job, options.follow)
+    else:
+        oversight.print_logs(job, options.follow, console)
+
     return DONE
 
 
 def cancel(recipe: Recipe, options: Namespace, console: Console) -> int:
     """End the jobs of a recipe that have not ended."""
-    return submission.cancel(build_steps(recipe), Store(options.workspace), console)
+    steps = build_steps(recipe)
+    store = Store(options.workspace)
+    ended = submission.cancel(steps, store, console) + cancel_on_ray(steps, store, console)
+    if not ended:
+        console.print("nothing to cancel: no job of this recipe is waiting or running")
+    return DONE
 
 
 def cluster(options: Namespace, console: Console) -> int:

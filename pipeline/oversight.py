@@ -1,6 +1,6 @@
 """How far the steps of a recipe are: outputs in the workspace, and the jobs that make the others.
 
-States come from SLURM at the moment of asking; nothing of a job has to run for them.
+States come from SLURM, or from Ray's head, at the moment of asking; nothing of a job has to run for them.
 """
 
 import json
@@ -15,14 +15,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from cluster import ray_jobs
 from cluster.accounting import JobState, job_states, remedy
 from cluster.progress import PROGRESS_FILE
 from cluster.words import duration
 from pipeline.lines import headline
+from pipeline.ray_submission import RayJob, last_jobs
 from pipeline.record import DamagedOutputError, Record
 from pipeline.step import Step
 from pipeline.store import Store
-from pipeline.submission import SubmittedJob, latest_jobs
+from pipeline.submission import SubmittedJob
 
 WATCH_S = 5.0
 TAIL_S = 2.0
@@ -99,11 +101,50 @@ def _row(label: str, fingerprint: str, state: str, current: bool, record: Record
 
 
 def _jobs_of(steps: Sequence[Step], store: Store) -> dict[str, dict]:
-    """What SLURM says of the last job of each step, by label; nothing for steps without one."""
-    latest = latest_jobs(store)
+    """What SLURM, or Ray, says of the last job of each step, by label; nothing for steps without
+    one.
+    """
+    latest = last_jobs(store)
     jobs = {step.label: latest[step.fingerprint] for step in steps if step.fingerprint in latest}
-    states = job_states(list(dict.fromkeys(job.id for job in jobs.values())))
-    return {label: {"job": _job_row(job, states.get(job.id))} for label, job in jobs.items()}
+
+    # Of a step that is done Ray has nothing to add, and its head may be gone for good.
+    done = [step.label for step in steps if _state(step, store) == "done"]
+    jobs = {
+        label: job
+        for label, job in jobs.items()
+        if isinstance(job, SubmittedJob) or label not in done
+    }
+    slurm = {job.id: job for job in jobs.values() if isinstance(job, SubmittedJob)}
+    ray = {(job.address, job.id): job for job in jobs.values() if isinstance(job, RayJob)}
+    states = job_states(list(slurm))
+    ray_states = ray_jobs.job_states(list(ray))
+
+    return {
+        label: {
+            "job": _ray_row(job, ray_states[job.address, job.id])
+            if isinstance(job, RayJob)
+            else _job_row(job, states.get(job.id))
+        }
+        for label, job in jobs.items()
+    }
+
+
+def _ray_row(job: RayJob, seen: ray_jobs.RayJobState) -> dict:
+    """A job of a Ray cluster in JSON's words; it asks for nothing itself, its steps do."""
+    error = "".join(FATAL.findall(seen.message)[-1:])
+    return {
+        "id": job.id,
+        "name": job.name,
+        "cluster": job.address,
+        "state": seen.state,
+        "reason": "" if seen.is_active else seen.message.partition("\n")[0],
+        "nodes": "",
+        "elapsed_s": seen.elapsed_s,
+        "is_active": seen.is_active,
+        "progress": _progress(job) if seen.state == "RUNNING" else "",
+        "remedy": ray_jobs.remedy(job.address, seen, error),
+        "log": "",
+    }
 
 
 def _job_row(job: SubmittedJob, state: JobState | None) -> dict:
@@ -133,7 +174,7 @@ def _job_row(job: SubmittedJob, state: JobState | None) -> dict:
     }
 
 
-def _progress(job: SubmittedJob) -> str:
+def _progress(job: SubmittedJob | RayJob) -> str:
     """The last line of progress that a job has told, with its rate and the time that is left."""
     with suppress(OSError, ValueError, KeyError):
         return str(json.loads((job.folder / PROGRESS_FILE).read_text())["text"])
@@ -178,6 +219,8 @@ def _is_done(job: Mapping, rows: Sequence[Mapping]) -> bool:
 
 
 def _job_cells(job: Mapping) -> list[str]:
+    if "cluster" in job:
+        return [job["id"]]
     used = f"{job['used_memory_mb']:,}" if job["used_memory_mb"] else "?"
     asked = f"{job['asked_memory_mb']:,}" if job["asked_memory_mb"] else "all"
     cpu = f"{job['used_cpu_share']:.0%}" if job["used_cpu_share"] else ""

@@ -7,7 +7,6 @@ submission has a folder in the workspace: its recipe, its jobs and their logs.
 """
 
 import json
-import shlex
 import sys
 import time
 from argparse import Namespace
@@ -191,7 +190,7 @@ def submit(steps: Sequence[Step], recipe: Recipe, options: Namespace, console: C
             print(slurm.script(replace(job, after=tuple(f"<id of {name}>" for name in waits))))
         return DONE
 
-    _refuse_twice(todo, store)
+    refuse_twice(todo, store)
     for job in jobs:
         slurm.check(job)
 
@@ -215,29 +214,6 @@ def submit(steps: Sequence[Step], recipe: Recipe, options: Namespace, console: C
         console.print(f"job [b]{number}[/b]  {escape(labels)}: {job.ask}{behind}", soft_wrap=True)
 
     console.print(f"logs, and everything about these jobs: {escape(str(folder))}", soft_wrap=True)
-    return DONE
-
-
-def submit_to_ray(recipe: Recipe, options: Namespace, console: Console) -> int:
-    """Submit the recipe as one job of a Ray cluster, which must see the workspace."""
-    from cluster import ray_jobs  # with Ray
-
-    store = Store(options.workspace)
-    folder = submission_folder(store, recipe)
-    file = folder / "recipe.yaml"
-    command = ["python", "-m", "pipeline", "run", str(file), "--workspace", str(store.workspace)]
-    for flag, labels in (("--only", options.only), ("--force", options.force)):
-        command += [flag, *labels] if labels else []
-
-    store.make_folder(folder)
-    write_atomic(file, dump_recipe(recipe))
-    job = ray_jobs.submit(options.cluster, command, recipe.name)
-    address = shlex.quote(options.cluster)
-    console.print(
-        f"Ray job {job}: `ray job logs --address {address} --follow {job}` shows its output, "
-        f"`ray job stop --address {address} {job}` ends it",
-        soft_wrap=True,
-    )
     return DONE
 
 
@@ -270,7 +246,7 @@ def jobs_before(group: Group, groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _refuse_twice(todo: Sequence[Step], store: Store) -> None:
+def refuse_twice(todo: Sequence[Step], store: Store) -> None:
     """ValueError for an output that an earlier job is still making."""
     latest = latest_jobs(store)
     states = job_states([job.id for job in latest.values()])
@@ -300,21 +276,20 @@ def latest_jobs(store: Store) -> dict[str, SubmittedJob]:
 
 
 def cancel(steps: Sequence[Step], store: Store, console: Console) -> int:
-    """End the jobs that have not ended, of the steps of a recipe."""
+    """End the SLURM jobs that have not ended, of the steps of a recipe, and return their number."""
     latest = latest_jobs(store)
     jobs = {job.id: job for step in in_order(steps) if (job := latest.get(step.fingerprint))}
     states = job_states(list(jobs))
     active = [job for job in jobs if job in states and states[job].is_active]
     if not active:
-        console.print("nothing to cancel: no job of this recipe is waiting or running")
-        return DONE
+        return 0
 
     from cluster import slurm  # with submitit
 
     slurm.cancel(active)
     for number in active:
         console.print(f"cancelled job {number}: {', '.join(jobs[number].steps)}")
-    return DONE
+    return len(active)
 
 
 def _now() -> str:
