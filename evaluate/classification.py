@@ -20,8 +20,8 @@ from evaluate.prompts import fill
 from evaluate.sets.kinds import ClassificationSet
 from evaluate.views import UNCUT, View
 
-TEXTS_AT_ONCE = 2048  # that the text encoder gets in one call
-FIRST = 5  # classes per image that reports show
+TEXTS_AT_ONCE = 2048
+FIRST = 5  # classes of each image that examples and top-5 need
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,11 @@ class Classified:
 def class_embeddings(
     encoder: Encoder, names: Sequence[str], templates: Sequence[str], dense: bool = False
 ) -> Float[Tensor, "classes dim"]:
-    """One unit vector for each name; `dense` gives vectors that compare with patches."""
+    """One unit vector for each name; `dense` gives vectors that compare with patches.
+
+    Each template holds {} in place of the name. ValueError for vectors that are not finite.
+    """
+    # A block holds whole names, each in all its templates, so that it can be averaged at once.
     names_at_once = max(1, TEXTS_AT_ONCE // len(templates))
     blocks = []
     for start in range(0, len(names), names_at_once):
@@ -55,6 +59,8 @@ def _means(prompts: Float[Tensor, "prompts dim"], templates: int) -> Float[Tenso
     """Unit means of each name's unit vectors. Blocks of prompts are not kept: 20,000 names in 80
     templates are many.
     """
+    # Prompts are in the order of `fill`, name by name. Normalized before the mean, every template
+    # has the same say, whatever the length of its vectors.
     return normalize(normalize(prompts, dim=-1).unflatten(0, (-1, templates)).mean(1), dim=-1)
 
 
@@ -69,8 +75,11 @@ def classify(
 ) -> Classified:
     """Scores every image against every class; ties count with their expected value under random
     order.
+
+    `advance` is called with the number of images after each batch. ValueError for vectors that are
+    not finite, or not in one space with those of texts.
     """
-    # A class may have several names: every name has a prompt, and `owners` its class.
+    # Flat names and the class of each: [("cat", "kitten"), ("dog",)] has the owners [0, 0, 1].
     names = [name for each in dataset.class_names for name in each]
     owners = torch.tensor([label for label, each in enumerate(dataset.class_names) for _ in each])
     prompts = class_embeddings(encoder, names, templates)
@@ -92,7 +101,8 @@ def classify(
         top = scores.topk(first, dim=1)
         ranked.append(top.indices.numpy())
         confidence.append(top.values.numpy())
-        # "images classes", True at the class of each image.
+
+        # A column of targets compared with a row of labels: one right answer in each row.
         placed.append(ranks(scores, targets[start : start + count] == labels))
         start += count
         advance(count)
@@ -108,10 +118,13 @@ def classify(
 def _best_of_names(
     scores: Float[Tensor, "n names"], owners: Tensor, num_classes: int
 ) -> Float[Tensor, "n classes"]:
-    """The score of each class: that of its best name."""
-    if scores.shape[1] == num_classes:
+    """The score of each class: that of its best name.
+
+    Example: the scores 0.3, 0.5 and 0.4 of names with the owners [0, 0, 1] become 0.5 and 0.4.
+    """
+    if scores.shape[1] == num_classes:  # as each class has a name, each has one
         return scores
-    # The largest score of each group of names, added up as maxima into the columns of the classes.
+
     best = scores.new_full((len(scores), num_classes), -torch.inf)
     return best.scatter_reduce(1, owners.expand(len(scores), -1), scores, "amax")
 
@@ -119,7 +132,8 @@ def _best_of_names(
 def _tallies(ranks: Ranks, targets: Int64[np.ndarray, " n"], num_classes: int) -> dict[str, Tally]:
     """Top-1 and top-5, and top-1 as the mean over classes."""
     ones = np.ones((len(targets), 1))
-    # Among five classes or fewer, top-5 is always right and says nothing.
+
+    # With five classes or fewer, top-5 is always right and says nothing.
     hits = {k: expected_hits(ranks, k)[:, None] for k in (1, 5) if k < num_classes or k == 1}
     tallies = {f"top{k}": Tally(hit, ones) for k, hit in hits.items()}
     return tallies | {"mean_per_class": Tally(hits[1], ones, columns=targets)}

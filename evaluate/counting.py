@@ -15,7 +15,7 @@ from torch import Tensor
 from cluster.compilation import compiled
 from evaluate.metrics import Ranks
 
-TILE = 1024  # rows and columns: 4 MB of float32 scores, which stay in the cache
+TILE = 1024  # rows and columns: 4 MB of float32 scores
 
 
 def both_ranks(
@@ -34,11 +34,13 @@ def both_ranks(
         0.4 0.8
     """
     # The limits are computed first, so that one pass over the tiles counts both ways: a caption's
-    # limit is its score with its image, an image's the best score among its captions.
+    # limit is its score with its image, an image's the best score among its captions. `maximum.at`
+    # takes all captions of an image into account; an assignment by index would keep the last one.
     own = _own_scores(captions, images, owners)
     best = np.full(len(images), -np.inf, np.float32)
     np.maximum.at(best, owners, own)
 
+    # Row 0 counts the scores above a query's best right answer, row 1 those level with it.
     to_image = np.zeros((2, len(captions)), np.int64)
     to_text = np.zeros((2, len(images)), np.int64)
 
@@ -66,7 +68,14 @@ def both_ranks(
 def sibling_ranks(captions: Float[Tensor, "m dim"], owners: Int64[np.ndarray, " m"]) -> Ranks:
     """Rank of each caption's best sibling, another caption of its image, among all other captions.
 
-    `right` is 0 where a caption has no sibling. Captions of one image are neighbors.
+    `tied_right` is 0 where a caption has no sibling. Captions of one image are neighbors.
+
+    With the owners [0, 0, 0, 1] and the scores
+
+        1.0 0.8 0.5 0.6        caption 0 finds its sibling 1 at rank 1,
+        0.8 1.0 0.3 0.2        caption 1 its sibling 0 at rank 1,
+        0.5 0.3 1.0 0.9        caption 2 its sibling 0 at rank 2, behind caption 3;
+        0.6 0.2 0.9 1.0        caption 3 has no sibling.
     """
     best, right = _best_siblings(captions, owners)
     counts = np.zeros((2, len(captions)), np.int64)
@@ -78,9 +87,11 @@ def sibling_ranks(captions: Float[Tensor, "m dim"], owners: Int64[np.ndarray, " 
         for column in range(0, len(captions), TILE):
             tile = (block @ _padded(captions, column).T).numpy()
             width = min(TILE, len(captions) - column)
+            # A caption's score with itself is not exactly 1: it is read from its tile.
             if row == column:
                 itself[row : row + height] = np.diagonal(tile)[:height]
-            # Both axes are captions: what the columns would count is known from the rows.
+
+            # Scores are symmetric: rows are counted, and no score of a column reaches infinity.
             no_limit = np.full(width, np.inf, np.float32)
             _count(
                 tile[:height, :width],
@@ -104,6 +115,8 @@ def _best_siblings(
     """
     best = np.full(len(captions), np.inf, np.float32)
     right = np.zeros(len(captions), np.int64)
+
+    # Image i has the captions ends[i - 1] to ends[i]: of the owners [0, 0, 1], ends are [2, 3].
     ends = np.cumsum(np.bincount(owners))
 
     for row in range(0, len(captions), TILE):
@@ -118,12 +131,12 @@ def _best_siblings(
         tiles = np.concatenate(
             [(block @ _padded(captions, column).T).numpy() for column in columns], axis=1
         )
-        # The captions of image i are numbers ends[i - 1] to ends[i].
         for place, owner in enumerate(here.tolist()):
             start = int(ends[owner - 1]) if owner else 0
             siblings = np.arange(start, int(ends[owner]))
             siblings = siblings[siblings != row + place]
             if len(siblings):
+                # Columns of `tiles` count from the first tile, captions from 0.
                 scores = tiles[place, siblings - columns.start]
                 best[row + place] = scores.max()
                 right[row + place] = (scores == scores.max()).sum()
@@ -143,6 +156,8 @@ def _own_scores(
     for row in range(0, len(captions), TILE):
         block = _padded(captions, row)
         here = owners[row : row + TILE]
+
+        # Rounded down to a multiple of TILE, an image's index is the first column of its tile.
         for column in np.unique(here // TILE * TILE).tolist():
             tile = (block @ _padded(images, column).T).numpy()
             inside = np.flatnonzero(here // TILE * TILE == column)
@@ -151,7 +166,10 @@ def _own_scores(
 
 
 def _padded(vectors: Float[Tensor, "n dim"], start: int) -> Float[Tensor, "tile dim"]:
-    """TILE rows from `start`, with zeros where there are no more."""
+    """TILE rows from `start`, with zeros where there are no more.
+
+    A matrix product of another shape may add up in another order, and round differently.
+    """
     block = vectors[start : start + TILE]
     if len(block) == TILE:
         return block
@@ -171,6 +189,7 @@ def _count(
     it.
     """
     height, width = tile.shape
+
     # Counted in int32 without a branch, which vector instructions do eight or sixteen at a time.
     column_above = np.zeros(width, np.int32)
     column_equal = np.zeros(width, np.int32)

@@ -21,10 +21,8 @@ from curation.encoders.resolve import resolve
 from train.export.folder import LoadedModel
 from train.export.formats import read_model
 
-IMAGES_AT_ONCE = {
-    "cpu": 16,
-    "cuda": 128,
-}  # small batches stay in a CPU's cache: 1.4 times the images/s of 64
+IMAGES_AT_ONCE = {"cpu": 16, "cuda": 128}
+"""Small batches stay in a CPU's cache: 1.4 times the images/s of 64."""
 TEXTS_AT_ONCE = 512
 
 
@@ -35,9 +33,8 @@ class DinoTxtEncoder:
     """
 
     def __init__(self, backbone: Backbone, loaded: LoadedModel, weights: str = "") -> None:
-        has_name = bool(
-            loaded.spec.backbone
-        )  # published weights do not say what they were made for
+        # Published weights do not name their backbone, so they need a description of their own.
+        has_name = bool(loaded.spec.backbone)
         self.description = (
             backbone.description
             if has_name
@@ -54,12 +51,18 @@ class DinoTxtEncoder:
         spec = loaded.spec
         side = backbone.geometry.image_size
         tokens = f"{spec.num_registers} registers, grid {spec.grid}"
+
+        # Everything that decides the bits of the features: a CPU and a GPU round differently.
         made_by = f"{side} px, {tokens}, {backbone.precision} on {backbone.device.type}"
         self.backbone = f"{backbone.name} {weights}, {made_by}" if weights else ""
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
-        """Whole text vectors, or with `dense` the half that was trained against patches."""
+        """Unit vectors of texts on the CPU: whole ones, or with `dense` the half that was trained
+        against patches.
+
+        Texts are cut at the model's context length.
+        """
         model = self._loaded.model
         tokenizer = self._loaded.tokenizer
         blocks = []
@@ -70,6 +73,7 @@ class DinoTxtEncoder:
             )
             blocks.append(model.encode_tokens(tokens).float().cpu())
 
+        # The cut is before the normalization: a half of a unit vector has no unit norm.
         features = torch.cat(blocks)
         if dense and model.config.vision.pooling == "concat":
             features = features[:, features.shape[1] // 2 :]
@@ -81,6 +85,7 @@ class DinoTxtEncoder:
         return self.encode_features(self.image_features([self.prepare(image) for image in images]))
 
     def prepare(self, image: Image.Image) -> Float[Tensor, "3 s s"]:
+        """The center square at the backbone's image size, normalized."""
         return self._backbone.preprocess(image)
 
     @torch.inference_mode()
@@ -102,7 +107,7 @@ class DinoTxtEncoder:
 
     @torch.inference_mode()
     def encode_features(self, features: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n d"]:
-        """The head's vectors of what `image_features` gave."""
+        """The head's unit vectors of what `image_features` gave: CLS, registers, patches."""
         first_patch = 1 + self._loaded.spec.num_registers
         blocks = []
         for block in features.split(self._at_once):
@@ -116,7 +121,12 @@ class DinoTxtEncoder:
 
     @torch.inference_mode()
     def encode_patches(self, images: Sequence[Image.Image]) -> Float[Tensor, "n h w p"]:
-        """Sides are stretched up to whole patches, as published (bicubic, after normalization)."""
+        """Unit vectors of patches, comparable with texts that are encoded as `dense`.
+
+        Sides are stretched up to whole patches, as published (bicubic, after normalization): with
+        patches of 14, a window of 384 px becomes 392, a grid of 28 x 28. ValueError for images of
+        several sizes.
+        """
         sizes = {image.size for image in images}
         if len(sizes) != 1:
             raise ValueError(
@@ -128,7 +138,6 @@ class DinoTxtEncoder:
         width, height = (math.ceil(side / patch) * patch for side in images[0].size)
 
         blocks = []
-
         for start in range(0, len(images), self._at_once):
             pixels = torch.stack(
                 [self._backbone.normalize(image) for image in images[start : start + self._at_once]]
@@ -137,6 +146,8 @@ class DinoTxtEncoder:
                 pixels = interpolate(
                     pixels, size=(height, width), mode="bicubic", align_corners=False
                 )
+
+            # As stored tokens have them: a model may have been trained without registers.
             features = self._backbone(pixels)
             registers = features.registers[:, : self._loaded.spec.num_registers]
             _, patches = self._loaded.model.vision(features.cls, registers, features.patches)
@@ -167,18 +178,21 @@ def load_encoder(
     loaded = read_model(model_folder)
     resolved = resolve(backbone)
     spec = loaded.spec
-    has = geometry_of(resolved)
+    geometry = geometry_of(resolved)
 
+    # The digest too: weights of one name that were trained again have other features.
     if spec.backbone and (resolved.name, resolved.digest) != (spec.backbone, spec.digest):
         raise ValueError(
             f"the model in {model_folder} was trained on {spec.backbone} ({spec.digest[:12]}), "
             f"evaluation has {resolved.name} ({resolved.digest[:12]}): they must be the same; set "
             "the evaluation's backbone"
         )
-    if not spec.backbone and has.dim != spec.dim:
+
+    # Of published weights, only the width can be compared.
+    if not spec.backbone and geometry.dim != spec.dim:
         raise ValueError(
             f"the weights in {model_folder} are for {spec.dim} channels, {resolved.name} has "
-            f"{has.dim}: name the backbone that they were made for"
+            f"{geometry.dim}: name the backbone that they were made for"
         )
 
     frozen = load_backbone(resolved, precision)

@@ -21,21 +21,24 @@ class Encoder(Protocol):
     """
 
     description: str
+    """What the model is, in a line of a report."""
     protocol: Mapping[str, object]
-    """With a number under "image_size", images arrive as squares of that many pixels per side;
-    otherwise as decoded.
+    """What it does to images, as it stands in a result. With a number under "image_size", images
+    arrive as squares of that many pixels per side; otherwise as decoded.
     """
 
     def encode_text(self, texts: Sequence[str], *, dense: bool = False) -> Float[Tensor, "n d"]:
-        """One vector for each text; `dense` gives those that compare with `encode_patches`."""
+        """One vector per text, in their order; `dense` gives those that compare with
+        `encode_patches`.
+        """
         ...
 
     def encode_image(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        """One vector for each image of any size."""
+        """One vector per image, in their order; images are RGB of any size."""
         ...
 
     def encode_patches(self, images: Sequence[Image.Image]) -> Float[Tensor, "n h w p"]:
-        """A grid of vectors that covers each image; all images have one size."""
+        """A grid of h x w vectors that covers each image; all images have one size in pixels."""
         ...
 
 
@@ -80,6 +83,7 @@ def checked(vectors: Tensor, what: str, count: int, width: int | None = None) ->
             "the model was trained on"
         )
 
+    # Patches have axes of a grid before the last one: an image is bad where any of its values is.
     bad = int((~torch.isfinite(vectors)).flatten(1).any(1).sum())
     if bad:
         raise ValueError(

@@ -24,6 +24,7 @@ from evaluate.sets.images import Images
 from evaluate.views import View, batches
 
 FORMAT = 1
+"""Part of every file's name: with a new number, no old file is read."""
 MOST_BYTES = 4 * 2**30
 """Features of a set that are larger are computed for each model: 4 GB hold those of 500,000 images
 as CLS and patch mean of 1,024 channels, or of 4,000 as all tokens.
@@ -43,6 +44,7 @@ class Shelf:
 
     def name(self, encoder: StagedEncoder, images: Images, view: View) -> str:
         """The name of the file with the features of these images."""
+        # Joined by a character that no name holds: ("ab", "c") and ("a", "bc") must differ.
         facts = (str(FORMAT), encoder.backbone, view.describe(), self.data, *images.names)
         return f"{sha256(chr(0).join(facts).encode()).hexdigest()[:32]}.npy"
 
@@ -56,7 +58,10 @@ class Shelf:
 def image_vectors(
     encoder: Encoder, images: Images, view: View, batch_size: int, shelf: Shelf | None = None
 ) -> Iterator[Float[Tensor, "n d"]]:
-    """The vectors of all images, a batch at a time."""
+    """Unit vectors of all images in their order, a batch of at most `batch_size` at a time.
+
+    With a shelf and a staged encoder, features come from the shelf, or are left there.
+    """
     if not isinstance(encoder, StagedEncoder):
         for batch in batches(images, view, batch_size):
             yield encoder.encode_image(batch)
@@ -70,6 +75,8 @@ def _features(
     encoder: StagedEncoder, images: Images, view: View, batch_size: int, shelf: Shelf | None
 ) -> Iterator[Float[Tensor, "n tokens width"]]:
     """From the shelf where it has them; else computed, and put there."""
+    # A generator: no image is decoded before the first batch is asked for, and none if the shelf
+    # has the features.
     computed = (
         encoder.image_features(pixels)
         for pixels in batches(images, lambda image: encoder.prepare(view(image)), batch_size)
@@ -88,6 +95,7 @@ def _features(
 
 
 def _read(file: Path, batch_size: int) -> Iterator[Float[Tensor, "n tokens width"]]:
+    # One batch at a time is read from disk, as a copy: torch wants memory that can be written.
     features = np.load(file, mmap_mode="r")
     for start in range(0, len(features), batch_size):
         yield torch.from_numpy(np.array(features[start : start + batch_size]))
@@ -99,6 +107,7 @@ def _written(
     """The blocks as they come; the file is there when all have been written, if it is not too
     large.
     """
+    # The first block says how wide features are; 4 bytes each.
     first = next(blocks)
     shape = (count, *first.shape[1:])
     if 4 * int(np.prod(shape)) > MOST_BYTES:
@@ -106,6 +115,9 @@ def _written(
         return
 
     file.parent.mkdir(parents=True, exist_ok=True)
+
+    # The file gets its name at the end: where the caller stops earlier, or an image fails, none
+    # remains.
     with replacing(file) as temporary, temporary.open("wb") as stream:
         _write_header(stream, shape)
         for block in chain([first], blocks):

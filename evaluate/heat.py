@@ -20,7 +20,9 @@ from evaluate.metrics import Tally
 from evaluate.sets.kinds import IGNORED, SegmentationSet
 
 LEVELS = 2**16
-"""Distinct cosines: counting them is faster than sorting, and float32 has hardly more below 1."""
+"""Steps from cosine 1 to -1, of 3e-5 each. Pixels on one step tie: counting them per step is faster
+than sorting them.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Names:
     def present(self, truth: Int32[np.ndarray, "h w"]) -> list[int]:
         """The names that are true for some of the pixels that count, and not for all."""
         counts = np.bincount(truth[truth != IGNORED], minlength=self.true_for.shape[1])
+
+        # A name that is true for all pixels would have average precision 1 with any map.
         named = self.true_for @ counts
         return np.flatnonzero((named > 0) & (named < counts.sum())).tolist()
 
@@ -57,7 +61,8 @@ def names_of(encoder: Encoder, dataset: SegmentationSet, templates: Sequence[str
     for name, (_, members) in enumerate(asked):
         true_for[name, list(members)] = True
 
-    # One vector per word; `owners` leads from a vector to its name.
+    # One vector per word; `owners` leads from a vector to its name. Three names of 2, 1 and 1 words
+    # have the owners [0, 0, 1, 2].
     words = [word for each, _ in asked for word in each]
     owners = np.repeat(np.arange(len(asked)), [len(each) for each, _ in asked])
     vectors = class_embeddings(encoder, words, templates, dense=True)
@@ -78,16 +83,17 @@ def name_cosines(
 
 def average_precision(scores: Float32[np.ndarray, " n"], right: Bool[np.ndarray, " n"]) -> float:
     """The mean over the right items of the share of right ones among those that score at least as
-    high; scores are cosines, told apart in LEVELS steps.
+    high; scores are cosines, rounded to LEVELS steps. At least one item must be right.
 
     Scores 0.9, 0.8, 0.7 of which the first and the last are right: (1/1 + 2/3) / 2 = 0.83.
     """
-    # The level of the largest cosine is 0, so that cumulative counts are those of "at least as high".
+    # Level 0 is cosine 1, so that a cumulative sum over levels counts what scores at least as high.
     level = np.clip((1 - scores) * (LEVELS / 2), 0, LEVELS - 1).astype(np.int32)
     every = np.bincount(level, minlength=LEVELS)
     hits = np.bincount(level[right], minlength=LEVELS)
 
-    # All items of a level share one precision: that of the whole level, whatever their order.
+    # At each level with right items, their number times the precision down to that level. The
+    # maximum only avoids 0 / 0 before the first item.
     at_least = np.maximum(every.cumsum(), 1)
     return float((hits * (hits.cumsum() / at_least)).sum() / hits.sum())
 
@@ -125,7 +131,9 @@ def judge(
 
 
 def precision_tally(images: Sequence[Judged], num_names: int) -> tuple[Tally, float]:
-    """Average precision as the mean over names, and what maps without heat get."""
+    """Average precision as the mean over names of the mean over the images that show a name; and
+    what maps without heat get, where every pixel ties.
+    """
     hits = np.zeros((len(images), num_names))
     trials = np.zeros((len(images), num_names))
     shares = np.zeros((len(images), num_names))

@@ -1,5 +1,5 @@
 """Segmentation at high resolution: features of many crops averaged, and regions of like features
-named by their mean.
+named by their mean, as in "DINOv2 Meets Text" (arXiv:2412.16334).
 
 Crops of several sizes see each place of the image about forty times. Their patch features are laid
 on one fine grid and averaged; k-means cuts the grid into regions, and a region has the class that
@@ -21,7 +21,7 @@ from evaluate.config import RegionConfig
 from evaluate.encoder import Encoder, checked
 from evaluate.windows import starts
 
-CROPS_AT_ONCE = 64
+CROPS_AT_ONCE = 64  # encoded together; an image has hundreds
 
 
 def region_labels(
@@ -30,8 +30,12 @@ def region_labels(
     config: RegionConfig,
     name: Callable[[Float[Tensor, "regions dim"]], Int32[np.ndarray, " regions"]],
 ) -> Int32[np.ndarray, "h w"]:
-    """The class of every pixel of an `out` map; `name` gives the class of each mean feature."""
+    """The class of every pixel of an `out` map, (height, width) in px; `name` gives the class of
+    each mean feature.
+    """
     height, width, dim = features.shape
+
+    # On unit vectors, the squared distance that k-means minimizes is 2 - 2 cosine.
     cells = normalize(features.flatten(0, 1), dim=-1)
 
     # Equal cells would leave clusters empty, which SciPy warns of: never more clusters than
@@ -47,6 +51,8 @@ def region_labels(
     )
     member = torch.from_numpy(region).long()
     sums = torch.zeros(num_regions, dim).index_add_(0, member, cells)
+
+    # Sum and mean have one direction: unit norm makes them equal, without a division by counts.
     classes = name(normalize(sums, dim=-1))
 
     labels = Image.fromarray(classes[region].reshape(height, width))
@@ -57,8 +63,12 @@ def region_labels(
 def averaged_features(
     encoder: Encoder, image: Image.Image, config: RegionConfig
 ) -> Float[Tensor, "h w dim"]:
-    """The mean feature of each cell of the grid over all crops that see it."""
-    cell = min(image.size) / config.grid
+    """The mean feature of each cell of the grid over all crops that see it.
+
+    Patches are unit vectors, their means shorter: the product of a mean with a unit vector is the
+    mean of the crops' cosines.
+    """
+    cell = min(image.size) / config.grid  # px per cell
     size = (max(1, round(image.height / cell)), max(1, round(image.width / cell)))
     total: Tensor | None = None
     count = torch.zeros(*size, 1)
@@ -70,6 +80,8 @@ def averaged_features(
             patches = checked(encoder.encode_patches(crops), "crops", len(crops))
             if total is None:
                 total = torch.zeros(*size, patches.shape[-1])
+
+            # A crop covers `side` x `side` cells, whatever the number of its patches.
             up = interpolate(
                 patches.permute(0, 3, 1, 2), size=(side, side), mode="bilinear", align_corners=False
             )
@@ -88,6 +100,8 @@ def _crops(
     crops = []
     for share in config.crop_shares:
         side = max(1, round(share * min(size)))
+
+        # Along each axis side / stride crops cover a place, in the area the square of that.
         stride = max(1, round(side / math.sqrt(config.times_seen)))
         tops, lefts = (starts(full, side, stride) for full in size)
         crops.append((side, [(top, left) for top in tops for left in lefts]))
@@ -98,6 +112,7 @@ def _crop(
     image: Image.Image, size: tuple[int, int], place: tuple[int, int], side: int, input_px: int
 ) -> Image.Image:
     """One square crop of the original image, resized for the encoder."""
+    # Sizes were rounded to whole cells: these are px per cell, not quite the same along both axes.
     down = image.height / size[0]
     across = image.width / size[1]
     top, left = place

@@ -19,10 +19,14 @@ from torch import Tensor
 
 from evaluate.sets.kinds import IGNORED
 
-Z_95 = 1.959963984540054  # 95 % of a normal distribution lie within so many deviations
-SAMPLES_AT_ONCE = 64  # of 50,000 items, 26 MB of weights
+Z_95 = 1.959963984540054
+"""95 % of a normal distribution lie within this many standard deviations of its mean."""
+SAMPLES_AT_ONCE = 64
+"""Resamples whose weights are in memory at once: 26 MB of float64 for 50,000 items."""
 BOUNDARY_SHARE = 0.0075
-"""Tolerance of boundaries as a share of the image's diagonal (Csurka et al. 2013)."""
+"""Tolerance of boundaries as a share of the image's diagonal (Csurka et al., "What is a good
+evaluation measure for semantic segmentation?", BMVC 2013).
+"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,9 @@ class Tally:
         """The ratio of each column; NaN where it was never tried."""
         hits = _by_column(self, self.hits)[0]
         trials = _by_column(self, self.trials)[0]
+
+        # NumPy divides before it selects: a divisor of 1 in the columns without trials avoids a
+        # warning, and the outer choice discards their quotient.
         return np.where(trials > 0, hits / np.where(trials > 0, trials, 1), np.nan)
 
     def trials_per_column(self) -> Float64[np.ndarray, " columns"]:
@@ -67,7 +74,11 @@ class Estimate(NamedTuple):
 
 
 def estimate(tally: Tally, samples: int, seed: int) -> Estimate:
-    """Wilson's interval for plain proportions, a bootstrap over items for everything else."""
+    """A metric with its 95 % interval: Wilson's for plain proportions, else a percentile bootstrap.
+
+    The bootstrap (Efron 1979) draws `samples` times as many items as there are, with replacement,
+    and takes the metric's quantiles at 2.5 % and 97.5 %. The same seed gives the same interval.
+    """
     is_proportion = tally.columns is None and not tally.is_median and tally.trials.shape[1] == 1
     if is_proportion and bool((tally.trials == 1).all()):
         return wilson(float(tally.hits.sum()), len(tally.trials))
@@ -75,16 +86,17 @@ def estimate(tally: Tally, samples: int, seed: int) -> Estimate:
     values = [_resampled(tally, weights) for weights in _resamples(len(tally.hits), samples, seed)]
     low, high = np.quantile(np.concatenate(values), [0.025, 0.975])
 
-    # A median can lie outside the quantiles of its resamples; an interval must hold its value.
+    # A resample often lacks the rare classes, which shifts a mean over classes; a median can lie
+    # outside the quantiles of its resamples. An interval must hold its value.
     value = tally.value
     return Estimate(value, min(float(low), value), max(float(high), value))
 
 
 def wilson(hits: float, trials: int) -> Estimate:
-    """Proportion with Wilson's score interval (1927): inside [0, 1], and not of zero width at 0 or
-    1.
+    """Proportion with its 95 % score interval (Wilson 1927, JASA 22:209-212).
 
-    SciPy's needs whole hits; ours are fractions where answers tie.
+    The interval is inside [0, 1], and not of zero width at 0 or 1: 10 hits in 10 trials give 0.72
+    to 1. SciPy's needs whole hits; ours are fractions where answers tie.
     """
     share = hits / trials
     z2 = Z_95**2
@@ -94,6 +106,7 @@ def wilson(hits: float, trials: int) -> Estimate:
     center = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z_95 / (1 + z2 / trials) * np.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
 
+    # At 0 and 1, rounding can put a limit just outside [0, 1], or the share outside the interval.
     return Estimate(
         share,
         min(max(0.0, float(center - half)), share),
@@ -102,8 +115,11 @@ def wilson(hits: float, trials: int) -> Estimate:
 
 
 def paired_difference(ours: Tally, other: Tally, samples: int, seed: int) -> Estimate:
-    """`ours` minus `other` on the same items, with a bootstrap interval that resamples both
-    alike.
+    """`ours` minus `other` on the same items, with a 95 % bootstrap interval.
+
+    Each resample draws the same items for both. Items that are hard for both then cancel out of the
+    difference, and the interval is narrower than those of the two values suggest. ValueError if the
+    tallies have different shapes.
     """
     if ours.hits.shape != other.hits.shape:
         raise ValueError(
@@ -122,7 +138,8 @@ def _resamples(
 ) -> Iterator[Float64[np.ndarray, "resamples items"]]:
     """How often each item is drawn in each bootstrap sample, a few samples at a time.
 
-    The draws are those of all samples at once.
+    The draws are those of all samples at once. Example: 4 items, of which a sample draws the
+    numbers 2, 0, 2 and 3, have the weights [1, 0, 2, 1].
     """
     random = np.random.default_rng(seed)
     for start in range(0, samples, SAMPLES_AT_ONCE):
@@ -153,12 +170,17 @@ def _by_column(
     part: Float64[np.ndarray, "items columns"],
     weights: Float64[np.ndarray, "resamples items"] | None = None,
 ) -> Float64[np.ndarray, "resamples all_columns"]:
-    """Weighted sums over the items, per column."""
+    """Weighted sums over the items, per column.
+
+    Example: the columns [0, 2, 0] with one value per item, 1, 1 and 0, weighted 2, 1 and 1, give
+    the sums [2, 0, 1].
+    """
     weights = np.ones((1, len(part))) if weights is None else weights
     if tally.columns is None:
         return weights @ part
 
-    # A sparse matrix with a single one per item adds up the items of each column.
+    # A sparse matrix with a single one per item adds up the items of each column. Row pointers 0,
+    # 1, 2, ... say that row i has one entry, at column columns[i].
     items = len(tally.columns)
     member = scipy.sparse.csr_array((np.ones(items), tally.columns, np.arange(items + 1)))
     return (weights * part[:, 0]) @ member
@@ -176,11 +198,15 @@ def _mean_ratio(
 def _medians(
     values: Float64[np.ndarray, " items"], weights: Float64[np.ndarray, "resamples items"]
 ) -> Float64[np.ndarray, " resamples"]:
-    """The smallest value that half of the weight does not exceed."""
-    # In ascending order of values, the weight up to each; argmax of a row of booleans is its first
-    # True. With values 1 2 9 and weights 1 1 0, half of the weight is 1: the median is 1.
+    """The smallest value up to which at least half of the weight lies: the lower median.
+
+    Example: the values 5, 1, 2 with the weights 0, 2, 1. In the order 1, 2, 5 the weights add up to
+    2, 3, 3; the first sum of at least 1.5 is that of the value 1.
+    """
     order = np.argsort(values, kind="stable")
     below = weights[:, order].cumsum(1)
+
+    # Of booleans, argmax gives the first that is true.
     return values[order[(below >= below[:, -1:] / 2).argmax(1)]]
 
 
@@ -195,13 +221,21 @@ class Ranks(NamedTuple):
     """Right answers with the same score, the best one included."""
 
     def expected(self) -> Float64[np.ndarray, " n"]:
-        """The rank of the first right answer, from 1, when ties are put in random order."""
+        """The mean rank of the first right answer, from 1, when ties are put in random order."""
+        # Among r tied right answers, a tied wrong one comes before all of them with probability
+        # 1 / (r + 1), since each of these r + 1 is as likely as the others to be the first.
         return 1 + self.above + self.tied_wrong / (self.tied_right + 1)
 
 
 def ranks(scores: Float[Tensor, "n answers"], right: Bool[Tensor, "n answers"]) -> Ranks:
-    """The ranks of a block of queries."""
+    """The ranks of a block of queries, by counting: nothing is sorted.
+
+    Example: the scores 0.9, 0.5, 0.5, 0.1 of which the second and the last are right. The best
+    right score is 0.5, so `above` is 1, `tied_wrong` 1 and `tied_right` 1.
+    """
     best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+
+    # Scores of one matrix product: equal ones are equal to the bit, and need no tolerance.
     level = scores == best
     above = (scores > best).sum(1)
     return Ranks(above.numpy(), (level & ~right).sum(1).numpy(), (level & right).sum(1).numpy())
@@ -211,13 +245,15 @@ def expected_hits(ranks: Ranks, k: int) -> Float64[np.ndarray, " n"]:
     """Probability that a right answer is among the first k when ties are put in random order.
 
     Without ties this is 1 or 0; a model that gives everything one score gets exactly chance.
+    Example: k = 3, one answer above, and 2 wrong and 1 right ones tied. Two places are left for the
+    tied three: both go to wrong answers with probability 2/3 * 1/2, so the result is 2/3.
     """
-    # Answers above the tie have the first places; the tied ones share the next in random order. All
-    # k places miss if each draw takes a wrong answer: with 2 wrong and 1 right one on 2 places,
-    # 2/3 * 1/2 = 1/3, so that a hit has 2/3.
+    # Drawing without replacement: the probability that all places up to k go to wrong answers is a
+    # product over the places. Each factor is the share of wrong ones among the answers left.
     missed = np.ones(len(ranks.above))
     for drawn in range(k):
-        # The next place is still open, and goes to one of the tied answers that are left.
+        # Whether there is another place below the answers above, and an answer for it. The maxima
+        # only keep the factors that are not used from being negative or divided by 0.
         remaining = ranks.tied_wrong + ranks.tied_right - drawn
         drawing = (ranks.above + drawn < k) & (remaining > 0)
         missed *= np.where(
@@ -228,6 +264,7 @@ def expected_hits(ranks: Ranks, k: int) -> Float64[np.ndarray, " n"]:
 
 def chance_of_hit(candidates: int, right: int, k: int) -> float:
     """Probability of at least one of `right` answers among k drawn at random from `candidates`."""
+    # Chance is the case in which all candidates tie.
     drawn = Ranks(np.array([0]), np.array([candidates - right]), np.array([right]))
     return float(expected_hits(drawn, min(k, candidates))[0])
 
@@ -241,9 +278,10 @@ def intersections_and_unions(
     counted = truth != IGNORED
     right = truth[counted].astype(np.int64)
     guess = predicted[counted].astype(np.int64)
-    both = np.bincount(right[right == guess], minlength=num_classes)
 
-    # Pixels in either map: those of the one and those of the other, less those counted twice.
+    # No confusion matrix, which would have 847 x 847 cells on ADE20K. Pixels in either map: those of
+    # the one and those of the other, less those counted twice.
+    both = np.bincount(right[right == guess], minlength=num_classes)
     either = (
         np.bincount(right, minlength=num_classes) + np.bincount(guess, minlength=num_classes) - both
     )
@@ -257,11 +295,15 @@ def boundary_matches(
     pixels of both.
 
     Nearby is within 0.75 % of the image's diagonal, in rows and columns. The ratio of the sums is
-    the boundary F1.
+    the boundary F1. Counts of images can be added up, as the bootstrap requires; the paper's mean
+    over images of the harmonic mean of precision and recall, which differs a little, cannot.
+
+    Example: a vertical boundary that is one column off has, with a reach of 1 pixel, the ratio 1.
     """
     reach = max(1, round(BOUNDARY_SHARE * float(np.hypot(*truth.shape))))
     matched = np.zeros(num_classes, np.int64)
     total = np.zeros(num_classes, np.int64)
+
     # Without this, the edge of an ignored region would count as an edge of the prediction.
     guess = np.where(truth == IGNORED, IGNORED, predicted)
 
@@ -269,7 +311,9 @@ def boundary_matches(
         if label == IGNORED:
             continue
         edges = [_edge(each == label, truth) for each in (truth, guess)]
-        # A maximum over a square around each pixel: an edge lies within `reach` of it.
+
+        # The maximum over a square of 2 * reach + 1 pixels widens each boundary by `reach` pixels
+        # on both sides.
         near = [
             scipy.ndimage.maximum_filter(edge, 2 * reach + 1, mode="constant") for edge in edges
         ]
@@ -284,7 +328,8 @@ def _edge(
 ) -> Bool[np.ndarray, "h w"]:
     """Pixels of a region with a neighbor outside it that counts; the image's own border is none."""
     outside = ~inside & (truth != IGNORED)
-    # The four neighbors, by shifts of one pixel: above, below, left, right.
+    # The four neighbors, by shifts of one pixel: above, below, left, right. Slices end at the
+    # image's border, which therefore makes no edge.
     edge = np.zeros_like(inside)
     edge[1:] |= outside[:-1]
     edge[:-1] |= outside[1:]
@@ -294,8 +339,11 @@ def _edge(
 
 
 def constant_map_miou(pixels: Int64[np.ndarray, " c"], label: int) -> float:
-    """mIoU of naming every pixel `label`, when class c covers `pixels[c]` pixels of the truth."""
-    # Only `label` has an intersection, with all pixels as its union. The mean is over the classes
-    # that occur in either map.
+    """mIoU of naming every pixel `label`, when class c covers `pixels[c]` pixels of the truth.
+
+    Example: 6, 2 and 0 pixels, label 0. Its IoU is 6/8, that of class 1 is 0, and class 2 does not
+    count: the mean is 0.375.
+    """
+    # Classes that have an IoU: those in the truth, and the named one in any case.
     named = int((pixels > 0).sum() + (pixels[label] == 0))
     return float(pixels[label] / pixels.sum() / named)

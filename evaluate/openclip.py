@@ -48,7 +48,8 @@ class OpenClipEncoder:
         """The same vectors serve images and patches."""
         tokens = self._tokenize(list(texts))
         lengths = torch.full((len(tokens),), tokens.shape[1])
-        if self._per_position:  # the end token has the highest number
+        if self._per_position:
+            # The end token has the highest number of the vocabulary; what follows it is padding.
             lengths = tokens.argmax(1) + 1
 
         # Texts of like length go together, so that hardly any padding is left in a block.
@@ -59,10 +60,16 @@ class OpenClipEncoder:
         ]
         vectors = normalize(torch.cat(blocks), dim=-1)
 
+        # Row i of the blocks is text order[i]; argsort inverts the permutation.
         return vectors[order.argsort()]
 
     def _encode_tokens(self, tokens: Int64[Tensor, "n length"]) -> Float[Tensor, "n d"]:
-        """Vectors of texts that are cut behind the longest of them."""
+        """Vectors of texts that are cut behind the longest of them.
+
+        With a causal mask, what stands behind a text's end token does not change its vector.
+        """
+        # For this call only, the model has as many positions as the block: its own tensors are not
+        # touched. The mask has two axes of positions, the embeddings one.
         length = tokens.shape[1]
         cut = {
             name: tensor[:length, :length] if name.endswith("mask") else tensor[:length]
@@ -76,6 +83,7 @@ class OpenClipEncoder:
         return self.encode_features(self.image_features([self.prepare(image) for image in images]))
 
     def prepare(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
+        """The pixels as the model's own configuration has them."""
         return self._preprocess(image)
 
     @torch.inference_mode()
@@ -89,11 +97,15 @@ class OpenClipEncoder:
         return torch.cat(blocks)[:, None]
 
     def encode_features(self, features: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n d"]:
+        """Unit vectors: there is no head behind the tower."""
         return normalize(features[:, 0], dim=-1)
 
     @torch.inference_mode()
     def encode_patches(self, images: Sequence[Image.Image]) -> Float[Tensor, "n h w p"]:
-        """Images are brought to the model's own square input size."""
+        """Unit vectors of patches; images are stretched to the model's own square input size.
+
+        ValueError for a tower without patch tokens, such as a ResNet.
+        """
         visual = self._model.visual
         if not hasattr(visual, "output_tokens"):
             raise ValueError(
@@ -105,13 +117,16 @@ class OpenClipEncoder:
         pixels = torch.stack([self._preprocess(image.resize((side, side))) for image in images]).to(
             self._device
         )
-        visual.output_tokens = True
 
+        # With this switch, the tower returns its patch tokens beside the pooled vector. All other
+        # calls expect the vector alone.
+        visual.output_tokens = True
         try:
             _, tokens = visual(pixels)
         finally:
             visual.output_tokens = False
 
+        # The tower projects only the pooled vector into the space of texts.
         if visual.proj is not None:
             tokens = tokens @ visual.proj
 
@@ -148,6 +163,9 @@ def tensors_per_position(model: nn.Module) -> dict[str, Tensor]:
 
     if pooling != "argmax" or sees_padding or mask is None or positions is None:
         return {}
+
+    # Names as `functional_call` knows them, seen from EncodeText: its model, and there the text
+    # tower, or the model itself where that holds the text's parameters.
     prefix = "model.text." if hasattr(model, "text") else "model."
     return {f"{prefix}attn_mask": mask, f"{prefix}positional_embedding": positions}
 

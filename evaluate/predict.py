@@ -33,7 +33,7 @@ from evaluate.dinotxt import DinoTxtEncoder, load_encoder
 from evaluate.prompts import PLAIN
 from train.export.formats import read_model
 
-SEGMENTED_SIDE = 448
+SEGMENTED_SIDE = 448  # px of the short side: 32 patches of 14
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -68,9 +68,11 @@ class Model:
         self, image: ImageLike, names: Sequence[str], templates: Sequence[str] = PLAIN
     ) -> dict[str, float]:
         """Probability per name; they sum to 1. Templates hold {} in place of the name; their
-        vectors are averaged."""
+        vectors are averaged. ValueError for no name, or one that repeats."""
         _check_names(names)
         classes = class_embeddings(self.encoder, list(names), list(templates))
+
+        # The trained scale makes cosines, which are close together, into the logits of training.
         logits = self.logit_scale * self.encode_images(image) @ classes.T
         return dict(zip(names, logits[0].softmax(-1).tolist(), strict=True))
 
@@ -82,7 +84,7 @@ class Model:
         side: int = SEGMENTED_SIDE,
     ) -> Regions:
         """The best name of every pixel. `side`: pixels of the short side that the backbone gets;
-        more is finer."""
+        more is finer. ValueError for no name, or one that repeats."""
         _check_names(names)
         picture = open_image(image)
         width, height = picture.size
@@ -91,6 +93,7 @@ class Model:
             (round(width * factor), round(height * factor)), Image.Resampling.BICUBIC
         )
 
+        # Cosines are up-sampled, one map per name, rather than vectors of a thousand channels.
         classes = class_embeddings(self.encoder, list(names), list(templates), dense=True)
         cosines = (self.encoder.encode_patches([resized]) @ classes.T).permute(0, 3, 1, 2)
         maps = F.interpolate(cosines, size=(height, width), mode="bilinear", align_corners=False)[0]
@@ -128,6 +131,7 @@ def open_image(image: ImageLike) -> Image.Image:
     if isinstance(image, str | Path):
         return decode(Path(image).read_bytes())
 
+    # Channels last, unless only the first axis can be the channels: 3 x 3 x 3 stays as it is.
     values = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
     if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] != 3:
         values = values.transpose(1, 2, 0)

@@ -52,6 +52,9 @@ def retrieve(
 ) -> Retrieved:
     """Text to image and image to text over the whole set; ties count with their expected value
     under random order.
+
+    `advance` is called with the number of images after each batch. ValueError for vectors that are
+    not finite, or not in one space with those of texts.
     """
     captions = encode_texts(encoder, dataset.captions)
     blocks: list[Tensor] = []
@@ -72,7 +75,7 @@ def retrieve(
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
-    """The vectors of any number of texts."""
+    """One vector per text, in their order. ValueError for NaN, infinity or a wrong number."""
     blocks = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         block = texts[start : start + TEXTS_AT_ONCE]
@@ -85,16 +88,21 @@ def recall_tallies(
     captions: Float[Tensor, "captions dim"],
     owners: Int64[np.ndarray, " captions"],
 ) -> dict[str, Tally]:
-    """Recall at 1, 5, 10 and the median rank, each way; caption j describes image owners[j]."""
+    """Recall at 1, 5, 10 and the median rank, each way; caption j describes image owners[j].
+
+    The items of recall are images in both directions: the captions of one image are not
+    independent, so that a bootstrap has to draw them together. The items of the text to image
+    median rank are captions.
+    """
     to_image, to_text = both_ranks(captions, images, owners)
     num_images = len(images)
     count = np.bincount(owners, minlength=num_images).astype(np.float64)[:, None]
     ones = np.ones((num_images, 1))
 
+    # Per image, the captions that find it, of all its captions. The ratio of the sums over images
+    # is the share of all captions.
     tallies = {}
     for k in RECALL_AT:
-        # The hits of an image are the sum over its captions: resampling draws whole images, with
-        # all of their captions, because captions of one image are not independent.
         hits = np.bincount(owners, expected_hits(to_image, k), minlength=num_images)
         tallies[f"text_to_image_r{k}"] = Tally(hits[:, None], count)
 
@@ -119,6 +127,8 @@ def sibling_tallies(
     hits = np.bincount(
         owners, expected_hits(sibling_ranks(captions, owners), 1), minlength=len(count)
     )
+
+    # A caption without a sibling has no right answer: its image stays an item, with 0 of 0.
     trials = np.where(count > 1, count, 0).astype(np.float64)
     return {"text_to_text_r1": Tally(np.where(count > 1, hits, 0)[:, None], trials[:, None])}
 
@@ -129,8 +139,14 @@ def foil_tallies(
     foils: Float[Tensor, "captions dim"],
     owners: Int64[np.ndarray, " captions"],
 ) -> dict[str, Tally]:
-    """How often an image is nearer to its caption than to the foil of that; level is half right."""
+    """How often an image is nearer to its caption than to the caption's foil; a tie is half right.
+
+    Foil j is the wrong variant of caption j. There are no other candidates, so chance is 0.5
+    (SugarCrepe, Hsieh et al. 2023, arXiv:2306.14610).
+    """
     own = images[torch.from_numpy(owners)]
+
+    # One product with the difference instead of two scores: equal vectors give exactly 0.
     ahead = ((captions - foils) * own).sum(1)
     hits = (ahead > 0).double() + (ahead == 0).double() / 2
 
@@ -144,12 +160,17 @@ def _median(ranks: Float[np.ndarray, " n"]) -> Tally:
 
 
 def chance_recalls(owners: Int64[np.ndarray, " captions"]) -> dict[str, float]:
-    """Expected recalls of answers in random order."""
+    """Expected recalls of answers in random order.
+
+    With 2 images that have 2 captions each, text to image R@1 is 1/2, image to text R@1 2/4, and
+    text to text R@1 1/3.
+    """
     captions_of = np.bincount(owners)
     num_images = len(captions_of)
     num_captions = len(owners)
     text_to_image = {f"text_to_image_r{k}": min(1.0, k / num_images) for k in RECALL_AT}
-    # Chance differs with the number of right captions: once for each number that occurs.
+
+    # The chance of an image depends on the number of its captions alone, which has few values.
     by_count, how_often = np.unique(captions_of, return_counts=True)
     image_to_text = {
         f"image_to_text_r{k}": float(
@@ -159,7 +180,8 @@ def chance_recalls(owners: Int64[np.ndarray, " captions"]) -> dict[str, float]:
         )
         for k in RECALL_AT
     }
-    # By chance, the first of the other captions is a sibling as often as siblings are among them.
+
+    # A caption is no candidate for itself: both counts are one less.
     siblings = captions_of[owners] - 1
     text_to_text = {}
     if siblings.any():

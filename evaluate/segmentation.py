@@ -27,8 +27,8 @@ from evaluate.sets.known import load_mask
 from evaluate.views import ahead
 from evaluate.windows import sliding_argmax, sliding_mean, starts, whole_argmax
 
-IMAGES_AHEAD = 8  # that threads decode while the encoder works
-HEAT_MAPS_SHOWN = 4  # per image, of the names that cover most of it
+IMAGES_AHEAD = 8  # decoded images and masks that wait for the encoder
+HEAT_MAPS_SHOWN = 4  # per example: the names that cover the most pixels
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class Queries:
 
     vectors: Float[Tensor, "queries dim"]
     labels: Int64[np.ndarray, " queries"]
+    """The class of each query: a class with several names has several queries."""
     constant: float | None
+    """A cosine that every pixel has with the background; None without one."""
     constant_label: int
 
     def cosines(self, patches: Float[Tensor, "*grid dim"]) -> Float[Tensor, "*grid channels"]:
@@ -78,6 +80,7 @@ class Segmented:
     """
 
     maps: dict[int, Int32[np.ndarray, "_ _"]]
+    """By index of the image."""
     tallies: dict[str, Tally]
     pixels: Int64[np.ndarray, " classes"]
     names: Names
@@ -98,7 +101,8 @@ def segment(
     """Tallies by image of mIoU, mean accuracy, pixel accuracy and boundary F1.
 
     The maps are those of the images in `shown`, and half as many again of the images with the
-    fewest right pixels.
+    smallest share of right pixels. ValueError if no pixel of the set counts, and for damaged images
+    and masks.
     """
     queries = class_queries(encoder, dataset, templates, config)
     names = names_of(encoder, dataset, templates)
@@ -113,8 +117,10 @@ def segment(
     worst: list[tuple[float, int, Int32[np.ndarray, "_ _"]]] = []
     counts = []
     judged = []
-    indices = range(len(dataset.images))
 
+    # Each image is scored as it comes, and only its counts and the maps to be shown are kept: the
+    # maps of a whole set would not fit into memory.
+    indices = range(len(dataset.images))
     for index, (image, truth) in zip(indices, ahead(load, indices, IMAGES_AHEAD), strict=True):
         seen = look(encoder, image, queries.vectors.shape[1], config)
         out = (image.height, image.width)
@@ -129,30 +135,21 @@ def segment(
             largest = np.argsort(-np.array(judged[-1].shares), kind="stable")[:HEAT_MAPS_SHOWN]
             heats[index] = (judged[-1].take(largest.tolist()), heat[largest])
 
-        # Only the few worst maps are kept: all of them would be the whole set in memory. Of equal
-        # shares, the first image counts, because maps cannot be compared.
+        # The key leaves out the maps, because arrays cannot be compared.
         worst = sorted(
             [*worst, (_right_share(truth, predicted), index, predicted)], key=lambda item: item[:2]
         )
         del worst[len(shown) // 2 :]
 
-        both, either = intersections_and_unions(truth, predicted, num_classes)
-        matched, edges = boundary_matches(truth, predicted, num_classes)
-        pixels = np.bincount(truth[truth != IGNORED], minlength=num_classes)
-        counts.append(np.stack([both, either, matched, edges, pixels]))
+        counts.append(_counts(truth, predicted, num_classes))
         advance(1)
 
-    # "5 images classes": the five counts of `counts`, in their order.
-    per_image = np.stack(counts, axis=1).astype(np.float64)
-    if not per_image[4].any():
-        raise ValueError(
-            f"no pixel of {dataset.images.root} counts: all have mask values that are ignored "
-            f"({sorted(dataset.ignored)}); correct ignore_index in labels.json, or the masks"
-        )
-
     maps |= {index: predicted for _, index, predicted in worst}
+    per_image = np.stack(counts, axis=1).astype(np.float64)
+    pixels = per_image[-1].sum(0).astype(np.int64)
+    _check_pixels(dataset, pixels)
+
     tallies = _tallies(per_image, dataset.background)
-    pixels = per_image[4].sum(0).astype(np.int64)
     precision, chance = precision_tally(judged, len(names.shown))
     if precision.trials.any():  # there is none where each image is of one class
         tallies["name_ap"] = precision
@@ -166,7 +163,31 @@ def _right_share(truth: Int32[np.ndarray, "h w"], predicted: Int32[np.ndarray, "
     return float((truth == predicted)[counted].mean()) if counted.any() else 1.0
 
 
+def _counts(
+    truth: Int32[np.ndarray, "h w"], predicted: Int32[np.ndarray, "h w"], num_classes: int
+) -> Int64[np.ndarray, "5 c"]:
+    """Per class, pixels in both maps and in either, matched and all boundary pixels, and pixels of
+    the truth.
+    """
+    both, either = intersections_and_unions(truth, predicted, num_classes)
+    matched, edges = boundary_matches(truth, predicted, num_classes)
+    pixels = np.bincount(truth[truth != IGNORED], minlength=num_classes)
+    return np.stack([both, either, matched, edges, pixels])
+
+
+def _check_pixels(dataset: SegmentationSet, pixels: Int64[np.ndarray, " c"]) -> None:
+    if not pixels.any():
+        raise ValueError(
+            f"no pixel of {dataset.images.root} counts: all have mask values that are ignored "
+            f"({sorted(dataset.ignored)}); correct ignore_index in labels.json, or the masks"
+        )
+
+
 def _tallies(counts: Float[np.ndarray, "5 n c"], background: int | None) -> dict[str, Tally]:
+    """The metrics of the counts of all images, in the order of `_counts`.
+
+    IoU is a ratio of sums over all images, as in PASCAL VOC, and no mean of the images' IoUs.
+    """
     both, either, matched, edges, pixels = counts
     tallies = {"miou": Tally(both, either)}
     if background is not None:
@@ -184,6 +205,9 @@ def class_queries(
 ) -> Queries:
     """One query for each name of each class; the background class has several names, or a constant
     cosine.
+
+    Classes without a background, named "car" and ("road", "street"), give three queries with the
+    labels 0, 1, 1.
     """
     named = [
         (name, label)
@@ -196,10 +220,12 @@ def class_queries(
     if dataset.background is not None and config.background == "threshold":
         constant = config.background_cosine
     elif dataset.background is not None:
-        # "sky" among the background's names must not compete with a class called sky.
-        taken = {name for name, _ in named}
+        # "sky" is background, unless the set has a class of that name.
+        class_names = {name for name, _ in named}
         named += [
-            (name, dataset.background) for name in config.background_prompts if name not in taken
+            (name, dataset.background)
+            for name in config.background_prompts
+            if name not in class_names
         ]
 
     vectors = class_embeddings(encoder, [name for name, _ in named], templates, dense=True)
@@ -216,9 +242,11 @@ def label_map(
 
 
 def look(encoder: Encoder, image: Image.Image, width: int, config: SegmentationConfig) -> Seen:
-    """The patches of an image, as the protocol has it; vectors of another width are an error."""
+    """The patches of an image, as the protocol has it. ValueError for vectors that are not finite,
+    or not of this width.
+    """
     if config.protocol == "high-resolution":
-        # One window of single features: the axes "tops lefts" have length 1.
+        # One window that is the whole grid; sizes are in cells instead of pixels.
         features = averaged_features(encoder, image, config.regions)
         size = (features.shape[0], features.shape[1])
         return Seen(features[None, None], ([0], [0]), size, size)
@@ -229,12 +257,14 @@ def look(encoder: Encoder, image: Image.Image, width: int, config: SegmentationC
     if config.protocol == "window":
         window = (min(config.window, size[0]), min(config.window, size[1]))
 
+    # A window as large as the image starts at 0 alone, which is the protocol `whole`.
     tops, lefts = (
         starts(full, part, config.stride) for full, part in zip(size, window, strict=True)
     )
     crops = [resized.crop((x, y, x + window[1], y + window[0])) for y in tops for x in lefts]
     patches = checked(encoder.encode_patches(crops), "windows", len(crops), width)
 
+    # Crops are in rows, so that their axis unfolds into rows and columns of windows.
     return Seen(patches.unflatten(0, (len(tops), len(lefts))), (tops, lefts), window, size)
 
 
@@ -273,8 +303,8 @@ def _best(queries: Queries, vectors: Float[Tensor, "n dim"]) -> Int64[np.ndarray
 
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
-    """The short side to so many px, bicubic; the long side is cut to whole pixels, not rounded, as
-    published.
+    """The image with its short side at `short_side` px, bicubic; the long side is cut to whole
+    pixels, not rounded, as published.
     """
     width, height = image.size
     if min(width, height) == short_side:
@@ -290,7 +320,7 @@ def segmentation_baselines(
     pixels: Int64[np.ndarray, " classes"], background: int | None
 ) -> dict[str, dict[str, float]]:
     """Scores of maps of one class: of the best for each metric, and of the background where there
-    is one.
+    is one. `pixels` are those of each class in the truth.
     """
     constants = [_constant_map_scores(pixels, label, background) for label in range(len(pixels))]
     best = {metric: max(scores[metric] for scores in constants) for metric in constants[0]}
@@ -302,6 +332,7 @@ def segmentation_baselines(
 def _constant_map_scores(
     pixels: Int64[np.ndarray, " classes"], label: int, background: int | None
 ) -> dict[str, float]:
+    # Every pixel has the class `label`: its accuracy is 1, that of all other classes 0.
     present = int((pixels > 0).sum())
     share = float(pixels[label] / pixels.sum())
     scores = {
@@ -310,7 +341,7 @@ def _constant_map_scores(
         "mean_accuracy": (1 / present) if pixels[label] else 0.0,
     }
     if background is not None:
-        # Only the class `label` has an intersection; the mean is over the objects that occur.
+        # As mIoU, but the background is no class of the mean.
         others = int(present - (pixels[background] > 0))
         scores["miou_objects"] = 0.0 if label == background else share / max(1, others)
 

@@ -18,7 +18,7 @@ from evaluate.config import ViewConfig
 from evaluate.sets.images import Images
 from evaluate.sets.kinds import Facts
 
-RESIZE_PER_CROP = 256 / 224
+RESIZE_PER_CROP = 256 / 224  # the published short side and crop, px; other crops in proportion
 DECODING_THREADS = 4
 T = TypeVar("T")
 
@@ -34,6 +34,7 @@ class View:
     """Short side before the crop, px."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        """The image cut this way; unchanged where the encoder cuts."""
         if self.crop == "encoder":
             return image
         return (
@@ -56,7 +57,7 @@ UNCUT = View("encoder")
 
 def choose_view(config: ViewConfig, facts: Facts, protocol: Mapping[str, object]) -> View:
     """The view of a set for an encoder. One that does not name its image side as a number cuts
-    images by itself.
+    images by itself. ValueError for a crop that is larger than the resized image.
     """
     side = protocol.get("image_size")
     if not isinstance(side, int):
@@ -74,12 +75,17 @@ def choose_view(config: ViewConfig, facts: Facts, protocol: Mapping[str, object]
 
 
 def resize_crop(image: Image.Image, resize: int, side: int) -> Image.Image:
-    """The short side to `resize` px, then the middle `side` x `side` px."""
+    """The short side to `resize` px, bicubic, then the middle `side` x `side` px.
+
+    Example: 640 x 427 px, resize 256, side 224. The long side becomes int(383.7) = 383, and the
+    crop begins at round(79.5) = 80 and 16.
+    """
     short, long = sorted(image.size)
     scaled = int(resize * long / short)  # cut, not rounded, as torchvision does
     size = (resize, scaled) if image.width <= image.height else (scaled, resize)
     resized = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
+    # Python rounds a half to the even number, and so does torchvision's CenterCrop.
     left = round((size[0] - side) / 2)
     top = round((size[1] - side) / 2)
     return resized.crop((left, top, left + side, top + side))
@@ -102,17 +108,25 @@ def batches(
 
 
 def ahead(load: Callable[[int], T], items: Sequence[int], most: int) -> Iterator[T]:
-    """load(item) for every item, in order, at most `most` of them ahead of the consumer."""
+    """load(item) for every item, in order, at most `most` of them ahead of the consumer.
+
+    An error of `load` is raised where its item's turn comes.
+    """
+    # The limit bounds memory: decoding is often faster than the encoder.
     with ThreadPoolExecutor(DECODING_THREADS) as threads:
         waiting = [threads.submit(load, item) for item in items[:most]]
         position = len(waiting)
         try:
             while waiting:
                 result = waiting.pop(0).result()
+
+                # The next one starts before this one is handed out, so that threads do not wait for
+                # the consumer.
                 if position < len(items):
                     waiting.append(threads.submit(load, items[position]))
                     position += 1
                 yield result
         finally:
+            # The consumer may stop early; otherwise leaving the pool would wait for all of them.
             for future in waiting:
                 future.cancel()
