@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 
@@ -34,10 +33,11 @@ from cluster.endings import (
 )
 from cluster.logs import setup_logging
 from cluster.words import nearest
+from pipeline.flags import with_flags
 from pipeline.graph import resolve_backbone
-from pipeline.options import SHORT, parse_words, print_help
+from pipeline.options import parse_words, print_help
 from pipeline.presets import PRESETS
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe_file import load_recipe, read_file
 from pipeline.recipes import Recipe
 from pipeline.step import StepError
 from pipeline.verbs import VERBS
@@ -102,22 +102,16 @@ def dispatch(options: Namespace) -> int:
 def read_recipe(name: str, verb: str, flags: Sequence[str]) -> Recipe:
     """The preset or file named, with the flags set. ValueError gives the nearest recipe."""
     if name.endswith((".yaml", ".yml")):
-        preset = load_recipe(Path(name).read_text(), name)
+        preset = load_recipe(read_file(name, "config quickstart"), name)
     elif name in PRESETS:
         preset = PRESETS[name]
     else:
         raise ValueError(
-            f"there is no recipe {name!r}{nearest(name, PRESETS)}; recipes: {', '.join(PRESETS)}"
+            f"there is no recipe {name!r}{nearest(name, PRESETS)}; recipes: {', '.join(PRESETS)}, "
+            "or a file whose name ends with .yaml"
         )
 
-    if not flags:
-        return preset
-
-    words = [SHORT.sub(r"--embed.backbone.name\1", flag) for flag in flags]
-    whole = (tyro.conf.AvoidSubcommands,)  # sections that may be absent are flags as well
-    return tyro.cli(
-        Recipe, default=preset, args=words, prog=f"python -m pipeline {verb} {name}", config=whole
-    )
+    return with_flags(preset, flags, f"python -m pipeline {verb} {name}") if flags else preset
 
 
 def terminal() -> Console:

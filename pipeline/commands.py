@@ -19,7 +19,7 @@ from rich.table import Table
 from cluster.endings import DONE, FAILED, USAGE
 from cluster.logs import console as progress_console
 from cluster.site import SiteConfig
-from cluster.storage import absolute
+from cluster.storage import absolute, kind_of
 from curation.choice.why import why
 from curation.encoders.config import describe
 from curation.pairs.inspect import inspect_source
@@ -246,6 +246,11 @@ def submit(recipe: Recipe, options: Namespace, console: Console) -> int:
     check_inputs(recipe)
 
     if _is_ray_address(options.cluster):
+        if options.one_job:
+            raise ValueError(
+                f"--one-job is about SLURM jobs, and --cluster {options.cluster} is a Ray cluster, "
+                "on which one job runs all steps: leave it out"
+            )
         return submit_to_ray(steps, recipe, options, console)
 
     todo = pending(steps, Store(options.workspace), options.force, options.only)
@@ -449,20 +454,39 @@ def known_outputs(recipe: Recipe, store: Store) -> dict[Path, Step]:
 
 def export(recipe: Recipe, options: Namespace, console: Console) -> int:
     """Write a trained model in the formats of others."""
-    from pipeline.exported import folder_subject, step_subject  # with torch, and the model itself
-    from pipeline.exporting import check_formats, export_formats
-
     if options.to is None:
         raise ValueError("export needs a folder to write into: add --to FOLDER")
-
-    check_formats(options.format)
-    if options.model:
-        return export_formats(
-            folder_subject(recipe, options.model, options), options.to, options.format, console
+    if options.to.is_file():
+        raise ValueError(f"--to is {options.to}, a file: a folder is required; name another")
+    if options.model and not options.model.is_dir():
+        raise ValueError(
+            f"--model {options.model} is no folder: one with config.json and model.safetensors, "
+            "or with published dino.txt weights (*head*.pth, *text*.pth), is required; correct the "
+            "path"
         )
 
-    steps = build_steps(recipe)
+    if options.format:
+        from pipeline.exporting import check_formats  # with torch
+
+        check_formats(options.format)
+
     store = Store(options.workspace)
+    steps = [] if options.model else build_steps(recipe)
+    step = None if options.model else _trained(steps, store, options)
+
+    from pipeline.exported import folder_subject, step_subject  # with torch, and the model itself
+    from pipeline.exporting import export_formats
+
+    subject = (
+        folder_subject(recipe, options.model, options)
+        if step is None
+        else step_subject(recipe, steps, step, store, options)
+    )
+    return export_formats(subject, options.to, options.format, console)
+
+
+def _trained(steps: Sequence[Step], store: Store, options: Namespace) -> Step:
+    """The train step to export, `train` if none is named. ValueError if it has made no model."""
     step = find_step(steps, options.words[0] if options.words else "train")
     if step.name != "train":
         raise ValueError(f"step {step.label} makes no model: name a train step, such as `train`")
@@ -472,13 +496,25 @@ def export(recipe: Recipe, options: Namespace, console: Console) -> int:
         )
 
     store.check_sizes(step)
-
-    subject = step_subject(recipe, steps, step, store, options)
-    return export_formats(subject, options.to, options.format, console)
+    return step
 
 
 def demo(recipe: Recipe, options: Namespace, console: Console) -> int:
-    """Serve the search page until Ctrl-C."""
+    """Serve the search page until Ctrl-C. ValueError where no model has been trained."""
+    if options.images and not kind_of(absolute(options.images)):
+        raise ValueError(
+            f"--images {options.images} does not exist: a folder of images, or a tar of one, is "
+            "required; correct the path"
+        )
+
+    store = Store(options.workspace)
+    steps = in_order(build_steps(recipe))
+    if not any(step.name == "train" and store.record(step) for step in steps):
+        raise ValueError(
+            f"no model of recipe {recipe.name} is trained in {options.workspace}: run it first, as "
+            f"`{again(options, 'run')}`"
+        )
+
     from pipeline.demo import serve  # with torch, FAISS and the web server
 
     return serve(recipe, options, console)

@@ -33,7 +33,6 @@ from evaluate.search.index import INDEX, read_names
 from evaluate.search.vector_index import read_index
 from evaluate.search.web import Fate, Site, make_app
 from evaluate.sets.images import Images
-from pipeline.advice import again
 from pipeline.graph import build_steps
 from pipeline.provenance import make_record
 from pipeline.recipes import Recipe
@@ -83,16 +82,10 @@ def _check_free(host: str, port: int) -> None:
 
 
 def make_site(recipe: Recipe, options: Namespace, console: Console) -> Site:
-    """Models, indexes and images, ready to be asked. ValueError where no model has been trained."""
+    """Models, indexes and images, ready to be asked, where a model has been trained."""
     store = Store(options.workspace)
     by_label = {step.label: step for step in in_order(build_steps(recipe))}
     trained = [step for step in by_label.values() if step.name == "train" and store.record(step)]
-    if not trained:
-        raise ValueError(
-            f"no model of recipe {recipe.name} is trained in {options.workspace}: run it first, as "
-            f"`{again(options, 'run')}`"
-        )
-
     folder = absolute(Path(options.images)) if options.images else None
     indexes = [_index_step(recipe, step, by_label["embed"], folder) for step in trained]
     for step in indexes:

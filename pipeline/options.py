@@ -6,8 +6,15 @@ shows the options and fields that contain the word.
 """
 
 import re
-from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Iterator, Sequence
+from argparse import (
+    SUPPRESS,
+    ArgumentError,
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.endings import DONE, FAILED, INTERRUPTED, REQUEUE, USAGE
-from cluster.words import nearest
+from cluster.words import counted, nearest
 from pipeline.presets import PRESETS
 from pipeline.recipe_file import field_docs
 from pipeline.recipes import Recipe
@@ -29,7 +36,42 @@ CODES = (
     f"exit codes: {DONE} done, {FAILED} failed, {USAGE} wrong usage, {INTERRUPTED} interrupted, "
     f"{REQUEUE} asked to stop (run the same command again)"
 )
+EXCLUSIVE = (
+    ("only", "exactly"),
+    ("json", "watch"),
+    ("json", "csv", "markdown", "latex"),
+    ("words", "csv", "markdown", "latex"),
+    ("words", "model"),
+)
+"""Options of which a verb heeds one at most; `words` is a step."""
 ALWAYS = ("verb", "recipe", "workspace", "verbose", "help", "flags")
+
+
+def filled(word: str) -> str:
+    """A word that is not empty, as argparse converts it."""
+    if not word:
+        raise ArgumentTypeError("it is empty, and a value is required")
+    return word
+
+
+def path(word: str) -> Path:
+    """A path; an empty word, which Path would read as the present folder, is none."""
+    return Path(filled(word))
+
+
+def whole(word: str) -> int:
+    """A whole number."""
+    if not re.fullmatch(r"[+-]?\d+", word):
+        raise ArgumentTypeError(f"it is {word!r}, and a whole number is required")
+    return int(word)
+
+
+def port(word: str) -> int:
+    """The number of a port."""
+    number = whole(word)
+    if not 1 <= number <= 65535:
+        raise ArgumentTypeError(f"it is {number}, and must be from 1 to 65535")
+    return number
 
 
 class Option(NamedTuple):
@@ -37,7 +79,7 @@ class Option(NamedTuple):
 
     text: str
     metavar: str | None = None
-    kind: type = str
+    kind: Callable[[str], object] = filled
     is_list: bool = False
 
     def add_to(self, parser: ArgumentParser, name: str) -> None:
@@ -47,10 +89,15 @@ class Option(NamedTuple):
             parser.add_argument(f"--{name}", action="store_true", help=self.text)
         elif self.is_list:
             parser.add_argument(
-                f"--{name}", nargs="+", default=[], metavar=self.metavar, help=self.text
+                f"--{name}",
+                nargs="+",
+                type=self.kind,
+                default=[],
+                metavar=self.metavar,
+                help=self.text,
             )
         else:
-            default = 0 if self.kind is int else None
+            default = 0 if self.kind is whole else None
             parser.add_argument(
                 f"--{name}", type=self.kind, default=default, metavar=self.metavar, help=self.text
             )
@@ -62,7 +109,7 @@ OPTIONS = {
     "force": Option(
         "rerun these steps and everything downstream, done or not", "STEP", is_list=True
     ),
-    "rows": Option("number of pairs in the pool, if it is not embedded yet", "N", int),
+    "rows": Option("number of pairs in the pool, if it is not embedded yet", "N", whole),
     "measure": Option("time reading and the backbone on this machine"),
     "cluster": Option(
         "site file of a SLURM cluster (`cluster template` prints one), or http://HEAD:8265 of a Ray "
@@ -77,7 +124,7 @@ OPTIONS = {
     "csv": Option("print the scores as comma-separated values"),
     "markdown": Option("print the scores as a Markdown table"),
     "latex": Option("print the scores as a LaTeX table"),
-    "to": Option("write the formats into folders below this one", "FOLDER", Path),
+    "to": Option("write the formats into folders below this one", "FOLDER", path),
     "format": Option("write only these formats", "FORMAT", is_list=True),
     "backbone": Option(
         "copy: write the backbone's weights; reference: name them on the hub, with digest", "FORM"
@@ -87,10 +134,10 @@ OPTIONS = {
         "this model folder instead of the recipe's; with evaluate, "
         "open_clip:ARCHITECTURE:WEIGHTS too",
         "FOLDER",
-        Path,
+        path,
     ),
-    "images": Option("search this folder or tar instead of the pool", "FOLDER", Path),
-    "port": Option("serve the page on this port, not on 7860", "PORT", int),
+    "images": Option("search this folder or tar instead of the pool", "FOLDER", path),
+    "port": Option("serve the page on this port, not on 7860", "PORT", port),
     "host": Option("serve the page on this address of the machine, not on 127.0.0.1", "ADDRESS"),
     "register": Option("add the trained model to MLflow's registry under this name", "NAME"),
     "set": Option("evaluation sets, [TASK:]PATH[@VARIANT]", "SET", is_list=True),
@@ -102,7 +149,12 @@ def parse_words(words: Sequence[str]) -> Namespace:
 
     ValueError for an unknown verb, or a word or option that the verb does not have.
     """
-    options, flags = _parser().parse_known_intermixed_args(words)
+    try:
+        options, flags = _parser().parse_known_intermixed_args(words)
+    except ArgumentError as error:
+        raise ValueError(
+            f"{error.argument_name}: {error.message}; correct it, or leave it out"
+        ) from error
     options.flags = flags
     if options.verb is None:
         _parser().print_help()
@@ -115,6 +167,10 @@ def parse_words(words: Sequence[str]) -> Namespace:
 
     # Every option is known to one parser, so that an option of another verb gets its own message.
     verb = VERBS[options.verb]
+    if options.recipe is None and verb.needs == "source" and options.help is None:
+        raise ValueError(f"`{options.verb}` needs the path of image-caption pairs: add it")
+    if options.recipe is not None and options.verb == "recipes":
+        raise ValueError(f"`recipes` has no word {options.recipe}: leave it out")
     options.recipe = options.recipe or verb.recipe
     if verb.needs == "nothing" and flags:
         raise ValueError(f"`{options.verb}` has no option {' '.join(flags)}: leave it out")
@@ -129,7 +185,30 @@ def parse_words(words: Sequence[str]) -> Namespace:
             takers = ", ".join(other for other, entry in VERBS.items() if name in entry.takes)
             raise ValueError(f"`{options.verb}` has no {option} (only {takers}): leave it out")
 
+    _check_words(options)
     return options
+
+
+def _check_words(options: Namespace) -> None:
+    """ValueError for words that a verb would ignore, and for options that exclude each other."""
+    verb = VERBS[options.verb]
+    further = options.words[verb.most_words :]
+    if further:
+        raise ValueError(
+            f"`{options.verb}` takes {counted(verb.most_words, 'word')} after {options.recipe!r}, "
+            f"and {' '.join(further)!r} is more: leave it out"
+        )
+
+    for group in EXCLUSIVE:
+        passed = [name for name in group if getattr(options, name)]
+        if len(passed) > 1 and not set(passed) - {*verb.takes}:
+            names = [
+                options.words[0] if name == "words" else f"--{name.replace('_', '-')}"
+                for name in passed
+            ]
+            raise ValueError(
+                f"{' and '.join(names)} exclude each other with `{options.verb}`: leave one out"
+            )
 
 
 def _parser() -> ArgumentParser:
@@ -143,17 +222,21 @@ def _parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
+        exit_on_error=False,
     )
     parser.add_argument("verb", nargs="?", metavar="VERB", help=SUPPRESS)
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="default: quickstart")
+    parser.add_argument(
+        "recipe", nargs="?", type=filled, metavar="RECIPE", help="default: quickstart"
+    )
     parser.add_argument(
         "words",
         nargs="*",
+        type=filled,
         metavar="STEP [KEY]",
         help="with show, logs and export: a step; with show, a key; with cluster, a site file",
     )
     parser.add_argument(
-        "--workspace", type=Path, default=Path("workspace"), help="folder of all outputs"
+        "--workspace", type=path, default=Path("workspace"), help="folder of all outputs"
     )
     parser.add_argument(
         "--verbose", action="store_true", help="print every log line, and the workers' output"
@@ -183,7 +266,7 @@ def print_help(verb: str, recipe: Recipe | None, word: str, console: Console) ->
         for name in names
     ]
     rows += [("--workspace FOLDER", "folder of all outputs"), ("--verbose", "print every log line")]
-    rows += list(_field_rows(recipe, "")) if recipe else []
+    rows += list(field_rows(recipe)) if recipe else []
 
     section = ""
 
@@ -203,14 +286,14 @@ def print_help(verb: str, recipe: Recipe | None, word: str, console: Console) ->
     console.print(f"\n{CODES}", soft_wrap=True)
 
 
-def _field_rows(config: object, prefix: str) -> Iterator[tuple[str, str]]:
+def field_rows(config: object, prefix: str = "") -> Iterator[tuple[str, str]]:
     """The flag of every field with its value, and its documentation."""
     docs = field_docs(type(config))  # type: ignore[arg-type]
     for item in fields(config):  # type: ignore[arg-type]
         value = getattr(config, item.name)
         flag = f"{prefix}{item.name}".replace("_", "-")
         if is_dataclass(value):
-            yield from _field_rows(value, f"{flag}.")
+            yield from field_rows(value, f"{flag}.")
         else:
             shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
             yield f"--{flag} {shown}".rstrip(), docs.get(item.name, "")

@@ -12,6 +12,7 @@ import textwrap
 import types
 import typing
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -38,6 +39,18 @@ def dump_config(config: object) -> str:
     return "\n".join(_dump(config)) + "\n"
 
 
+def read_file(name: str, template: str) -> str:
+    """The text of a YAML file that the user names; ValueError if it cannot be read."""
+    try:
+        return Path(name).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its bytes are no UTF-8 text"
+        raise ValueError(
+            f"{name} cannot be read ({reason}): a YAML file is required; correct the name, or write "
+            f"a template with `python -m pipeline {template}`"
+        ) from error
+
+
 def load_recipe(text: str, source: str) -> Recipe:
     """The recipe of a YAML text, such as `dump_recipe` writes.
 
@@ -54,10 +67,20 @@ def load_config(owner: type[T], text: str, source: str, template: str) -> T:
     try:
         values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
+        reason = _reason(error)
         raise ConfigError(
-            f"{source} is not YAML ({error}): write a template with `python -m pipeline {template}`"
+            f"{source} is not YAML ({reason}): correct it, or write a template with "
+            f"`python -m pipeline {template}`"
         ) from error
     return typing.cast(T, _load(owner, {} if values is None else values, source))
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    """What is wrong, and where, on one line; PyYAML also shows the line itself."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{error.problem}, line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 class _Loader(yaml.SafeLoader):
@@ -177,11 +200,17 @@ def _load_fields(owner: type, value: object, where: str) -> object:
     for key in value:
         if key not in kinds:
             raise ConfigError(f"{where} has the unknown key {key!r}{nearest(str(key), kinds)}")
-    entries = {key: _load(kinds[key], item, f"{where}: {key}") for key, item in value.items()}
-    try:
-        return owner(**entries)
-    except TypeError as error:
-        raise ConfigError(f"{where} is incomplete ({error})") from error
+    missing = [
+        field.name
+        for field in dataclasses.fields(owner)
+        if field.name not in value
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{where} is incomplete: {' and '.join(missing)} must be there; add them")
+
+    return owner(**{key: _load(kinds[key], item, f"{where}: {key}") for key, item in value.items()})
 
 
 def _load_union(options: tuple[object, ...], value: object, where: str) -> object:

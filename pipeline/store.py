@@ -48,7 +48,13 @@ class Store:
     """The outputs of one workspace."""
 
     def __init__(self, workspace: Path) -> None:
+        """ValueError where a file has the workspace's name."""
         self.workspace = workspace.resolve()
+        if self.workspace.is_file():
+            raise ValueError(
+                f"{self.workspace} is a file: the workspace needs a folder of this name; move the file "
+                "away, or choose another folder with --workspace"
+            )
 
     def folder(self, output: Step | Record) -> Path:
         """Final folder of a step's output, whether or not it exists."""

@@ -27,7 +27,7 @@ from cluster.resources import Resources
 from cluster.site import JobConfig, SiteConfig
 from curation.config import CurateConfig, EmbedConfig
 from evaluate.config import EvaluateConfig, ImagesConfig
-from pipeline.recipe_file import dump_recipe, load_config
+from pipeline.recipe_file import dump_recipe, load_config, read_file
 from pipeline.recipes import Recipe
 from pipeline.runner import pending
 from pipeline.step import Step, in_order
@@ -69,7 +69,8 @@ def read_site(name: str | None) -> SiteConfig:
     """The site file, or a site of which nothing is said."""
     if name is None:
         return SiteConfig()
-    return load_config(SiteConfig, Path(name).read_text(), name, "cluster template")
+    template = "cluster template"
+    return load_config(SiteConfig, read_file(name, template), name, template)
 
 
 def resources_of(step: Step) -> tuple[Resources, str]:

@@ -22,7 +22,9 @@ class Verb(NamedTuple):
     """With the recipe, where one is needed, the options and the terminal; gives the exit code."""
     takes: tuple[str, ...] = ()
     recipe: str = "quickstart"
-    """The recipe where none is named."""
+    """The recipe where none is named; empty where a word is required."""
+    most_words: int = 0
+    """How many further words it takes at most."""
 
 
 VERBS = {
@@ -35,6 +37,7 @@ VERBS = {
         "--embed.source.*",
         "source",
         commands.inspect,
+        recipe="",
     ),
     "plan": Verb(
         "what would run, what is done and what it costs; with --cluster, as which jobs; runs nothing",
@@ -68,7 +71,11 @@ VERBS = {
         ("json", "watch"),
     ),
     "logs": Verb(
-        "print the logs of the last job of STEP", "weights", commands.logs, ("words", "follow")
+        "print the logs of the last job of STEP",
+        "weights",
+        commands.logs,
+        ("words", "follow"),
+        most_words=1,
     ),
     "cancel": Verb("end the jobs of a recipe", "weights", commands.cancel),
     "cluster": Verb(
@@ -76,6 +83,7 @@ VERBS = {
         "nothing",
         commands.cluster,
         ("words",),
+        most_words=1,
     ),
     "show": Verb(
         "print the scores; the record of one STEP; or why curation selected or dropped the "
@@ -83,6 +91,7 @@ VERBS = {
         "weights",
         commands.show,
         ("words", "json", "csv", "markdown", "latex"),
+        most_words=2,
     ),
     "verify": Verb(
         "check every output of the workspace against its record and checksums",
@@ -95,6 +104,7 @@ VERBS = {
         "weights",
         commands.export,
         ("words", "to", "format", "model", "backbone", "int8"),
+        most_words=1,
     ),
     "demo": Verb(
         "search the pool, or a folder of images, on a web page of this machine",

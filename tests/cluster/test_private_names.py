@@ -17,6 +17,7 @@ NAMES = {
         "train/interruption.py"
     ),
     "ray.train.torch.TorchTrainer._register_sigint_handler": "train/train.py",
+    "tyro._errors.on_parse_error": "pipeline/flags.py",
     "torch._foreach_norm": "train/gradients.py",
     "torch._foreach_mul_": "train/gradients.py",
 }

@@ -128,7 +128,7 @@ def make_result(name: str, metrics: dict[str, dict[str, float]], error: str = ""
         (["--to", "x"], "step train has not run"),
         (["curate", "--to", "x"], "step curate makes no model"),
         (["train@uncuratd", "--to", "x"], "no step 'train@uncuratd'"),
-        (["--to", "x", "--model", "nowhere"], "one head"),
+        (["--to", "x", "--model", "nowhere"], "--model nowhere is no folder"),
     ],
 )
 def test_wrong_words_say_what_is_missing(

@@ -71,18 +71,77 @@ def test_wrong_words_end_with_code_two_and_the_nearest(
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--train.batch-sise", "64"], "--train.batch-size"),
+        (["--train.batch-sise", "64"], "no option '--train.batch-sise': did you mean '--train.bat"),
+        (["--forse", "train"], "no option '--forse': did you mean '--force'?"),
+        (["--worksapce", "w"], "no option '--worksapce': did you mean '--workspace'?"),
+        (["--train.optim.betas", "0.9"], "--train.optim.betas has too few values: FLOAT FLOAT is"),
         (["--embed.backbone", "dinov2-vits15"], "dinov2-vits14"),
-        (["--train.batch-size", "many"], "batch-size"),
+        (["--embed.content", "all"], "--embed.content is 'all': must be one of pooled, grid, tok"),
+        (["--train.batch-size", "many"], "--train.batch-size is 'many': INT is required; correct"),
+        (["--train.optim.lr", "quick"], "--train.optim.lr is 'quick': FLOAT is required; correct"),
+        (["--train.batch-size"], "--train.batch-size has too few values: INT is required"),
+        (["--train.batch-size", "-5"], "train.batch_size is -5: must be at least 2; correct it"),
+        (["--rows", "many"], "--rows: it is 'many', and a whole number is required; correct it"),
+        (["--rows"], "--rows: expected one argument; correct it, or leave it out"),
+        (["--only", ""], "--only: it is empty, and a value is required; correct it"),
     ],
 )
-def test_wrong_flags_end_with_code_two_and_the_nearest(
+def test_wrong_flags_end_with_code_two_and_one_line(
     flags: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as error:
-        main(["plan", "debug", "--workspace", str(tmp_path), *flags])
-    assert error.value.code == 2
-    assert complaint in capsys.readouterr().err
+    assert main(["plan", "debug", "--workspace", str(tmp_path), *flags]) == 2
+    printed = capsys.readouterr().err
+    assert complaint in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["", "debug"], "there is no verb ''"),
+        (["run", ""], "RECIPE: it is empty, and a value is required"),
+        (["status", "debug", "--workspace", ""], "--workspace: it is empty, and a value is req"),
+        (["status", "debug", "--json", "--watch"], "--json and --watch exclude each other"),
+        (["show", "debug", "--json", "--csv"], "--json and --csv exclude each other"),
+        (["show", "debug", "train", "--latex"], "train and --latex exclude each other"),
+        (["run", "debug", "--only", "pool", "--exactly", "embed"], "--only and --exactly exclude"),
+        (["export", "debug", "train", "--model", "x", "--to", "y"], "train and --model exclude"),
+        (["logs", "debug", "train", "embed"], "`logs` takes 1 word after 'debug', and 'embed' is"),
+        (["recipes", "debug"], "`recipes` has no word debug"),
+        (["inspect"], "`inspect` needs the path of image-caption pairs"),
+        (["demo", "debug", "--port", "99999"], "--port: it is 99999, and must be from 1 to 65535"),
+        (["submit", "debug", "--one-job", "--cluster", "http://x:1"], "--one-job is about SLURM"),
+        (["export", "debug", "--to", "empty.yaml"], "--to is empty.yaml, a file: a folder is req"),
+        (["export", "debug", "--to", "x", "--model", "absent"], "--model absent is no folder: one"),
+        (["demo", "debug", "--images", "absent"], "--images absent does not exist: a folder of"),
+        (["plan", "missing.yaml"], "missing.yaml cannot be read (No such file or directory)"),
+        (["plan", "folder.yaml"], "folder.yaml cannot be read (Is a directory)"),
+        (["plan", "folder"], "no recipe 'folder'; recipes: quickstart, own, flickr8k, vitl14, deb"),
+        (["plan", "empty.yaml"], "empty.yaml is incomplete: name and description must be there"),
+        (["plan", "open.yaml"], "open.yaml is not YAML (expected the node content"),
+        (
+            ["plan", "debug", "--workspace", "empty.yaml"],
+            "empty.yaml is a file: the workspace needs a folder",
+        ),
+        (["cluster", "check", "missing.yaml"], "missing.yaml cannot be read (No such file"),
+    ],
+)
+def test_wrong_uses_end_with_code_two_and_one_line_on_what_to_do(
+    words: list[str],
+    complaint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.yaml").mkdir()
+    Path("folder").mkdir()
+    Path("empty.yaml").touch()
+    Path("open.yaml").write_text("train: [")
+    assert main(words) == 2
+    printed = capsys.readouterr().err.splitlines()
+    assert complaint in printed[-1]
+    assert [line for line in printed if " INFO " not in line] == printed[-1:]
 
 
 def test_every_field_is_a_flag_in_either_form(

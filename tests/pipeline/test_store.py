@@ -173,14 +173,9 @@ def test_a_file_where_the_workspace_needs_a_folder_is_named(tmp_path: Path, plac
     blocking = workspace / place
     blocking.parent.mkdir(parents=True, exist_ok=True)
     blocking.write_text("mine")
-    store = Store(workspace)
-    with (
-        pytest.raises(
-            ValueError, match=f"{blocking.resolve()} is a file: the workspace needs a folder"
-        ),
-        store.claim(STEP),
-    ):
-        store.make_folder(store.partial(STEP))
+    expected = f"{blocking.resolve()} is a file: the workspace needs a folder"
+    with pytest.raises(ValueError, match=expected), Store(workspace).claim(STEP):
+        Store(workspace).make_folder(Store(workspace).partial(STEP))
 
 
 @pytest.mark.parametrize("place", [".locks", "make"])
