@@ -42,7 +42,7 @@ from evaluate.sets.masks import evenly_spaced
 from evaluate.tallies import write_result
 from evaluate.views import View, choose_view
 
-FINGERPRINT = 12
+FINGERPRINT = 12  # hexadecimal digits that results show of a fingerprint
 TELL_EVERY_S = 0.5
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,8 @@ def run(
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Identity of the files of a model."""
+    """Identity of the files of a model: their names and contents, not where they lie."""
+    # Sorted, because file systems list a folder in orders of their own.
     digest = sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         digest.update(f"{path.name} {sha256_file(path)}\n".encode())
@@ -232,6 +233,7 @@ class Evaluator:
         if task == "segmentation":
             return _segmentation(*common)
 
+        # Only these two have a shelf: the windows of a segmentation set have too many features.
         measure = _classification if task == "classification" else _retrieval
         return measure(*common, Shelf(self._out, data))
 
@@ -303,6 +305,7 @@ def _classification(
     result = classify(encoder, dataset, prompts.templates, config.batch_size, view, advance, shelf)
     examples.write_classification(pictures, dataset, result, config.num_examples)
 
+    # By chance, each class has the accuracy of the whole set, and so has the mean over classes.
     num_classes = len(dataset.class_names)
     chance = {
         f"top{k}": chance_of_hit(num_classes, 1, k) for k in (1, 5) if f"top{k}" in result.tallies

@@ -88,6 +88,7 @@ def write_retrieval(out: Path, dataset: RetrievalSet, result: Retrieved, wanted:
     Half of the captions do not have their own image as the nearest, where there are as many; these
     come first.
     """
+    # Of each image, the first caption asks.
     images = _missed_then_hit(result, wanted)
     captions = [int(np.flatnonzero(dataset.owners == image)[0]) for image in images]
     near_images = (result.captions[captions] @ result.images.T).topk(
@@ -222,6 +223,7 @@ def heat_overlay(
     """The image without its colors under its heat map, cold to warm from the least to the greatest
     cosine; the edge of the true pixels is white.
     """
+    # The span of a constant map is 0: any small number gives it one color.
     gray = np.asarray(image.convert("L"), np.float32)[..., None]
     span = max(float(np.ptp(heat)), 1e-6)
     warmth = HEAT_COLORS((heat - heat.min()) / span)[..., :3].astype(np.float32) * 255
@@ -255,6 +257,7 @@ def overlay(
     """The image without its colors under its label map, so that those are the legend's; ignored
     pixels are black.
     """
+    # IGNORED is -1, which as an index would be the last class: it is clipped, then painted black.
     pixels = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
     painted = colors[np.clip(labels, 0, len(colors) - 1)].astype(np.float32)
     painted[labels == IGNORED] = 0

@@ -18,8 +18,8 @@ INK = "#1d2430"
 MUTED = "#667080"
 RULE = "#e3e7ed"
 STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "dinotxt",
+    "svg.fonttype": "none",  # text stays text: the picture is small, and the reader's font is used
+    "svg.hashsalt": "dinotxt",  # ids within the SVG: with a fixed salt, one figure has one file
     "font.family": "sans-serif",
     "font.sans-serif": ["system-ui", "DejaVu Sans"],
     "font.size": 9.5,
@@ -112,5 +112,6 @@ def _dress(axes: Axes) -> None:
 
 def _svg_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
+    # Without the date, a report that is made again has the same bytes.
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

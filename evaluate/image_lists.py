@@ -37,6 +37,8 @@ def list_images(task: Task | None, variant: str, path: Path, split: str) -> Sour
     if task == "retrieval":
         return _with_captions(open_retrieval(path, split, variant))
 
+    # The set is not scored, so that its task is unknown. Captions are read where there are some,
+    # because curation compares them with the pool's too.
     try:
         return _with_captions(open_retrieval(path, split))
     except ValueError:
@@ -47,6 +49,7 @@ def write_pixels(variant: str, path: Path, out: Path) -> Source:
     """The images of a classification set that stores pixels, written to a tar as PNG files, and
     listed.
     """
+    # PNG keeps every pixel: a lossy copy would not match the set's images in the pool exactly.
     images = open_classification(path, variant).images
     with replacing(out) as temporary, tarfile.open(temporary, "w") as tar:
         for index, name in enumerate(images.names):
@@ -73,6 +76,7 @@ def _with_captions(dataset: RetrievalSet) -> Source:
 
 def _unscored(path: Path) -> Source:
     """Pairs in any layout, of every split; else each image that is no mask."""
+    # Every split, because any of them may be scored elsewhere.
     config = SourceConfig(split="")
     try:
         return checked(config, open_source(config, path))
@@ -95,6 +99,7 @@ def _unscored(path: Path) -> Source:
 def _alone(images: Images) -> Source:
     return _source(
         images.root,
+        # A set that stores pixels has names without parts: then there are no pairs.
         [Pair(name, part, None) for name, part in zip(images.names, images.parts, strict=False)],
     )
 

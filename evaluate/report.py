@@ -102,6 +102,7 @@ def split_arms(inputs: Mapping[str, Path]) -> list[Arm]:
 
     Models that are only scored all have a suffix: then the first of them is the first arm.
     """
+    # Labels without a suffix sort first: False is before True, and the sort is stable.
     by_arm: dict[str, dict[str, Path]] = {}
     for label, folder in sorted(inputs.items(), key=lambda item: "_" in item[0]):
         step, _, suffix = label.partition("_")
@@ -191,6 +192,7 @@ def _row(
     metric: str,
     config: ReportConfig,
 ) -> Row:
+    # A difference needs a value of both arms on the same items, which equal shapes stand for.
     values = [result["metrics"].get(metric) if result else None for result in results]
     tallies = [
         read_tallies(arm.folders["evaluate"], name)[metric] if value else None
@@ -213,6 +215,7 @@ def _best_and_worst(
     """The classes or names with the highest and lowest value in the first arm; all where there are
     few.
     """
+    # The first arm decides which ones and their order; the other arms follow by name.
     rows = [result.get(key, []) if result else [] for result in results]
     tables = [{row["name"]: row["value"] for row in part} for part in rows]
     counts = {row["name"]: row["n"] for row in rows[0]}
@@ -243,6 +246,8 @@ def _facts(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     kept = summaries.get("curate", {}).get("kept")
     steps = records.get("train", {}).get("config", {}).get("num_steps")
     seconds = sum(record.get("seconds", 0.0) for record in records.values())
+
+    # Steps may come from several commits and hosts: the page names those of the newest one.
     newest = max(records.values(), key=lambda record: record.get("finished", ""), default={})
     commit = str(newest.get("commit", ""))[:10] + (" + changes" if newest.get("dirty") else "")
     facts = [
@@ -314,6 +319,8 @@ def _inlined(value: Any, folder: Path) -> Any:
 
 
 def _environment() -> Environment:
+    # Captions and class names come from data: they are escaped, unless the filter `markup` says
+    # otherwise. A name that the template misspells is an error, not an empty place on the page.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -332,6 +339,7 @@ def _environment() -> Environment:
 
 
 def _signed(share: float) -> str:
+    """Percentage points with their sign; the minus sign is as wide as the plus, a hyphen is not."""
     return f"{100 * share:+.1f}".replace("-", "−")
 
 

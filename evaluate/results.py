@@ -52,7 +52,7 @@ def examples_folder(out: Path, name: str) -> Path:
 
 
 def write_flat(out: Path, results: Sequence[Result]) -> None:
-    """results.json of all sets."""
+    """Write results.json: the flat rows of all sets."""
     rows = [row for result in results for row in flat_rows(result)]
     write_atomic(out / RESULTS, json.dumps(rows, indent=1, ensure_ascii=False))
 
@@ -89,5 +89,6 @@ def flat_rows(result: Result) -> list[dict[str, Any]]:
 
 def read_results(out: Path) -> list[Result]:
     """All results of a finished evaluation, in its order."""
+    # A set has a row per metric. The keys of a dict are its distinct values in their order.
     names = dict.fromkeys(row["set"] for row in json.loads((out / RESULTS).read_text()))
     return [json.loads(result_file(out, name).read_text()) for name in names]

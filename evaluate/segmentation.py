@@ -30,6 +30,9 @@ from evaluate.windows import sliding_argmax, sliding_mean, starts, whole_argmax
 IMAGES_AHEAD = 8  # decoded images and masks that wait for the encoder
 HEAT_MAPS_SHOWN = 4  # per example: the names that cover the most pixels
 
+LabelMap = tuple[float, int, Int32[np.ndarray, "_ _"]]
+"""The share of right pixels, the index of the image, and the predicted class of each pixel."""
+
 
 @dataclass(frozen=True)
 class Queries:
@@ -114,7 +117,7 @@ def segment(
 
     maps = {}
     heats = {}
-    worst: list[tuple[float, int, Int32[np.ndarray, "_ _"]]] = []
+    worst: list[LabelMap] = []
     counts = []
     judged = []
 
@@ -135,12 +138,8 @@ def segment(
             largest = np.argsort(-np.array(judged[-1].shares), kind="stable")[:HEAT_MAPS_SHOWN]
             heats[index] = (judged[-1].take(largest.tolist()), heat[largest])
 
-        # The key leaves out the maps, because arrays cannot be compared.
-        worst = sorted(
-            [*worst, (_right_share(truth, predicted), index, predicted)], key=lambda item: item[:2]
-        )
-        del worst[len(shown) // 2 :]
-
+        share = _right_share(truth, predicted)
+        worst = _worst([*worst, (share, index, predicted)], len(shown) // 2)
         counts.append(_counts(truth, predicted, num_classes))
         advance(1)
 
@@ -161,6 +160,12 @@ def _right_share(truth: Int32[np.ndarray, "h w"], predicted: Int32[np.ndarray, "
     """The share of the pixels that count whose class is right; 1 where none counts."""
     counted = truth != IGNORED
     return float((truth == predicted)[counted].mean()) if counted.any() else 1.0
+
+
+def _worst(maps: Sequence[LabelMap], most: int) -> list[LabelMap]:
+    """Those with the smallest shares, the worst first; of equal shares, that of the first image."""
+    # The key leaves out the maps, because arrays cannot be compared.
+    return sorted(maps, key=lambda each: each[:2])[:most]
 
 
 def _counts(

@@ -74,6 +74,8 @@ def results_table(results: Results) -> Table:
     names = dict.fromkeys(name for entries in by_model.values() for name in entries)
 
     for name in names:
+        # Models may differ in metrics, as where a set could not be scored for one of them: rows are
+        # the union, in the order of the first model that has each.
         scored = [entries[name] for entries in by_model.values() if name in entries]
         metrics = dict.fromkeys(metric for result in scored for metric in result["metrics"])
         for row, metric in enumerate(metrics):
@@ -86,6 +88,8 @@ def results_table(results: Results) -> Table:
                 *cells,
                 "" if trivial is None else shown(metric, trivial),
             )
+
+        # Published figures stand in the first model's column: they are no model of ours.
         for published in published_rows(str(scored[0]["protocol"].get("set", ""))):
             cells = [f"[dim]{published.value:.1f}[/dim]"] + [""] * (len(by_model) - 1)
             table.add_row(
@@ -142,6 +146,7 @@ def seeds_table(runs: Mapping[str, Mapping[int, Sequence[Result]]]) -> Table:
     for model, by_seed in runs.items():
         table.add_column(f"{model}, seeds {', '.join(map(str, by_seed))}", justify="right")
 
+    # Values of all seeds, by set and metric, then by model.
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for model, by_seed in runs.items():
         for result in (result for results in by_seed.values() for result in results):
@@ -157,7 +162,7 @@ def seeds_table(runs: Mapping[str, Mapping[int, Sequence[Result]]]) -> Table:
 
 
 def _spread(metric: str, values: Sequence[float]) -> str:
-    if len(values) < 2:
+    if len(values) < 2:  # one seed has no deviation
         return "–"
     return f"[bold]{shown(metric, mean(values))}[/bold] ± {shown(metric, stdev(values))}"
 
@@ -219,6 +224,7 @@ def _grid(results: Results) -> tuple[list[str], list[list[str]]]:
         if result is None or metric not in result["metrics"]:
             return "–"
         measure = result["metrics"][metric]
+        # Half the width stands for both sides, although an interval need not be symmetric.
         return (
             f"{shown(metric, measure['value'])} ± "
             f"{shown(metric, (measure['high'] - measure['low']) / 2)}"

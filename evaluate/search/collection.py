@@ -18,7 +18,7 @@ from curation.pairs.images import decode
 from evaluate.search.galleries import Gallery
 
 OWN = "own-"
-MOST_OWN = 32
+MOST_OWN = 32  # in memory, 8 MB each at most: 1600 x 1600 x 3 bytes
 LONGEST_OWN_PX = 1600
 JPEG_QUALITY = 88
 
@@ -30,6 +30,7 @@ class Picture:
     name: str
     row: int | None
     """Its row in the gallery; None for an own image."""
+    # Not compared or hashed: pictures are keys of caches, and an image has no hash.
     own: Image.Image | None = field(default=None, compare=False)
 
 
@@ -46,6 +47,9 @@ class Collection:
         """Take in an encoded image. ImageError where it is none."""
         image = decode(data)
         image.thumbnail((LONGEST_OWN_PX, LONGEST_OWN_PX))
+
+        # Requests come in several threads. Numbers are never used again, so that a page that still
+        # shows a dropped image gets an error, and not another image.
         with self._lock:
             picture = Picture(f"{OWN}{next(self._numbers)}", None, image)
             self._own[picture.name] = picture
@@ -61,6 +65,7 @@ class Collection:
             raise LookupError(
                 f"there is no image {name}: the {MOST_OWN} newest own images are kept; add it again"
             )
+        # ASCII first: `isdigit` is true for digits of other scripts too.
         if not name.isascii() or not name.isdigit() or int(name) >= len(self.gallery):
             raise LookupError(
                 f"there is no image {name[:40]!r}: images are numbered 0 to {len(self.gallery) - 1}"
@@ -84,7 +89,7 @@ class Collection:
         if is_square:
             shown = center_view(image, side)
         else:
-            shown = image.copy()
+            shown = image.copy()  # `thumbnail` works in place, and an own image is kept
             shown.thumbnail((side, side))
 
         buffer = io.BytesIO()

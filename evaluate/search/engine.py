@@ -22,9 +22,9 @@ from evaluate.search.collection import Collection, Picture
 from evaluate.search.heat import cosine_maps, heat_picture, label_picture, shares
 from evaluate.search.vector_index import VectorIndex
 
-SIDE_FACTOR = 2  # sides of the training images at which patches are looked at
-MOST_ASPECT = 3
-HEAT_PX = 192
+SIDE_FACTOR = 2  # short side of an image for patches, in sides of the training images
+MOST_ASPECT = 3  # beyond which the long side is limited, and with it the number of patches
+HEAT_PX = 192  # longest side of a heat map; the page enlarges it
 PICTURES_KEPT = 128
 TEXTS_KEPT = 1024
 
@@ -73,6 +73,8 @@ class Engine:
         side = encoder.protocol.get("image_size")
         self._side = SIDE_FACTOR * side if isinstance(side, int) else SEGMENTED_SIDE
         self._lock = threading.Lock()  # one image at a time through the backbone: it uses all cores
+
+        # Caches of this engine, not of its class: one model's vectors must not serve another's.
         self._text = lru_cache(TEXTS_KEPT)(self._encode_text)
         self._patches = lru_cache(PICTURES_KEPT)(self._encode_patches)
         self._vector = lru_cache(PICTURES_KEPT)(self._encode_own)
@@ -85,6 +87,8 @@ class Engine:
         """The images that are most alike, without the picture itself."""
         if picture.row is None:
             return self._hits(self._vector(picture), count)
+
+        # The picture is its own nearest neighbor: one more is asked for, and it is left out.
         vector = self.index.vector(picture.row)
         return [hit for hit in self._hits(vector, count + 1) if hit.row != picture.row][:count]
 
@@ -128,6 +132,8 @@ class Engine:
         """Aligned patches of the center square, from stored tokens where there are some, or of the
         whole image.
         """
+        # Half precision: 128 pictures with 1,000 patches of 1,024 channels would take 0.5 GB in
+        # float32.
         with self._lock:
             features = self.collection.features(picture) if is_square and self._align else None
             if features is not None and self._align is not None:

@@ -56,6 +56,7 @@ class PoolGallery:
         self.shards = shards
         self.note = ""
         """Why thumbnails are shown instead of the images; empty where they are not."""
+        # The raw images may have moved since they were embedded: then the stored thumbnails serve.
         rows = np.arange(len(shards))
         try:
             self._files: ImageFiles | None = ImageFiles(config, source, shards, rows)
@@ -112,6 +113,8 @@ def list_images(folder: Path) -> Images:
 
     ValueError where there is none.
     """
+    # Paths are resolved, because a link inside the folder could make any file of the machine one of
+    # its images. A tar is one file, with nothing to lead out of it.
     tree = open_tree(folder)
     root = folder.resolve()
     names = [

@@ -48,6 +48,7 @@ def heat_picture(cosines: Float[Tensor, "h w"]) -> UInt8[np.ndarray, "h w 4"]:
     Relative to the image: from its median cosine (transparent) to its largest one. A patch's cosine
     means little alone, because models differ in how they spread.
     """
+    # Below the median, strength is clipped to 0: half of the picture stays as it is.
     values = cosines.numpy()
     low = np.quantile(values, LOWEST_SHOWN)
     spread = max(float(values.max() - low), 1e-6)
@@ -79,6 +80,7 @@ def shares(labels: Int64[np.ndarray, "h w"], names: Sequence[str]) -> dict[str, 
 
 def as_png(picture: UInt8[np.ndarray, "h w 4"]) -> bytes:
     """An RGBA picture as a PNG file."""
+    # The fastest compression: a picture is made per request, and is small.
     buffer = io.BytesIO()
     Image.fromarray(picture, "RGBA").save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

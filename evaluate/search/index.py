@@ -86,6 +86,8 @@ def folder_vectors(
     images = list_images(folder)
     blocks = list[np.ndarray]()
     names = list[str]()
+
+    # Rows are appended: those of a run that was interrupted would stand there twice.
     (out / REJECTS).unlink(missing_ok=True)
 
     with progress(len(images), "index", unit="images") as advance:
@@ -110,6 +112,7 @@ def _decoded(images: Images, side: int, rejects: Path) -> Iterator[tuple[str, Im
     """Name and pixels of every image that can be decoded, in order; the others are listed."""
     gallery = FolderGallery(images)
 
+    # An error is returned like an image: raised, it would end the reading of all images after it.
     def load(row: int) -> Image.Image | ValueError:
         try:
             return gallery.image(row, side)

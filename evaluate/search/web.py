@@ -70,7 +70,7 @@ class BadRequestError(ValueError):
 
 def make_app(site: Site, hosts: Sequence[str]) -> Starlette:
     """The web application. `hosts`: names under which it may be addressed, so that no other page
-    can reach it under a name of its own.
+    can reach it under a name of its own (DNS rebinding).
     """
     page = (files("evaluate.search") / PAGE).read_text()
     answers = _Answers(site)
@@ -79,6 +79,7 @@ def make_app(site: Site, hosts: Sequence[str]) -> Starlette:
         return HTMLResponse(page, headers=PROTECTION)
 
     async def add(request: Request) -> Response:
+        # Refused by its announced size, before the body is in memory.
         size = int(request.headers.get("content-length") or 0)
         if size > MOST_UPLOADED_BYTES:
             return _refused(f"the image has {size} bytes: at most {MOST_UPLOADED_BYTES} are taken")
@@ -110,6 +111,7 @@ def make_app(site: Site, hosts: Sequence[str]) -> Starlette:
 
 async def _answer(answer: Callable[[], Response]) -> Response:
     """Work in a thread; what cannot be answered becomes a line of text with its status."""
+    # A model works for seconds: on the event loop, every other request would wait for it.
     try:
         response = await run_in_threadpool(answer)
     except LookupError as error:

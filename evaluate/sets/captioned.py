@@ -29,7 +29,11 @@ from evaluate.sets.packed import IMAGE_KINDS, tar_samples, tars_of_split
 SPLITS = ("test", "val")
 TABLES = (".csv", ".tsv", ".jsonl", ".json")
 LONGEST_UNNAMED_JSON = 32_000_000
+"""Bytes up to which a file is opened to see whether it lists captions, when its name does not say
+so: instances_train2017.json of COCO has 450 MB.
+"""
 PUBLISHED_CAPTIONS = 5
+"""Captions per image in published figures: COCO has images with six and seven."""
 
 
 class Entry(NamedTuple):
@@ -75,9 +79,7 @@ def _captioned(
         captions.setdefault(_locate(tree, listing, entry), []).extend(texts)
 
     notes = dict(facts.notes) | {"listing": PurePosixPath(listing).name}
-    if (
-        facts.published
-    ):  # COCO has images with six and seven captions, of which published figures use five
+    if facts.published:
         captions = {name: texts[:PUBLISHED_CAPTIONS] for name, texts in captions.items()}
         notes["captions"] = f"the first {PUBLISHED_CAPTIONS} of each image"
     if len(captions) < len(entries):
@@ -93,6 +95,7 @@ def _retrieval_set(
     facts: Facts, images: Images, split: str, captions: Sequence[Sequence[str]]
 ) -> RetrievalSet:
     """Captions without repetitions within an image, flat, with the image that each describes."""
+    # A caption that an image has twice would find its copy as a sibling: a hit for nothing.
     distinct = [list(dict.fromkeys(texts)) for texts in captions]
     owners = np.repeat(np.arange(len(distinct)), [len(texts) for texts in distinct])
     return RetrievalSet(
@@ -204,6 +207,7 @@ def _annotated(tree: Tree, listing: str, content: dict[str, Any], kind: str) -> 
 
 def _tables(tree: Tree) -> list[str]:
     """Files that may list images with captions."""
+    # Of text files, only those that say so: others are lists of names, or captions beside images.
     named = [
         name for name in tree.with_suffix(".txt") if "caption" in PurePosixPath(name).name.lower()
     ]

@@ -49,7 +49,8 @@ def open_masks(tree: Tree, facts: Facts, variant: str = "") -> SegmentationSet:
     counted = {value: name for value, name in named.items() if value not in ignored}
     names = checked_names(f"{listing} of {tree.root}", list(counted.values())) if counted else ()
 
-    # The first name of a list is the background's, whatever it is called ("null", "void").
+    # The first name of a list is the background's, whatever it is called ("null", "void"). In other
+    # files, only the class called "background" is.
     called = next((label for label, each in enumerate(names) if "background" in each), None)
     background = 0 if is_list else called
 
@@ -59,6 +60,7 @@ def open_masks(tree: Tree, facts: Facts, variant: str = "") -> SegmentationSet:
             "the background and what is ignored is required; add it"
         )
 
+    # Labels count without gaps: of the mask values 1, 2, 4, the last one is label 2.
     values = {value: label for label, value in enumerate(counted)}
     return SegmentationSet(
         facts,
@@ -94,6 +96,7 @@ def _groups(tree: Tree, listing: str, names: ClassNames) -> dict[str, tuple[int,
 
 def _same_stems(tree: Tree, root: PurePosixPath) -> tuple[list[str], list[str]]:
     """Images and masks below `root` whose paths in their folders agree but for the suffix."""
+    # Of the usual names of each folder, the first that has an image.
     folders = [
         next((name for name in options if image_names(tree, f"{root / name}/")), options[0])
         for options in (IMAGE_FOLDERS, MASK_FOLDERS)

@@ -29,9 +29,12 @@ def open_foils(tree: Tree, facts: Facts, split: str = "auto") -> RetrievalSet:
                     f"record {place} of {listing} in {tree.root} is {row}: {', '.join(FIELDS)} are "
                     "required, each a text; correct it"
                 )
+
+            # The files of all kinds share images: each image is one item, with all its pairs.
             image = _locate(tree, listing, texts[0])
             pairs.setdefault(image, []).append((texts[1], texts[2]))
 
+    # Flat, image by image: with 2 pairs and 1 pair, owners are [0, 0, 1].
     owners = np.repeat(np.arange(len(pairs)), [len(each) for each in pairs.values()])
     captions, foils = zip(*(pair for each in pairs.values() for pair in each), strict=True)
     kinds = ", ".join(PurePosixPath(name).stem for name in listings)

@@ -17,7 +17,7 @@ from curation.pairs.images import IMAGE_SUFFIXES, ImageError, decode
 from curation.pairs.ranges import ByteRange
 from curation.pairs.tree import Tree
 
-MAX_PIXELS = 256_000_000
+MAX_PIXELS = 256_000_000  # 768 MB of RGB
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Images:
         if self.pixels is not None:
             return Image.fromarray(self.pixels[index])
 
+        # Four times the pixels that the pool allows, and any aspect: every image of a set counts.
         try:
             image = decode(self.parts[index].read(), MAX_PIXELS, max_aspect=math.inf)
         except ImageError as error:

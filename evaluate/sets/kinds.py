@@ -90,6 +90,7 @@ def split_name(name: str) -> tuple[Task, str]:
     """The task that a set's name begins with, and the variant behind its @: both of
     segmentation_voc@20.
     """
+    # With the underscore, "retrievals" is not taken for a set of the task retrieval.
     base, _, variant = name.partition("@")
     for task in TASKS:
         if base == task or base.startswith(f"{task}_"):

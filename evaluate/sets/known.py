@@ -32,7 +32,7 @@ from evaluate.sets.kinds import (
 )
 from evaluate.sets.masks import evenly_spaced
 
-CHECKED_MASKS = 16
+CHECKED_MASKS = 16  # evenly spaced over the set, before anything is encoded
 WNID_IMAGE = r"(^|/)n\d{8}/[^/]+\.\w+$"
 
 logger = logging.getLogger(__name__)
@@ -235,11 +235,13 @@ def _open(task: Task, path: Path, variant: str, *arguments: object) -> Any:
             f"{path}@{variant}: {row.name} has no variant {variant!r}: it has {choices}; correct it"
         )
 
+    # The usual variant is part of the name too: "pascal-voc-21" must not be compared with "-20".
     chosen = variant or row.variants[0]
     name = f"{row.name}-{chosen}" if chosen else row.name
     facts = Facts(name, row.published, row.templates)
     logger.info("evaluation_set=%s recognized_as=%s", path.name, name)
 
+    # Openers of retrieval take a split, others the variant, if their sets have several.
     return row.open(tree, facts, *(arguments or ((chosen,) if len(row.variants) > 1 else ())))
 
 
@@ -258,6 +260,8 @@ def _tree(path: Path) -> Tree:
 
 def recognize(task: Task, tree: Tree) -> Known:
     """The first row of a task all of whose patterns match a file."""
+    # One search per pattern over all names at once, a line each: a set has millions of files, and ^
+    # and $ are the ends of a line. The last row of each task has no pattern and fits anything.
     root = absolute(tree.root).name
     paths = "\n".join(f"{root}/{name}" for name in tree.files)
     rows = [row for row in KNOWN if row.task == task]
@@ -286,6 +290,7 @@ def check_masks(dataset: SegmentationSet, most: int = CHECKED_MASKS) -> None:
         mapped(dataset, index, raw)
         values.update(int(value) for value in np.unique(raw))
 
+    # Masks that count from 1 under names that count from 0: the last value occurs, the first never.
     known = sorted(dataset.values)
     if known[0] == 0 and not dataset.facts.published and 0 not in values and known[-1] in values:
         logger.warning(
@@ -311,6 +316,8 @@ def load_mask(
 
 def mapped(dataset: SegmentationSet, index: int, raw: np.ndarray) -> Int32[np.ndarray, "h w"]:
     """Mask values to classes. ValueError names a value that is neither a class nor ignored."""
+    # Each distinct value is looked up once, instead of each pixel; `places` says which distinct
+    # value a pixel has.
     present, places = np.unique(raw, return_inverse=True)
     classes = np.full(len(present), IGNORED, np.int32)
     for number, value in enumerate(present.tolist()):

@@ -24,6 +24,7 @@ TEMPLATES = "zeroshot_classification_templates.txt"
 
 def open_cifar(tree: Tree, facts: Facts, variant: str = "") -> ClassificationSet:
     """CIFAR-10's or CIFAR-100's test images as their Python archives hold them."""
+    # Both archives have one layout with other names; CIFAR-100 also has coarse labels.
     is_ten = tree.outermost("test_batch") is not None
     batch, meta = ("test_batch", "batches.meta") if is_ten else ("test", "meta")
     data, names = (_unpickled(tree, str(tree.outermost(name))) for name in (batch, meta))
@@ -59,9 +60,10 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "numpy" and name in self.ALLOWED:
+            # NumPy 2 has renamed the module that old pickles name.
             module = module.replace("numpy.core", "numpy._core")
             return super().find_class(module, name)
-        if (module, name) == ("_codecs", "encode"):
+        if (module, name) == ("_codecs", "encode"):  # bytes, in pickles of protocol 2
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a data file")
 
@@ -128,6 +130,7 @@ def open_webdataset(tree: Tree, facts: Facts, variant: str = "") -> Classificati
 
 
 def tars_of_split(tree: Tree) -> list[str]:
+    """The tars below a folder test, else val or validation; all tars without such a folder."""
     tars = tree.with_suffix(".tar")
     for split in ("test", "val", "validation"):
         chosen = [name for name in tars if split in PurePosixPath(name).parts[:-1]]
@@ -138,6 +141,8 @@ def tars_of_split(tree: Tree) -> list[str]:
 
 def tar_samples(path: Path) -> list[tuple[str, Mapping[str, ByteRange]]]:
     """(key, files by extension) of a WebDataset tar, in its order."""
+    # A sample's key ends at the first dot of the base name: "a/1.seg.png" is the file "seg.png" of
+    # the sample "a/1". Dots in folders do not count.
     samples: dict[str, dict[str, ByteRange]] = {}
     for member in tar_members(path):
         folder, _, base = member.name.rpartition("/")
