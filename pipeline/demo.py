@@ -56,6 +56,7 @@ def serve(recipe: Recipe, options: Namespace, console: Console) -> int:
     _check_free(host, port)
     site = make_site(recipe, options, console)
 
+    # On all interfaces, the machine's names are not known: then any name is answered.
     hosts = [host, "localhost", "127.0.0.1"] if host != "0.0.0.0" else ["*"]
     app = make_app(site, hosts)
     console.print(
@@ -71,6 +72,7 @@ def serve(recipe: Recipe, options: Namespace, console: Console) -> int:
 def _check_free(host: str, port: int) -> None:
     """ValueError where the port cannot be had, before minutes go into an index."""
     with socket.socket() as probe:
+        # As the server does it: a port that was closed a moment ago is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -86,6 +88,7 @@ def make_site(recipe: Recipe, options: Namespace, console: Console) -> Site:
     store = Store(options.workspace)
     by_label = {step.label: step for step in in_order(build_steps(recipe))}
     trained = [step for step in by_label.values() if step.name == "train" and store.record(step)]
+    # One index per model, all of the same images: rows are the same, vectors are not.
     folder = absolute(Path(options.images)) if options.images else None
     indexes = [_index_step(recipe, step, by_label["embed"], folder) for step in trained]
     for step in indexes:
@@ -125,6 +128,7 @@ def build(step: Step, store: Store, console: Console) -> None:
         if store.record(step):
             return
 
+        # Files that an earlier try left half written are removed.
         out = store.partial(step)
         store.make_folder(out)
         remove_torn(out)
@@ -142,6 +146,7 @@ def build(step: Step, store: Store, console: Console) -> None:
 
 def _images(folder: Path, index: Path) -> Images:
     """The images of a folder that the index has, in its order. ValueError where one is gone."""
+    # Images that could not be decoded have no row in the index.
     images = list_images(folder)
     places = {name: place for place, name in enumerate(images.names)}
     names = read_names(index)
@@ -195,6 +200,7 @@ def _fates(
         for step in trained
     }
 
+    # Reading a decision opens files of curation, and a page asks for the same image often.
     @cache
     def fates(key: str) -> list[Fate]:
         return [_fate(model, why(folder, key)) for model, folder in folders.items()]
@@ -230,6 +236,7 @@ def _fate(model: str, decision: Mapping[str, Any]) -> Fate:
 
 def _examples(collection: Collection) -> list[str]:
     """Short captions of the pool, evenly spread; none for a folder."""
+    # Eight times as many rows as examples: captions may be too long for a button, or repeat.
     gallery = collection.gallery
     rows = np.linspace(0, len(gallery) - 1, 8 * NUM_EXAMPLES).astype(int)
     captions = dict.fromkeys(gallery.caption(row) for row in rows.tolist())

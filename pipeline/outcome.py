@@ -57,6 +57,7 @@ def read_outcome(ordered: Sequence[Step], store: Store) -> Outcome:
             continue
         data[step.label] = list(_read_by(step, store))
         if step.name == "evaluate":
+            # MLflow refuses names of metrics with an @, which labels of arms have.
             metrics |= {
                 f"{step.label}/{name}".replace("@", "."): value
                 for name, value in record.summary.items()
@@ -78,6 +79,7 @@ def results_by_model(ordered: Sequence[Step], store: Store) -> dict[str, list[Re
 
 def scored_models(ordered: Sequence[Step], store: Store) -> dict[str, Step]:
     """The evaluations that are finished, by the names of their models."""
+    # The main arm has a label without an arm's name: beside others it is called by its arm.
     done = [step for step in ordered if step.name == "evaluate" and store.record(step)]
     name = "curated" if len(done) > 1 else "model"
     return {step.label.partition("@")[2] or name: step for step in done}
@@ -128,6 +130,7 @@ def _note(ordered: Sequence[Step], store: Store, report: Path | None) -> str:
     lines = as_markdown(results_by_model(ordered, store)).splitlines() if ordered else []
     shown = list[str]()
     for line in lines:
+        # The characters so far, a line end after each, and this line.
         if sum(map(len, shown)) + len(shown) + len(line) > NOTE_CHARS:
             shown += ["", "The report has the rest."]
             break

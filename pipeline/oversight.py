@@ -50,6 +50,8 @@ def status_rows(steps: Sequence[Step], store: Store) -> list[dict]:
 
     rows = []
 
+    # Outputs under other settings stand below the recipe's own of their kind, where people compare
+    # them.
     for index, step in enumerate(steps):
         folder = store.folder(step)
         row = _row(step.label, folder.name, _state(step, store), True, records.get(folder))
@@ -149,6 +151,7 @@ def _ray_row(job: RayJob, seen: ray_jobs.RayJobState) -> dict:
 
 def _job_row(job: SubmittedJob, state: JobState | None) -> dict:
     """A job in JSON's words."""
+    # The last start decides: earlier ones may have ended with errors that a restart cured.
     log = last_log(job)
     error = "".join(FATAL.findall(log.read_text(errors="replace"))[-1:]) if log else ""
     seen = state or JobState("UNKNOWN")
@@ -191,6 +194,7 @@ def status_table(rows: Sequence[Mapping], console: Console) -> None:
     table.add_column()
 
     for row in rows:
+        # What the output says comes first; the job fills in what is not known yet.
         took = duration(row["seconds"]) if row["state"] == "done" else ""
         text = headline(row["summary"])
         cells = list[str]()
@@ -202,6 +206,7 @@ def status_table(rows: Sequence[Mapping], console: Console) -> None:
         padding = [""] * (len(columns) - len(cells))
         table.add_row(row["step"], row["fingerprint"], _word(row), took, *cells, *padding, one_line)
 
+    # A job can have several steps, and so several rows: its remedy is printed once.
     console.print(table)
     for job in {
         job["id"]: job for job in jobs if job["remedy"] and not _is_done(job, rows)
@@ -236,6 +241,7 @@ def _job_cells(job: Mapping) -> list[str]:
 
 def _word(row: Mapping) -> str:
     """The state of a step in a word: that of its output, or of the job that makes it."""
+    # The output decides: a job may have failed after it had finished this step.
     job = row.get("job")
     if row["state"] in ("done", "damaged") or not job:
         return str(row["state"]) + ("" if row["current"] else ", other settings")
@@ -258,16 +264,18 @@ def watch(read: Iterator[list[dict]], console: Console) -> None:
 
 def logs_of(job: SubmittedJob) -> list[Path]:
     """The logs of all starts of a job, oldest first."""
-    found = {path: LOG.fullmatch(path.name) for path in job.folder.glob("*.log")}
-    ours = [path for path, match in found.items() if match and match.group(1) == job.id]
+    matches = {path: LOG.fullmatch(path.name) for path in job.folder.glob("*.log")}
+    ours = [path for path, match in matches.items() if match and match.group(1) == job.id]
+
+    # By number: as text, start 10 would come before start 2.
     return sorted(ours, key=lambda path: int(path.name.split(".")[1]))
 
 
 def last_log(job: SubmittedJob) -> Path | None:
     """The log of the last start; what SLURM itself wrote where the job never got to its own."""
     starts = logs_of(job)
-    said = job.folder / f"{job.id}_0_log.out"
-    return starts[-1] if starts else said if said.exists() else None
+    log_of_slurm = job.folder / f"{job.id}_0_log.out"
+    return starts[-1] if starts else log_of_slurm if log_of_slurm.exists() else None
 
 
 def print_logs(job: SubmittedJob, follow: bool, console: Console) -> None:
@@ -275,12 +283,17 @@ def print_logs(job: SubmittedJob, follow: bool, console: Console) -> None:
     printed = dict[Path, int]()
     while True:
         is_over = not follow or not _is_active(job)  # asked first, so that the last lines are read
-        said = [job.folder / f"{job.id}_0_log.out"]
-        for path in (*logs_of(job), *(path for path in said if path.exists() and is_over)):
+
+        # What SLURM itself wrote is complete when the job has ended, and is printed last.
+        log_of_slurm = job.folder / f"{job.id}_0_log.out"
+        last = [log_of_slurm] if is_over and log_of_slurm.exists() else []
+        for path in (*logs_of(job), *last):
             if path not in printed:
                 console.print(
                     f"[bold]==> {escape(str(path))} <==[/bold]", soft_wrap=True, highlight=False
                 )
+
+            # Only what is new since the last turn. Bytes, because a character may be cut in two.
             with path.open("rb") as file:
                 file.seek(printed.get(path, 0))
                 text = file.read()

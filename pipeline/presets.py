@@ -18,6 +18,9 @@ from train.config import (
     VisionConfig,
 )
 
+# Blocks of the vision head need all patches, and pooled embeddings hold only their mean: recipes
+# with content="pooled" have no blocks.
+
 QUICKSTART = Recipe(
     name="quickstart",
     description="emoji drawings of five vendors, scored on the drawings of two others; minutes "
@@ -62,6 +65,7 @@ DEBUG = Recipe(
         scenes=4,
         tar_rows=256,
     ),
+    # 56 px are 4 x 4 patches of 14, which the stored grid pools two by two.
     embed=EmbedConfig(
         backbone=BackboneConfig(name="random-vit", image_size=56), content="grid", grid=2
     ),
@@ -152,6 +156,7 @@ VITL14 = Recipe(
             resampling=(0, 9, 9, 9),
             nearest=(1, 10, 5, 3),
         ),
+        # As many clusters as MetaCLIP's metadata have entries, and its share of pairs in the tail.
         text=CaptionClustersConfig(
             levels=LevelsConfig(clusters=(500_000,), split=(100,)), tail_share=0.06
         ),

@@ -79,8 +79,10 @@ def submit_to_ray(
     prints = {step.label: step.fingerprint for step in todo}
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     job = RayJob(number, recipe.name, options.cluster, prints, now, folder)
-    kept = {name: value for name, value in asdict(job).items() if name != "folder"}
-    write_atomic(folder / RAY_JOB, json.dumps(kept, indent=1))
+
+    # Without the folder, which the file's own place says: a workspace may be moved.
+    facts = {name: value for name, value in asdict(job).items() if name != "folder"}
+    write_atomic(folder / RAY_JOB, json.dumps(facts, indent=1))
     console.print(
         f"Ray job [b]{number}[/b]  {escape(', '.join(prints))}\n"
         f"`{escape(again(options, 'logs', todo[0].label, '--follow'))}` shows its output, "
@@ -106,6 +108,7 @@ def refuse_twice_on_ray(todo: Sequence[Step], store: Store) -> None:
 
 def latest_ray_jobs(store: Store) -> dict[str, RayJob]:
     """The Ray job that last had to make an output, by the output's fingerprint."""
+    # Folders sort by their time: a later job takes the place of an earlier one.
     latest = dict[str, RayJob]()
     for file in sorted((store.workspace / JOBS).glob(f"*/{RAY_JOB}")):
         job = RayJob(**json.loads(file.read_text()), folder=file.parent)

@@ -23,12 +23,16 @@ def results_by_seed(step: Step, store: Store) -> dict[int, Sequence[Result]]:
     if not isinstance(model, Output):
         return {}
 
+    # The same evaluation of another model: equal in all but the input "model", whose training is
+    # equal in all but the seed.
     records = store.records()
     seeds = _seeds_of(model.step, records)
     wanted = (identity(step.config), _without(step.input_identities(), MODEL))
     results = {}
 
+    # Records are sorted by their end: where a seed was evaluated twice, the newer one counts.
     for record in records:
+        # An output as input is [fingerprint of its step, path in it]; a file is a digest.
         trained = record.inputs.get(MODEL, ("",))
         if record.step != step.name or not isinstance(trained, list) or trained[0] not in seeds:
             continue
@@ -40,6 +44,7 @@ def results_by_seed(step: Step, store: Store) -> dict[int, Sequence[Result]]:
 
 def _seeds_of(train: Step, records: Sequence[Record]) -> dict[str, int]:
     """The seed of each training, by fingerprint, that is as this one otherwise."""
+    # Identities leave out machine facts: a run on other workers is still the same training.
     config = identity(train.config)
     assert isinstance(config, dict)
     wanted = (_without(config, SEED), train.input_identities())
