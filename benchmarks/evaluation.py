@@ -131,7 +131,7 @@ def _our_recalls(
     images: Float[Tensor, "n d"], captions: Float[Tensor, "m d"], owners: Int64[np.ndarray, " m"]
 ) -> dict[str, float]:
     tallies = recall_tallies(images, captions, owners)
-    return {name: tally.value for name, tally in tallies.items() if not tally.is_median}
+    return {name: tally.value for name, tally in tallies.items() if tally.statistic == "mean"}
 
 
 def _peer_recalls(

@@ -37,8 +37,14 @@ from evaluate.results import Result, examples_folder, result_file, write_flat
 from evaluate.retrieval import chance_recalls, retrieve
 from evaluate.segmentation import Segmented, segment, segmentation_baselines
 from evaluate.sets.kinds import ClassNames, Facts, split_name
-from evaluate.sets.known import open_classification, open_retrieval, open_segmentation
+from evaluate.sets.known import (
+    open_classification,
+    open_retrieval,
+    open_segmentation,
+    open_similarity,
+)
 from evaluate.sets.masks import evenly_spaced
+from evaluate.similarity import compare_sentences
 from evaluate.tallies import write_result
 from evaluate.views import View, choose_view
 
@@ -63,8 +69,8 @@ class Measured:
 def run(
     config: EvaluateConfig, *, out: Path, model: Path | None = None, **inputs: Path
 ) -> dict[str, float]:
-    """Evaluate `model`, or open_clip's, on every set named classification, retrieval or
-    segmentation (any _suffix).
+    """Evaluate `model`, or open_clip's, on every set named classification, retrieval,
+    segmentation or similarity (any _suffix).
 
     `templates` among the inputs is a file of prompt templates. Returns every metric as
     "<set>/<metric>", and how many sets could not be scored as "failed_sets". Results that `out`
@@ -110,7 +116,7 @@ def evaluate_sets(
             Pool(
                 Evaluator, *arguments, resources=config.resources, max_workers=len(missing)
             ) as pool,
-            progress(sum(sizes.values()), "evaluate", unit="images") as meter,
+            progress(sum(sizes.values()), "evaluate", unit="items") as meter,
         ):
             for name, _ in pool.map("evaluate_counted", missing, on_count=meter.under_way):
                 meter(sizes[name])
@@ -166,11 +172,15 @@ def _chosen(config: EvaluateConfig, inputs: Mapping[str, Path]) -> list[str]:
 
 
 def _size(config: EvaluateConfig, name: str, path: Path) -> int:
-    """Images of a set, for the progress; 0 where it cannot be opened, which its result will say."""
+    """Images or pairs of sentences of a set, for the progress; 0 where it cannot be opened, which its
+    result will say.
+    """
     task, variant = split_name(name)
     try:
         if task == "retrieval":
             return len(open_retrieval(path, config.split, variant).images)
+        if task == "similarity":
+            return len(open_similarity(path, variant).sentences)
         opened = open_classification if task == "classification" else open_segmentation
         return len(opened(path, variant).images)
     except ValueError:
@@ -229,6 +239,9 @@ class Evaluator:
         pictures = examples_folder(self._out, name)
         pictures.mkdir(parents=True, exist_ok=True)
         task, _ = split_name(name)
+        if task == "similarity":
+            return _similarity(self._encoder, name, self._inputs, self._advance)
+
         common = (self._encoder, name, self._inputs, self._config, pictures, self._advance)
         if task == "segmentation":
             return _segmentation(*common)
@@ -248,14 +261,18 @@ class Evaluator:
             metrics[metric] = {**interval._asdict(), "n": len(tally.hits)}
 
         path = self._inputs[name]
-        intervals = (
-            "95 %: Wilson for one trial per image, else bootstrap over images "
-            f"({config.bootstrap_samples})"
-        )
-        shared = {"intervals": intervals, "ties": "expected value under random order"}
+        task, _ = split_name(name)
+        samples = config.bootstrap_samples
+        shared = {
+            "intervals": "95 %: Wilson for one trial per image, else bootstrap over images "
+            f"({samples})",
+            "ties": "expected value under random order",
+        }
+        if task == "similarity":
+            shared = {"intervals": f"95 %: bootstrap over pairs of sentences ({samples})"}
         return {
             "set": name,
-            "task": split_name(name)[0],
+            "task": task,
             "error": error,
             "metrics": metrics,
             "baselines": measured.baselines,
@@ -355,6 +372,24 @@ def _retrieval(
 
     chance = chance_recalls(dataset.owners) | ({"foil_accuracy": 0.5} if dataset.foils else {})
     return Measured(result.tallies, {"chance": chance}, sizes, protocol)
+
+
+def _similarity(
+    encoder: Encoder, name: str, inputs: Mapping[str, Path], advance: Callable[[int], None]
+) -> Measured:
+    dataset = open_similarity(inputs[name], split_name(name)[1])
+    tallies = compare_sentences(encoder, dataset, advance)
+    protocol: dict[str, object] = {
+        "set": dataset.facts.kind,
+        **dataset.facts.notes,
+        "similarity": "Spearman's rank correlation of cosines with scores",
+        "text": "whole text vector",
+        "ties": "equal values share their mean rank",
+    }
+
+    # Cosines in random order correlate with nothing.
+    sizes = {"pairs of sentences": len(dataset.sentences)}
+    return Measured(tallies, {"chance": {"spearman": 0.0}}, sizes, protocol)
 
 
 def _segmentation(

@@ -18,13 +18,13 @@ from curation.pairs.sample import Pair, parts_of_pairs
 from curation.pairs.sources import checked, open_source
 from curation.pairs.tree import open_tree
 from evaluate.sets.images import Images
-from evaluate.sets.kinds import RetrievalSet, Task
+from evaluate.sets.kinds import ImageTask, RetrievalSet
 from evaluate.sets.known import open_classification, open_retrieval, open_segmentation
 
 MASKS = "masks"
 
 
-def list_images(task: Task | None, variant: str, path: Path, split: str) -> Source:
+def list_images(task: ImageTask | None, variant: str, path: Path, split: str) -> Source:
     """The images of a set as a source to embed; ValueError when evaluation could not read it
     either.
 

@@ -8,16 +8,19 @@ same resamples of two models give the interval of their difference.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.ndimage
 import scipy.sparse
 import torch
 from jaxtyping import Bool, Float, Float64, Int32, Int64, Integer
+from scipy.stats import rankdata
 from torch import Tensor
 
 from evaluate.sets.kinds import IGNORED
+
+Statistic = Literal["mean", "median", "spearman"]
 
 Z_95 = 1.959963984540054
 """95 % of a normal distribution lie within this many standard deviations of its mean."""
@@ -44,8 +47,10 @@ class Tally:
     """The column that each item counts in, where every item has one alone; hits and trials then
     have one column.
     """
-    is_median: bool = False
-    """The value is the median of the hits, as of ranks."""
+    statistic: Statistic = "mean"
+    """mean: the ratio of hits to trials, averaged over columns. median: that of the hits, as of
+    ranks. spearman: the rank correlation of the hits (cosines) with the trials (a set's scores).
+    """
 
     @property
     def value(self) -> float:
@@ -79,8 +84,8 @@ def estimate(tally: Tally, samples: int, seed: int) -> Estimate:
     The bootstrap (Efron 1979) draws `samples` times as many items as there are, with replacement,
     and takes the metric's quantiles at 2.5 % and 97.5 %. The same seed gives the same interval.
     """
-    is_proportion = tally.columns is None and not tally.is_median and tally.trials.shape[1] == 1
-    if is_proportion and bool((tally.trials == 1).all()):
+    is_mean = tally.statistic == "mean" and tally.columns is None and tally.trials.shape[1] == 1
+    if is_mean and bool((tally.trials == 1).all()):
         return wilson(float(tally.hits.sum()), len(tally.trials))
 
     values = [_resampled(tally, weights) for weights in _resamples(len(tally.hits), samples, seed)]
@@ -158,8 +163,10 @@ def _resampled(
     tally: Tally, weights: Float64[np.ndarray, "resamples items"]
 ) -> Float64[np.ndarray, " resamples"]:
     """The metric's value where item i counts weights[:, i] times."""
-    if tally.is_median:
+    if tally.statistic == "median":
         return _medians(tally.hits[:, 0], weights)
+    if tally.statistic == "spearman":
+        return _rank_correlations(tally.hits[:, 0], tally.trials[:, 0], weights)
     return _mean_ratio(
         _by_column(tally, tally.hits, weights), _by_column(tally, tally.trials, weights)
     )
@@ -208,6 +215,26 @@ def _medians(
 
     # Of booleans, argmax gives the first that is true.
     return values[order[(below >= below[:, -1:] / 2).argmax(1)]]
+
+
+def _rank_correlations(
+    values: Float64[np.ndarray, " items"],
+    scores: Float64[np.ndarray, " items"],
+    weights: Float64[np.ndarray, "resamples items"],
+) -> Float64[np.ndarray, " resamples"]:
+    """Spearman's correlation of values with scores: Pearson's of their ranks, where equal ones share
+    their mean rank; 0 where either is constant.
+    """
+    # An item of weight 3 is drawn three times: weights 1 0 2 are the items 0 2 2.
+    items = np.arange(len(values))
+    drawn = np.stack([np.repeat(items, row) for row in weights.astype(np.int64)])
+    first, second = (
+        ranked - ranked.mean(1, keepdims=True)
+        for ranked in (rankdata(each[drawn], axis=1) for each in (values, scores))
+    )
+
+    scale = np.sqrt((first**2).sum(1) * (second**2).sum(1))
+    return (first * second).sum(1) / np.where(scale > 0, scale, 1)
 
 
 class Ranks(NamedTuple):

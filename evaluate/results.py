@@ -24,8 +24,8 @@ class Result(TypedDict):
     error: str
     """Why the set could not be scored; empty when it was."""
     metrics: dict[str, dict[str, float]]
-    """value, low and high (the limits of the 95 % interval) and n, the number of items, by
-    metric.
+    """value, low and high (the limits of the 95 % interval) and n, the number of items (images, or
+    pairs of sentences), by metric.
     """
     baselines: dict[str, dict[str, float]]
     sizes: dict[str, int]

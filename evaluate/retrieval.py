@@ -156,7 +156,7 @@ def foil_tallies(
 
 
 def _median(ranks: Float[np.ndarray, " n"]) -> Tally:
-    return Tally(ranks[:, None], np.ones((len(ranks), 1)), is_median=True)
+    return Tally(ranks[:, None], np.ones((len(ranks), 1)), statistic="median")
 
 
 def chance_recalls(owners: Int64[np.ndarray, " captions"]) -> dict[str, float]:

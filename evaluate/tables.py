@@ -34,6 +34,7 @@ METRIC_NAMES = {
     "mean_accuracy": "accuracy, mean over classes",
     "boundary_f1": "boundary F1",
     "name_ap": "average precision of single names",
+    "spearman": "Spearman correlation × 100",
 }
 RANKS = ("text_to_image_median_rank", "image_to_text_median_rank")
 """Metrics that are no shares: a small one is good, and it is shown as it is."""

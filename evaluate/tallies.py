@@ -20,7 +20,7 @@ def write_result(out: Path, result: Result, tallies: Mapping[str, Tally]) -> Non
         arrays |= {
             f"{name}/hits": tally.hits,
             f"{name}/trials": tally.trials,
-            f"{name}/is_median": np.array(tally.is_median),
+            f"{name}/statistic": np.array(tally.statistic),
         }
         if tally.columns is not None:
             arrays[f"{name}/columns"] = tally.columns
@@ -44,7 +44,7 @@ def read_tallies(out: Path, name: str) -> dict[str, Tally]:
                 arrays[f"{metric}/hits"],
                 arrays[f"{metric}/trials"],
                 arrays[f"{metric}/columns"] if f"{metric}/columns" in arrays.files else None,
-                bool(arrays[f"{metric}/is_median"]),
+                str(arrays[f"{metric}/statistic"]),  # type: ignore[arg-type]  # written above
             )
             for metric in metrics
         }

@@ -223,6 +223,7 @@ def evaluate(recipe: Recipe, options: Namespace, console: Console) -> int:
             classification=sets["classification"],
             retrieval=sets["retrieval"],
             segmentation=sets["segmentation"],
+            similarity=sets["similarity"],
         ),
         compare=(),
         others=(*models, *recipe.others),

@@ -17,8 +17,8 @@ from curation.encoders.resolve import resolve
 from curation.pairs.config import SourceConfig
 from evaluate.config import ImagesConfig
 from pipeline.inputs import (
+    IMAGE_TASKS,
     OPEN_CLIP,
-    TASKS,
     backbone_of,
     check_named,
     evaluation_sets,
@@ -229,6 +229,8 @@ def _leakage(recipe: Recipe, pool: Step | None) -> dict[str, Output]:
 
     for name, data in sets.items():
         task, variant = split_name(name) if name not in unscored_sets(recipe) else (None, "")
+        if task == "similarity":  # it has no images
+            continue
         config = ImagesConfig(embedding, task, variant, recipe.evaluate.split)
         steps[f"leakage_{name}"] = Output(
             Step("images", f"images@{name}", IMAGES, config, {"source": data})
@@ -240,7 +242,7 @@ def _leakage(recipe: Recipe, pool: Step | None) -> dict[str, Output]:
 def _datasets(recipe: Recipe, pool: Step | None) -> dict[str, Output | Path]:
     """Evaluation sets by task."""
     return (
-        {task: Output(pool, f"{task}.tar") for task in TASKS}
+        {task: Output(pool, f"{task}.tar") for task in IMAGE_TASKS}
         if pool
         else dict(evaluation_sets(recipe))
     )

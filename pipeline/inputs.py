@@ -13,8 +13,14 @@ from cluster.words import nearest
 from curation.encoders.config import BackboneConfig
 from evaluate.image_lists import list_images
 from evaluate.prompts import AUTO, TEMPLATES_INPUT, named_templates
-from evaluate.sets.kinds import TASKS, Task, split_name
-from evaluate.sets.known import open_classification, open_retrieval, open_segmentation, tasks_of
+from evaluate.sets.kinds import IMAGE_TASKS, TASKS, Task, split_name
+from evaluate.sets.known import (
+    open_classification,
+    open_retrieval,
+    open_segmentation,
+    open_similarity,
+    tasks_of,
+)
 from pipeline.recipes import Recipe
 from train.export.names import CONFIG, is_model
 
@@ -114,7 +120,7 @@ def check_evaluation(recipe: Recipe) -> None:
     It reads the names of images, and no pixels but some masks. ValueError lists all problems.
     """
     sets: Mapping[str, Path] = {} if recipe.emoji else evaluation_sets(recipe)
-    names = TASKS if recipe.emoji else tuple(sets)
+    names = IMAGE_TASKS if recipe.emoji else tuple(sets)
     for name in recipe.evaluate.sets:
         if name not in names:
             raise ValueError(
@@ -129,7 +135,9 @@ def check_evaluation(recipe: Recipe) -> None:
             if not recipe.evaluate.sets or name in recipe.evaluate.sets:
                 _open(name, path, recipe.evaluate.split)
             elif not is_leakage_off(recipe):
-                list_images(*split_name(name), path, recipe.evaluate.split)
+                task, variant = split_name(name)
+                if task != "similarity":  # it has no images to look for in the pool
+                    list_images(task, variant, path, recipe.evaluate.split)
         except (ValueError, OSError) as error:
             problems.append(f"{name}: {error}")
 
@@ -159,6 +167,8 @@ def _open(name: str, path: Path, split: str) -> None:
         open_classification(path, variant)
     elif task == "retrieval":
         open_retrieval(path, split, variant)
+    elif task == "similarity":
+        open_similarity(path, variant)
     else:
         open_segmentation(path, variant)
 

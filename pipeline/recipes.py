@@ -36,6 +36,10 @@ class DataConfig:
     """images/, masks/ and labels.json, in a tar or folder; a bare name is looked up beside
     `pairs`.
     """
+    similarity: tuple[str, ...] = ()
+    """Tables of two sentences and a score of how alike they are, as the STS Benchmark; a bare name
+    is looked up beside `pairs`.
+    """
     metadata: str = ""
     """Metadata entries, a text file with one entry per line: captions are balanced over the entries
     instead of over caption clusters.
@@ -89,7 +93,7 @@ class Recipe:
         check_ranges(self, "recipe")
 
         # Data that the user names would be ignored: say so. `leakage off` is no data.
-        own = ("pairs", "classification", "retrieval", "segmentation", "leakage")
+        own = ("pairs", "classification", "retrieval", "segmentation", "similarity", "leakage")
         named = [name for name in own if getattr(self.data, name) not in ("", (), ("off",))]
         if self.emoji and named:
             raise ValueError(

@@ -1,5 +1,5 @@
 """What an evaluation set is, by task: images with a class, with captions, or with a class per
-pixel.
+pixel; or pairs of sentences.
 """
 
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from evaluate.sets.images import Images
 from evaluate.sets.masks import Masks
@@ -15,7 +15,9 @@ from evaluate.sets.masks import Masks
 IGNORED = -1
 """Label of pixels that count nowhere."""
 
-Task = Literal["classification", "retrieval", "segmentation"]
+ImageTask = Literal["classification", "retrieval", "segmentation"]
+Task = Literal["classification", "retrieval", "segmentation", "similarity"]
+IMAGE_TASKS: tuple[ImageTask, ...] = get_args(ImageTask)
 TASKS: tuple[Task, ...] = get_args(Task)
 ClassNames = tuple[tuple[str, ...], ...]
 """The names of each class, the first of which is shown."""
@@ -79,6 +81,15 @@ class SegmentationSet:
     ignores_rest: bool = False
     background: int | None = None
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SimilaritySet:
+    """Pairs of sentences, each with a score of how alike people find them."""
+
+    facts: Facts
+    sentences: tuple[tuple[str, str], ...]
+    scores: Float64[np.ndarray, " n"]
 
 
 def first_names(names: ClassNames) -> tuple[str, ...]:

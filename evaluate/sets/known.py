@@ -20,7 +20,7 @@ from cluster.storage import absolute
 from curation.pairs.images import IMAGE_SUFFIXES
 from curation.pairs.kinds import tree_of
 from curation.pairs.tree import Tree
-from evaluate.sets import captioned, described, foils, labelled, masked, packed
+from evaluate.sets import captioned, described, foils, labelled, masked, packed, scored
 from evaluate.sets.kinds import (
     IGNORED,
     TASKS,
@@ -28,6 +28,7 @@ from evaluate.sets.kinds import (
     Facts,
     RetrievalSet,
     SegmentationSet,
+    SimilaritySet,
     Task,
 )
 from evaluate.sets.masks import evenly_spaced
@@ -206,6 +207,9 @@ KNOWN = (
         ("11", "32"),
     ),
     Known("segmentation", "images and masks", (), described.open_masks, published=False),
+    # Similarity of sentences
+    Known("similarity", "sts-benchmark", (r"/sts-(train|dev|test)\.[ct]sv$",), scored.open_scored),
+    Known("similarity", "sentence pairs", (), scored.open_scored, published=False),
 )
 
 
@@ -224,6 +228,11 @@ def open_segmentation(path: Path, variant: str = "") -> SegmentationSet:
     dataset: SegmentationSet = _open("segmentation", path, variant)
     check_masks(dataset)
     return dataset
+
+
+def open_similarity(path: Path, variant: str = "") -> SimilaritySet:
+    """The scored pairs of sentences of a table, or of the table in a folder or tar."""
+    return _open("similarity", path, variant)
 
 
 def _open(task: Task, path: Path, variant: str, *arguments: object) -> Any:
