@@ -4,8 +4,6 @@ people gave them? It measures the text encoder by itself.
 
 from collections.abc import Callable
 
-import numpy as np
-
 from evaluate.encoder import Encoder
 from evaluate.metrics import Tally
 from evaluate.retrieval import encode_texts

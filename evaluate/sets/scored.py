@@ -55,7 +55,11 @@ def open_scored(tree: Tree, facts: Facts) -> SimilaritySet:
         )
 
     low, high = min(scores), max(scores)
-    notes = {**facts.notes, "listing": PurePosixPath(listing).name, "scores": f"{low:g} to {high:g}"}
+    notes = {
+        **facts.notes,
+        "listing": PurePosixPath(listing).name,
+        "scores": f"{low:g} to {high:g}",
+    }
     facts = Facts(facts.kind, facts.published, facts.templates, notes)
     return SimilaritySet(facts, tuple(sentences), np.array(scores))
 

@@ -143,7 +143,7 @@ def test_vectors_that_cannot_be_compared_are_named(
         (
             (),
             {"detection": "classification"},
-            "names begin with classification, retrieval, segmentation",
+            "names begin with classification, retrieval, segmentation, similarity",
         ),
         ((), {"classification": "absent"}, "no evaluation set at"),
     ],

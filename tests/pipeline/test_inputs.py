@@ -83,6 +83,7 @@ def test_the_task_of_a_known_set_follows_from_its_files(tmp_path: Path) -> None:
         "classification": (paths["imagenet"], paths["own"]),
         "retrieval": (),
         "segmentation": (f"{paths['voc']}@20",),
+        "similarity": (),
     }
     with pytest.raises(
         ValueError,

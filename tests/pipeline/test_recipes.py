@@ -13,7 +13,7 @@ DEBUG = PRESETS["debug"]
 
 
 @pytest.mark.parametrize(
-    "name", ["pairs", "classification", "retrieval", "segmentation", "leakage"]
+    "name", ["pairs", "classification", "retrieval", "segmentation", "similarity", "leakage"]
 )
 def test_recipes_that_make_their_pairs_take_none(name: str) -> None:
     data = DataConfig(**{name: "mine" if name == "pairs" else ("mine",)})
