@@ -15,9 +15,10 @@ from torch.nn.functional import normalize
 
 from evaluate.encoder import Encoder, checked
 from evaluate.features import Shelf, image_vectors
-from evaluate.metrics import Ranks, Tally, expected_hits, ranks
+from evaluate.metrics import Ranks, Tally, expected_hits, less, ranks
 from evaluate.prompts import fill
 from evaluate.sets.kinds import ClassificationSet
+from evaluate.synonyms import SYNONYM_DROP, first_and_last, has_synonyms
 from evaluate.views import UNCUT, View
 
 TEXTS_AT_ONCE = 2048
@@ -91,28 +92,42 @@ def classify(
     ranked = []
     confidence = []
     placed = []
+    # Ranks among the first names alone and among the last ones, where a class has several.
+    alone = first_and_last(owners.tolist()) if has_synonyms(dataset.class_names) else ()
+    placed_alone: list[list[Ranks]] = [[] for _ in alone]
     start = 0
 
     for vectors in image_vectors(encoder, dataset.images, view, batch_size, shelf):
         count = min(batch_size, len(dataset.images) - start)
         vectors = checked(vectors, "images", count, prompts.shape[1])
-        scores = _best_of_names(vectors @ prompts.T, owners, num_classes)
+        by_name = vectors @ prompts.T
+        scores = _best_of_names(by_name, owners, num_classes)
 
         top = scores.topk(first, dim=1)
         ranked.append(top.indices.numpy())
         confidence.append(top.values.numpy())
 
         # A column of targets compared with a row of labels: one right answer in each row.
-        placed.append(ranks(scores, targets[start : start + count] == labels))
+        right = targets[start : start + count] == labels
+        placed.append(ranks(scores, right))
+        for places, several in zip(alone, placed_alone, strict=True):
+            several.append(ranks(by_name[:, places], right))
+
         start += count
         advance(count)
 
-    all_ranks = Ranks(*(np.concatenate(part) for part in zip(*placed, strict=True)))
-    return Classified(
-        np.concatenate(ranked),
-        np.concatenate(confidence),
-        _tallies(all_ranks, dataset.targets, num_classes),
-    )
+    tallies = _tallies(_joined(placed), dataset.targets, num_classes)
+    if alone:
+        by_first, by_last = (
+            _tallies(_joined(several), dataset.targets, num_classes) for several in placed_alone
+        )
+        tallies[SYNONYM_DROP] = less(by_first["top1"], by_last["top1"])
+
+    return Classified(np.concatenate(ranked), np.concatenate(confidence), tallies)
+
+
+def _joined(blocks: Sequence[Ranks]) -> Ranks:
+    return Ranks(*(np.concatenate(part) for part in zip(*blocks, strict=True)))
 
 
 def _best_of_names(

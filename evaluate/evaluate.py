@@ -9,7 +9,7 @@ set that cannot be scored is a result too, with its reason, and all others are s
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,13 +30,13 @@ from evaluate.config import EvaluateConfig, SegmentationConfig
 from evaluate.dinotxt import load_encoder
 from evaluate.encoder import Encoder
 from evaluate.features import Shelf
-from evaluate.metrics import Tally, chance_of_hit, estimate
+from evaluate.metrics import Estimate, Tally, chance_of_hit, estimate, estimate_columns
 from evaluate.openclip import OpenClipEncoder
 from evaluate.prompts import TEMPLATES_INPUT, Prompts, choose_prompts, named_templates
 from evaluate.results import Result, examples_folder, result_file, write_flat
 from evaluate.retrieval import chance_recalls, retrieve
-from evaluate.segmentation import Segmented, segment, segmentation_baselines
-from evaluate.sets.kinds import ClassNames, Facts, split_name
+from evaluate.segmentation import segment, segmentation_baselines
+from evaluate.sets.kinds import Facts, first_names, split_name
 from evaluate.sets.known import (
     open_classification,
     open_retrieval,
@@ -330,22 +330,25 @@ def _classification(
     chance["mean_per_class"] = chance["top1"]
     protocol = {"prompts": prompts.describe(), **_image_protocol(dataset.facts, view)}
     sizes = {"images": len(dataset.images), "classes": num_classes}
-    classes = _class_rows(dataset.class_names, result.tallies["mean_per_class"])
+    names = first_names(dataset.class_names)
+    classes = _column_rows(names, result.tallies["mean_per_class"], config)
 
     return Measured(result.tallies, {"chance": chance}, sizes, protocol, classes)
 
 
-def _class_rows(names: ClassNames, tally: Tally) -> list[dict[str, Any]]:
-    """Name, trials and ratio of each column of a tally."""
-    ratios = tally.per_column()
-    trials = tally.trials_per_column()
+def _column_rows(
+    names: Sequence[str], tally: Tally, config: EvaluateConfig
+) -> list[dict[str, Any]]:
+    """Name, trials, ratio and interval of each column of a tally; None where it was never tried."""
+    estimates = estimate_columns(tally, config.bootstrap_samples, config.seed)
+    columns = zip(names, tally.trials_per_column(), estimates, strict=True)
     return [
         {
-            "name": names[label][0],
-            "n": int(trials[label]),
-            "value": float(ratio) if trials[label] else None,
+            "name": name,
+            "n": int(trials),
+            **(each._asdict() if each else dict.fromkeys(Estimate._fields)),
         }
-        for label, ratio in enumerate(ratios)
+        for name, trials, each in columns
     ]
 
 
@@ -418,7 +421,7 @@ def _segmentation(
         + (" and all without a class" if dataset.ignores_rest else ""),
     }
     sizes = {"images": len(dataset.images), "classes": len(dataset.labels)}
-    classes = _class_rows(dataset.labels, result.tallies["miou"])
+    classes = _column_rows(first_names(dataset.labels), result.tallies["miou"], config)
     # The trials of an IoU are its union; people ask how many pixels a class has.
     for row, pixels in zip(classes, result.pixels.tolist(), strict=True):
         row["n"] = pixels
@@ -426,20 +429,10 @@ def _segmentation(
     baselines = segmentation_baselines(result.pixels, dataset.background)
     names = []
     if "name_ap" in result.tallies:
-        names = _name_rows(result)
+        names = _column_rows(result.names.shown, result.tallies["name_ap"], config)
         baselines["maps_without_heat"] = {"name_ap": result.chance_of_name}
 
     return Measured(result.tallies, baselines, sizes, protocol, classes, names)
-
-
-def _name_rows(result: Segmented) -> list[dict[str, Any]]:
-    """Name, images that show it, and average precision of its heat map."""
-    tally = result.tallies["name_ap"]
-    columns = zip(result.names.shown, tally.per_column(), tally.trials_per_column(), strict=True)
-    return [
-        {"name": name, "n": int(images), "value": float(value) if images else None}
-        for name, value, images in columns
-    ]
 
 
 def _background(config: SegmentationConfig) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evaluate.sets.kinds import IGNORED
 
-Statistic = Literal["mean", "median", "spearman"]
+Statistic = Literal["mean", "median", "difference", "spearman"]
 
 Z_95 = 1.959963984540054
 """95 % of a normal distribution lie within this many standard deviations of its mean."""
@@ -49,7 +49,8 @@ class Tally:
     """
     statistic: Statistic = "mean"
     """mean: the ratio of hits to trials, averaged over columns. median: that of the hits, as of
-    ranks. spearman: the rank correlation of the hits (cosines) with the trials (a set's scores).
+    ranks. difference: the mean of the first half of the columns less that of the second half.
+    spearman: the rank correlation of the hits (cosines) with the trials (a set's scores).
     """
 
     @property
@@ -68,6 +69,15 @@ class Tally:
     def trials_per_column(self) -> Float64[np.ndarray, " columns"]:
         """How much was tried in each column."""
         return _by_column(self, self.trials)[0]
+
+
+def less(first: Tally, second: Tally) -> Tally:
+    """The metric of the first tally less that of the second, on the same items, as one tally."""
+    return Tally(
+        np.concatenate([first.hits, second.hits], axis=1),
+        np.concatenate([first.trials, second.trials], axis=1),
+        statistic="difference",
+    )
 
 
 class Estimate(NamedTuple):
@@ -95,6 +105,43 @@ def estimate(tally: Tally, samples: int, seed: int) -> Estimate:
     # outside the quantiles of its resamples. An interval must hold its value.
     value = tally.value
     return Estimate(value, min(float(low), value), max(float(high), value))
+
+
+def estimate_columns(tally: Tally, samples: int, seed: int) -> list[Estimate | None]:
+    """The ratio of each column with its 95 % interval, by the rules of `estimate`; None where a column
+    was never tried.
+
+    The resamples are those of `estimate`. Those that lack a column say nothing of it, and are left
+    out of its quantiles.
+    """
+    ratios = tally.per_column()
+    trials = tally.trials_per_column()
+    if bool((tally.trials == 1).all()) and (tally.columns is not None or len(ratios) == 1):
+        hits = _by_column(tally, tally.hits)[0]
+        return [
+            wilson(float(right), int(tried)) if tried else None
+            for right, tried in zip(hits, trials, strict=True)
+        ]
+
+    blocks = []
+    for weights in _resamples(len(tally.hits), samples, seed):
+        drawn = _by_column(tally, tally.trials, weights)
+        share = _by_column(tally, tally.hits, weights) / np.where(drawn > 0, drawn, 1)
+        blocks.append(np.where(drawn > 0, share, np.nan))
+
+    # A column that no resample tried has no quantiles but its own ratio.
+    values = np.concatenate(blocks)
+    values = np.where(np.isnan(values).all(0), ratios, values)
+    tried = np.flatnonzero(trials > 0)
+    low, high = np.full((2, len(ratios)), np.nan)
+    low[tried], high[tried] = np.nanquantile(values[:, tried], [0.025, 0.975], axis=0)
+
+    return [
+        Estimate(float(ratio), min(float(bottom), float(ratio)), max(float(top), float(ratio)))
+        if times > 0
+        else None
+        for ratio, bottom, top, times in zip(ratios, low, high, trials, strict=True)
+    ]
 
 
 def wilson(hits: float, trials: int) -> Estimate:
@@ -167,9 +214,16 @@ def _resampled(
         return _medians(tally.hits[:, 0], weights)
     if tally.statistic == "spearman":
         return _rank_correlations(tally.hits[:, 0], tally.trials[:, 0], weights)
-    return _mean_ratio(
-        _by_column(tally, tally.hits, weights), _by_column(tally, tally.trials, weights)
-    )
+
+    hits = _by_column(tally, tally.hits, weights)
+    trials = _by_column(tally, tally.trials, weights)
+    if tally.statistic == "difference":
+        half = hits.shape[1] // 2
+        return _mean_ratio(hits[:, :half], trials[:, :half]) - _mean_ratio(
+            hits[:, half:], trials[:, half:]
+        )
+
+    return _mean_ratio(hits, trials)
 
 
 def _by_column(

@@ -25,7 +25,7 @@ from evaluate.figures import COLORS, training_curves
 from evaluate.metrics import Estimate, paired_difference
 from evaluate.published_figures import Published, published_rows
 from evaluate.results import RESULTS, Result, examples_folder, read_results
-from evaluate.tables import METRIC_NAMES, RANKS, percent, shown, trivial_score
+from evaluate.tables import METRIC_NAMES, RANKS, SMALL_IS_GOOD, percent, shown, trivial_score
 from evaluate.tallies import read_tallies
 
 PAGE = "report.html"
@@ -141,11 +141,13 @@ class Row:
         return _signed(value) if self.is_share else f"{value:+.3g}".replace("-", "−")
 
     def is_better(self, difference: Estimate) -> bool:
-        """Whether the whole interval is on the good side: above zero, or below it for ranks."""
-        return difference.low > 0 if self.is_share else difference.high < 0
+        """Whether the whole interval is on the good side: above zero, or below it where a small
+        value is good.
+        """
+        return difference.high < 0 if self.metric in SMALL_IS_GOOD else difference.low > 0
 
     def is_worse(self, difference: Estimate) -> bool:
-        return difference.high < 0 if self.is_share else difference.low > 0
+        return difference.low > 0 if self.metric in SMALL_IS_GOOD else difference.high < 0
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,8 @@ class Compared:
     rows: Sequence[Row]
     published: Sequence[Published]
     parts: Mapping[str, Sequence[Mapping[str, Any]]]
-    """The best and the worst classes and names of the first arm, with its value and those of the
-    others.
+    """The best and the worst classes and names of the first arm, with its value, those of the others
+    and their intervals.
     """
 
 
@@ -217,9 +219,9 @@ def _best_and_worst(
     """
     # The first arm decides which ones and their order; the other arms follow by name.
     rows = [result.get(key, []) if result else [] for result in results]
-    tables = [{row["name"]: row["value"] for row in part} for part in rows]
+    tables = [{row["name"]: row for row in part if row["value"] is not None} for part in rows]
     counts = {row["name"]: row["n"] for row in rows[0]}
-    tried = [(name, value) for name, value in tables[0].items() if value is not None]
+    tried = [(name, row["value"]) for name, row in tables[0].items()]
     ordered = sorted(tried, key=lambda item: (-item[1], item[0]))
     chosen = (
         ordered

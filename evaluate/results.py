@@ -14,6 +14,8 @@ from typing import Any, NotRequired, TypedDict
 from cluster.files import write_atomic
 
 RESULTS = "results.json"
+CLASS_METRICS = {"classification": "class_accuracy", "segmentation": "class_iou"}
+"""What the value of a class is, by task."""
 
 
 class Result(TypedDict):
@@ -31,9 +33,11 @@ class Result(TypedDict):
     sizes: dict[str, int]
     protocol: dict[str, object]
     classes: NotRequired[list[dict[str, Any]]]
-    """name, n and value (accuracy or IoU; None where the class was never tried) of each class."""
+    """name, n (images; pixels of segmentation), value (accuracy or IoU), low and high of each class;
+    None where it was never tried.
+    """
     names: NotRequired[list[dict[str, Any]]]
-    """name, n and value (average precision of its heat map in n images) of each name."""
+    """name, n (images), value (average precision of its heat map), low and high of each name."""
     encoder: str
     model: str
     """Fingerprint of the model."""
@@ -84,6 +88,23 @@ def flat_rows(result: Result) -> list[dict[str, Any]]:
     return [
         {**first, "metric": metric, **measure, "error": None, **about}
         for metric, measure in result["metrics"].items()
+    ]
+
+
+def part_rows(result: Result) -> list[dict[str, Any]]:
+    """One row per class and per name, with the columns of `flat_rows` and `class`."""
+    about = flat_rows(result)[0]
+    classes = CLASS_METRICS.get(result["task"], "")
+    parts = [(classes, row) for row in result.get("classes", [])]
+    parts += [("name_ap", row) for row in result.get("names", [])]
+    return [
+        {
+            **about,
+            "metric": metric,
+            "class": row["name"],
+            **{key: row[key] for key in ("value", "low", "high", "n")},
+        }
+        for metric, row in parts
     ]
 
 

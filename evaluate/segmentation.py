@@ -8,7 +8,7 @@ and names regions (evaluate/high_resolution.py).
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,9 +21,16 @@ from evaluate.config import SegmentationConfig
 from evaluate.encoder import Encoder, checked
 from evaluate.heat import Judged, Names, judge, name_cosines, names_of, precision_tally
 from evaluate.high_resolution import averaged_features, region_labels
-from evaluate.metrics import Tally, boundary_matches, constant_map_miou, intersections_and_unions
+from evaluate.metrics import (
+    Tally,
+    boundary_matches,
+    constant_map_miou,
+    intersections_and_unions,
+    less,
+)
 from evaluate.sets.kinds import IGNORED, SegmentationSet
 from evaluate.sets.known import load_mask
+from evaluate.synonyms import SYNONYM_DROP, first_and_last, has_synonyms
 from evaluate.views import ahead
 from evaluate.windows import sliding_argmax, sliding_mean, starts, whole_argmax
 
@@ -110,6 +117,7 @@ def segment(
     queries = class_queries(encoder, dataset, templates, config)
     names = names_of(encoder, dataset, templates)
     num_classes = len(dataset.labels)
+    alone = _of_one_name(queries, dataset)
 
     def load(index: int) -> tuple[Image.Image, Int32[np.ndarray, "h w"]]:
         image = dataset.images.load(index)
@@ -119,6 +127,7 @@ def segment(
     heats = {}
     worst: list[LabelMap] = []
     counts = []
+    counts_alone = []
     judged = []
 
     # Each image is scored as it comes, and only its counts and the maps to be shown are kept: the
@@ -141,6 +150,10 @@ def segment(
         share = _right_share(truth, predicted)
         worst = _worst([*worst, (share, index, predicted)], len(shown) // 2)
         counts.append(_counts(truth, predicted, num_classes))
+        maps_alone = (labels_of(seen, out, each, config) for each in alone)
+        counts_alone.append(
+            [intersections_and_unions(truth, each, num_classes) for each in maps_alone]
+        )
         advance(1)
 
     maps |= {index: predicted for _, index, predicted in worst}
@@ -152,6 +165,11 @@ def segment(
     precision, chance = precision_tally(judged, len(names.shown))
     if precision.trials.any():  # there is none where each image is of one class
         tallies["name_ap"] = precision
+    if alone:
+        # "images namings parts classes": the IoUs with the first names, less those with the last.
+        parts = np.array(counts_alone, np.float64)
+        by_first, by_last = (Tally(parts[:, place, 0], parts[:, place, 1]) for place in (0, 1))
+        tallies[SYNONYM_DROP] = less(by_first, by_last)
 
     return Segmented(maps, tallies, pixels, names, heats, chance)
 
@@ -236,6 +254,22 @@ def class_queries(
     vectors = class_embeddings(encoder, [name for name, _ in named], templates, dense=True)
     labels = np.array([label for _, label in named], np.int64)
     return Queries(vectors, labels, constant, dataset.background or 0)
+
+
+def _of_one_name(queries: Queries, dataset: SegmentationSet) -> tuple[Queries, ...]:
+    """The queries with the first name of each class alone, and with the last one; nothing where no
+    class has several. The background keeps all of its names.
+    """
+    if not has_synonyms(dataset.labels, dataset.background):
+        return ()
+
+    is_background = queries.labels == dataset.background
+    background = np.flatnonzero(is_background).tolist()
+    places = first_and_last(queries.labels[~is_background].tolist())
+    return tuple(
+        replace(queries, vectors=queries.vectors[chosen], labels=queries.labels[chosen])
+        for chosen in ([*each, *background] for each in places)
+    )
 
 
 def label_map(

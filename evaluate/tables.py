@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from evaluate.published_figures import published_rows
-from evaluate.results import Result, flat_rows
+from evaluate.results import Result, flat_rows, part_rows
+from evaluate.synonyms import SYNONYM_DROP
 
 METRIC_NAMES = {
     "top1": "top-1",
@@ -33,15 +34,18 @@ METRIC_NAMES = {
     "pixel_accuracy": "pixel accuracy",
     "mean_accuracy": "accuracy, mean over classes",
     "boundary_f1": "boundary F1",
+    SYNONYM_DROP: "points lost with synonyms",
     "name_ap": "average precision of single names",
     "spearman": "Spearman correlation × 100",
 }
 RANKS = ("text_to_image_median_rank", "image_to_text_median_rank")
-"""Metrics that are no shares: a small one is good, and it is shown as it is."""
+"""Metrics that are no shares, and are shown as they are."""
+SMALL_IS_GOOD = (*RANKS, SYNONYM_DROP)
 COLUMNS = (
     "set",
     "task",
     "metric",
+    "class",
     "value",
     "low",
     "high",
@@ -169,12 +173,16 @@ def _spread(metric: str, values: Sequence[float]) -> str:
 
 
 def as_csv(results: Results) -> str:
-    """Flat rows, each with the name of its model, as comma-separated values."""
+    """Flat rows, each with the name of its model, as comma-separated values; those of single classes
+    and names have these in the column `class`.
+    """
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, ("name", *COLUMNS), lineterminator="\n")
     writer.writeheader()
     for name, entries in results.items():
-        writer.writerows({"name": name, **row} for result in entries for row in flat_rows(result))
+        for result in entries:
+            rows = [*flat_rows(result), *part_rows(result)]
+            writer.writerows({"name": name, **row} for row in rows)
     return buffer.getvalue()
 
 
