@@ -146,6 +146,6 @@ def test_similarity_is_in_results_tables_and_page_as_any_other_set(tmp_path: Pat
 
     results = {name: read_results(folder) for name, folder in folders.items()}
     assert "Spearman correlation × 100 | 100.0" in as_markdown(results)
-    assert "similarity_sts,similarity,spearman,0.0,0.0,0.0,4" in as_csv(results)
+    assert "similarity_sts,similarity,spearman,,0.0,0.0,0.0,4" in as_csv(results)
     write_report(ReportConfig(), out=tmp_path, **folders)
     assert "Spearman correlation × 100" in (tmp_path / "report.html").read_text()
