@@ -79,12 +79,14 @@ def make_app(site: Site, hosts: Sequence[str]) -> Starlette:
         return HTMLResponse(page, headers=PROTECTION)
 
     async def add(request: Request) -> Response:
-        # Refused by its announced size, before the body is in memory.
-        size = int(request.headers.get("content-length") or 0)
-        if size > MOST_UPLOADED_BYTES:
-            return _refused(f"the image has {size} bytes: at most {MOST_UPLOADED_BYTES} are taken")
-        data = await request.body()
-        return await _answer(lambda: JSONResponse(answers.add(data)))
+        # Counted as it comes, because a body without an announced size may have any.
+        data = bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > MOST_UPLOADED_BYTES:
+                return _refused(f"the image has more than {MOST_UPLOADED_BYTES} bytes: take less")
+
+        return await _answer(lambda: JSONResponse(answers.add(bytes(data))))
 
     def asked(answer: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
         async def respond(request: Request) -> Response:

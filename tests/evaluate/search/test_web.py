@@ -15,6 +15,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from stripes import encoded, square
 
+from evaluate.search import web
 from evaluate.search.web import Site, make_app
 
 HOST = "127.0.0.1"
@@ -116,6 +117,18 @@ def test_a_bad_image_is_named(client: TestClient, data: bytes, complaint: str) -
     answer = client.post("/images", content=data)
     assert answer.status_code == 400
     assert complaint in answer.json()["error"]
+
+
+def test_an_image_without_an_announced_size_is_taken_up_to_the_limit(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """httpx sends an iterator in chunks, without Content-Length."""
+    data = encoded(square("red", "cyan"))
+    assert client.post("/images", content=iter([data[:100], data[100:]])).status_code == 200
+    monkeypatch.setattr(web, "MOST_UPLOADED_BYTES", len(data) - 1)
+    answer = client.post("/images", content=iter([data[:100], data[100:]]))
+    assert answer.status_code == 400
+    assert f"more than {len(data) - 1} bytes" in answer.json()["error"]
 
 
 def test_another_host_is_refused(client: TestClient) -> None:
