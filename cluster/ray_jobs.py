@@ -100,18 +100,12 @@ def _state(details: Mapping) -> RayJobState:
 
 def log(address: str, job: str) -> str:
     """All that a job has printed so far. ValueError when the head does not answer."""
-    try:
-        return str(_answer(address, f"/api/jobs/{job}/logs")["logs"] or "")
-    except (OSError, HTTPException, ValueError) as error:
-        raise ValueError(unreachable(address, str(error))) from error
+    return str(_required(address, f"/api/jobs/{job}/logs")["logs"] or "")
 
 
 def stop(address: str, job: str) -> None:
     """Ask Ray to end a job. ValueError when the head does not answer."""
-    try:
-        _answer(address, f"/api/jobs/{job}/stop", "POST")
-    except (OSError, HTTPException, ValueError) as error:
-        raise ValueError(unreachable(address, str(error))) from error
+    _required(address, f"/api/jobs/{job}/stop", "POST")
 
 
 def unreachable(address: str, reason: str) -> str:
@@ -135,6 +129,14 @@ def remedy(address: str, seen: RayJobState, last_error: str = "") -> str:
         case "UNKNOWN":
             return f"the Ray cluster at {address} does not know the job (any more); {AGAIN}"
     return ""
+
+
+def _required(address: str, path: str, method: str = "GET") -> dict:
+    """The JSON that the head sends. ValueError says what to do when it sends none."""
+    try:
+        return _answer(address, path, method)
+    except (OSError, HTTPException, ValueError) as error:
+        raise ValueError(unreachable(address, str(error))) from error
 
 
 def _answer(address: str, path: str, method: str = "GET") -> dict:
