@@ -15,10 +15,11 @@ from torch.nn.functional import normalize
 
 from evaluate.encoder import Encoder, checked
 from evaluate.features import Shelf, image_vectors
-from evaluate.metrics import Ranks, Tally, expected_hits, less, ranks
+from evaluate.metrics import Ranks, expected_hits, ranks
 from evaluate.prompts import fill
 from evaluate.sets.kinds import ClassificationSet
 from evaluate.synonyms import SYNONYM_DROP, first_and_last, has_synonyms
+from evaluate.tally import Tally, less
 from evaluate.views import UNCUT, View
 
 TEXTS_AT_ONCE = 2048

@@ -9,13 +9,11 @@ set that cannot be scored is a result too, with its reason, and all others are s
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from cluster.devices import settled
 from cluster.fanout import Pool
@@ -24,46 +22,28 @@ from cluster.machine import settled_precision
 from cluster.progress import progress
 from cluster.storage import kind_of
 from curation.pairs.identity import source_digest
-from evaluate import examples
-from evaluate.classification import classify
-from evaluate.config import EvaluateConfig, SegmentationConfig
+from evaluate.config import EvaluateConfig
 from evaluate.dinotxt import load_encoder
 from evaluate.encoder import Encoder
 from evaluate.features import Shelf
-from evaluate.metrics import Estimate, Tally, chance_of_hit, estimate, estimate_columns
 from evaluate.openclip import OpenClipEncoder
-from evaluate.prompts import TEMPLATES_INPUT, Prompts, choose_prompts, named_templates
+from evaluate.prompts import TEMPLATES_INPUT, named_templates
 from evaluate.results import Result, examples_folder, result_file, write_flat
-from evaluate.retrieval import chance_recalls, retrieve
-from evaluate.segmentation import segment, segmentation_baselines
-from evaluate.sets.kinds import Facts, first_names, split_name
+from evaluate.sets.kinds import split_name
 from evaluate.sets.known import (
     open_classification,
     open_retrieval,
     open_segmentation,
     open_similarity,
 )
-from evaluate.sets.masks import evenly_spaced
-from evaluate.similarity import compare_sentences
 from evaluate.tallies import write_result
-from evaluate.views import View, choose_view
+from evaluate.tally import Tally, estimate
+from evaluate.tasks import Job, Measured, measure
 
 FINGERPRINT = 12  # hexadecimal digits that results show of a fingerprint
 TELL_EVERY_S = 0.5
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one task hands back, before intervals."""
-
-    tallies: dict[str, Tally]
-    baselines: dict[str, dict[str, float]]
-    sizes: dict[str, int]
-    protocol: dict[str, object]
-    classes: list[dict[str, Any]] = field(default_factory=list)
-    names: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run(
@@ -238,17 +218,18 @@ class Evaluator:
     def _measure(self, name: str, data: str) -> Measured:
         pictures = examples_folder(self._out, name)
         pictures.mkdir(parents=True, exist_ok=True)
-        task, _ = split_name(name)
-        if task == "similarity":
-            return _similarity(self._encoder, name, self._inputs, self._advance)
-
-        common = (self._encoder, name, self._inputs, self._config, pictures, self._advance)
-        if task == "segmentation":
-            return _segmentation(*common)
-
-        # Only these two have a shelf: the windows of a segmentation set have too many features.
-        measure = _classification if task == "classification" else _retrieval
-        return measure(*common, Shelf(self._out, data))
+        return measure(
+            Job(
+                self._encoder,
+                name,
+                self._inputs[name],
+                self._inputs.get(TEMPLATES_INPUT),
+                self._config,
+                pictures,
+                Shelf(self._out, data),
+                self._advance,
+            )
+        )
 
     def _advance(self, count: int) -> None:
         self._count += count
@@ -297,145 +278,3 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     # A ValueError of ours is a sentence for the user; of other errors, the type says most.
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
-
-
-def _prompts(config: EvaluateConfig, facts: Facts, inputs: Mapping[str, Path]) -> Prompts:
-    return choose_prompts(config.templates, facts.templates, inputs.get(TEMPLATES_INPUT))
-
-
-def _image_protocol(facts: Facts, view: View) -> dict[str, object]:
-    return {"set": facts.kind, **facts.notes, "image": view.describe(), "text": "whole text vector"}
-
-
-def _classification(
-    encoder: Encoder,
-    name: str,
-    inputs: Mapping[str, Path],
-    config: EvaluateConfig,
-    pictures: Path,
-    advance: Callable[[int], None],
-    shelf: Shelf,
-) -> Measured:
-    dataset = open_classification(inputs[name], split_name(name)[1])
-    prompts = _prompts(config, dataset.facts, inputs)
-    view = choose_view(config.view, dataset.facts, encoder.protocol)
-    result = classify(encoder, dataset, prompts.templates, config.batch_size, view, advance, shelf)
-    examples.write_classification(pictures, dataset, result, config.num_examples)
-
-    # By chance, each class has the accuracy of the whole set, and so has the mean over classes.
-    num_classes = len(dataset.class_names)
-    chance = {
-        f"top{k}": chance_of_hit(num_classes, 1, k) for k in (1, 5) if f"top{k}" in result.tallies
-    }
-    chance["mean_per_class"] = chance["top1"]
-    protocol = {"prompts": prompts.describe(), **_image_protocol(dataset.facts, view)}
-    sizes = {"images": len(dataset.images), "classes": num_classes}
-    names = first_names(dataset.class_names)
-    classes = _column_rows(names, result.tallies["mean_per_class"], config)
-
-    return Measured(result.tallies, {"chance": chance}, sizes, protocol, classes)
-
-
-def _column_rows(
-    names: Sequence[str], tally: Tally, config: EvaluateConfig
-) -> list[dict[str, Any]]:
-    """Name, trials, ratio and interval of each column of a tally; None where it was never tried."""
-    estimates = estimate_columns(tally, config.bootstrap_samples, config.seed)
-    columns = zip(names, tally.trials_per_column(), estimates, strict=True)
-    return [
-        {
-            "name": name,
-            "n": int(trials),
-            **(each._asdict() if each else dict.fromkeys(Estimate._fields)),
-        }
-        for name, trials, each in columns
-    ]
-
-
-def _retrieval(
-    encoder: Encoder,
-    name: str,
-    inputs: Mapping[str, Path],
-    config: EvaluateConfig,
-    pictures: Path,
-    advance: Callable[[int], None],
-    shelf: Shelf,
-) -> Measured:
-    dataset = open_retrieval(inputs[name], config.split, split_name(name)[1])
-    view = choose_view(config.view, dataset.facts, encoder.protocol)
-    result = retrieve(encoder, dataset, config.batch_size, view, advance, shelf)
-    examples.write_retrieval(pictures, dataset, result, config.num_examples)
-
-    sizes = {"images": len(dataset.images), "captions": len(dataset.captions)}
-    protocol: dict[str, object] = {
-        "split": dataset.split,
-        "right": "an image's own captions; image to text counts the best of them",
-        **_image_protocol(dataset.facts, view),
-    }
-
-    chance = chance_recalls(dataset.owners) | ({"foil_accuracy": 0.5} if dataset.foils else {})
-    return Measured(result.tallies, {"chance": chance}, sizes, protocol)
-
-
-def _similarity(
-    encoder: Encoder, name: str, inputs: Mapping[str, Path], advance: Callable[[int], None]
-) -> Measured:
-    dataset = open_similarity(inputs[name], split_name(name)[1])
-    tallies = compare_sentences(encoder, dataset, advance)
-    protocol: dict[str, object] = {
-        "set": dataset.facts.kind,
-        **dataset.facts.notes,
-        "similarity": "Spearman's rank correlation of cosines with scores",
-        "text": "whole text vector",
-        "ties": "equal values share their mean rank",
-    }
-
-    # Cosines in random order correlate with nothing.
-    sizes = {"pairs of sentences": len(dataset.sentences)}
-    return Measured(tallies, {"chance": {"spearman": 0.0}}, sizes, protocol)
-
-
-def _segmentation(
-    encoder: Encoder,
-    name: str,
-    inputs: Mapping[str, Path],
-    config: EvaluateConfig,
-    pictures: Path,
-    advance: Callable[[int], None],
-) -> Measured:
-    dataset = open_segmentation(inputs[name], split_name(name)[1])
-    prompts = _prompts(config, dataset.facts, inputs)
-    shown = evenly_spaced(len(dataset.images), config.num_examples)
-    result = segment(encoder, dataset, prompts.templates, config.segmentation, shown, advance)
-    examples.write_segmentation(pictures, dataset, result)
-
-    values = ", ".join(map(str, sorted(dataset.ignored))) or "none"
-    protocol: dict[str, object] = {
-        "set": dataset.facts.kind,
-        **dataset.facts.notes,
-        "prompts": prompts.describe(),
-        "segmentation": config.segmentation.describe(),
-        "text": "half trained against patches",
-        "background": "none" if dataset.background is None else _background(config.segmentation),
-        "ignored": f"mask values {values}"
-        + (" and all without a class" if dataset.ignores_rest else ""),
-    }
-    sizes = {"images": len(dataset.images), "classes": len(dataset.labels)}
-    classes = _column_rows(first_names(dataset.labels), result.tallies["miou"], config)
-    # The trials of an IoU are its union; people ask how many pixels a class has.
-    for row, pixels in zip(classes, result.pixels.tolist(), strict=True):
-        row["n"] = pixels
-
-    baselines = segmentation_baselines(result.pixels, dataset.background)
-    names = []
-    if "name_ap" in result.tallies:
-        names = _column_rows(result.names.shown, result.tallies["name_ap"], config)
-        baselines["maps_without_heat"] = {"name_ap": result.chance_of_name}
-
-    return Measured(result.tallies, baselines, sizes, protocol, classes, names)
-
-
-def _background(config: SegmentationConfig) -> str:
-    if config.background == "threshold":
-        return f"where no class has a cosine above {config.background_cosine:g}"
-    return "best of the prompts " + ", ".join(config.background_prompts)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from evaluate.classification import class_embeddings
 from evaluate.encoder import Encoder
-from evaluate.metrics import Tally
 from evaluate.sets.kinds import IGNORED, SegmentationSet
+from evaluate.tally import Tally
 
 LEVELS = 2**16
 """Steps from cosine 1 to -1, of 3e-5 each. Pixels on one step tie: counting them per step is faster

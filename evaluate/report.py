@@ -22,11 +22,11 @@ from curation.encoders.config import describe
 from curation.report import curation_sections
 from evaluate.config import ReportConfig
 from evaluate.figures import COLORS, training_curves
-from evaluate.metrics import Estimate, paired_difference
 from evaluate.published_figures import Published, published_rows
 from evaluate.results import RESULTS, Result, examples_folder, read_results
 from evaluate.tables import METRIC_NAMES, RANKS, SMALL_IS_GOOD, percent, shown, trivial_score
 from evaluate.tallies import read_tallies
+from evaluate.tally import Estimate, paired_difference
 
 PAGE = "report.html"
 TEMPLATE = "report.html.jinja"

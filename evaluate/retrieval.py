@@ -19,8 +19,9 @@ from torch import Tensor
 from evaluate.counting import both_ranks, sibling_ranks
 from evaluate.encoder import Encoder, checked
 from evaluate.features import Shelf, image_vectors
-from evaluate.metrics import Tally, chance_of_hit, expected_hits
+from evaluate.metrics import chance_of_hit, expected_hits
 from evaluate.sets.kinds import RetrievalSet
+from evaluate.tally import Tally
 from evaluate.views import UNCUT, View
 
 RECALL_AT = (1, 5, 10)

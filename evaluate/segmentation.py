@@ -21,16 +21,11 @@ from evaluate.config import SegmentationConfig
 from evaluate.encoder import Encoder, checked
 from evaluate.heat import Judged, Names, judge, name_cosines, names_of, precision_tally
 from evaluate.high_resolution import averaged_features, region_labels
-from evaluate.metrics import (
-    Tally,
-    boundary_matches,
-    constant_map_miou,
-    intersections_and_unions,
-    less,
-)
+from evaluate.metrics import boundary_matches, constant_map_miou, intersections_and_unions
 from evaluate.sets.kinds import IGNORED, SegmentationSet
 from evaluate.sets.known import load_mask
 from evaluate.synonyms import SYNONYM_DROP, first_and_last, has_synonyms
+from evaluate.tally import Tally, less
 from evaluate.views import ahead
 from evaluate.windows import sliding_argmax, sliding_mean, starts, whole_argmax
 

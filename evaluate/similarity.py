@@ -5,9 +5,9 @@ people gave them? It measures the text encoder by itself.
 from collections.abc import Callable
 
 from evaluate.encoder import Encoder
-from evaluate.metrics import Tally
 from evaluate.retrieval import encode_texts
 from evaluate.sets.kinds import SimilaritySet
+from evaluate.tally import Tally
 
 
 def compare_sentences(

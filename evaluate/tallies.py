@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from cluster.files import replacing, write_atomic
-from evaluate.metrics import Tally
 from evaluate.results import Result, result_file
+from evaluate.tally import Tally
 
 
 def write_result(out: Path, result: Result, tallies: Mapping[str, Tally]) -> None:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colors import ColorEncoder, classification_files, segmentation_files, write_tar
+from colors import ColorEncoder, classification_files, picture, segmentation_files, write_tar
 from scipy.stats import binomtest
 
 from evaluate.config import EvaluateConfig, ReportConfig, SegmentationConfig
 from evaluate.evaluate import Evaluator
-from evaluate.metrics import Tally, estimate_columns
 from evaluate.report import run as write_report
 from evaluate.results import read_results, result_file, write_flat
 from evaluate.tables import as_csv
+from evaluate.tally import Tally, estimate_columns
 
 CONFIG = EvaluateConfig(
     templates="plain",
@@ -100,3 +100,20 @@ def test_classes_and_names_have_intervals_in_results_table_and_page(tmp_path: Pa
 
     write_report(ReportConfig(), out=tmp_path, evaluate=out)
     assert "100.0 <small>34.2–100.0</small>" in (tmp_path / "report.html").read_text()
+
+
+def test_the_last_classes_of_a_list_may_have_no_image(tmp_path: Path) -> None:
+    """As in CLIP_benchmark's layout, whose classnames.txt lists all classes."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "classnames.txt").write_text("red\ngreen\nblue\nyellow\n")
+    samples = {"0.png": picture("red"), "0.cls": b"0", "1.png": picture("blue"), "1.cls": b"2"}
+    write_tar(folder / "0.tar", samples)
+
+    Evaluator(CONFIG, tmp_path / "out", {"classification": folder}, ColorEncoder).evaluate(
+        "classification"
+    )
+    result = json.loads(result_file(tmp_path / "out", "classification").read_text())
+    assert result["error"] == ""
+    rows = [(row["name"], row["n"], row["value"]) for row in result["classes"]]
+    assert rows == [("red", 1, 1.0), ("green", 0, None), ("blue", 1, 1.0), ("yellow", 0, None)]

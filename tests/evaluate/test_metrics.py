@@ -11,17 +11,14 @@ from hypothesis import strategies as st
 
 from evaluate.metrics import (
     Ranks,
-    Tally,
     chance_of_hit,
     constant_map_miou,
-    estimate,
     expected_hits,
     intersections_and_unions,
-    paired_difference,
     ranks,
-    wilson,
 )
 from evaluate.sets.kinds import IGNORED
+from evaluate.tally import Tally, estimate, paired_difference, wilson
 
 
 def proportion(hits: list[int]) -> Tally:

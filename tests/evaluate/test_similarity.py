@@ -11,12 +11,12 @@ from scipy.stats import spearmanr
 
 from evaluate.config import EvaluateConfig, ReportConfig
 from evaluate.evaluate import Evaluator
-from evaluate.metrics import Tally, estimate, paired_difference
 from evaluate.report import run as write_report
 from evaluate.results import read_results, result_file, write_flat
 from evaluate.sets.known import open_similarity, tasks_of
 from evaluate.similarity import compare_sentences
 from evaluate.tables import as_csv, as_markdown
+from evaluate.tally import Tally, estimate, paired_difference
 
 Pairs = Sequence[tuple[str, str, float]]
 PAIRS: Pairs = (

@@ -22,13 +22,13 @@ from PIL import Image
 
 from evaluate.classification import classify
 from evaluate.config import SegmentationConfig
-from evaluate.metrics import Tally, estimate
 from evaluate.prompts import PLAIN
 from evaluate.segmentation import segment
 from evaluate.sets.kinds import ClassNames
 from evaluate.sets.known import open_classification, open_segmentation
 from evaluate.synonyms import first_and_last
 from evaluate.tallies import read_tallies, write_result
+from evaluate.tally import Tally, estimate
 
 EXCHANGED = {"red": ["red", "green"], "green": ["green", "red"]}
 """Two classes of eight whose last names are each other's: both are always wrong then."""

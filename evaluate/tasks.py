@@ -1,0 +1,204 @@
+"""The four tasks: an encoder and the files of a set to tallies, with what is said about them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from evaluate import examples
+from evaluate.classification import classify
+from evaluate.config import EvaluateConfig, SegmentationConfig
+from evaluate.encoder import Encoder
+from evaluate.features import Shelf
+from evaluate.metrics import chance_of_hit
+from evaluate.prompts import Prompts, choose_prompts
+from evaluate.retrieval import chance_recalls, retrieve
+from evaluate.segmentation import segment, segmentation_baselines
+from evaluate.sets.kinds import Facts, first_names, split_name
+from evaluate.sets.known import (
+    open_classification,
+    open_retrieval,
+    open_segmentation,
+    open_similarity,
+)
+from evaluate.sets.masks import evenly_spaced
+from evaluate.similarity import compare_sentences
+from evaluate.tally import Estimate, Tally, estimate_columns
+from evaluate.views import View, choose_view
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation set and all that scoring it needs."""
+
+    encoder: Encoder
+    name: str
+    """Its task, with any _suffix."""
+    path: Path
+    templates: Path | None
+    """File of prompt templates; None: those that the config names."""
+    config: EvaluateConfig
+    pictures: Path
+    """Folder for example pictures."""
+    shelf: Shelf
+    """Where features are shared."""
+    advance: Callable[[int], None]
+    """Called with the number of items that were scored since the last call."""
+
+    @property
+    def variant(self) -> str:
+        """The variant of the set that the name asks for; empty: the usual one."""
+        return split_name(self.name)[1]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one task hands back, before intervals."""
+
+    tallies: dict[str, Tally]
+    baselines: dict[str, dict[str, float]]
+    sizes: dict[str, int]
+    protocol: dict[str, object]
+    classes: list[dict[str, Any]] = field(default_factory=list)
+    names: list[dict[str, Any]] = field(default_factory=list)
+
+
+def measure(job: Job) -> Measured:
+    """Score a set and write its example pictures. ValueError says why a set cannot be scored."""
+    match split_name(job.name)[0]:
+        case "classification":
+            return _classification(job)
+        case "retrieval":
+            return _retrieval(job)
+        case "segmentation":
+            return _segmentation(job)
+        case "similarity":
+            return _similarity(job)
+
+
+def _prompts(job: Job, facts: Facts) -> Prompts:
+    return choose_prompts(job.config.templates, facts.templates, job.templates)
+
+
+def _image_protocol(facts: Facts, view: View) -> dict[str, object]:
+    return {"set": facts.kind, **facts.notes, "image": view.describe(), "text": "whole text vector"}
+
+
+def _classification(job: Job) -> Measured:
+    config = job.config
+    dataset = open_classification(job.path, job.variant)
+    prompts = _prompts(job, dataset.facts)
+    view = choose_view(config.view, dataset.facts, job.encoder.protocol)
+    result = classify(
+        job.encoder, dataset, prompts.templates, config.batch_size, view, job.advance, job.shelf
+    )
+    examples.write_classification(job.pictures, dataset, result, config.num_examples)
+
+    # By chance, each class has the accuracy of the whole set, and so has the mean over classes.
+    num_classes = len(dataset.class_names)
+    chance = {
+        f"top{k}": chance_of_hit(num_classes, 1, k) for k in (1, 5) if f"top{k}" in result.tallies
+    }
+    chance["mean_per_class"] = chance["top1"]
+    protocol = {"prompts": prompts.describe(), **_image_protocol(dataset.facts, view)}
+    sizes = {"images": len(dataset.images), "classes": num_classes}
+    names = first_names(dataset.class_names)
+    classes = _column_rows(names, result.tallies["mean_per_class"], config)
+
+    return Measured(result.tallies, {"chance": chance}, sizes, protocol, classes)
+
+
+def _column_rows(
+    names: Sequence[str], tally: Tally, config: EvaluateConfig
+) -> list[dict[str, Any]]:
+    """Name, trials, ratio and interval of each column of a tally; None where it was never tried."""
+    estimates = estimate_columns(tally, config.bootstrap_samples, config.seed)
+    columns = zip(tally.trials_per_column().tolist(), estimates, strict=True)
+
+    # The columns of a tally end with the last class that has an image.
+    rows = zip_longest(names, columns, fillvalue=(0, None))
+    return [
+        {
+            "name": name,
+            "n": int(trials),
+            **(each._asdict() if each else dict.fromkeys(Estimate._fields)),
+        }
+        for name, (trials, each) in rows
+    ]
+
+
+def _retrieval(job: Job) -> Measured:
+    config = job.config
+    dataset = open_retrieval(job.path, config.split, job.variant)
+    view = choose_view(config.view, dataset.facts, job.encoder.protocol)
+    result = retrieve(job.encoder, dataset, config.batch_size, view, job.advance, job.shelf)
+    examples.write_retrieval(job.pictures, dataset, result, config.num_examples)
+
+    sizes = {"images": len(dataset.images), "captions": len(dataset.captions)}
+    protocol: dict[str, object] = {
+        "split": dataset.split,
+        "right": "an image's own captions; image to text counts the best of them",
+        **_image_protocol(dataset.facts, view),
+    }
+
+    chance = chance_recalls(dataset.owners) | ({"foil_accuracy": 0.5} if dataset.foils else {})
+    return Measured(result.tallies, {"chance": chance}, sizes, protocol)
+
+
+def _similarity(job: Job) -> Measured:
+    dataset = open_similarity(job.path, job.variant)
+    tallies = compare_sentences(job.encoder, dataset, job.advance)
+    protocol: dict[str, object] = {
+        "set": dataset.facts.kind,
+        **dataset.facts.notes,
+        "similarity": "Spearman's rank correlation of cosines with scores",
+        "text": "whole text vector",
+        "ties": "equal values share their mean rank",
+    }
+
+    # Cosines in random order correlate with nothing.
+    sizes = {"pairs of sentences": len(dataset.sentences)}
+    return Measured(tallies, {"chance": {"spearman": 0.0}}, sizes, protocol)
+
+
+def _segmentation(job: Job) -> Measured:
+    config = job.config
+    dataset = open_segmentation(job.path, job.variant)
+    prompts = _prompts(job, dataset.facts)
+    shown = evenly_spaced(len(dataset.images), config.num_examples)
+    result = segment(
+        job.encoder, dataset, prompts.templates, config.segmentation, shown, job.advance
+    )
+    examples.write_segmentation(job.pictures, dataset, result)
+
+    values = ", ".join(map(str, sorted(dataset.ignored))) or "none"
+    protocol: dict[str, object] = {
+        "set": dataset.facts.kind,
+        **dataset.facts.notes,
+        "prompts": prompts.describe(),
+        "segmentation": config.segmentation.describe(),
+        "text": "half trained against patches",
+        "background": "none" if dataset.background is None else _background(config.segmentation),
+        "ignored": f"mask values {values}"
+        + (" and all without a class" if dataset.ignores_rest else ""),
+    }
+    sizes = {"images": len(dataset.images), "classes": len(dataset.labels)}
+    classes = _column_rows(first_names(dataset.labels), result.tallies["miou"], config)
+    # The trials of an IoU are its union; people ask how many pixels a class has.
+    for row, pixels in zip(classes, result.pixels.tolist(), strict=True):
+        row["n"] = pixels
+
+    baselines = segmentation_baselines(result.pixels, dataset.background)
+    names = []
+    if "name_ap" in result.tallies:
+        names = _column_rows(result.names.shown, result.tallies["name_ap"], config)
+        baselines["maps_without_heat"] = {"name_ap": result.chance_of_name}
+
+    return Measured(result.tallies, baselines, sizes, protocol, classes, names)
+
+
+def _background(config: SegmentationConfig) -> str:
+    if config.background == "threshold":
+        return f"where no class has a cosine above {config.background_cosine:g}"
+    return "best of the prompts " + ", ".join(config.background_prompts)
