@@ -91,9 +91,8 @@ def recall_tallies(
 ) -> dict[str, Tally]:
     """Recall at 1, 5, 10 and the median rank, each way; caption j describes image owners[j].
 
-    The items of recall are images in both directions: the captions of one image are not
-    independent, so that a bootstrap has to draw them together. The items of the text to image
-    median rank are captions.
+    The items are images in both directions: the captions of one image are not independent, so that
+    a bootstrap has to draw them together.
     """
     to_image, to_text = both_ranks(captions, images, owners)
     num_images = len(images)
@@ -107,12 +106,12 @@ def recall_tallies(
         hits = np.bincount(owners, expected_hits(to_image, k), minlength=num_images)
         tallies[f"text_to_image_r{k}"] = Tally(hits[:, None], count)
 
-    tallies["text_to_image_median_rank"] = _median(to_image.expected())
+    tallies["text_to_image_median_rank"] = _median(to_image.expected(), owners)
 
     for k in RECALL_AT:
         tallies[f"image_to_text_r{k}"] = Tally(expected_hits(to_text, k)[:, None], ones)
 
-    tallies["image_to_text_median_rank"] = _median(to_text.expected())
+    tallies["image_to_text_median_rank"] = _median(to_text.expected(), np.arange(num_images))
     return tallies
 
 
@@ -156,8 +155,20 @@ def foil_tallies(
     return {"foil_accuracy": Tally(right[:, None], count[:, None])}
 
 
-def _median(ranks: Float[np.ndarray, " n"]) -> Tally:
-    return Tally(ranks[:, None], np.ones((len(ranks), 1)), statistic="median")
+def _median(ranks: Float[np.ndarray, " n"], owners: Int64[np.ndarray, " n"]) -> Tally:
+    """The ranks of each image side by side, in as many columns as the most of one image."""
+    order = np.argsort(owners, kind="stable")
+    count = np.bincount(owners)
+
+    # Of the sorted ranks, those of image i begin at first[i]: the place among its own.
+    first = np.cumsum(count) - count
+    column = np.arange(len(ranks)) - first[owners[order]]
+
+    hits = np.zeros((len(count), count.max()))
+    trials = np.zeros_like(hits)
+    hits[owners[order], column] = ranks[order]
+    trials[owners[order], column] = 1
+    return Tally(hits, trials, statistic="median")
 
 
 def chance_recalls(owners: Int64[np.ndarray, " captions"]) -> dict[str, float]:

@@ -8,23 +8,22 @@ and names regions (evaluate/high_resolution.py).
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32, Int32, Int64
 from PIL import Image
 from torch import Tensor
 
-from evaluate.classification import class_embeddings
 from evaluate.config import SegmentationConfig
 from evaluate.encoder import Encoder, checked
 from evaluate.heat import Judged, Names, judge, name_cosines, names_of, precision_tally
 from evaluate.high_resolution import averaged_features, region_labels
 from evaluate.metrics import boundary_matches, constant_map_miou, intersections_and_unions
+from evaluate.queries import Queries, class_queries, of_one_name
 from evaluate.sets.kinds import IGNORED, SegmentationSet
 from evaluate.sets.known import load_mask
-from evaluate.synonyms import SYNONYM_DROP, first_and_last, has_synonyms
+from evaluate.synonyms import SYNONYM_DROP
 from evaluate.tally import Tally, less
 from evaluate.views import ahead
 from evaluate.windows import sliding_argmax, sliding_mean, starts, whole_argmax
@@ -34,36 +33,6 @@ HEAT_MAPS_SHOWN = 4  # per example: the names that cover the most pixels
 
 LabelMap = tuple[float, int, Int32[np.ndarray, "_ _"]]
 """The share of right pixels, the index of the image, and the predicted class of each pixel."""
-
-
-@dataclass(frozen=True)
-class Queries:
-    """What pixels are compared with: unit vectors, a class index for each, and an optional constant
-    competitor.
-    """
-
-    vectors: Float[Tensor, "queries dim"]
-    labels: Int64[np.ndarray, " queries"]
-    """The class of each query: a class with several names has several queries."""
-    constant: float | None
-    """A cosine that every pixel has with the background; None without one."""
-    constant_label: int
-
-    def cosines(self, patches: Float[Tensor, "*grid dim"]) -> Float[Tensor, "*grid channels"]:
-        """The cosine of each patch with each query, and the constant competitor's where there is
-        one.
-        """
-        cosines = patches @ self.vectors.T
-        if self.constant is None:
-            return cosines
-        return torch.cat([cosines, torch.full_like(cosines[..., :1], self.constant)], dim=-1)
-
-    def classes(self, winners: Int64[np.ndarray, "*grid"]) -> Int32[np.ndarray, "*grid"]:
-        """The class of each winning channel."""
-        labels = (
-            self.labels if self.constant is None else np.append(self.labels, self.constant_label)
-        )
-        return labels[winners].astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -112,15 +81,13 @@ def segment(
     queries = class_queries(encoder, dataset, templates, config)
     names = names_of(encoder, dataset, templates)
     num_classes = len(dataset.labels)
-    alone = _of_one_name(queries, dataset)
+    alone = of_one_name(queries, dataset)
 
     def load(index: int) -> tuple[Image.Image, Int32[np.ndarray, "h w"]]:
         image = dataset.images.load(index)
         return image, load_mask(dataset, index, image.size)
 
-    maps = {}
-    heats = {}
-    worst: list[LabelMap] = []
+    gallery = _Gallery(shown)
     counts = []
     counts_alone = []
     judged = []
@@ -132,26 +99,18 @@ def segment(
         seen = look(encoder, image, queries.vectors.shape[1], config)
         out = (image.height, image.width)
         predicted = labels_of(seen, out, queries, config)
-
-        wanted = names.present(truth)
-        heat = heat_maps(seen, names, wanted, out)
-        judged.append(judge(heat, names, wanted, truth))
-
-        if index in shown:
-            maps[index] = predicted
-            largest = np.argsort(-np.array(judged[-1].shares), kind="stable")[:HEAT_MAPS_SHOWN]
-            heats[index] = (judged[-1].take(largest.tolist()), heat[largest])
-
-        share = _right_share(truth, predicted)
-        worst = _worst([*worst, (share, index, predicted)], len(shown) // 2)
         counts.append(_counts(truth, predicted, num_classes))
         maps_alone = (labels_of(seen, out, each, config) for each in alone)
         counts_alone.append(
             [intersections_and_unions(truth, each, num_classes) for each in maps_alone]
         )
+
+        wanted = names.present(truth)
+        heat = heat_maps(seen, names, wanted, out)
+        judged.append(judge(heat, names, wanted, truth))
+        gallery.add(index, truth, predicted, judged[-1], heat)
         advance(1)
 
-    maps |= {index: predicted for _, index, predicted in worst}
     per_image = np.stack(counts, axis=1).astype(np.float64)
     pixels = per_image[-1].sum(0).astype(np.int64)
     _check_pixels(dataset, pixels)
@@ -161,12 +120,43 @@ def segment(
     if precision.trials.any():  # there is none where each image is of one class
         tallies["name_ap"] = precision
     if alone:
-        # "images namings parts classes": the IoUs with the first names, less those with the last.
-        parts = np.array(counts_alone, np.float64)
-        by_first, by_last = (Tally(parts[:, place, 0], parts[:, place, 1]) for place in (0, 1))
-        tallies[SYNONYM_DROP] = less(by_first, by_last)
+        tallies[SYNONYM_DROP] = _synonym_drop(np.array(counts_alone, np.float64))
 
-    return Segmented(maps, tallies, pixels, names, heats, chance)
+    return Segmented(gallery.all_maps(), tallies, pixels, names, gallery.heats, chance)
+
+
+class _Gallery:
+    """What people are shown: the maps of some images, and of half as many again with the smallest
+    share of right pixels.
+    """
+
+    def __init__(self, shown: Collection[int]) -> None:
+        self._shown = shown
+        self._maps: dict[int, Int32[np.ndarray, "_ _"]] = {}
+        self._worst: list[LabelMap] = []
+        self.heats: dict[int, tuple[Judged, Float32[np.ndarray, "_ _ _"]]] = {}
+
+    def add(
+        self,
+        index: int,
+        truth: Int32[np.ndarray, "h w"],
+        predicted: Int32[np.ndarray, "h w"],
+        judged: Judged,
+        heat: Float32[np.ndarray, "wanted h w"],
+    ) -> None:
+        """One image; `judged` says how good the heat map of each wanted name is."""
+        if index in self._shown:
+            largest = np.argsort(-np.array(judged.shares), kind="stable")[:HEAT_MAPS_SHOWN]
+            self._maps[index] = predicted
+            self.heats[index] = (judged.take(largest.tolist()), heat[largest])
+
+        # The worst first; of equal shares, that of the first image. Arrays cannot be compared.
+        self._worst.append((_right_share(truth, predicted), index, predicted))
+        self._worst = sorted(self._worst, key=lambda each: each[:2])[: len(self._shown) // 2]
+
+    def all_maps(self) -> dict[int, Int32[np.ndarray, "_ _"]]:
+        """The label maps, by index of the image."""
+        return self._maps | {index: predicted for _, index, predicted in self._worst}
 
 
 def _right_share(truth: Int32[np.ndarray, "h w"], predicted: Int32[np.ndarray, "h w"]) -> float:
@@ -175,10 +165,12 @@ def _right_share(truth: Int32[np.ndarray, "h w"], predicted: Int32[np.ndarray, "
     return float((truth == predicted)[counted].mean()) if counted.any() else 1.0
 
 
-def _worst(maps: Sequence[LabelMap], most: int) -> list[LabelMap]:
-    """Those with the smallest shares, the worst first; of equal shares, that of the first image."""
-    # The key leaves out the maps, because arrays cannot be compared.
-    return sorted(maps, key=lambda each: each[:2])[:most]
+def _synonym_drop(counts: Float[np.ndarray, "images 2 2 classes"]) -> Tally:
+    """The mIoU with the first names less that with the last ones. `counts` has, per image, for the
+    first and for the last names, the pixels in both maps and in either, per class.
+    """
+    by_first, by_last = (Tally(counts[:, place, 0], counts[:, place, 1]) for place in (0, 1))
+    return less(by_first, by_last)
 
 
 def _counts(
@@ -216,55 +208,6 @@ def _tallies(counts: Float[np.ndarray, "5 n c"], background: int | None) -> dict
     tallies["mean_accuracy"] = Tally(both, pixels)
     tallies["boundary_f1"] = Tally(matched, edges)
     return tallies
-
-
-def class_queries(
-    encoder: Encoder, dataset: SegmentationSet, templates: Sequence[str], config: SegmentationConfig
-) -> Queries:
-    """One query for each name of each class; the background class has several names, or a constant
-    cosine.
-
-    Classes without a background, named "car" and ("road", "street"), give three queries with the
-    labels 0, 1, 1.
-    """
-    named = [
-        (name, label)
-        for label, each in enumerate(dataset.labels)
-        for name in each
-        if label != dataset.background
-    ]
-    constant = None
-
-    if dataset.background is not None and config.background == "threshold":
-        constant = config.background_cosine
-    elif dataset.background is not None:
-        # "sky" is background, unless the set has a class of that name.
-        class_names = {name for name, _ in named}
-        named += [
-            (name, dataset.background)
-            for name in config.background_prompts
-            if name not in class_names
-        ]
-
-    vectors = class_embeddings(encoder, [name for name, _ in named], templates, dense=True)
-    labels = np.array([label for _, label in named], np.int64)
-    return Queries(vectors, labels, constant, dataset.background or 0)
-
-
-def _of_one_name(queries: Queries, dataset: SegmentationSet) -> tuple[Queries, ...]:
-    """The queries with the first name of each class alone, and with the last one; nothing where no
-    class has several. The background keeps all of its names.
-    """
-    if not has_synonyms(dataset.labels, dataset.background):
-        return ()
-
-    is_background = queries.labels == dataset.background
-    background = np.flatnonzero(is_background).tolist()
-    places = first_and_last(queries.labels[~is_background].tolist())
-    return tuple(
-        replace(queries, vectors=queries.vectors[chosen], labels=queries.labels[chosen])
-        for chosen in ([*each, *background] for each in places)
-    )
 
 
 def label_map(
@@ -311,7 +254,7 @@ def labels_of(
             seen.patches[0, 0],
             out,
             config.regions,
-            lambda means: queries.classes(_best(queries, means)),
+            lambda means: queries.classes(queries.cosines(means).argmax(-1).numpy()),
         )
 
     cosines = queries.cosines(seen.patches)
@@ -330,10 +273,6 @@ def heat_maps(
         return np.empty((0, *out), np.float32)
     cosines = name_cosines(seen.patches, names, wanted)
     return sliding_mean(cosines, seen.begins, seen.window, seen.size, out)
-
-
-def _best(queries: Queries, vectors: Float[Tensor, "n dim"]) -> Int64[np.ndarray, " n"]:
-    return queries.cosines(vectors).argmax(-1).numpy()
 
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:

@@ -39,9 +39,10 @@ class Tally:
     have one column.
     """
     statistic: Statistic = "mean"
-    """mean: the ratio of hits to trials, averaged over columns. median: that of the hits, as of
-    ranks. difference: the mean of the first half of the columns less that of the second half.
-    spearman: the rank correlation of the hits (cosines) with the trials (a set's scores).
+    """mean: the ratio of hits to trials, averaged over columns. median: that of all hits that were
+    tried, as of ranks. difference: the mean of the first half of the columns less that of the
+    second half. spearman: the rank correlation of the hits (cosines) with the trials (a set's
+    scores).
     """
 
     @property
@@ -202,7 +203,7 @@ def _resampled(
 ) -> Float64[np.ndarray, " resamples"]:
     """The metric's value where item i counts weights[:, i] times."""
     if tally.statistic == "median":
-        return _medians(tally.hits[:, 0], weights)
+        return _medians(tally.hits, tally.trials, weights)
     if tally.statistic == "spearman":
         return _rank_correlations(tally.hits[:, 0], tally.trials[:, 0], weights)
 
@@ -248,18 +249,22 @@ def _mean_ratio(
 
 
 def _medians(
-    values: Float64[np.ndarray, " items"], weights: Float64[np.ndarray, "resamples items"]
+    values: Float64[np.ndarray, "items columns"],
+    trials: Float64[np.ndarray, "items columns"],
+    weights: Float64[np.ndarray, "resamples items"],
 ) -> Float64[np.ndarray, " resamples"]:
     """The smallest value up to which at least half of the weight lies: the lower median.
 
-    Example: the values 5, 1, 2 with the weights 0, 2, 1. In the order 1, 2, 5 the weights add up to
-    2, 3, 3; the first sum of at least 1.5 is that of the value 1.
+    Example: one column with the values 5, 1, 2, tried once each, and the weights 0, 2, 1. In the
+    order 1, 2, 5 the weights add up to 2, 3, 3; the first sum of at least 1.5 is that of the value 1.
     """
-    order = np.argsort(values, kind="stable")
-    below = weights[:, order].cumsum(1)
+    item, column = np.nonzero(trials)
+    counted = values[item, column]
+    order = np.argsort(counted, kind="stable")
+    below = (weights[:, item] * trials[item, column])[:, order].cumsum(1)
 
     # Of booleans, argmax gives the first that is true.
-    return values[order[(below >= below[:, -1:] / 2).argmax(1)]]
+    return counted[order[(below >= below[:, -1:] / 2).argmax(1)]]
 
 
 def _rank_correlations(

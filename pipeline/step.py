@@ -22,7 +22,7 @@ VERSIONS = {
     "curate": 8,
     "tokenizer": 2,
     "train": 4,
-    "evaluate": 12,
+    "evaluate": 13,
     "report": 8,
 }
 """Version of the code of each kind of step, 1 if it is not listed. A change to the code that

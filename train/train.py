@@ -138,19 +138,30 @@ def run(
             f"{config.num_steps} is saved"
         )
 
-    # The models are exported: neither the checkpoints nor Ray's files are needed any longer.
+    _tidy(job.out)
+    return _final_metrics(config, rows)
+
+
+def _tidy(out: Path) -> None:
+    """The models are exported: neither the checkpoints nor Ray's files are needed any longer."""
     for folder in (CHECKPOINTS, RAY_FOLDER, STALLED):
-        shutil.rmtree(job.out / folder, ignore_errors=True)
+        shutil.rmtree(out / folder, ignore_errors=True)
 
     for name in (STEP, REASON, BEGUN):
-        (job.out / name).unlink(missing_ok=True)
+        (out / name).unlink(missing_ok=True)
 
+
+def _final_metrics(config: TrainConfig, rows: list[dict]) -> dict[str, float]:
+    """The last value of each metric, and those of the best model where one is exported; says so when
+    captions were cut.
+    """
     metrics = summary(rows, config.batch_size)
     if config.best:
         best = max(
             (row for row in rows if config.best in row), key=lambda row: score(row, config.best)
         )
         metrics |= {"best_step": float(best["step"]), f"best_{config.best}": best[config.best]}
+
     if metrics["captions_cut"]:
         logger.warning(
             "captions cut to %d tokens: %d (%.1f %% of those used); raise "

@@ -5,10 +5,11 @@ import posixpath
 from collections.abc import Mapping, Sequence
 
 from curation.pairs.config import SourceConfig
-from curation.pairs.fields import caption_fields_of, captions_in
+from curation.pairs.fields import caption_fields_of
 from curation.pairs.ranges import ByteRange
 from curation.pairs.sample import Pair, Problem, Reject, Sample
 from curation.pairs.text import clean_captions, decode_text, undecodable
+from curation.pairs.values import captions_in
 
 TEXT_SUFFIXES = (".txt", ".caption", ".text")
 CAPTION_SUFFIXES = (*TEXT_SUFFIXES, ".json")

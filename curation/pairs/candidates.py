@@ -4,10 +4,10 @@ import posixpath
 import re
 
 from curation.pairs.config import SourceConfig
-from curation.pairs.fields import is_image_name
 from curation.pairs.images import IMAGE_SUFFIXES
 from curation.pairs.records import JSON_SUFFIXES, is_named_as_list
 from curation.pairs.text import decode_text
+from curation.pairs.values import is_image_name
 
 HEAD_BYTES = 65_536
 SMALL_JSON_BYTES = 4_000_000  # cheap to parse, whatever it contains

@@ -20,17 +20,11 @@ import pyarrow.parquet as pq
 
 from cluster.storage import BLOCK_BYTES, is_remote, kind_of, open_arrow, read_range, size_of
 from curation.pairs.config import SourceConfig
-from curation.pairs.fields import (
-    Fields,
-    FieldsError,
-    captions_in,
-    image_name,
-    resolve_fields,
-    values_at,
-)
+from curation.pairs.fields import Fields, FieldsError, resolve_fields
 from curation.pairs.images import has_image_mark
 from curation.pairs.sample import Part, Problem, Reject, Sample
 from curation.pairs.text import clean_captions, undecodable
+from curation.pairs.values import captions_in, image_name, values_at
 
 READ_ROWS = 256
 FIRST_ROWS = 8

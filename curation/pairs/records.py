@@ -10,23 +10,14 @@ from typing import Any, NamedTuple
 
 from curation.pairs.annotations import annotated_images, annotation_kind
 from curation.pairs.config import SourceConfig
-from curation.pairs.fields import (
-    CAPTION_FIELDS,
-    IMAGE_FIELDS,
-    Fields,
-    FieldsError,
-    caption_fields_of,
-    captions_in,
-    image_name,
-    is_image_name,
-    resolve_fields,
-    values_at,
-)
+from curation.pairs.field_names import CAPTION_FIELDS, IMAGE_FIELDS
+from curation.pairs.fields import Fields, FieldsError, caption_fields_of, resolve_fields
 from curation.pairs.images import RejectReason
 from curation.pairs.sample import Problem
 from curation.pairs.splits import SPLIT_NAMES
 from curation.pairs.tables import parse_table
 from curation.pairs.text import decode_text, encoding_of, undecodable
+from curation.pairs.values import captions_in, image_name, is_image_name, values_at
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".token", ".psv", ".tab", ".lst")

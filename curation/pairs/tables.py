@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from curation.pairs.config import SourceConfig
-from curation.pairs.fields import CAPTION_FIELDS, CAPTION_WORDS, IMAGE_FIELDS, is_image_name
+from curation.pairs.field_names import CAPTION_FIELDS, CAPTION_WORDS, IMAGE_FIELDS
+from curation.pairs.values import is_image_name
 
 CANDIDATES = ("\t", "|", ";", ",")  # the comma last: captions are full of commas
 NAMES = {"\t": "tab", "|": "pipe", ";": "semicolon", ",": "comma"}

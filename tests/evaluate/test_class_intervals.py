@@ -99,7 +99,7 @@ def test_classes_and_names_have_intervals_in_results_table_and_page(tmp_path: Pa
     assert len(whole) == sum(len(result["metrics"]) for result in results)
 
     write_report(ReportConfig(), out=tmp_path, evaluate=out)
-    assert "100.0 <small>34.2–100.0</small>" in (tmp_path / "report.html").read_text()
+    assert "100.0 <small>34.2 to 100.0</small>" in (tmp_path / "report.html").read_text()
 
 
 def test_the_last_classes_of_a_list_may_have_no_image(tmp_path: Path) -> None:

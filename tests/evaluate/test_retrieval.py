@@ -48,6 +48,10 @@ def test_recalls_equal_full_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
         assert tallies[f"text_to_image_r{k}"].value == pytest.approx(to_image)
         assert tallies[f"image_to_text_r{k}"].value == pytest.approx(to_text)
 
+    own = scores[np.arange(len(owners)), owners]
+    ranks = np.sort(1 + (scores > own[:, None]).sum(1))
+    assert tallies["text_to_image_median_rank"].value == ranks[(len(ranks) - 1) // 2]
+
 
 def test_text_to_text_equals_full_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evaluate.counting.TILE", 16)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from evaluate.config import SegmentationConfig
-from evaluate.segmentation import Queries, label_map, resize_short_side
+from evaluate.queries import Queries
+from evaluate.segmentation import label_map, resize_short_side
 from evaluate.windows import (
     _add_any_softmax,
     _add_small_softmax,

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from curation.pairs.config import SourceConfig
-from curation.pairs.fields import FieldsError, captions_in, image_name, resolve_fields, values_at
+from curation.pairs.fields import FieldsError, resolve_fields
+from curation.pairs.values import captions_in, image_name, values_at
 
 TALK = [
     {"from": "human", "value": "<image>\nDescribe."},
