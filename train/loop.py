@@ -97,9 +97,8 @@ def train(
     image_flop = flop_per_image(config, model, pairs) + (live.flop if live else 0.0)
     speed = Speed()
     note_step = StepNote(job.out / METRICS)
-    prefetch_device = (
-        torch.device("cpu") if config.micro_batch is not None else device
-    )  # parts go to the device one by one
+    # With parts, the batch waits on the CPU, and they go to the device one by one.
+    prefetch_device = device if config.micro_batch is None else torch.device("cpu")
 
     with (
         pairs.batches(
@@ -128,12 +127,8 @@ def train(
             )
             if is_bad:
                 checkpoints.wait()
-                raise FloatingPointError(
-                    f"loss {loss:.4g} and gradient norm {grad_norm:.4g} at step {step + 1}, rank "
-                    f"{rank}, on the pairs {suspicious_keys(batch.keys, features)}: both must be "
-                    "finite; lower optim.lr or drop these pairs (training then starts from "
-                    f"scratch); earlier checkpoints stay in {job.out / CHECKPOINTS}"
-                )
+                keys = suspicious_keys(batch.keys, features)
+                raise not_finite(float(loss), float(grad_norm), step + 1, keys, job)
 
             optimizer.step()
             optimizer.zero_grad()
@@ -183,6 +178,17 @@ def train(
         export(job.out / BEST_MODEL, config, model, pairs)
 
     return True
+
+
+def not_finite(
+    loss: float, grad_norm: float, step: int, keys: list[str], job: Job
+) -> FloatingPointError:
+    """The error of a step whose loss or gradient is infinite or NaN, most likely on these pairs."""
+    return FloatingPointError(
+        f"loss {loss:.4g} and gradient norm {grad_norm:.4g} at step {step}, rank {dist.get_rank()}, "
+        f"on the pairs {keys}: both must be finite; lower optim.lr or drop these pairs (training "
+        f"then starts from scratch); earlier checkpoints stay in {job.out / CHECKPOINTS}"
+    )
 
 
 def flop_per_image(config: TrainConfig, model: DinoTxt, pairs: Pairs) -> float:
