@@ -1,6 +1,7 @@
 """The index of a folder: every image that can be decoded, the others by name, none from outside."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,17 @@ from curation.encoders.resolve import resolve
 from curation.shards.schema import EmbeddingSpec
 from evaluate.config import IndexConfig
 from evaluate.predict import load
+from evaluate.search import index
 from evaluate.search.galleries import list_images
-from evaluate.search.index import INDEX, REJECTS, read_names, run
+from evaluate.search.index import (
+    IMAGES_AT_ONCE,
+    INDEX,
+    NAMES,
+    PIECES,
+    REJECTS,
+    read_names,
+    run,
+)
 from evaluate.search.vector_index import read_index
 from train.config import ModelConfig, TextConfig, TokenizerConfig, VisionConfig
 from train.export.folder import export_model
@@ -75,6 +85,47 @@ def test_images_that_decode_are_indexed_and_the_others_are_listed(
     (reject,) = (json.loads(line) for line in (out / REJECTS).read_text().splitlines())
     assert reject["name"] == "broken.jpg"
     assert "corrupt image" in reject["reason"]
+
+
+class Interruption(logging.Filter):
+    """Ends the run, as Ctrl-C does, at the first image that is left out."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        raise KeyboardInterrupt
+
+
+def test_a_folder_that_was_interrupted_continues_behind_its_last_piece(
+    model: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    colors = np.random.default_rng(0).integers(0, 256, (3 * IMAGES_AT_ONCE - 1, 2, 2, 3), np.uint8)
+    for number, pixels in enumerate(colors):
+        image = Image.fromarray(pixels).resize((56, 56), Image.Resampling.NEAREST)
+        image.save(photos / f"{number:03d}.png")
+    (photos / f"{2 * IMAGES_AT_ONCE - 1:03d}.png").write_bytes(b"\x89PNG")  # last of piece two
+
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    run(IndexConfig(BACKBONE), out=whole, model=model, images=photos)
+
+    out = tmp_path / "out"
+    out.mkdir()
+    interruption = Interruption()
+    index.logger.addFilter(interruption)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(IndexConfig(BACKBONE), out=out, model=model, images=photos)
+    finally:
+        index.logger.removeFilter(interruption)
+    assert [file.name for file in (out / PIECES).iterdir()] == ["000000000.npz"]
+
+    # With other pixels, an image of the first piece would get another vector if it were read again.
+    (photos / "000.png").write_bytes(encoded(square("white")))
+    run(IndexConfig(BACKBONE), out=out, model=model, images=photos)
+    for name in (INDEX, NAMES, REJECTS):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert {file.name for file in out.iterdir()} == {INDEX, NAMES, REJECTS}
 
 
 def test_links_that_lead_out_of_a_folder_are_no_part_of_it(photos: Path) -> None:
