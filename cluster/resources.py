@@ -56,12 +56,10 @@ class Resources:
         return max(1, math.floor(self.cpus or 1))
 
     def per_worker(self) -> str:
-        """What one worker asks for, in words: 2 CPU, 1 GPU, 4 GiB."""
-        parts = [
-            f"{self.cpus or 0:g} CPU",
-            f"{self.gpus or 0:g} GPU",
-            f"{self.memory_gb or 0:g} GiB",
-        ]
+        """What one worker asks for, in words: 2 CPU, 1 GPU, 4 GiB; no memory where none is asked."""
+        parts = [f"{self.cpus or 0:g} CPU", f"{self.gpus or 0:g} GPU"]
+        if self.memory_gb:
+            parts.append(f"{self.memory_gb:g} GiB")
         return ", ".join(parts)
 
     def actor_options(self) -> dict[str, float]:

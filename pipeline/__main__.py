@@ -94,7 +94,8 @@ def dispatch(options: Namespace) -> int:
         "own" if verb.needs == "source" else options.recipe, options.verb, options.flags
     )
     if verb.needs == "weights":
-        recipe = resolve_backbone(recipe)
+        # The choice explains what runs; what only reads answers without it.
+        recipe = resolve_backbone(recipe, logging.INFO if verb.computes else logging.DEBUG)
 
     return verb.call(recipe, options, terminal())
 

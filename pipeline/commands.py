@@ -25,7 +25,7 @@ from curation.encoders.config import describe
 from curation.pairs.inspect import inspect_source
 from evaluate.tables import TABLE_FORMATS, results_table, seeds_table
 from pipeline import oversight, submission
-from pipeline.advice import again
+from pipeline.advice import again, rebuilding
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.inputs import check_inputs, is_leakage_off, named_sets
 from pipeline.job_plan import print_jobs
@@ -49,6 +49,7 @@ from pipeline.seeds import results_by_seed
 from pipeline.step import Step, find_step, in_order
 from pipeline.store import Store
 from pipeline.tracking import Tracking, prepare_mlflow, tracking_uri
+from train.export.names import check_formats
 
 TEMPLATE_HEAD = """# A SLURM cluster. Submit to it: python -m pipeline submit RECIPE --cluster FILE.yaml
 # Leave out what is as it should be; a step takes what it leaves out from `default`.
@@ -114,7 +115,7 @@ def plan(recipe: Recipe, options: Namespace, console: Console) -> int:
 def run(recipe: Recipe, options: Namespace, console: Console) -> int:
     """Run what is not done yet, then print the scores and where to look."""
     steps = build_steps(recipe)
-    store = Store(options.workspace)
+    store = Store(options.workspace, rebuilding(options))
     store.make_places(in_order(steps))
     _check_labels(steps, options)
     check_inputs(recipe)
@@ -466,12 +467,9 @@ def export(recipe: Recipe, options: Namespace, console: Console) -> int:
             "path"
         )
 
-    if options.format:
-        from pipeline.exporting import check_formats  # with torch
+    check_formats(options.format)
 
-        check_formats(options.format)
-
-    store = Store(options.workspace)
+    store = Store(options.workspace, rebuilding(options))
     steps = [] if options.model else build_steps(recipe)
     step = None if options.model else _trained(steps, store, options)
 

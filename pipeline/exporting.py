@@ -8,19 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.endings import DONE, FAILED
-from cluster.words import nearest
 from train.export.formats import FORMATS, export_format
 from train.export.subject import Subject
-
-
-def check_formats(formats: Sequence[str]) -> None:
-    """ValueError for an unknown format."""
-    for name in formats:
-        if name not in FORMATS:
-            raise ValueError(
-                f"there is no format {name!r}{nearest(name, FORMATS)}; formats: "
-                f"{', '.join(FORMATS)}"
-            )
 
 
 def export_formats(subject: Subject, to: Path, formats: Sequence[str], console: Console) -> int:

@@ -5,6 +5,7 @@ they share (pool, embeddings, evaluation sets) are built once. Models from elsew
 scored.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -44,12 +45,12 @@ EVALUATE = RunOf("evaluate.evaluate")
 REPORT = RunOf("evaluate.report")
 
 
-def resolve_backbone(recipe: Recipe) -> Recipe:
+def resolve_backbone(recipe: Recipe, level: int = logging.DEBUG) -> Recipe:
     """The recipe with its backbone's name, and the digest and path of its weights.
 
-    This is done once, before anything runs.
+    This is done once, before anything runs. The choice is logged at `level`.
     """
-    backbone = resolve(recipe.embed.backbone)
+    backbone = resolve(recipe.embed.backbone, level)
     if backbone.weights:  # workers run in other folders: the path must be absolute
         backbone = replace(backbone, weights=str(Path(backbone.weights).expanduser().resolve()))
     return replace(

@@ -7,13 +7,16 @@ Every estimate is arithmetic and states its assumptions; durations come from ear
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.storage import kind_of
 from curation.encoders.config import backbone_flop, geometry_of
+from curation.pairs.sources import check, open_source
 from curation.shards.codec import STORED_TYPES, Dtype
 from curation.shards.schema import Content, EmbeddingSpec
 from pipeline.costs import (
@@ -57,7 +60,7 @@ def print_plan(
 
     try:
         recipe = resolve_backbone(recipe)
-        problems = _problems(recipe)
+        problems = _problems(recipe, store)
         if problems:
             raise ValueError("\n".join(problems))
         steps = in_order(build_steps(recipe))
@@ -91,15 +94,23 @@ def print_plan(
     return problems
 
 
-def _problems(recipe: Recipe) -> list[str]:
+def _problems(recipe: Recipe, store: Store) -> list[str]:
     """Everything that keeps a recipe from running, so that one look is enough."""
     problems = list[str]()
-    for check in (build_steps, check_inputs):
+    for look in (build_steps, check_inputs, partial(_check_unread_pairs, store)):
         try:
-            check(recipe)
+            look(recipe)
         except (ValueError, OSError) as error:
-            problems += str(error).splitlines()
+            problems += [line for line in str(error).splitlines() if line not in problems]
     return problems
+
+
+def _check_unread_pairs(store: Store, recipe: Recipe) -> None:
+    """ValueError where the pairs are still to be embedded, and nothing could be read of them."""
+    embed = next((step for step in draw_steps(recipe) if step.name == "embed"), None)
+    source = embed.inputs["source"] if embed else None
+    if embed and isinstance(source, Path) and kind_of(source) and not store.record(embed):
+        check(recipe.embed.source, open_source(recipe.embed.source, source))
 
 
 def stored_spec(recipe: Recipe, content: Content, dtype: Dtype) -> EmbeddingSpec:

@@ -47,9 +47,12 @@ logger = logging.getLogger(__name__)
 class Store:
     """The outputs of one workspace."""
 
-    def __init__(self, workspace: Path) -> None:
-        """ValueError where a file has the workspace's name."""
+    def __init__(self, workspace: Path, run: str = "python -m pipeline run RECIPE") -> None:
+        """`run`: the command that builds outputs here, for messages. ValueError where a file has the
+        workspace's name.
+        """
         self.workspace = workspace.resolve()
+        self._run = run
         if self.workspace.is_file():
             raise ValueError(
                 f"{self.workspace} is a file: the workspace needs a folder of this name; move the file "
@@ -141,7 +144,7 @@ class Store:
             record = self.record(step)
             if record and (problems := damaged_files(self.folder(step), record)):
                 damaged[step.label] = problems[0]
-        _refuse(damaged, forced)
+        self._refuse(damaged, forced)
 
     def check_content(self, step: Step) -> None:
         """DamagedOutputError if a file of a finished output has other bytes than recorded.
@@ -165,7 +168,16 @@ class Store:
             problems = changed_files(folder, {name: checksums[name]})
 
         if problems:
-            _refuse({step.label: problems[0]})
+            self._refuse({step.label: problems[0]})
+
+    def _refuse(self, damaged: Mapping[str, str], forced: Sequence[str] = ()) -> None:
+        """DamagedOutputError if there are damaged outputs; `damaged` has a problem by step label."""
+        if damaged:
+            remedy = f"{self._run} --force {' '.join([*forced, *damaged])}"
+            raise DamagedOutputError(
+                f"{'; '.join(damaged.values())}: finished outputs must not change; rebuild with "
+                f"`{remedy}`"
+            )
 
     def verify(self, output: Step | Record) -> list[str]:
         """Every problem of a finished output, one line each; none if there is no output.
@@ -240,15 +252,6 @@ class Store:
             yield
         finally:
             lock.release()
-
-
-def _refuse(damaged: Mapping[str, str], forced: Sequence[str] = ()) -> None:
-    """DamagedOutputError if there are damaged outputs; `damaged` has a problem by step label."""
-    if damaged:
-        remedy = f"rebuild with --force {' '.join([*forced, *damaged])}"
-        raise DamagedOutputError(
-            f"{'; '.join(damaged.values())}: finished outputs must not change; {remedy}"
-        )
 
 
 def list_files(folder: Path) -> dict[str, int]:

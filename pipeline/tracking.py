@@ -51,6 +51,7 @@ POLL_S = 2.0
 PARAM_CHARS = 500
 NO_METRIC_NAME = re.compile(r"[^\w/. -]")
 TRAINING = "custom_model_development"  # the kind of experiment that opens on runs, not on traces
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 KIND = "mlflow.experimentKind"
 NOTE = "mlflow.note.content"
 
@@ -336,13 +337,28 @@ def experiment_of(client: "mlflow.MlflowClient", workspace: Path, recipe: str) -
     """
     experiment = client.get_experiment_by_name(recipe)
     if experiment is None:
-        is_ours = tracking_uri(workspace).startswith("sqlite")
-        artifacts = f"{workspace.resolve().as_uri()}/mlartifacts" if is_ours else None
-        return client.create_experiment(recipe, artifacts, tags={KIND: TRAINING})
+        # A server has a place for files; with a database alone, MLflow would take the present folder.
+        is_database = tracking_uri(workspace).startswith(DATABASES)
+        artifacts = f"{workspace.resolve().as_uri()}/mlartifacts" if is_database else None
+        return _made_experiment(client, recipe, artifacts)
 
     if KIND not in experiment.tags:  # made by an earlier version
         client.set_experiment_tag(experiment.experiment_id, KIND, TRAINING)
     return experiment.experiment_id
+
+
+def _made_experiment(client: "mlflow.MlflowClient", recipe: str, artifacts: str | None) -> str:
+    """The identity of a new experiment, or of one that another process made at the same moment."""
+    from mlflow.exceptions import MlflowException
+
+    # No lock holds for processes on other machines: the database decides who makes it.
+    try:
+        return client.create_experiment(recipe, artifacts, tags={KIND: TRAINING})
+    except MlflowException:
+        experiment = client.get_experiment_by_name(recipe)
+        if experiment is None:
+            raise
+        return experiment.experiment_id
 
 
 def origin() -> dict[str, str]:

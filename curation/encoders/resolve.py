@@ -23,12 +23,13 @@ from curation.encoders.weights import (
 logger = logging.getLogger(__name__)
 
 
-def resolve(config: BackboneConfig) -> BackboneConfig:
+def resolve(config: BackboneConfig, level: int = logging.DEBUG) -> BackboneConfig:
     """The config with a concrete name, a fitting image size and the sha256 of the weights.
 
     A resolved config is returned as it is. auto means the backbone that the named weights belong
     to. Without named weights, it means DINOv2 ViT-S/14 with registers if it is in the cache of the
-    hub or if the hub answers within three seconds, and EfficientNet-Lite0 otherwise.
+    hub or if the hub answers within three seconds, and EfficientNet-Lite0 otherwise. The choice is
+    logged at `level`.
     """
     if config.digest:
         return config
@@ -39,9 +40,8 @@ def resolve(config: BackboneConfig) -> BackboneConfig:
     digest = random_digest(name) if file is None else sha256_file(file)
     image_size = fit_image_size(config.image_size, name)
 
-    logger.info(
-        "backbone=%s reason=%r image_size=%d digest=%s", name, reason, image_size, digest[:12]
-    )
+    words = "backbone=%s reason=%r image_size=%d digest=%s"
+    logger.log(level, words, name, reason, image_size, digest[:12])
 
     return replace(config, name=name, digest=digest, image_size=image_size)
 

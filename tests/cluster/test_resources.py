@@ -33,6 +33,7 @@ def test_threads_are_the_whole_cores_and_at_least_one(cpus: float, threads: int)
 
 def test_what_a_worker_asks_for_reads_as_people_write_it() -> None:
     assert Resources(workers=4, cpus=2.0, memory_gb=1.5).per_worker() == "2 CPU, 0 GPU, 1.5 GiB"
+    assert Resources(gpus=1.0).per_worker() == "0 CPU, 1 GPU"
 
 
 def test_actor_options_need_a_resolved_number_of_gpus() -> None:

@@ -69,6 +69,7 @@ def test_what_only_reads_imports_nothing_heavy(tmp_path: Path) -> None:
         "cluster template": 0,
         "submit debug --cluster nowhere.yaml": 2,
         "verify debug": 0,
+        "export debug --to x --format wrong": 2,
         "plan debug": 0,
         "plan vitl14 --rows 650000000": 0,
         "show debug": 0,

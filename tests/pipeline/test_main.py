@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from evaluate.search.web import make_app
 from pipeline.__main__ import main
+from pipeline.advice import rebuilding
 from pipeline.demo import make_site
 from pipeline.graph import resolve_backbone
 from pipeline.options import parse_words
@@ -181,6 +182,25 @@ def test_plan_refuses_what_evaluation_would(
     assert "cannot run yet: evaluate.sets: there is no" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["pairs.csv", "folder"])
+def test_plan_refuses_pairs_that_embedding_would(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pairs.csv").touch()
+    (tmp_path / "folder").mkdir()
+    words = ["plan", "own", "--workspace", str(tmp_path / "w"), "--embed.backbone", "random-vit"]
+    assert main([*words, "--data.pairs", str(tmp_path / name)]) == 2
+    assert f"cannot run yet: source {tmp_path / name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["status", "plan", "show", "verify"])
+def test_words_that_only_read_say_nothing_besides_their_answer(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, "debug", "--workspace", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_plan_names_all_problems_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +292,27 @@ def test_an_advised_command_names_recipe_flags_and_workspace_as_a_shell_takes_th
 
     options = parse_words(shlex.split(command)[3:])
     assert options.workspace == folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "debug", "--train.seed", "3"],
+        ["evaluate", "own", "--model", "a model", "--set", "x.tar", "retrieval:y"],
+    ],
+)
+def test_a_damaged_output_is_answered_with_the_command_that_rebuilds_it(
+    words: list[str], tmp_path: Path
+) -> None:
+    options = parse_words([*words, "--workspace", str(tmp_path)])
+    command = f"{rebuilding(options)} --force train report"
+    again = parse_words(shlex.split(command)[3:])
+    assert again.force == ["train", "report"]
+    for name in ("verb", "recipe", "workspace", "flags"):
+        assert getattr(again, name) == getattr(options, name)
+    if options.verb == "evaluate":
+        assert again.model == options.model
+        assert again.set == options.set
 
 
 def test_a_description_is_printed_as_it_stands(

@@ -189,14 +189,16 @@ def test_a_file_in_place_of_a_folder_is_named_before_any_step_runs(
 
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
 def test_damage_is_named_with_the_remedy(tmp_path: Path, damage: str) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, "python -m pipeline run debug")
     file = finish(store) / "deep" / "file.txt"
     store.check_sizes(STEP)
     if damage == "truncate":
         file.write_text("f")
     else:
         file.unlink()
-    with pytest.raises(DamagedOutputError, match=r"file\.txt.*--force make"):
+    with pytest.raises(
+        DamagedOutputError, match=r"file\.txt.*`python -m pipeline run debug --force make`$"
+    ):
         store.check_sizes(STEP)
     assert len(store.verify(STEP)) == 1
 

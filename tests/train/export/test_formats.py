@@ -11,12 +11,17 @@ from subjects import make_subject, sentencepiece_words
 
 from train.config import ModelConfig, TextConfig, VisionConfig
 from train.export.formats import FORMATS, export_format, read_model
+from train.export.names import FORMAT_NAMES
 from train.export.probe import features_of, make_probe
 from train.export.subject import Subject
 from train.tokenizer import SentencePieceTokenizer
 
 SENTENCES = ["a dog in the snow", "", "the tower " * 30, "café </s>"]
 POOLED = ModelConfig(TextConfig(64, 1, 1, 16), VisionConfig(blocks=0))
+
+
+def test_every_format_can_be_named() -> None:
+    assert tuple(FORMATS) == FORMAT_NAMES
 
 
 @pytest.mark.parametrize(
