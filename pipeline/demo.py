@@ -211,8 +211,8 @@ def _fates(
 def _fate(model: str, decision: Mapping[str, Any]) -> Fate:
     """A decision in one line.
 
-    Example: "dropped: balance: image; kept with probability 0.17 for its image cluster (1) and 0.86
-    for its caption cluster (5)".
+    Example: "dropped: balance: image; the probability to be selected was 0.17 in its image cluster 1
+    and 0.86 in its caption cluster 5".
     """
     parts = ["selected for training" if decision["kept"] else f"dropped: {decision['reason']}"]
     if decision["other"]:
@@ -222,12 +222,12 @@ def _fate(model: str, decision: Mapping[str, Any]) -> Fate:
         parts.append(f"cosine {decision['cosine']:.3f}")
 
     chances = [
-        f"{decision[f'{side}_keep']:.2g} for its {name} cluster ({decision[f'{side}_cluster']})"
+        f"{decision[f'{side}_keep']:.2g} in its {name} cluster {decision[f'{side}_cluster']}"
         for side, name in (("image", "image"), ("text", "caption"))
         if decision[f"{side}_keep"] is not None
     ]
     if chances:
-        parts.append(f"kept with probability {' and '.join(chances)}")
+        parts.append(f"the probability to be selected was {' and '.join(chances)}")
     if decision["copies"] > 1:
         parts.append(f"used {decision['copies']} times per epoch")
 

@@ -186,10 +186,17 @@ def test_a_browser_shows_results_overlay_and_parts(address: str, tmp_path: Path)
         assert page.text_content("#legend li") == "blue 100 %"
         page.keyboard.press("Escape")
 
-        # Side by side, on a wide screen.
-        page.set_viewport_size({"width": 1200, "height": 800})
+        # Side by side, on a telephone and on a wide screen; there is no model to choose then.
         page.check("#compare")
-        page.wait_for_selector(".two .column >> nth=1")
+        page.wait_for_selector(".two .column >> nth=1 >> img.heat.there")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        left, right = (page.locator(".column").nth(place).bounding_box() for place in (0, 1))
+        assert left["width"] == right["width"]
+        assert not page.is_visible("#model")
+        page.locator(".column >> nth=1 >> .card >> nth=0").click()
+        assert page.text_content("#by") == "answers of the model uncurated"
+        page.keyboard.press("Escape")
+        page.set_viewport_size({"width": 1200, "height": 800})
         assert page.locator(".column h2").all_text_contents() == ["curated", "uncurated"]
 
         # An own image opens with its like; a file that is none is named.
