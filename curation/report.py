@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ SIDES = {"image": "images", "text": "captions"}
 SHARES = ("both", "image_only", "text_only", "neither")
 SHARED = ("caption_in", "reason")
 CURVE_ROWS = 100_000
+NUMBER = re.compile(r"-?[\d,]+(\.\d+)?( %)?")
 
 
 class Section(NamedTuple):
@@ -397,11 +399,22 @@ def _phases(summary: dict[str, Any]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as wide as its content; columns of numbers are aligned on the right."""
+    are_numbers = [
+        bool(rows) and all(NUMBER.fullmatch(row[place]) for row in rows)
+        for place in range(len(head))
+    ]
+
     def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        kinds = [' class="number"' if is_number else "" for is_number in are_numbers]
+        inside = [
+            f"<{tag}{kind}>{html.escape(cell)}</{tag}>"
+            for kind, cell in zip(kinds, cells, strict=True)
+        ]
+        return f"<tr>{''.join(inside)}</tr>"
 
     body = "".join(line("td", row) for row in rows)
-    return f'<div style="overflow-x:auto"><table>{line("th", head)}{body}</table></div>'
+    return f'<div class="scroll"><table class="fitted">{line("th", head)}{body}</table></div>'
 
 
 def _picture(uri: str, alt: str) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import scipy.ndimage
-from jaxtyping import Bool, Float32, Int32, UInt8
+import scipy.stats
+from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 from matplotlib import colormaps
 from PIL import Image
 
@@ -26,6 +27,7 @@ from evaluate.sets.kinds import (
     ClassificationSet,
     RetrievalSet,
     SegmentationSet,
+    SimilaritySet,
     first_names,
 )
 from evaluate.sets.known import load_mask
@@ -79,6 +81,31 @@ def write_classification(
         ]
     ]
     _write_listing(out, examples)
+
+
+def write_similarity(
+    out: Path, dataset: SimilaritySet, cosines: Float64[np.ndarray, " n"], wanted: int
+) -> None:
+    """The pairs of sentences on which model and people disagree most: their places in the order of
+    cosines and in that of scores lie furthest apart.
+
+    Place 1 is the most alike; equal values share their mean place, as in the correlation.
+    """
+    by_cosine = scipy.stats.rankdata(-cosines)
+    by_score = scipy.stats.rankdata(-dataset.scores)
+    furthest = np.argsort(-np.abs(by_cosine - by_score), kind="stable")[:wanted]
+
+    pairs = [
+        {
+            "sentences": dataset.sentences[row],
+            "score": float(dataset.scores[row]),
+            "place_by_score": float(by_score[row]),
+            "cosine": round(float(cosines[row]), 3),
+            "place_by_cosine": float(by_cosine[row]),
+        }
+        for row in furthest.tolist()
+    ]
+    _write_listing(out, {"num_pairs": len(cosines), "pairs": pairs})
 
 
 def write_retrieval(out: Path, dataset: RetrievalSet, result: Retrieved, wanted: int) -> None:

@@ -149,6 +149,8 @@ def _retrieval(job: Job) -> Measured:
 def _similarity(job: Job) -> Measured:
     dataset = open_similarity(job.path, job.variant)
     tallies = compare_sentences(job.encoder, dataset, job.advance)
+    cosines = tallies["spearman"].hits[:, 0]
+    examples.write_similarity(job.pictures, dataset, cosines, job.config.num_examples)
     protocol: dict[str, object] = {
         "set": dataset.facts.kind,
         **dataset.facts.notes,

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 
 from evaluate.config import EvaluateConfig, ReportConfig
 from evaluate.evaluate import Evaluator
+from evaluate.examples import write_similarity
 from evaluate.report import run as write_report
 from evaluate.results import read_results, result_file, write_flat
 from evaluate.sets.known import open_similarity, tasks_of
@@ -148,4 +149,29 @@ def test_similarity_is_in_results_tables_and_page_as_any_other_set(tmp_path: Pat
     assert "Spearman correlation × 100 | 100.0" in as_markdown(results)
     assert "similarity_sts,similarity,spearman,,0.0,0.0,0.0,4" in as_csv(results)
     write_report(ReportConfig(), out=tmp_path, **folders)
-    assert "Spearman correlation × 100" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "Spearman correlation × 100" in page
+    assert "so black<br>so white" in page
+
+
+def test_the_pairs_of_the_largest_disagreement_are_shown_with_their_places(tmp_path: Path) -> None:
+    scores = (1.0, 3.2, 5.0, 0.0)  # the first pair and the third have changed places
+    pairs = [
+        (first, second, score) for (first, second, _), score in zip(PAIRS, scores, strict=True)
+    ]
+    dataset = open_similarity(write_folder(tmp_path / "set", {"sts-test.csv": published(pairs)}))
+    tally = compare_sentences(ColorEncoder(), dataset)["spearman"]
+    write_similarity(tmp_path, dataset, tally.hits[:, 0], wanted=3)
+
+    shown = json.loads((tmp_path / "examples.json").read_text())
+    assert shown["num_pairs"] == 4
+    first, second, third = shown["pairs"]
+    assert first == {
+        "sentences": list(PAIRS[0][:2]),
+        "score": 1.0,
+        "place_by_score": 3.0,
+        "cosine": 1.0,
+        "place_by_cosine": 1.0,
+    }
+    assert (second["place_by_score"], second["place_by_cosine"]) == (1.0, 3.0)
+    assert third["place_by_score"] == third["place_by_cosine"]
