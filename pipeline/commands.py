@@ -26,6 +26,7 @@ from curation.pairs.inspect import inspect_source
 from evaluate.tables import TABLE_FORMATS, results_table, seeds_table
 from pipeline import oversight, submission
 from pipeline.advice import again, rebuilding
+from pipeline.experiments import prepare_mlflow, tracking_uri
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.inputs import check_inputs, is_leakage_off, named_sets
 from pipeline.job_plan import print_jobs
@@ -48,7 +49,7 @@ from pipeline.runner import check_inputs_done, pending, run_steps
 from pipeline.seeds import results_by_seed
 from pipeline.step import Step, find_step, in_order
 from pipeline.store import Store
-from pipeline.tracking import Tracking, prepare_mlflow, tracking_uri
+from pipeline.tracking import Tracking
 from train.export.names import check_formats
 
 TEMPLATE_HEAD = """# A SLURM cluster. Submit to it: python -m pipeline submit RECIPE --cluster FILE.yaml

@@ -25,12 +25,13 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from cluster.identity import identity
 from evaluate.results import read_results
+from pipeline.experiments import experiment_of, tracking_uri
 from pipeline.exported import step_subject
 from pipeline.fingerprint import digest
 from pipeline.recipes import Recipe
 from pipeline.step import Step, in_order
 from pipeline.store import Store
-from pipeline.tracking import NO_METRIC_NAME, experiment_of, flatten, tracking_uri
+from pipeline.tracking import NO_METRIC_NAME, flatten
 from train.export.huggingface import backbone_reference, write_huggingface
 from train.export.probe import noise_image
 from train.export.shipped import serving_dinotxt

@@ -1,19 +1,17 @@
 """MLflow: one parent run per pipeline run, one nested run per step that ran; live metrics, system
 metrics, data sets, artifacts.
 
-The store is `$MLFLOW_TRACKING_URI`, or an sqlite database inside the workspace. Tracking never
-stops the work: at its first failure it warns once and is off for the rest of the run.
+Tracking never stops the work. When the server fails, it warns and is off for a while; then it tries
+again, with a longer pause each time. Metrics of a step lie in its metrics.jsonl and are sent then;
+a run that could not be opened stays off.
 """
 
-import getpass
 import hashlib
 import json
 import logging
 import os
 import re
-import shlex
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,45 +26,23 @@ from filelock import FileLock
 from cluster.endings import StoppedError
 from cluster.files import read_jsonl
 from cluster.identity import Json, identity
+from pipeline.experiments import experiment_of, origin, prepare_mlflow, tracking_uri
 from pipeline.outcome import Outcome, ReadData
-from pipeline.provenance import git_state
 from pipeline.step import Step
 
 if TYPE_CHECKING:
-    import mlflow
     from mlflow.entities import Run
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SETTINGS = {  # read when MLflow is imported
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 POLL_S = 2.0
+FIRST_PAUSE_S = 60.0  # without the server, before it is asked again
+LONGEST_PAUSE_S = 3600.0
 PARAM_CHARS = 500
 NO_METRIC_NAME = re.compile(r"[^\w/. -]")
-TRAINING = "custom_model_development"  # the kind of experiment that opens on runs, not on traces
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-KIND = "mlflow.experimentKind"
 NOTE = "mlflow.note.content"
-
-
-def tracking_uri(workspace: Path) -> str:
-    """`$MLFLOW_TRACKING_URI` if set, else the workspace's own database by absolute path."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.resolve()}/mlflow.db"
-
-
-def prepare_mlflow() -> None:
-    """Short timeouts and quiet logs, unless the environment says otherwise; call before MLflow is
-    imported.
-    """
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
 
 
 class Tracking:
@@ -89,6 +65,10 @@ class Tracking:
         self._runs: dict[str, str] = {}
         """Nested runs by the label of their step."""
         self._lock = threading.RLock()
+        self._is_open = False
+        self._pause_s = FIRST_PAUSE_S
+        self._asked_again_at_s = 0.0
+        """When a server that failed is asked again, by the clock of `time.monotonic`."""
         with _one_at_a_time(workspace):
             self._guard(lambda: self._open(workspace, recipe, config, tags))
 
@@ -106,6 +86,7 @@ class Tracking:
         ).info.run_id
         self._statuses[self._parent] = "FAILED"
         self._log_params(self._parent, config)
+        self._is_open = True
 
     def _end_abandoned(self) -> None:
         """Runs of processes that were killed are shown as killed, not as running for ever: those of
@@ -140,6 +121,7 @@ class Tracking:
         """
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+        self._end_pause()  # what is not opened now has no run at all
         run = self._guard(lambda: self._start_step(step))
         if run is None:
             yield lambda summary: None
@@ -154,9 +136,7 @@ class Tracking:
         follower.start()
 
         try:
-            yield lambda summary: self._log_metrics(
-                run, [(f"final/{name}", value, 0) for name, value in summary.items()]
-            )
+            yield lambda summary: self._log_summary(run, summary)
             self._statuses[run] = "FINISHED"
         except BaseException as error:
             self._statuses[run] = status_after(error)
@@ -166,6 +146,10 @@ class Tracking:
             follower.join()
             self._guard(monitor.finish)
             self._guard(lambda: self._end(run))
+
+    def _log_summary(self, run: str, summary: Mapping[str, float]) -> None:
+        self._end_pause()
+        self._log_metrics(run, [(f"final/{name}", value, 0) for name, value in summary.items()])
 
     def _start_step(self, step: Step) -> str:
         """The identity of a nested run."""
@@ -189,6 +173,7 @@ class Tracking:
         off by now.
         """
         if self._statuses:
+            self._end_pause()
             self._guard(lambda: self._log_outcome(outcome()))
             self._statuses[self._parent] = status
             self._guard(self._end_all, also_off=True)
@@ -248,7 +233,8 @@ class Tracking:
         for start in range(0, len(params), 100):
             self._client.log_batch(run, params=params[start : start + 100])
 
-    def _log_metrics(self, run: str, values: list[tuple[str, float, int]]) -> None:
+    def _log_metrics(self, run: str, values: list[tuple[str, float, int]]) -> bool:
+        """Send metrics (name, value, step); whether all of them arrived."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -256,9 +242,13 @@ class Tracking:
             Metric(NO_METRIC_NAME.sub("_", name), float(value), now, step)
             for name, value, step in values
         ]
-        for start in range(0, len(metrics), 1000):
-            send = partial(self._client.log_batch, run, metrics=metrics[start : start + 1000])
-            self._guard(send)
+
+        def send(start: int) -> bool:
+            self._client.log_batch(run, metrics=metrics[start : start + 1000])
+            return True
+
+        # Metrics that arrive twice count once, so that a part may be sent again.
+        return all(self._guard(partial(send, start)) for start in range(0, len(metrics), 1000))
 
     def _follow(self, run: str, path: Path, stop: threading.Event) -> None:
         """Send each new line of the step's metrics once, also when a restarted worker has shortened
@@ -267,39 +257,59 @@ class Tracking:
         last_step = -1
         while True:
             ending = stop.wait(POLL_S)
+            if ending:
+                self._end_pause()
             rows = [row for row in read_jsonl(path) if row["step"] > last_step]
             if rows:
-                last_step = rows[-1]["step"]
                 names = (
                     (row, name) for row in rows for name in row if name not in ("step", "time")
                 )
-                self._log_metrics(run, [(name, row[name], row["step"]) for row, name in names])
+                values = [(name, row[name], row["step"]) for row, name in names]
+                if self._log_metrics(run, values):
+                    last_step = rows[-1]["step"]
             if ending:
                 return
 
     def _guard(self, action: Callable[[], T], also_off: bool = False) -> T | None:
-        """The action's result; at the tracking server's first failure a warning, and from then on
-        None.
+        """The action's result; None where the tracking server fails, and during the pause after
+        that.
         """
-        if not self.is_on and not also_off:
+        is_pause = not self._is_open or time.monotonic() < self._asked_again_at_s
+        if not self.is_on and is_pause and not also_off:
             return None
 
         try:
             with self._lock:
-                return action()
+                result = action()
         except (
             Exception
         ) as error:  # the boundary: whatever the tracking server does must not stop the work
-            if self.is_on:
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                logger.warning(
-                    "tracking=off uri=%s reason=%s: the run goes on without; start the server again, or "
-                    "move an mlflow.db that cannot be read away, and the next run is tracked",
-                    self.uri,
-                    reason,
-                )
-            self.is_on = False
+            self._begin_pause(error)
             return None
+
+        if not self.is_on and not also_off:
+            self.is_on = True
+            logger.warning("tracking=on uri=%s: the server answers again", self.uri)
+        return result
+
+    def _begin_pause(self, error: Exception) -> None:
+        """Leave the server alone for a while, longer each time."""
+        if self.is_on:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            logger.warning(
+                "tracking=off uri=%s reason=%s: the run goes on without, and asks again later; start "
+                "the server again, or move an mlflow.db that cannot be read away",
+                self.uri,
+                reason,
+            )
+
+        self.is_on = False
+        self._asked_again_at_s = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+    def _end_pause(self) -> None:
+        """Ask a server that failed at the next occasion: it would be the last one."""
+        self._asked_again_at_s = 0.0
 
 
 def _shortened(value: str) -> str:
@@ -329,56 +339,6 @@ def status_after(error: BaseException) -> str:
     """MLflow's word for a run that ended with an error, or because somebody asked it to end."""
     was_asked = isinstance(error, StoppedError | KeyboardInterrupt)
     return "KILLED" if was_asked or isinstance(error.__cause__, StoppedError) else "FAILED"
-
-
-def experiment_of(client: "mlflow.MlflowClient", workspace: Path, recipe: str) -> str:
-    """The identity of the experiment of a recipe, made where it is missing, of the kind that opens
-    on training runs.
-    """
-    experiment = client.get_experiment_by_name(recipe)
-    if experiment is None:
-        # A server has a place for files; with a database alone, MLflow would take the present folder.
-        is_database = tracking_uri(workspace).startswith(DATABASES)
-        artifacts = f"{workspace.resolve().as_uri()}/mlartifacts" if is_database else None
-        return _made_experiment(client, recipe, artifacts)
-
-    if KIND not in experiment.tags:  # made by an earlier version
-        client.set_experiment_tag(experiment.experiment_id, KIND, TRAINING)
-    return experiment.experiment_id
-
-
-def _made_experiment(client: "mlflow.MlflowClient", recipe: str, artifacts: str | None) -> str:
-    """The identity of a new experiment, or of one that another process made at the same moment."""
-    from mlflow.exceptions import MlflowException
-
-    # No lock holds for processes on other machines: the database decides who makes it.
-    try:
-        return client.create_experiment(recipe, artifacts, tags={KIND: TRAINING})
-    except MlflowException:
-        experiment = client.get_experiment_by_name(recipe)
-        if experiment is None:
-            raise
-        return experiment.experiment_id
-
-
-def origin() -> dict[str, str]:
-    """What started a run, as MLflow's own tags."""
-    commit, dirty = git_state()
-    return {
-        "mlflow.user": _user(),
-        "mlflow.source.name": shlex.join(["python", "-m", "pipeline", *sys.argv[1:]]),
-        "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": commit,
-        "mlflow.source.git.dirty": str(dirty).lower(),
-    }
-
-
-def _user() -> str:
-    """The name of the user; the number where the machine knows no name for it."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
 
 
 def flatten(value: Json, prefix: str = "") -> dict[str, Json]:

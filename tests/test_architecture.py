@@ -34,7 +34,7 @@ DOORS = {
         "curation.clusters.screens",
         "evaluate.search.vector_index",
     },
-    "mlflow": {"pipeline.logged_models", "pipeline.tracking"},
+    "mlflow": {"pipeline.experiments", "pipeline.logged_models", "pipeline.tracking"},
     "numba": {"cluster.compilation", "curation.clusters.kernels", "evaluate.windows"},
     "onnxruntime": {"curation.clusters.integers", "train.export.onnx_files"},
     "triton": {"train.attention_kernels", "train.loss_kernels"},

@@ -42,12 +42,10 @@ def test_metrics_of_sets_with_unusual_names_are_shown(tracking: Tracking, tmp_pa
     assert tracking.is_on
 
 
-def test_runs_are_ended_though_tracking_was_switched_off(
-    tracking: Tracking, tmp_path: Path
-) -> None:
+def test_runs_are_ended_though_something_was_refused(tracking: Tracking, tmp_path: Path) -> None:
     with tracking.step(STEP, tmp_path) as track:
         track({"a name that is too long" * 100: 0.5})
-    assert not tracking.is_on
+        assert not tracking.is_on
     tracking.finish("FAILED", Outcome)
     assert [run.info.status for run in runs(tracking)] == ["FINISHED", "FAILED"]
 

@@ -3,14 +3,17 @@
 import json
 import multiprocessing
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import mlflow
 import pytest
-from postgres_harness import local_postgres, missing, mlflow_server
+from mlflow_harness import POLL_S, free_port, local_postgres, missing, mlflow_server
 
+from cluster.files import append_jsonl
 from pipeline.outcome import Outcome
 from pipeline.step import Step
 from pipeline.tracking import Tracking
@@ -33,7 +36,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         if request.param == "database":
             yield database
         else:
-            with mlflow_server(database, tmp_path) as server:
+            with mlflow_server(database, tmp_path, free_port()) as server:
                 yield server
 
 
@@ -101,3 +104,40 @@ def test_sixteen_processes_lose_nothing(address: str, tmp_path: Path) -> None:
         assert sorted((line.step, line.value) for line in history) == [
             (step, number + step / 1000) for step in range(NUM_STEPS)
         ]
+
+
+def test_a_server_that_was_away_for_a_while_gets_what_it_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    metrics = tmp_path / "metrics.jsonl"
+
+    def write(steps: range) -> None:
+        rows = [{"step": step, "time": 0.0, "loss": float(step)} for step in steps]
+        append_jsonl(metrics, *rows)
+
+    with local_postgres() as database, ExitStack() as running:
+        with mlflow_server(database, tmp_path, port):
+            tracking = Tracking(tmp_path, "away", {}, {})
+            step = Step("train", "train", nothing, {})
+            log = running.enter_context(tracking.step(step, tmp_path))
+            write(range(100))
+
+        write(range(100, 200))
+        while tracking.is_on:
+            time.sleep(POLL_S)
+
+        with mlflow_server(database, tmp_path, port) as server:
+            write(range(200, 300))
+            log({"loss": 299.0})
+            running.close()
+            tracking.finish("FINISHED", lambda: Outcome({"score": 1.0}))
+
+            client = mlflow.MlflowClient(server)
+            child, parent = client.search_runs([tracking.experiment])
+            assert {run.info.status for run in (child, parent)} == {"FINISHED"}
+            assert child.data.metrics["final/loss"] == 299.0
+            assert parent.data.metrics == {"score": 1.0}
+            history = client.get_metric_history(child.info.run_id, "loss")
+            assert sorted(line.step for line in history) == list(range(300))

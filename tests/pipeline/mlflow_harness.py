@@ -72,13 +72,16 @@ def local_postgres() -> Iterator[str]:
             server.wait()
 
 
-@contextmanager
-def mlflow_server(database: str, folder: Path) -> Iterator[str]:
-    """The address of an MLflow server on a database."""
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
 
+
+@contextmanager
+def mlflow_server(database: str, folder: Path, port: int) -> Iterator[str]:
+    """The address of an MLflow server on a database."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     store = ["--backend-store-uri", database, "--artifacts-destination", str(folder)]
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
