@@ -4,6 +4,7 @@ from anywhere.
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from evaluate.results import read_results, result_file, write_flat
 from evaluate.tables import results_table
 from evaluate.tallies import read_tallies, write_result
 
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 RECORD = {
     "step": "train",
     "fingerprint": "0123456789abcdef",
@@ -175,6 +179,31 @@ def test_text_from_data_is_escaped(inputs: dict[str, Path], tmp_path: Path) -> N
     (folder / "examples" / "retrieval" / "examples.json").write_text(json.dumps(examples))
     run(ReportConfig(), out=tmp_path, evaluate=folder)
     assert "<script" not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: install chromium")
+def test_page_shows_both_models_on_a_telephone(inputs: dict[str, Path], tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    run(ReportConfig(), out=tmp_path, **inputs)
+    with sync_api.sync_playwright() as tool:
+        browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.goto((tmp_path / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+        heads = page.locator("#results ~ .scroll >> nth=0 >> th.number")
+        assert heads.all_text_contents()[:2] == ["curated", "uncurated"]
+        for place in (0, 1):
+            box = heads.nth(place).bounding_box()
+            assert box["x"] + box["width"] <= 390
+
+        # Words of a narrow column would be cut into letters.
+        assert page.evaluate(NARROWEST_CELL) >= 100
+        browser.close()
+
+
+NARROWEST_CELL = """() => Math.min(...[...document.querySelectorAll("td:not(.number)")]
+  .filter(cell => cell.offsetParent).map(cell => cell.offsetWidth))"""
 
 
 def test_differences_are_paired_and_signed(inputs: dict[str, Path]) -> None:
