@@ -105,6 +105,10 @@ class SegmentationConfig:
     """
     regions: RegionConfig = RegionConfig()
     """Crops and regions of the high-resolution protocol."""
+    wordnet: str | None = None
+    """Folder of WordNet's database files, such as /usr/share/wordnet: adds Open-mIoU, in which a class
+    that is like the true one counts in part; None: without.
+    """
 
     def __post_init__(self) -> None:
         check_ranges(self, "evaluate.segmentation")

@@ -39,6 +39,7 @@ from evaluate.sets.known import (
 from evaluate.tallies import write_result
 from evaluate.tally import Tally, estimate
 from evaluate.tasks import Job, Measured, measure
+from evaluate.wordnet import WORDNET_INPUT
 
 FINGERPRINT = 12  # hexadecimal digits that results show of a fingerprint
 TELL_EVERY_S = 0.5
@@ -52,7 +53,8 @@ def run(
     """Evaluate `model`, or open_clip's, on every set named classification, retrieval,
     segmentation or similarity (any _suffix).
 
-    `templates` among the inputs is a file of prompt templates. Returns every metric as
+    Among the inputs, `templates` is a file of prompt templates, and `wordnet` the folder of WordNet.
+    Returns every metric as
     "<set>/<metric>", and how many sets could not be scored as "failed_sets". Results that `out`
     holds already are kept.
     """
@@ -118,7 +120,8 @@ def evaluate_sets(
 
 def _chosen(config: EvaluateConfig, inputs: Mapping[str, Path]) -> list[str]:
     """Names of the sets to run, checked before any work: known, of a known task, and there."""
-    sets = {name: path for name, path in inputs.items() if name != TEMPLATES_INPUT}
+    files = (TEMPLATES_INPUT, WORDNET_INPUT)
+    sets = {name: path for name, path in inputs.items() if name not in files}
     unknown = [name for name in config.sets if name not in sets]
     if unknown:
         raise ValueError(
@@ -224,6 +227,7 @@ class Evaluator:
                 name,
                 self._inputs[name],
                 self._inputs.get(TEMPLATES_INPUT),
+                self._inputs.get(WORDNET_INPUT),
                 self._config,
                 pictures,
                 Shelf(self._out, data),

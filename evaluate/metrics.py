@@ -94,6 +94,24 @@ def intersections_and_unions(
     return both, either
 
 
+def open_overlaps(
+    truth: Integer[np.ndarray, "h w"],
+    predicted: Integer[np.ndarray, "h w"],
+    alike: Float64[np.ndarray, "c c"],
+) -> tuple[Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
+    """Per class, the overlap and the union of Open-mIoU (Zhou et al. 2023, arXiv:2311.03352).
+
+    A pixel of class a that is called b is right as far as the two are alike. It adds alike[a, b] to
+    the overlap of a, and the rest of 1 to the union of b, as a false positive; to the union of a it
+    adds 1. With alike = 1 on the diagonal alone, these are `intersections_and_unions`.
+    """
+    counted = truth != IGNORED
+    cells = truth[counted].astype(np.int64) * len(alike) + predicted[counted]
+    confusion = np.bincount(cells, minlength=alike.size).reshape(alike.shape)  # truth x predicted
+    union = confusion.sum(1) + ((1 - alike) * confusion).sum(0)
+    return (alike * confusion).sum(1), union
+
+
 def boundary_matches(
     truth: Int32[np.ndarray, "h w"], predicted: Int32[np.ndarray, "h w"], num_classes: int
 ) -> tuple[Int64[np.ndarray, " c"], Int64[np.ndarray, " c"]]:
@@ -153,3 +171,15 @@ def constant_map_miou(pixels: Int64[np.ndarray, " c"], label: int) -> float:
     # Classes that have an IoU: those in the truth, and the named one in any case.
     named = int((pixels > 0).sum() + (pixels[label] == 0))
     return float(pixels[label] / pixels.sum() / named)
+
+
+def constant_map_open_miou(
+    pixels: Int64[np.ndarray, " c"], label: int, alike: Float64[np.ndarray, "c c"]
+) -> float:
+    """Open-mIoU of a map that gives every pixel the class `label`; `pixels` are those of each class in
+    the truth.
+    """
+    union = pixels.astype(np.float64)
+    union[label] += ((1 - alike[:, label]) * pixels).sum()
+    tried = union > 0
+    return float((alike[tried, label] * pixels[tried] / union[tried]).mean())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Int32, Int64
+from jaxtyping import Float, Float32, Float64, Int32, Int64
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +19,13 @@ from evaluate.config import SegmentationConfig
 from evaluate.encoder import Encoder, checked
 from evaluate.heat import Judged, Names, judge, name_cosines, names_of, precision_tally
 from evaluate.high_resolution import averaged_features, region_labels
-from evaluate.metrics import boundary_matches, constant_map_miou, intersections_and_unions
+from evaluate.metrics import (
+    boundary_matches,
+    constant_map_miou,
+    constant_map_open_miou,
+    intersections_and_unions,
+    open_overlaps,
+)
 from evaluate.queries import Queries, class_queries, of_one_name
 from evaluate.sets.kinds import IGNORED, SegmentationSet
 from evaluate.sets.known import load_mask
@@ -69,12 +75,14 @@ def segment(
     dataset: SegmentationSet,
     templates: Sequence[str],
     config: SegmentationConfig,
+    alike: Float64[np.ndarray, "classes classes"] | None = None,
     shown: Collection[int] = (),
     advance: Callable[[int], None] = lambda count: None,
 ) -> Segmented:
     """Tallies by image of mIoU, mean accuracy, pixel accuracy and boundary F1.
 
-    The maps are those of the images in `shown`, and half as many again of the images with the
+    `alike` says how alike two classes are, between 0 and 1, and adds Open-mIoU. The maps are those of
+    the images in `shown`, and half as many again of the images with the
     smallest share of right pixels. ValueError if no pixel of the set counts, and for damaged images
     and masks.
     """
@@ -90,6 +98,7 @@ def segment(
     gallery = _Gallery(shown)
     counts = []
     counts_alone = []
+    counts_alike = []
     judged = []
 
     # Each image is scored as it comes, and only its counts and the maps to be shown are kept: the
@@ -100,6 +109,8 @@ def segment(
         out = (image.height, image.width)
         predicted = labels_of(seen, out, queries, config)
         counts.append(_counts(truth, predicted, num_classes))
+        if alike is not None:
+            counts_alike.append(open_overlaps(truth, predicted, alike))
         maps_alone = (labels_of(seen, out, each, config) for each in alone)
         counts_alone.append(
             [intersections_and_unions(truth, each, num_classes) for each in maps_alone]
@@ -116,6 +127,9 @@ def segment(
     _check_pixels(dataset, pixels)
 
     tallies = _tallies(per_image, dataset.background)
+    if counts_alike:
+        overlaps, unions = zip(*counts_alike, strict=True)
+        tallies["open_miou"] = Tally(np.stack(overlaps), np.stack(unions))
     precision, chance = precision_tally(judged, len(names.shown))
     if precision.trials.any():  # there is none where each image is of one class
         tallies["name_ap"] = precision
@@ -290,12 +304,16 @@ def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
 
 
 def segmentation_baselines(
-    pixels: Int64[np.ndarray, " classes"], background: int | None
+    pixels: Int64[np.ndarray, " classes"],
+    background: int | None,
+    alike: Float64[np.ndarray, "classes classes"] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Scores of maps of one class: of the best for each metric, and of the background where there
-    is one. `pixels` are those of each class in the truth.
+    is one. `pixels` are those of each class in the truth; with `alike`, the scores have Open-mIoU.
     """
-    constants = [_constant_map_scores(pixels, label, background) for label in range(len(pixels))]
+    constants = [
+        _constant_map_scores(pixels, label, background, alike) for label in range(len(pixels))
+    ]
     best = {metric: max(scores[metric] for scores in constants) for metric in constants[0]}
     return {"best_single_class": best} | (
         {} if background is None else {"all_background": constants[background]}
@@ -303,7 +321,10 @@ def segmentation_baselines(
 
 
 def _constant_map_scores(
-    pixels: Int64[np.ndarray, " classes"], label: int, background: int | None
+    pixels: Int64[np.ndarray, " classes"],
+    label: int,
+    background: int | None,
+    alike: Float64[np.ndarray, "classes classes"] | None,
 ) -> dict[str, float]:
     # Every pixel has the class `label`: its accuracy is 1, that of all other classes 0.
     present = int((pixels > 0).sum())
@@ -317,5 +338,7 @@ def _constant_map_scores(
         # As mIoU, but the background is no class of the mean.
         others = int(present - (pixels[background] > 0))
         scores["miou_objects"] = 0.0 if label == background else share / max(1, others)
+    if alike is not None:
+        scores["open_miou"] = constant_map_open_miou(pixels, label, alike)
 
     return scores

@@ -31,6 +31,7 @@ METRIC_NAMES = {
     "foil_accuracy": "caption before its foil",
     "miou": "mIoU",
     "miou_objects": "mIoU without background",
+    "open_miou": "Open-mIoU",
     "pixel_accuracy": "pixel accuracy",
     "mean_accuracy": "accuracy, mean over classes",
     "boundary_f1": "boundary F1",

@@ -26,6 +26,7 @@ from evaluate.sets.masks import evenly_spaced
 from evaluate.similarity import compare_sentences
 from evaluate.tally import Estimate, Tally, estimate_columns
 from evaluate.views import View, choose_view
+from evaluate.wordnet import Nouns
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Job:
     path: Path
     templates: Path | None
     """File of prompt templates; None: those that the config names."""
+    wordnet: Path | None
+    """Folder of WordNet, for Open-mIoU; None: without."""
     config: EvaluateConfig
     pictures: Path
     """Folder for example pictures."""
@@ -169,8 +172,9 @@ def _segmentation(job: Job) -> Measured:
     dataset = open_segmentation(job.path, job.variant)
     prompts = _prompts(job, dataset.facts)
     shown = evenly_spaced(len(dataset.images), config.num_examples)
+    alike = Nouns(job.wordnet).similarities(dataset.labels) if job.wordnet else None
     result = segment(
-        job.encoder, dataset, prompts.templates, config.segmentation, shown, job.advance
+        job.encoder, dataset, prompts.templates, config.segmentation, alike, shown, job.advance
     )
     examples.write_segmentation(job.pictures, dataset, result)
 
@@ -185,13 +189,15 @@ def _segmentation(job: Job) -> Measured:
         "ignored": f"mask values {values}"
         + (" and all without a class" if dataset.ignores_rest else ""),
     }
+    if job.wordnet:
+        protocol["alike"] = "path similarity of the nearest senses in WordNet"
     sizes = {"images": len(dataset.images), "classes": len(dataset.labels)}
     classes = _column_rows(first_names(dataset.labels), result.tallies["miou"], config)
     # The trials of an IoU are its union; people ask how many pixels a class has.
     for row, pixels in zip(classes, result.pixels.tolist(), strict=True):
         row["n"] = pixels
 
-    baselines = segmentation_baselines(result.pixels, dataset.background)
+    baselines = segmentation_baselines(result.pixels, dataset.background, alike)
     names = []
     if "name_ap" in result.tallies:
         names = _column_rows(result.names.shown, result.tallies["name_ap"], config)

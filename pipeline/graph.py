@@ -22,12 +22,12 @@ from pipeline.inputs import (
     OPEN_CLIP,
     backbone_of,
     check_named,
+    evaluation_files,
     evaluation_sets,
     is_leakage_off,
     is_scored_only,
     other_labels,
     split_name,
-    templates_file,
     unscored_sets,
     user_data,
 )
@@ -145,7 +145,7 @@ def _arm(
     if not datasets:
         return [curate_step, tokenizer_step, train_step]
 
-    scored = {"model": Output(train_step, "model"), **datasets, **templates_file(recipe)}
+    scored = {"model": Output(train_step, "model"), **datasets, **evaluation_files(recipe)}
     return [
         curate_step,
         tokenizer_step,
@@ -156,7 +156,7 @@ def _arm(
 
 def _other(recipe: Recipe, name: str, label: str, datasets: Mapping[str, Output | Path]) -> Step:
     """Scores of a model from elsewhere."""
-    datasets = {**datasets, **templates_file(recipe)}
+    datasets = {**datasets, **evaluation_files(recipe)}
     if name.startswith(OPEN_CLIP):
         config = replace(recipe.evaluate, open_clip=name.removeprefix(OPEN_CLIP))
         return Step("evaluate", f"evaluate@{label}", EVALUATE, config, datasets)

@@ -12,7 +12,7 @@ from cluster.storage import absolute, kind_of
 from cluster.words import nearest
 from curation.encoders.config import BackboneConfig
 from evaluate.image_lists import list_images
-from evaluate.prompts import AUTO, TEMPLATES_INPUT, named_templates
+from evaluate.prompts import AUTO, TEMPLATES_INPUT, named_templates, read_templates
 from evaluate.sets.kinds import IMAGE_TASKS, TASKS, Task, split_name
 from evaluate.sets.known import (
     open_classification,
@@ -21,6 +21,7 @@ from evaluate.sets.known import (
     open_similarity,
     tasks_of,
 )
+from evaluate.wordnet import WORDNET_INPUT, check_wordnet
 from pipeline.recipes import Recipe
 from train.export.names import CONFIG, is_model
 
@@ -99,7 +100,7 @@ def check_inputs(recipe: Recipe) -> None:
     """
     # If models are only scored, a set that cannot be read costs no training: its error becomes a
     # row of the results, and all other sets are scored.
-    checks = [check_scores]
+    checks = [check_scores, check_evaluation_files]
     if not is_scored_only(recipe):
         checks.insert(0, check_evaluation)
 
@@ -151,6 +152,15 @@ def check_evaluation(recipe: Recipe) -> None:
         raise ValueError("\n".join(problems))
 
 
+def check_evaluation_files(recipe: Recipe) -> None:
+    """Read the templates, and see whether WordNet is complete, as evaluation does after training."""
+    files = evaluation_files(recipe)
+    if TEMPLATES_INPUT in files:
+        read_templates(files[TEMPLATES_INPUT])
+    if WORDNET_INPUT in files:
+        check_wordnet(files[WORDNET_INPUT])
+
+
 def check_scores(recipe: Recipe) -> None:
     """Read the score file, if there is one, as curation does after embedding."""
     if recipe.curate.scores:
@@ -182,11 +192,17 @@ def evaluation_sets(recipe: Recipe) -> dict[str, Path]:
     }
 
 
-def templates_file(recipe: Recipe) -> dict[str, Path]:
-    """The file of prompt templates as an input, if evaluate.templates names no known list."""
+def evaluation_files(recipe: Recipe) -> dict[str, Path]:
+    """What evaluation reads beside the sets: the file of prompt templates, if evaluate.templates names
+    no known list, and the folder of WordNet.
+    """
+    files = {}
     name = recipe.evaluate.templates
-    is_known = name == AUTO or name in named_templates()
-    return {} if is_known else {TEMPLATES_INPUT: user_data(recipe, name)}
+    if name != AUTO and name not in named_templates():
+        files[TEMPLATES_INPUT] = user_data(recipe, name)
+    if recipe.evaluate.segmentation.wordnet is not None:
+        files[WORDNET_INPUT] = user_data(recipe, recipe.evaluate.segmentation.wordnet)
+    return files
 
 
 def unscored_sets(recipe: Recipe) -> dict[str, Path]:
