@@ -3,7 +3,6 @@
 What only one verb needs and takes long to import (Ray, torch) is imported by that verb.
 """
 
-import itertools
 import json
 import logging
 import shlex
@@ -18,43 +17,31 @@ from rich.table import Table
 
 from cluster.endings import DONE, FAILED, USAGE
 from cluster.logs import console as progress_console
-from cluster.site import SiteConfig
 from cluster.storage import absolute, kind_of
 from curation.choice.why import why
 from curation.encoders.config import describe
 from curation.pairs.inspect import inspect_source
 from evaluate.tables import TABLE_FORMATS, results_table, seeds_table
-from pipeline import oversight, submission
 from pipeline.advice import again, rebuilding
 from pipeline.experiments import prepare_mlflow, tracking_uri
 from pipeline.graph import build_steps, draw_steps, resolve_backbone
 from pipeline.inputs import check_inputs, is_leakage_off, named_sets
 from pipeline.job_plan import print_jobs
 from pipeline.outcome import results_by_model, scored_models
+from pipeline.oversight import known_outputs
 from pipeline.plan import print_plan
 from pipeline.presets import PRESETS
 from pipeline.provenance import environment
-from pipeline.ray_submission import (
-    RayJob,
-    cancel_on_ray,
-    last_jobs,
-    print_ray_log,
-    refuse_twice_on_ray,
-    submit_to_ray,
-)
-from pipeline.recipe_file import dump_config, dump_recipe
+from pipeline.ray_submission import is_ray_address
+from pipeline.recipe_file import dump_recipe
 from pipeline.recipes import DataConfig, Recipe
 from pipeline.record import DamagedOutputError, read_record
-from pipeline.runner import check_inputs_done, pending, run_steps
+from pipeline.runner import check_inputs_done, run_steps
 from pipeline.seeds import results_by_seed
-from pipeline.step import Step, find_step, in_order
+from pipeline.step import Step, check_labels, find_step, in_order
 from pipeline.store import Store
 from pipeline.tracking import Tracking
 from train.export.names import check_formats
-
-TEMPLATE_HEAD = """# A SLURM cluster. Submit to it: python -m pipeline submit RECIPE --cluster FILE.yaml
-# Leave out what is as it should be; a step takes what it leaves out from `default`.
-"""
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +83,13 @@ def plan(recipe: Recipe, options: Namespace, console: Console) -> int:
 
     if options.one_job and not options.cluster:
         raise ValueError("--one-job plans a SLURM job: add --cluster SITE.yaml")
-    if _is_ray_address(options.cluster):
+    if is_ray_address(options.cluster):
         raise ValueError(
             f"--cluster is {options.cluster}: a plan of jobs needs the site file of a SLURM cluster; "
             "on a Ray cluster one job runs all steps"
         )
 
-    _check_labels(draw_steps(recipe), options)
+    check_labels(draw_steps(recipe), options.only, options.force, options.exactly)
     store = Store(options.workspace)
     problems = print_plan(
         recipe, store, console, options.force, options.only, options.rows, options.measure
@@ -118,7 +105,7 @@ def run(recipe: Recipe, options: Namespace, console: Console) -> int:
     steps = build_steps(recipe)
     store = Store(options.workspace, rebuilding(options))
     store.make_places(in_order(steps))
-    _check_labels(steps, options)
+    check_labels(steps, options.only, options.force, options.exactly)
     check_inputs(recipe)
 
     if is_leakage_off(recipe):
@@ -242,110 +229,6 @@ def any_set_failed(steps: Sequence[Step], store: Store) -> bool:
     return any(record and record.summary.get("failed_sets") for record in records)
 
 
-def submit(recipe: Recipe, options: Namespace, console: Console) -> int:
-    """Submit what is not done as SLURM jobs, one per step, or to a Ray cluster as one."""
-    steps = build_steps(recipe)
-    _check_labels(steps, options)
-    check_inputs(recipe)
-
-    if _is_ray_address(options.cluster):
-        if options.one_job:
-            raise ValueError(
-                f"--one-job is about SLURM jobs, and --cluster {options.cluster} is a Ray cluster, "
-                "on which one job runs all steps: leave it out"
-            )
-        return submit_to_ray(steps, recipe, options, console)
-
-    todo = pending(steps, Store(options.workspace), options.force, options.only)
-    refuse_twice_on_ray(todo, Store(options.workspace))
-    code = submission.submit(steps, recipe, options, console)
-    if not options.dry_run:
-        console.print(
-            f"`{escape(again(options, 'status'))}` shows how far they are", soft_wrap=True
-        )
-
-    return code
-
-
-def status(recipe: Recipe, options: Namespace, console: Console) -> int:
-    """Print every output of the workspace with its state and summary, and the jobs of the others."""
-    store = Store(options.workspace)
-    steps = list(known_outputs(recipe, store).values())
-    if options.json:
-        where = {"recipe": recipe.name, "workspace": str(options.workspace)}
-        print(json.dumps({**where, "steps": oversight.status_rows(steps, store)}, indent=1))
-    elif options.watch:
-        oversight.watch((oversight.status_rows(steps, store) for _ in itertools.count()), console)
-    else:
-        oversight.status_table(oversight.status_rows(steps, store), console)
-
-    return DONE
-
-
-def logs(recipe: Recipe, options: Namespace, console: Console) -> int:
-    """Print the logs of the last job of a step."""
-    steps = in_order(build_steps(recipe))
-    if not options.words:
-        labels = ", ".join(step.label for step in steps)
-        raise ValueError(f"logs needs a step: name one of {labels}")
-
-    step = find_step(steps, options.words[0])
-    job = last_jobs(Store(options.workspace)).get(step.fingerprint)
-    if job is None:
-        raise ValueError(
-            f"step {step.label} has no job in {options.workspace}: "
-            f"`{again(options, 'submit', '--only', step.label)}` makes one"
-        )
-
-    if isinstance(job, RayJob):
-        print_ray_log(job, options.follow)
-    else:
-        oversight.print_logs(job, options.follow, console)
-
-    return DONE
-
-
-def cancel(recipe: Recipe, options: Namespace, console: Console) -> int:
-    """End the jobs of a recipe that have not ended."""
-    steps = build_steps(recipe)
-    store = Store(options.workspace)
-    ended = submission.cancel(steps, store, console) + cancel_on_ray(steps, store, console)
-    if not ended:
-        console.print("nothing to cancel: no job of this recipe is waiting or running")
-    return DONE
-
-
-def cluster(options: Namespace, console: Console) -> int:
-    """Write the template of a site file, or check what one describes on the real thing."""
-    if options.recipe == "template":
-        print(TEMPLATE_HEAD + dump_config(SiteConfig()), end="")
-        return DONE
-    if options.recipe == "check" and options.words:
-        return _check_site(options, console)
-
-    raise ValueError(
-        "cluster needs one of: `cluster template`, which prints a site file; `cluster check "
-        "SITE.yaml`, which tries what the file describes"
-    )
-
-
-def _check_site(options: Namespace, console: Console) -> int:
-    """Print every check of a site with its remedy; failed where one is not good."""
-    from cluster.preflight import check_site  # with submitit
-
-    site = submission.read_site(options.words[0])
-    code = DONE
-    for finding in check_site(site, Store(options.workspace).workspace):
-        mark = "[green]good[/green]" if finding.is_good else "[red]bad [/red]"
-        console.print(f"{mark} {finding.jobs}: {escape(finding.text)}", soft_wrap=True)
-        if not finding.is_good:
-            code = FAILED
-            if finding.remedy:
-                console.print(f"     remedy: {escape(finding.remedy)}", soft_wrap=True)
-
-    return code
-
-
 def show(recipe: Recipe, options: Namespace, console: Console) -> int:
     """Print the scores; or the record of one step; or what curation decided on one pair."""
     steps = in_order(build_steps(recipe))
@@ -440,21 +323,6 @@ def _verified(folder: Path, store: Store) -> tuple[str, list[str]]:
     return (record.label, store.verify(record)) if record else ("", [])
 
 
-def known_outputs(recipe: Recipe, store: Store) -> dict[Path, Step]:
-    """The recipe's steps in order, by the folders of their outputs; none, and a warning, where data
-    are missing.
-    """
-    try:
-        return {
-            store.folder(step): step for step in in_order(build_steps(resolve_backbone(recipe)))
-        }
-    except (ValueError, OSError) as error:
-        logger.warning(
-            "recipe %s cannot be resolved, so its outputs are not marked: %s", recipe.name, error
-        )
-        return {}
-
-
 def export(recipe: Recipe, options: Namespace, console: Console) -> int:
     """Write a trained model in the formats of others."""
     if options.to is None:
@@ -518,12 +386,3 @@ def demo(recipe: Recipe, options: Namespace, console: Console) -> int:
     from pipeline.demo import serve  # with torch, FAISS and the web server
 
     return serve(recipe, options, console)
-
-
-def _is_ray_address(cluster: str | None) -> bool:
-    return (cluster or "").startswith(("http://", "https://"))
-
-
-def _check_labels(steps: Sequence[Step], options: Namespace) -> None:
-    for label in (*options.only, *options.force, *options.exactly):
-        find_step(steps, label)

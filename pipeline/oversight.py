@@ -4,6 +4,7 @@ States come from SLURM, or from Ray's head, at the moment of asking; nothing of 
 """
 
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +20,16 @@ from cluster import ray_jobs
 from cluster.accounting import JobState, job_states, remedy
 from cluster.progress import PROGRESS_FILE
 from cluster.words import duration
+from pipeline.graph import build_steps, resolve_backbone
 from pipeline.lines import headline
 from pipeline.ray_submission import RayJob, last_jobs
+from pipeline.recipes import Recipe
 from pipeline.record import DamagedOutputError, Record
-from pipeline.step import Step
+from pipeline.step import Step, in_order
 from pipeline.store import Store
 from pipeline.submission import SubmittedJob
+
+logger = logging.getLogger(__name__)
 
 WATCH_S = 5.0
 TAIL_S = 2.0
@@ -308,3 +313,18 @@ def print_logs(job: SubmittedJob, follow: bool, console: Console) -> None:
 def _is_active(job: SubmittedJob) -> bool:
     state = job_states([job.id]).get(job.id)
     return state is not None and state.is_active
+
+
+def known_outputs(recipe: Recipe, store: Store) -> dict[Path, Step]:
+    """The recipe's steps in order, by the folders of their outputs; none, and a warning, where data
+    are missing.
+    """
+    try:
+        return {
+            store.folder(step): step for step in in_order(build_steps(resolve_backbone(recipe)))
+        }
+    except (ValueError, OSError) as error:
+        logger.warning(
+            "recipe %s cannot be resolved, so its outputs are not marked: %s", recipe.name, error
+        )
+        return {}

@@ -165,3 +165,8 @@ def cancel_on_ray(steps: Sequence[Step], store: Store, console: Console) -> int:
             console.print(f"stopped Ray job {number}: {escape(labels)}", soft_wrap=True)
 
     return active
+
+
+def is_ray_address(cluster: str | None) -> bool:
+    """Whether `--cluster` names the Jobs API of a Ray cluster instead of a site file."""
+    return (cluster or "").startswith(("http://", "https://"))

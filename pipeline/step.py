@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from cluster.identity import Json, identity
@@ -134,6 +135,12 @@ def find_step(steps: Sequence[Step], label: str) -> Step:
             f"there is no step {label!r}{nearest(label, labels)}; steps: {', '.join(labels)}"
         )
     return labels[label]
+
+
+def check_labels(steps: Sequence[Step], *groups: Sequence[str]) -> None:
+    """ValueError for a label that no step has."""
+    for label in chain(*groups):
+        find_step(steps, label)
 
 
 def ancestors(step: Step) -> Iterator[Step]:

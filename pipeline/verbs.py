@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from pipeline import commands
+from pipeline import commands, job_commands
 
 Needs = Literal["nothing", "source", "recipe", "weights"]
 """nothing: no recipe; source: a path in the place of a recipe, whose fields say how to read it;
@@ -65,28 +65,28 @@ VERBS = {
     "submit": Verb(
         "run as SLURM jobs, one per step, on the cluster that --cluster describes; or as a Ray job",
         "weights",
-        commands.submit,
+        job_commands.submit,
         ("cluster", "one_job", "dry_run", "only", "force"),
         computes=True,
     ),
     "status": Verb(
         "list every output of the workspace with its summary, and the jobs that make the others",
         "recipe",
-        commands.status,
+        job_commands.status,
         ("json", "watch"),
     ),
     "logs": Verb(
         "print the logs of the last job of STEP",
         "weights",
-        commands.logs,
+        job_commands.logs,
         ("words", "follow"),
         most_words=1,
     ),
-    "cancel": Verb("end the jobs of a recipe", "weights", commands.cancel),
+    "cancel": Verb("end the jobs of a recipe", "weights", job_commands.cancel),
     "cluster": Verb(
         "`template` prints a site file; `check SITE.yaml` tries what it describes on the cluster",
         "nothing",
-        commands.cluster,
+        job_commands.cluster,
         ("words",),
         most_words=1,
     ),
