@@ -39,6 +39,16 @@ CURVE_ROWS = 100_000
 NUMBER = re.compile(r"-?[\d,]+(\.\d+)?( %)?")
 
 
+FILES = {
+    "files": "files",
+    "files_read_as_pairs": "files of pairs (tars, Parquet)",
+    "files_of_pairs": "files that are part of a pair",
+    "files_lists": "lists of pairs",
+    "files_not_read": "files that were not read",
+}
+"""How the report calls each count of a source's account."""
+
+
 class Section(NamedTuple):
     """A part of the report."""
 
@@ -94,10 +104,7 @@ def _reading(embeddings: Path) -> str:
     account = json.loads((embeddings / ACCOUNT).read_text())
     rejects = [json.loads(line) for line in (embeddings / REJECTS).read_text().splitlines()]
     reasons = Counter(reject["reason"] for reject in rejects if "key" in reject)
-    counts = {
-        name.replace("_", " "): f"{int(count):,}" for name, count in account["counts"].items()
-    }
-    rows = [[name, count] for name, count in counts.items()]
+    rows = [[label, f"{int(account['counts'][name]):,}"] for name, label in FILES.items()]
     rows += [[f"rows rejected: {reason}", f"{count:,}"] for reason, count in reasons.most_common()]
     rows += [
         [f"not read: {reason}, such as {entry['first'][0]}", f"{entry['files']:,}"]
