@@ -87,12 +87,12 @@ def job_states(jobs: Sequence[str]) -> dict[str, JobState]:
         f"--jobs={','.join(jobs)}",
         f"--format={','.join(FIELDS)}",
     ]
-    states = parse_sacct(_printed(command)[0])
+    states = parse_sacct(printed(command)[0])
 
     for job in jobs:
         recorded = states.get(job)
         if recorded is None or recorded.is_active:
-            shown, complaint = _printed(["scontrol", "--oneliner", "show", "job", job])
+            shown, complaint = printed(["scontrol", "--oneliner", "show", "job", job])
             if recorded and FORGOTTEN in complaint:
                 states[job] = replace(recorded, is_forgotten=True)
             if "JobState=" in shown:
@@ -110,7 +110,7 @@ def job_states(jobs: Sequence[str]) -> dict[str, JobState]:
     return states
 
 
-def _printed(command: list[str]) -> tuple[str, str]:
+def printed(command: list[str]) -> tuple[str, str]:
     """What a command of SLURM prints and complains of; nothing where it is not there."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -128,7 +128,7 @@ def parse_sacct(text: str) -> dict[str, JobState]:
         before = states.get(job)
         if step:
             if before:
-                used_mb = max(before.used_mb, _megabytes(row["MaxRSS"]))
+                used_mb = max(before.used_mb, megabytes(row["MaxRSS"]))
                 states[job] = replace(before, used_mb=used_mb)
             continue
 
@@ -142,7 +142,7 @@ def parse_sacct(text: str) -> dict[str, JobState]:
             restarts=before.restarts + 1 if before else 0,
             exit_code=row["ExitCode"],
             used_mb=before.used_mb if before else 0.0,
-            queued_s=(before.queued_s if before else 0) + _waited_s(row["Eligible"], row["Start"]),
+            queued_s=(before.queued_s if before else 0) + waited_s(row["Eligible"], row["Start"]),
             used_cpu_share=_share(row),
         )
 
@@ -160,19 +160,19 @@ def parse_scontrol(text: str) -> JobState:
         state=facts["JobState"],
         reason=reason,
         nodes="" if nodes == "(null)" else nodes,
-        elapsed_s=round(_seconds(facts["RunTime"])),
+        elapsed_s=round(seconds(facts["RunTime"])),
         restarts=int(facts["Restarts"]),
         exit_code=facts["ExitCode"],
     )
 
 
-def _megabytes(amount: str) -> float:
+def megabytes(amount: str) -> float:
     """'535526K' in megabytes."""
     found = re.fullmatch(r"([\d.]+)([KMGT]?)", amount)
     return float(found.group(1)) * UNITS[found.group(2)] if found else 0.0
 
 
-def _waited_s(eligible: str, started: str) -> int:
+def waited_s(eligible: str, started: str) -> int:
     """Seconds between two times as sacct writes them; 0 for a job that has not started."""
     try:
         waited = datetime.fromisoformat(started) - datetime.fromisoformat(eligible)
@@ -183,10 +183,10 @@ def _waited_s(eligible: str, started: str) -> int:
 
 def _share(row: dict[str, str]) -> float:
     core_s = int(row["ElapsedRaw"] or 0) * int(row["AllocCPUS"] or 0)
-    return _seconds(row["TotalCPU"]) / core_s if core_s else 0.0
+    return seconds(row["TotalCPU"]) / core_s if core_s else 0.0
 
 
-def _seconds(clock: str) -> float:
+def seconds(clock: str) -> float:
     """[days-][hours:]minutes:seconds, as SLURM writes durations."""
     days, _, rest = clock.rpartition("-")
     counts = [float(count) for count in rest.split(":")]

@@ -86,6 +86,14 @@ def count_gpus(generic: str) -> int:
     return sum(int(count) for count in re.findall(r"(?<![^,])gpu(?::[^:,(]+)?:(\d+)", generic))
 
 
+def named_gpus(gres: str | None) -> int:
+    """GPUs per node that a site names for its jobs; 0 where it names none."""
+    named = gres or ""
+    if "gpu" not in named:
+        return 0
+    return count_gpus(named) or 1  # "gpu" alone is one
+
+
 def unanswered() -> list[str]:
     """The commands that list limits and do not answer here: without SLURM, or without accounts."""
     questions = (("sinfo", "--noheader"), ("sacctmgr", "-nP", "show", "cluster"))

@@ -1,7 +1,7 @@
 """What a site file describes, tried on the cluster: one finding per check, with what to do.
 
 A small job per kind of job runs the real thing: the site's set-up lines, Ray inside the allocation,
-the project's imports, a file in the workspace.
+the project's imports, a file in the workspace. One of the size of training tries the network.
 """
 
 import json
@@ -18,9 +18,17 @@ from typing import NamedTuple
 from cluster import slurm
 from cluster.accounting import job_states, remedy
 from cluster.jobs import Job, ask_of
-from cluster.limits import Partition, asked_partitions, check_limits, check_time, smallest
+from cluster.limits import (
+    Partition,
+    asked_partitions,
+    check_limits,
+    check_time,
+    named_gpus,
+    smallest,
+)
 from cluster.resources import Resources
 from cluster.site import JobConfig, SiteConfig
+from cluster.words import counted
 
 PATIENCE_S = 300.0
 POLL_S = 1.0
@@ -50,6 +58,7 @@ def check_site(site: SiteConfig, workspace: Path) -> Iterator[Finding]:
     yield _check_disk(workspace)
     for names, job in _kinds(site).items():
         yield from _check_kind(names, job, workspace)
+    yield from _check_network(site.job("train"), workspace)
 
 
 def _check_slurm() -> Iterator[Finding]:
@@ -168,28 +177,43 @@ def _value(pattern: str, text: str) -> str:
 
 def _try(names: str, job: Job, has_gpus: bool) -> Iterator[Finding]:
     """Run a small job and judge what it says of its node."""
-    file = job.folder / "node.json"
-    command = (job.site.python or sys.executable, "-m", "cluster.probe", str(file))
     submitted_s = time.time()
+    try:
+        node = _said_by("cluster.probe", job)
+    except TrialError as error:
+        yield Finding(names, False, str(error), error.remedy)
+        return
+
+    yield Finding(names, True, f"a job ran on {node['host']}, with Ray, and wrote to {job.folder}")
+    yield from _judge(names, node, submitted_s, has_gpus)
+
+
+class TrialError(Exception):
+    """A job that was tried did not say anything."""
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+def _said_by(module: str, job: Job) -> dict:
+    """The JSON that a module of ours writes when it runs as a job. TrialError if it does not."""
+    file = job.folder / "said.json"
+    command = (job.site.python or sys.executable, "-m", module, str(file))
     try:
         number = slurm.submit(replace(job, command=command))
     except (ValueError, OSError) as error:
-        yield Finding(names, False, str(error))
-        return
+        raise TrialError(str(error)) from error
 
     failure = _wait(number, job)
     if failure or not file.exists():
-        yield Finding(
-            names,
-            False,
+        raise TrialError(
             f"a job tried on {job.ask} {failure or f'ended well, and {file} is not seen here'}",
-            "put the workspace on a file system that all nodes share and write to",
+            "free nodes for it if it waited; otherwise put the workspace on a file system that all "
+            "nodes share and write to",
         )
-        return
 
-    node = json.loads(file.read_text())
-    yield Finding(names, True, f"a job ran on {node['host']}, with Ray, and wrote to {job.folder}")
-    yield from _judge(names, node, submitted_s, has_gpus)
+    return json.loads(file.read_text())
 
 
 def _judge(names: str, node: dict, submitted_s: float, has_gpus: bool) -> Iterator[Finding]:
@@ -232,6 +256,52 @@ def _judge(names: str, node: dict, submitted_s: float, has_gpus: bool) -> Iterat
         )
 
 
+def _check_network(site: JobConfig, workspace: Path) -> Iterator[Finding]:
+    """An all-reduce over the nodes and GPUs of a training job; what keeps such a job from running is
+    named by the checks before.
+    """
+    names = "train"
+    folder = workspace / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-check" / "network"
+    try:
+        partitions = asked_partitions(site)
+        node = smallest(partitions)
+        gpus = named_gpus(site.gres) or node.gpus
+        processes = (site.nodes or 1) * max(1, gpus)
+        if processes == 1:
+            yield Finding(names, True, "training asks for one node without GPUs: no all-reduce")
+            return
+
+        short = replace(site, time_min=TRIED_MIN)
+        resources = Resources(workers=processes, cpus=1.0, gpus=1.0 if gpus else 0.0)
+        ask = ask_of(resources, short, node, names)
+        check_limits(ask, short, partitions, names)
+        network = _said_by("cluster.network", Job("check", (), ask, short, folder))
+    except (TrialError, ValueError) as error:
+        yield Finding(names, False, f"no all-reduce was tried: {error}")
+        return
+
+    yield _judge_network(names, network)
+
+
+def _judge_network(names: str, network: dict) -> Finding:
+    what = (
+        f"all-reduce of {network['bytes'] / 1024**2:.0f} MiB over {network['processes']} processes on "
+        f"{counted(network['nodes'], 'node')} ({network['backend']})"
+    )
+    if "error" not in network:
+        speed = f"{network['seconds']:.3g} s, {network['bytes_per_s'] / 1e9:.3g} GB/s per process"
+        return Finding(names, True, f"{what}: {speed}")
+
+    variable = f"{network['backend'].upper()}_SOCKET_IFNAME"
+    return Finding(
+        names,
+        False,
+        f"{what} failed: {network['error']}",
+        "name in the site's `setup` the interface over which the nodes see each other, such as "
+        f"`export {variable}=eth0`; `ip -brief address` on a node lists them",
+    )
+
+
 def _wait(number: str, job: Job) -> str:
     """How a tried job failed; nothing when it succeeded."""
     deadline = time.monotonic() + PATIENCE_S
@@ -250,8 +320,9 @@ def _wait(number: str, job: Job) -> str:
 
 
 def _tail(folder: Path) -> str:
-    """The last lines of the newest log."""
-    logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
+    """The last lines of the log of the last start; those of Ray on single nodes say less."""
+    starts = [path for path in folder.glob("*.log") if ".ray-" not in path.name]
+    logs = sorted(starts, key=lambda path: path.stat().st_mtime)
     lines = logs[-1].read_text(errors="replace").splitlines()[-LOG_LINES:] if logs else []
     return f"; its log ends with {' / '.join(lines)!r}" if lines else ""
 

@@ -5,6 +5,7 @@ at once, and within seconds where no head answers.
 """
 
 import json
+import logging
 import os
 import shlex
 import time
@@ -46,6 +47,10 @@ def submit(address: str, command: Sequence[str], name: str, variables: Mapping[s
     from ray.job_submission import JobSubmissionClient
 
     from cluster.session import NOT_SHIPPED, ROOT
+
+    # NOT_SHIPPED says all that stays here, and Ray need not tell what it uploads.
+    os.environ.setdefault("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "")
+    logging.getLogger("ray").setLevel(logging.ERROR)
 
     try:
         client = JobSubmissionClient(address)
@@ -120,8 +125,9 @@ def remedy(address: str, seen: RayJobState, last_error: str = "") -> str:
     """What to do about a job that did not end well; nothing for any other."""
     match seen.state:
         case "FAILED":
-            first_line = seen.message.partition("\n")[0]
-            return last_error or f"{first_line or 'failed'}; {AGAIN}"
+            # Ray's sentence, and below it the end of the log: its last line says what happened.
+            lines = seen.message.strip().splitlines() or ["failed"]
+            return last_error or f"{lines[-1].strip()}; {AGAIN}"
         case "STOPPED":
             return f"stopped; {AGAIN}"
         case "HEAD_UNREACHABLE":

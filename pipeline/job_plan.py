@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.limits import asked_partitions, count_gpus, smallest, unanswered
+from cluster.limits import asked_partitions, named_gpus, smallest, unanswered
 from cluster.words import counted, number
 from pipeline.recipes import Recipe
 from pipeline.runner import pending
@@ -95,10 +95,7 @@ def _node_gpus(group: Group) -> int:
     """GPUs that a job asks for per node; those that the site names take the place of those counted
     from the workers.
     """
-    named = group.site.gres or ""
-    if "gpu" not in named:
-        return group.ask.gpus
-    return count_gpus(named) or 1  # "gpu" alone is one
+    return named_gpus(group.site.gres) or group.ask.gpus
 
 
 def _total(groups: Sequence[Group]) -> str:

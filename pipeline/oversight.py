@@ -22,7 +22,7 @@ from cluster.progress import PROGRESS_FILE
 from cluster.words import duration
 from pipeline.graph import build_steps, resolve_backbone
 from pipeline.lines import headline
-from pipeline.ray_submission import RayJob, last_jobs
+from pipeline.ray_submission import RayJob, has_made, last_jobs
 from pipeline.recipes import Recipe
 from pipeline.record import DamagedOutputError, Record
 from pipeline.step import Step, in_order
@@ -37,6 +37,9 @@ LOG = re.compile(r"(\d+)\.(\d+)\.log")
 """JOB.RESTART.log"""
 FATAL = re.compile(r"^error: (.+)", re.MULTILINE)
 """The line on how a command ended."""
+SLURM_COLUMNS = ("job", "job ran", "node", "starts", "queued", "memory", "CPU")
+NOT_BEGUN = "waits in its job"
+"""Of a step that waits for its turn in a job of several steps, or for Ray."""
 NOT_FAILURES = {
     "PREEMPTED": "preempted, waits to run again",
     "REQUEUED": "waits to run again",
@@ -114,12 +117,12 @@ def _jobs_of(steps: Sequence[Step], store: Store) -> dict[str, dict]:
     latest = last_jobs(store)
     jobs = {step.label: latest[step.fingerprint] for step in steps if step.fingerprint in latest}
 
-    # Of a step that is done Ray has nothing to add, and its head may be gone for good.
-    done = [step.label for step in steps if _state(step, store) == "done"]
+    # Of an output that its job has made Ray has nothing to add, and its head may be gone for good.
+    records = {step.label: store.record(step) for step in steps if _state(step, store) == "done"}
     jobs = {
         label: job
         for label, job in jobs.items()
-        if isinstance(job, SubmittedJob) or label not in done
+        if isinstance(job, SubmittedJob) or not has_made(job, records.get(label))
     }
     slurm = {job.id: job for job in jobs.values() if isinstance(job, SubmittedJob)}
     ray = {(job.address, job.id): job for job in jobs.values() if isinstance(job, RayJob)}
@@ -167,6 +170,7 @@ def _job_row(job: SubmittedJob, state: JobState | None) -> dict:
         "reason": seen.reason,
         "nodes": seen.nodes,
         "elapsed_s": seen.elapsed_s,
+        "limit_min": job.ask.time_min,
         "restarts": seen.restarts,
         "queued_s": seen.queued_s,
         "is_active": seen.is_active,
@@ -192,7 +196,8 @@ def _progress(job: SubmittedJob | RayJob) -> str:
 def status_table(rows: Sequence[Mapping], console: Console) -> None:
     """Print the rows; of jobs only where there are some, and below the table what to do."""
     jobs = [row["job"] for row in rows if "job" in row]
-    columns = ("job", "node", "starts", "queued", "memory", "CPU") if jobs else ()
+    has_slurm = any("cluster" not in job for job in jobs)
+    columns = SLURM_COLUMNS if has_slurm else SLURM_COLUMNS[:2] if jobs else ()
     table = Table(box=None)
     for name in ("step", "output", "state", "took", *columns):
         table.add_column(name, no_wrap=True)
@@ -204,8 +209,7 @@ def status_table(rows: Sequence[Mapping], console: Console) -> None:
         text = headline(row["summary"])
         cells = list[str]()
         if job := row.get("job"):
-            took = took or (duration(job["elapsed_s"]) if job["elapsed_s"] else "")
-            text = text or job["progress"]
+            text = text or (job["progress"] if row["state"] == "unfinished" else "")
             cells = _job_cells(job)
         one_line = Text(text, no_wrap=True, overflow="ellipsis")
         padding = [""] * (len(columns) - len(cells))
@@ -229,13 +233,17 @@ def _is_done(job: Mapping, rows: Sequence[Mapping]) -> bool:
 
 
 def _job_cells(job: Mapping) -> list[str]:
+    """The cells of SLURM_COLUMNS; of a Ray job the first two."""
+    elapsed = duration(job["elapsed_s"]) if job["elapsed_s"] else ""
     if "cluster" in job:
-        return [job["id"]]
+        return [job["id"], elapsed]
+
     used = f"{job['used_memory_mb']:,}" if job["used_memory_mb"] else "?"
     asked = f"{job['asked_memory_mb']:,}" if job["asked_memory_mb"] else "all"
     cpu = f"{job['used_cpu_share']:.0%}" if job["used_cpu_share"] else ""
     return [
         job["id"],
+        f"{elapsed} of {job['limit_min']:,} min" if elapsed else f"{job['limit_min']:,} min asked",
         job["nodes"],
         str(job["restarts"] + 1) if job["nodes"] else "",
         duration(job["queued_s"]) if job["nodes"] else "",
@@ -250,6 +258,8 @@ def _word(row: Mapping) -> str:
     job = row.get("job")
     if row["state"] in ("done", "damaged") or not job:
         return str(row["state"]) + ("" if row["current"] else ", other settings")
+    if job["state"] == "RUNNING" and row["state"] == "not run":
+        return NOT_BEGUN
     if job["state"] in NOT_FAILURES and job["is_active"]:
         return NOT_FAILURES[job["state"]]
     word = str(job["state"]).lower().replace("_", " ")

@@ -55,14 +55,17 @@ def make_record(
 def git_state() -> tuple[str, bool]:
     """Commit of the running code, and whether it has uncommitted changes.
 
-    Outside a git checkout: ("", False).
+    Outside a git checkout, and where git is not installed: ("", False).
     """
 
     # In the folder of the code, wherever the command was started; a failure gives an empty text.
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        try:
+            done = subprocess.run(
+                ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:
+            return ""
         return done.stdout.strip()
 
     return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))

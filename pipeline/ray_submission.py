@@ -9,6 +9,7 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from cluster.progress import PROGRESS_FILE, PROGRESS_VARIABLE
 from pipeline.advice import again
 from pipeline.recipe_file import dump_recipe
 from pipeline.recipes import Recipe
+from pipeline.record import Record
 from pipeline.runner import pending
 from pipeline.step import Step, in_order
 from pipeline.store import Store
@@ -129,6 +131,15 @@ def last_jobs(store: Store) -> dict[str, SubmittedJob | RayJob]:
     return jobs
 
 
+def has_made(job: RayJob, record: Record | None) -> bool:
+    """Whether an output was finished after its job was submitted: one that is made again has an
+    older record until then.
+    """
+    if record is None:
+        return False
+    return datetime.fromisoformat(record.finished) >= datetime.fromisoformat(job.submitted)
+
+
 def print_ray_log(job: RayJob, follow: bool) -> None:
     """Print the log of a job; with `follow`, until the job has ended."""
     printed = 0
@@ -151,7 +162,7 @@ def cancel_on_ray(steps: Sequence[Step], store: Store, console: Console) -> int:
     jobs = {
         (job.address, job.id): job
         for step in in_order(steps)
-        if (job := latest.get(step.fingerprint)) and store.record(step) is None
+        if (job := latest.get(step.fingerprint)) and not has_made(job, store.record(step))
     }
     active = 0
 

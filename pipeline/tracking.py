@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -26,6 +27,7 @@ from filelock import FileLock
 from cluster.endings import StoppedError
 from cluster.files import read_jsonl
 from cluster.identity import Json, identity
+from cluster.usage import own_job_usage
 from pipeline.experiments import experiment_of, origin, prepare_mlflow, tracking_uri
 from pipeline.outcome import Outcome, ReadData
 from pipeline.step import Step
@@ -145,6 +147,7 @@ class Tracking:
             stop.set()
             follower.join()
             self._guard(monitor.finish)
+            self._guard(lambda: self._log_job(run))
             self._guard(lambda: self._end(run))
 
     def _log_summary(self, run: str, summary: Mapping[str, float]) -> None:
@@ -167,6 +170,21 @@ class Tracking:
         self._log_params(run, step.config)
 
         return run
+
+    def _log_job(self, run: str) -> None:
+        """What the SLURM job around a step has asked for and used until now, all its steps together;
+        nothing outside of SLURM.
+        """
+        usage = own_job_usage()
+        if usage is None:
+            return
+
+        facts = {f"slurm_{name}": value for name, value in asdict(usage).items()}
+        words = {name: value for name, value in facts.items() if isinstance(value, str)}
+        for name, value in words.items():
+            self._client.set_tag(run, name, value)
+        numbers = [(name, facts[name], 0) for name in facts if name not in words]
+        self._log_metrics(run, numbers)
 
     def finish(self, status: str, outcome: Callable[[], Outcome]) -> None:
         """Give the runs what the pipeline has come to, and end every run, also where tracking is

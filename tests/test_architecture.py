@@ -47,6 +47,7 @@ DOORS = {
         "cluster.servers",
         "cluster.session",
         "cluster.fanout",
+        "cluster.network",
         "cluster.ray_jobs",
         "train.interruption",
         "train.train",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.preflight import OPEN_FILES, _judge, _kinds, check_site
+from cluster.preflight import OPEN_FILES, _check_network, _judge, _judge_network, _kinds, check_site
 from cluster.site import JobConfig, SiteConfig
 
 GOOD = {
@@ -66,3 +66,49 @@ def test_without_slurm_there_is_one_finding(
     (finding,) = check_site(SiteConfig(), tmp_path)
     assert not finding.is_good
     assert "log in to a node of the cluster" in finding.remedy
+
+
+NETWORK = {"backend": "nccl", "processes": 16, "nodes": 2, "bytes": 64 * 1024**2}
+
+
+def test_a_network_is_told_with_its_speed_or_with_the_remedy() -> None:
+    good = _judge_network("train", {**NETWORK, "seconds": 0.01, "bytes_per_s": 12.5e9})
+    assert good.text == (
+        "all-reduce of 64 MiB over 16 processes on 2 nodes (nccl): 0.01 s, 12.5 GB/s per process"
+    )
+    bad = _judge_network("train", {**NETWORK, "error": "DistBackendError: timed out"})
+    assert not bad.is_good
+    assert "DistBackendError: timed out" in bad.text
+    assert "NCCL_SOCKET_IFNAME" in bad.remedy
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("setup", "is_good", "text", "remedy"),
+    [
+        (None, True, "over 2 processes on 2 nodes (gloo): ", ""),
+        (("export GLOO_SOCKET_IFNAME=none0",), False, "none0", "export GLOO_SOCKET_IFNAME="),
+    ],
+    ids=["good", "wrong interface"],
+)
+def test_the_network_is_tried_on_the_nodes_of_training(
+    slurm: Path,
+    tmp_path: Path,
+    setup: tuple[str, ...] | None,
+    is_good: bool,
+    text: str,
+    remedy: str,
+) -> None:
+    site = JobConfig(account="ml", cpus=1, nodes=2, setup=setup)
+    (finding,) = _check_network(site, tmp_path)
+    assert finding.is_good == is_good, finding
+    assert text in finding.text
+    assert remedy in finding.remedy
+
+
+@pytest.mark.slurm
+def test_one_process_needs_no_network(slurm: Path, tmp_path: Path) -> None:
+    (finding,) = _check_network(JobConfig(account="ml"), tmp_path)
+    assert finding.is_good
+    assert "no all-reduce" in finding.text

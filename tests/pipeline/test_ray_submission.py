@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,8 +17,10 @@ from cluster.endings import USAGE
 from pipeline.__main__ import main
 from pipeline.graph import build_steps, resolve_backbone
 from pipeline.presets import PRESETS
+from pipeline.provenance import make_record
 from pipeline.ray_submission import RAY_JOB
-from pipeline.step import in_order
+from pipeline.step import find_step, in_order
+from pipeline.store import Store
 
 STEPS = in_order(build_steps(resolve_backbone(PRESETS["debug"])))
 TOKEN = "secret"
@@ -73,7 +76,13 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
     server.server_close()
 
 
-def remember(workspace: Path, address: str, job: str, time: str = "20260101-000000") -> None:
+def remember(
+    workspace: Path,
+    address: str,
+    job: str,
+    time: str = "20260101-000000",
+    submitted: str = "2026-01-01T00:00:00+0000",
+) -> None:
     """Write what a submission of the whole recipe leaves."""
     folder = workspace / "jobs" / f"{time}-debug"
     folder.mkdir(parents=True)
@@ -82,7 +91,7 @@ def remember(workspace: Path, address: str, job: str, time: str = "20260101-0000
         "name": "debug",
         "address": address,
         "steps": {step.label: step.fingerprint for step in STEPS},
-        "submitted": "2026-01-01T00:00:00+0000",
+        "submitted": submitted,
     }
     (folder / RAY_JOB).write_text(json.dumps(kept))
 
@@ -102,6 +111,11 @@ FAILURE = (
     "Job entrypoint command failed with exit code 1, last available logs:\n"
     "noise\nerror: step train failed: no room\n"
 )
+NO_ENVIRONMENT = (
+    "Job entrypoint command failed with exit code 1, last available logs (truncated to 20,000 "
+    "chars):\nTraceback (most recent call last):\n"
+    "  File \"pipeline/__main__.py\", line 18\nModuleNotFoundError: No module named 'rich'\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +125,8 @@ FAILURE = (
         ("RUNNING", "Job is currently running.", True, ""),
         ("SUCCEEDED", "Job finished successfully.", False, ""),
         ("FAILED", FAILURE, False, "step train failed: no room"),
-        ("FAILED", "Job supervisor died.\nmore", False, f"Job supervisor died.; {ray_jobs.AGAIN}"),
+        ("FAILED", NO_ENVIRONMENT, False, f"No module named 'rich'; {ray_jobs.AGAIN}"),
+        ("FAILED", "Job supervisor died.", False, f"Job supervisor died.; {ray_jobs.AGAIN}"),
         ("STOPPED", "Job was intentionally stopped.", False, f"stopped; {ray_jobs.AGAIN}"),
     ],
 )
@@ -128,10 +143,12 @@ def test_status_shows_the_state_of_a_ray_job(
     head.jobs["raysubmit_1"] = {"status": status, "message": message, **times}
     remember(tmp_path, head.address, "raysubmit_1")
     job = train_row(tmp_path, capsys)
-    seen = (job["id"], job["state"], job["is_active"], job["remedy"], job["elapsed_s"])
-    assert seen == ("raysubmit_1", status, is_active, remedy, 90)
+    seen = (job["id"], job["state"], job["is_active"], job["elapsed_s"])
+    assert seen == ("raysubmit_1", status, is_active, 90)
+    assert job["remedy"].endswith(remedy)
+    assert bool(job["remedy"]) == bool(remedy)
     printed = table(tmp_path, capsys)
-    assert f"{status.lower()}" in printed
+    assert ("waits in its job" if status == "RUNNING" else status.lower()) in printed
     assert printed.count(remedy) == 1 or not remedy
 
 
@@ -209,3 +226,20 @@ def test_a_dry_run_for_ray_prints_the_command_and_leaves_nothing(
     assert title.endswith(": pool, embed")
     assert command.endswith(f"--workspace '{tmp_path}/a b' --only embed")
     assert not (tmp_path / "a b" / "jobs").exists()
+
+
+def test_a_job_that_makes_a_finished_output_again_is_seen_and_can_be_ended(
+    head: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after `submit --force`: the older record is no reason to forget the job."""
+    store = Store(tmp_path)
+    train = find_step(STEPS, "train")
+    out = store.partial(train)
+    out.mkdir(parents=True)
+    store.commit(train, make_record(train, {}, out, datetime.now(UTC), 1.0, {}))
+
+    head.jobs["raysubmit_1"] = {"status": "RUNNING"}
+    remember(tmp_path, head.address, "raysubmit_1", submitted="2999-01-01T00:00:00+0000")
+    assert train_row(tmp_path, capsys)["is_active"]
+    assert main(["cancel", "debug", "--workspace", str(tmp_path)]) == 0
+    assert head.stopped == ["raysubmit_1"]
