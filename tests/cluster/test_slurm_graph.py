@@ -3,11 +3,13 @@ and refused where they would wait for ever.
 """
 
 import json
+import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 from slurm_harness import logs, wait_for_end
 
@@ -22,6 +24,8 @@ default: {account: ml, cpus: 1}
 embed: {cpus: 2}
 train: {nodes: 2}
 """
+WORKERS = ("--train.resources.workers", "2")
+"""The same wherever results are compared: another number of workers adds in another order."""
 HOSTILE = {
     "SLURM_CPU_BIND": "quiet,mask_cpu:0x80",
     "SLURM_MEM_PER_CPU": "50",
@@ -66,17 +70,24 @@ def selection(workspace: Path) -> bytes:
     return file.read_bytes()
 
 
+def scores(workspace: Path) -> list[dict]:
+    """Every result of the evaluation, without the time that it took."""
+    (file,) = workspace.glob("evaluate/*/results.json")
+    shown = ("set", "metric", "value", "low", "high", "n", "error")
+    return [{name: result[name] for name in shown} for result in json.loads(file.read_text())]
+
+
 @pytest.fixture(scope="module")
 def local(slurm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace in which this machine has made the selection without SLURM."""
+    """A workspace in which this machine has run the whole recipe without SLURM."""
     workspace = tmp_path_factory.mktemp("local") / "w"
-    command = [sys.executable, "-m", "pipeline", "run", "debug", "--only", "curate"]
+    command = [sys.executable, "-m", "pipeline", "run", "debug", *WORKERS]
     subprocess.run([*command, "--workspace", str(workspace)], cwd=ROOT, check=True)
     return workspace
 
 
-@pytest.mark.timeout(600)
-def test_a_graph_ends_with_a_report_and_the_selection_of_a_laptop(
+@pytest.mark.timeout(900)
+def test_a_graph_ends_with_a_report_and_the_results_of_a_laptop(
     slurm: Path,
     local: Path,
     tmp_path: Path,
@@ -84,7 +95,7 @@ def test_a_graph_ends_with_a_report_and_the_selection_of_a_laptop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Submitted from a hostile environment; training spans two nodes."""
-    submission = Submission(tmp_path, SITE, "--train.resources.workers", "2")
+    submission = Submission(tmp_path, SITE, *WORKERS)
     with monkeypatch.context() as patch:
         for name, value in HOSTILE.items():
             patch.setenv(name, value)
@@ -103,7 +114,10 @@ def test_a_graph_ends_with_a_report_and_the_selection_of_a_laptop(
     assert {row["job"]["state"] for row in rows.values()} == {"COMPLETED"}
     assert rows["train"]["job"]["nodes"] == "n[1-2]"
     assert 0 < rows["train"]["job"]["used_memory_mb"] < rows["train"]["job"]["asked_memory_mb"]
+    assert 0 < rows["train"]["job"]["elapsed_s"] <= 60 * rows["train"]["job"]["limit_min"]
     assert selection(submission.workspace) == selection(local)
+    assert scores(submission.workspace) == scores(local)
+    check_accounts(submission.workspace, rows)
 
     assert submission("logs", "train") == 0
     assert "driver_exit=0" in capsys.readouterr().out
@@ -111,7 +125,36 @@ def test_a_graph_ends_with_a_report_and_the_selection_of_a_laptop(
     assert "nothing to submit" in capsys.readouterr().out
 
 
-@pytest.mark.timeout(600)
+def check_accounts(workspace: Path, rows: dict[str, dict]) -> None:
+    """MLflow's run of each step tells what its job asked for, and has used until then."""
+    client = mlflow.MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    experiment = client.get_experiment_by_name("debug")
+    runs = client.search_runs([experiment.experiment_id], "tags.step != ''")
+    assert {run.info.run_name for run in runs} == rows.keys()
+
+    for run in runs:
+        job = rows[run.info.run_name]["job"]
+        metrics = run.data.metrics
+        assert run.data.tags["slurm_job_id"] == job["id"]
+        assert run.data.tags["slurm_nodes"] == job["nodes"]
+        assert metrics["slurm_limit_min"] == job["limit_min"]
+        assert metrics["slurm_asked_mb"] == job["asked_memory_mb"]
+        assert 0 < metrics["slurm_elapsed_s"] <= job["elapsed_s"]
+        assert 0 < metrics["slurm_used_mb"] <= job["asked_memory_mb"]
+        assert metrics["slurm_used_cpus"] > 0
+
+
+@pytest.mark.timeout(900)
+def test_three_nodes_of_ray_give_the_results_of_a_laptop(local: Path, tmp_path: Path) -> None:
+    program = [sys.executable, str(Path(__file__).with_name("on_three_nodes.py"))]
+    command = [*program, "run", "debug", *WORKERS, "--workspace", str(tmp_path / "w")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0
+    assert selection(tmp_path / "w") == selection(local)
+    assert scores(tmp_path / "w") == scores(local)
+
+
+@pytest.mark.timeout(900)
 def test_one_job_makes_the_same_selection(
     slurm: Path, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
