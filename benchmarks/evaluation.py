@@ -118,9 +118,8 @@ def _recall(
     captions = normalize(captions.add_(images[owners]), dim=-1)
 
     if contender == "ours":
-        recall_tallies(
-            images[:8], captions[: 8 * config.captions_each], owners[: 8 * config.captions_each]
-        )  # compiles
+        some = slice(8 * config.captions_each)
+        recall_tallies(images[:8], captions[some], owners[some])  # compiles
         return "ours", lambda: _our_recalls(images, captions, owners)
 
     version = importlib.metadata.version("clip-benchmark")

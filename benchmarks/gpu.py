@@ -131,9 +131,8 @@ def run_part(config: GpuConfig, part: str) -> dict[str, Value]:
     started_s = time.monotonic()
     try:
         result = dict(PARTS[part](config))
-    except (
-        Exception
-    ) as error:  # a part that fails must not lose the others; the error is its result
+    except Exception as error:
+        # A part that fails must not lose the others; the error is its result.
         print(f"{part} failed: {error}")
         result = {"error": f"{type(error).__name__}: {error}"}
     return {

@@ -112,9 +112,8 @@ def compare(points: Points, num_clusters: int, options: argparse.Namespace) -> N
 
     contestants = _contestants(task, options.engines)
     names = list(contestants)
-    assign(
-        points_in_memory(array[:1000], False), first
-    )  # compiles, or reads what was compiled before
+    # Compiles, or reads what was compiled before.
+    assign(points_in_memory(array[:1000], False), first)
     cpu_s: dict[str, list[float]] = {name: [] for name in names}
     wall_s: dict[str, list[float]] = {name: [] for name in names}
     centroids = {}

@@ -91,9 +91,8 @@ def read_cold(name: str, folder: Path, records: Records) -> tuple[float, float]:
     end.
     """
     small = Records(2, records.words, 2)
-    with tempfile.TemporaryDirectory(
-        dir=folder.parent
-    ) as warm:  # imports and compiled code do not count
+    # Imports and compiled code do not count.
+    with tempfile.TemporaryDirectory(dir=folder.parent) as warm:
         CONTESTANTS[name].write(Path(warm), small)
         read_epoch(name, Path(warm), small)
 

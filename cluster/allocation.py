@@ -104,9 +104,8 @@ class RayJob:
         """The driver's exit code, as shells count it."""
         environment = {"RAY_ADDRESS": address, JOB_FOLDER: str(folder)}
         self.driver = subprocess.Popen(self.command, env=os.environ | environment)
-        os.waitid(
-            os.P_PID, self.driver.pid, os.WEXITED | os.WNOWAIT
-        )  # leaves `wait` to the signal's handler
+        # WNOWAIT: the exit code stays for the signal's handler, which waits as well.
+        os.waitid(os.P_PID, self.driver.pid, os.WEXITED | os.WNOWAIT)
         code = self.driver.wait()
         logger.info("driver_exit=%d", code)
         return code if code >= 0 else 128 - code

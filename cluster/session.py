@@ -84,19 +84,16 @@ def _use_private_token() -> None:
     """
     if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        logging.getLogger(authentication_token_setup.__name__).setLevel(
-            logging.ERROR
-        )  # says that tokens are on
+        # It says at each start that tokens are on.
+        logging.getLogger(authentication_token_setup.__name__).setLevel(logging.ERROR)
 
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    os.environ.setdefault(
-        "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", ""
-    )  # NOT_SHIPPED says it all
-    os.environ.setdefault(
-        "RAY_OVERRIDE_JOB_RUNTIME_ENV", "1"
-    )  # in a Ray job, whose own working_dir Ray would refuse
+    # NOT_SHIPPED says it all.
+    os.environ.setdefault("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "")
+    # In a Ray job, Ray would refuse the job's own working_dir.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     _connect(address)
     logger.info("ray=connected address=%s cpus=%g", address, ray.cluster_resources().get("CPU", 0))
 

@@ -75,9 +75,8 @@ def show_choices(todo: Sequence[Step], console: Console) -> None:
             logger.warning("%s", warning)
 
     if any(step.name == "train" for step in todo):
-        from pipeline.checks import (
-            check_training,
-        )  # with torch and Ray Train, which other steps need not wait for
+        # Imported here, because torch and Ray Train take seconds, for which other steps need not wait.
+        from pipeline.checks import check_training
 
         check_training(todo)
 

@@ -75,9 +75,8 @@ class Tracking:
             self._guard(lambda: self._open(workspace, recipe, config, tags))
 
     def _open(self, workspace: Path, recipe: str, config: object, tags: Mapping[str, str]) -> None:
-        from mlflow import (
-            MlflowClient,
-        )  # takes two seconds, which words that track nothing need not wait
+        # Imported here, because it takes two seconds, for which other words need not wait.
+        from mlflow import MlflowClient
 
         self._client = MlflowClient(self.uri)
         self.experiment = experiment_of(self._client, workspace, recipe)
@@ -299,9 +298,8 @@ class Tracking:
         try:
             with self._lock:
                 result = action()
-        except (
-            Exception
-        ) as error:  # the boundary: whatever the tracking server does must not stop the work
+        except Exception as error:
+            # The boundary: whatever the tracking server does must not stop the work.
             self._begin_pause(error)
             return None
 

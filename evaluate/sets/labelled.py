@@ -168,9 +168,8 @@ def open_imagenet(tree: Tree, facts: Facts, num_classes: int = 1000) -> Classifi
     """Folders named by WordNet numbers of ImageNet-1k; of several splits, the validation images."""
     images = _of_split(tree, [name for name in image_names(tree) if "/" in name])
     if not all(WORDNET_ID.fullmatch(PurePosixPath(name).parent.name) for name in images):
-        return open_folders(
-            tree, Facts("folders")
-        )  # a mix of numbers and names is a set of one's own
+        # A mix of numbers and names is a set of one's own.
+        return open_folders(tree, Facts("folders"))
 
     _check_one_parent(tree.root, images)
     folders = [PurePosixPath(name).parent.name for name in images]

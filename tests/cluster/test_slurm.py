@@ -88,9 +88,8 @@ def test_whole_nodes_come_with_all_their_gpus(
         JobConfig(partition="gpu"),
     )
     assert wait_for_end(job)["JobState"] == "COMPLETED", logs(slurm)
-    assert (
-        out.read_text().split() == [str(gpus)] * 2
-    )  # on the first node, and in the job step of a further one
+    # On the first node, and in the job step of a further one.
+    assert out.read_text().split() == [str(gpus)] * 2
 
 
 @pytest.mark.slurm

@@ -155,9 +155,8 @@ def places() -> Files:
 
 
 def cifar(hundred: bool) -> Files:
-    rows = np.repeat(
-        PALETTE[:2].astype(np.uint8), 1024, axis=1
-    )  # all red values, then green, then blue
+    # All red values, then green, then blue.
+    rows = np.repeat(PALETTE[:2].astype(np.uint8), 1024, axis=1)
     kind, names = (b"fine_labels", b"fine_label_names") if hundred else (b"labels", b"label_names")
     batch = {b"data": rows, kind: [0, 1], b"filenames": [b"a.png", b"b.png"]}
     files = ("test", "meta") if hundred else ("test_batch", "batches.meta")

@@ -35,9 +35,8 @@ def test_starts_cover_every_pixel_and_end_at_the_border(
     covered = {pixel for begin in begins for pixel in range(begin, min(full, begin + window))}
     assert covered == set(range(full))
     assert begins[-1] == max(0, full - window)
-    assert (
-        len(begins) == max(full - window + stride - 1, 0) // stride + 1
-    )  # as the published code counts them
+    # As the published code counts them.
+    assert len(begins) == max(full - window + stride - 1, 0) // stride + 1
 
 
 class PixelEncoder(BlindEncoder):

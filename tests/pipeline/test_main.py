@@ -380,9 +380,8 @@ def test_debug_recipe_from_pairs_to_report(
     _check_registered(tmp_path / "w")
     _check_page(recipe, tmp_path / "w")
 
-    assert (
-        main(["status", "debug", "--json", *workspace]) == 0
-    )  # the preset and its file are one recipe
+    # The preset and its file are one recipe.
+    assert main(["status", "debug", "--json", *workspace]) == 0
     rows = json.loads(capsys.readouterr().out)["steps"]
     assert {row["state"] for row in rows} == {"done"}
     page = next((tmp_path / "w" / "report").glob("*/report.html")).read_text()
@@ -413,9 +412,8 @@ def test_debug_recipe_from_pairs_to_report(
     assert "shard-00000.arrow" in capsys.readouterr().out
     assert main(["run", "debug", "--only", "train", "--train.optim.lr", "3e-3", *workspace]) == 2
     assert "--force embed" in capsys.readouterr().err
-    assert (
-        main(["verify", "quickstart", *workspace]) == 1
-    )  # outputs of other recipes are checked, too
+    # Outputs of other recipes are checked, too.
+    assert main(["verify", "quickstart", *workspace]) == 1
     assert "remedy: remove" in capsys.readouterr().out.replace("\n", " ")
 
 

@@ -67,9 +67,8 @@ def test_semantic_pairs_equal_going_through_rows_by_preference(seed, tiles_of_se
     points = points_in_memory(x, True)
     order = rng.permutation(400)[:380]
     centroids = kmeans(points, 12, KMeansConfig(), 0)
-    near = neighborhoods(
-        assign(points, centroids)[0][order], centroids, 11
-    )  # every cluster: nothing may be missed
+    # Every cluster: nothing may be missed.
+    near = neighborhoods(assign(points, centroids)[0][order], centroids, 11)
     pairs = semantic_pairs(points, order, near, at_least(0.97))
     expected = _by_hand(x @ x.T >= 0.97, order)
     assert _as_dict(pairs) == expected

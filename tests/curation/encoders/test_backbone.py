@@ -127,9 +127,8 @@ def test_every_backbone_is_described_without_weights() -> None:
 def test_flop_is_what_torch_counts(name: str) -> None:
     config = BackboneConfig(name, image_size=2 * MEMBERS[name].patch_size)
     backbone = random_backbone(config)
-    backbone.encoder.model.set_attn_implementation(
-        "eager"
-    )  # the counter does not know the fused one of CPUs
+    # The counter does not know the fused one of CPUs.
+    backbone.encoder.model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         backbone(torch.zeros(1, 3, config.image_size, config.image_size))
     assert backbone_flop(config) == pytest.approx(counter.get_total_flops(), rel=1e-6)
