@@ -46,7 +46,6 @@ def measure() -> dict:
         "bytes": NUM_BYTES,
     }
 
-    calls = list[ray.ObjectRef]()
     try:
         address = ray.get(_on(places[0], _free_address, 0), timeout=PATIENCE_S)
         calls = [
@@ -62,9 +61,6 @@ def measure() -> dict:
         return {**facts, "error": " ".join(f"{type(error.cause).__name__}: {error.cause}".split())}
     except RayError as error:
         return {**facts, "error": " ".join(f"{type(error).__name__}: {error}".split())}
-    finally:
-        for call in calls:
-            ray.cancel(call, force=True)
 
 
 def _on(node: str, function: Callable, gpus: int, *args: object) -> ray.ObjectRef:
