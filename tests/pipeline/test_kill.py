@@ -15,6 +15,8 @@ import pytest
 from disturbances import start, tree
 
 from cluster.files import sha256_file
+from pipeline.record import Record
+from pipeline.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -78,23 +80,24 @@ VICTIMS = ("driver", "worker", "agent", "raylet", "gcs_server")
 KILLS = 20
 
 
-def kill_at_random(workspace: Path, victim: str, after_s: float) -> tuple[str, int]:
-    """Run, kill one process after some seconds; the step it was in, and the exit code."""
+def kill_within(workspace: Path, victim: str, step: Record, after_s: float) -> int:
+    """Run, kill one process some seconds after a step has begun, and give the exit code."""
     process = start(workspace)
+    begun = Store(workspace).folder(step).with_suffix(".partial")
+    while process.poll() is None and not begun.exists():
+        time.sleep(0.05)
+
     end_s = time.monotonic() + after_s
     while process.poll() is None and time.monotonic() < end_s:
         time.sleep(0.05)
-    place = (
-        ", ".join(sorted(path.parent.name for path in workspace.glob("*/*.partial")))
-        or "between steps"
-    )
+
     if process.poll() is None:
         target = next(
             (child for child in tree(process) if is_victim(child, victim)),
             psutil.Process(process.pid),
         )
         target.kill()
-    return place, process.wait(timeout=300)
+    return process.wait(timeout=600)
 
 
 def is_victim(process: psutil.Process, victim: str) -> bool:
@@ -111,19 +114,24 @@ def is_victim(process: psutil.Process, victim: str) -> bool:
 
 @pytest.mark.timeout(3600)
 def test_random_kills_of_any_process_change_no_bit(tmp_path: Path) -> None:
+    """The moment is random in the time of all steps together; a step is drawn among those that the
+    workspace does not have yet.
+    """
     calm = tmp_path / "calm"
-    started_s = time.monotonic()
     assert start(calm).wait() == 0
-    whole_s = time.monotonic() - started_s
 
     chance = random.Random(0)
-    print(f"\n{'killed':<12} {'after':>7}  {'while in':<28} code")
+    print(f"\n{'killed':<12} {'in step':<22} {'after':>7}  code")
     disturbed = tmp_path / "disturbed-0"
     for number in range(KILLS):
+        finished = {record.label for record in Store(disturbed).records()}
+        steps = [step for step in Store(calm).records() if step.label not in finished]
+        (step,) = chance.choices(steps, [step.seconds for step in steps])
+        after_s = chance.uniform(0, step.seconds)
         victim = VICTIMS[number % len(VICTIMS)]
-        after_s = chance.uniform(0.2, 0.9) * whole_s
-        place, code = kill_at_random(disturbed, victim, after_s)
-        print(f"{victim:<12} {after_s:>5.1f} s  {place:<28} {code}", flush=True)
+
+        code = kill_within(disturbed, victim, step, after_s)
+        print(f"{victim:<12} {step.label:<22} {after_s:>5.1f} s  {code}", flush=True)
         if code == 0:  # it survived, or had ended: compared, and begun anew
             assert digests(disturbed) == digests(calm)
             disturbed = tmp_path / f"disturbed-{number + 1}"
