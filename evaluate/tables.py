@@ -119,7 +119,7 @@ def _cell(result: Mapping[str, Any] | None, metric: str) -> str:
         return "–"
     measure = result["metrics"][metric]
     value, low, high = (shown(metric, measure[part]) for part in ("value", "low", "high"))
-    return f"[bold]{value}[/bold] [dim]{low} to {high}[/dim]"
+    return f"[bold]{value}[/bold] [dim]({low} to {high})[/dim]"
 
 
 def shown(metric: str, value: float) -> str:
