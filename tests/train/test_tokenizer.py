@@ -60,20 +60,21 @@ def test_any_string_round_trips_through_bytes() -> None:
     assert tokenizer.processor.decode(ids[:-1]) == "🙂 مرحبا"
 
 
-def test_of_many_captions_an_even_spread_is_taken(pooled_pairs: dict[str, Path]) -> None:
+def test_of_many_captions_an_even_spread_is_taken(
+    pooled_pairs: dict[str, Path], tmp_path: Path
+) -> None:
     shards = EmbeddingShards(pooled_pairs["embeddings"])
     rows = np.arange(10, 230)
-    write_selection(pooled_pairs["selection"], shards, rows, {12: ["of an equal image"]})
-    selection = read_selection(pooled_pairs["selection"], shards)
+    write_selection(tmp_path, shards, rows, {12: ["of an equal image"]})
+    selection = read_selection(tmp_path, shards)
     whole = [caption for texts in selection.captions(shards, rows - 10) for caption in texts]
     assert whole[sum(map(len, shards.captions(rows[:3])))] == "of an equal image"
     assert list(selected_captions(shards, selection, 10_000)) == whole
     few = list(selected_captions(shards, selection, 40))
     assert few == [whole[place] for place in np.linspace(0, len(whole) - 1, 40).astype(int)]
-    write_selection(pooled_pairs["selection"], shards, rows[:0])
-    assert (
-        list(selected_captions(shards, read_selection(pooled_pairs["selection"], shards), 40)) == []
-    )
+
+    write_selection(tmp_path, shards, rows[:0])
+    assert list(selected_captions(shards, read_selection(tmp_path, shards), 40)) == []
 
 
 def test_case_is_folded() -> None:
