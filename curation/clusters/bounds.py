@@ -36,6 +36,9 @@ class Centered:
             np.float32
         )
 
+        # |x - c|^2 is smallest where x.c - |c|^2 / 2 is largest, as |x|^2 is the same for all
+        # centroids. For unit vectors, x.c alone decides, and this bias is zero.
+        self.exact_bias: Float64[np.ndarray, " k"] = np.zeros(len(centroids))
         bias = np.empty(len(centroids))
         self.longest = 0.0
         self.largest = 0.0
@@ -46,6 +49,7 @@ class Centered:
                 bias[rows] = exact @ self.mean.astype(np.float64)
             else:
                 bias[rows] = -np.einsum("kd,kd->k", offsets, offsets) / 2
+                self.exact_bias[rows] = -np.einsum("kd,kd->k", exact, exact) / 2
             self.longest = max(self.longest, longest_row(offsets))
             self.largest = max(self.largest, float(np.abs(offsets).max()))
 

@@ -16,9 +16,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int32
+from jaxtyping import Float32, Int32
 
-from curation.clusters.bounds import Centered, float64_blocks
+from curation.clusters.bounds import Centered
 from curation.clusters.config import Engine
 from curation.clusters.integers import OneDnnProduct, OnnxRuntimeProduct
 from curation.clusters.kernels import decide
@@ -77,14 +77,9 @@ class Assigner:
         if len(centroids) < FEW_CENTROIDS and chosen in ("onnxruntime", "onednn"):
             chosen = "faiss"
 
-        self.screen = SCREENS[chosen](Centered(self.centroids, unit))
-
-        self.bias: Float64[np.ndarray, " k"] = np.zeros(len(centroids))
-        # |x - c|^2 is smallest where x.c - |c|^2 / 2 is largest, as |x|^2 is the same for all
-        # centroids. For unit vectors, x.c alone decides, and the bias stays zero.
-        if not unit:
-            for rows, exact in float64_blocks(self.centroids):
-                self.bias[rows] = -np.einsum("kd,kd->k", exact, exact) / 2
+        centered = Centered(self.centroids, unit)
+        self.bias = centered.exact_bias
+        self.screen = SCREENS[chosen](centered)
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Int32[np.ndarray, " n"]:
         """The index of the nearest centroid of each row; of equally near ones, the lowest index."""

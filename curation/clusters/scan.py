@@ -134,7 +134,6 @@ class Scanner:
 
     def sums(self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]) -> Sums:
         """Per centroid, sum and number of the rows nearest to it; and some far rows."""
-        assigner = self._assigner_of(points, centroids)
         # The system allocates a page of zeros when it is first written to. Centroids that are
         # nearest to no row of the span therefore use no memory.
         sums = np.zeros(centroids.shape)
@@ -143,8 +142,7 @@ class Scanner:
         far = []
         start = span[0]
 
-        for x in _blocks(span, points):
-            labels = assigner(x)
+        for x, labels in self._labeled(span, points, centroids):
             squares += add_by_label(x, labels, sums, counts)
             sample = np.arange(0, len(x), FAR_STRIDE)
             distances = _distances(x[sample], centroids, labels[sample])
@@ -161,12 +159,11 @@ class Scanner:
         self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]
     ) -> tuple[Int32[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
         """Per row, the nearest centroid and the squared distance to it."""
-        assigner = self._assigner_of(points, centroids)
         labels = [np.empty(0, np.int32)]
         distances = [np.empty(0, np.float32)]
-        for x in _blocks(span, points):
-            labels.append(assigner(x))
-            distances.append(_distances(x, centroids, labels[-1]))
+        for x, nearest in self._labeled(span, points, centroids):
+            labels.append(nearest)
+            distances.append(_distances(x, centroids, nearest))
         return np.concatenate(labels), np.concatenate(distances)
 
     def farthest(
@@ -184,7 +181,7 @@ class Scanner:
         zero = [np.empty(0, np.int64)]
         start = span[0]
 
-        for x in _blocks(span, points):
+        for x in _blocks(span, points, _block_rows(points)):
             is_finite = np.isfinite(x).all(axis=1)
             not_finite.append(start + np.flatnonzero(~is_finite))
             zero.append(start + np.flatnonzero(~x.any(axis=1)))
@@ -197,6 +194,23 @@ class Scanner:
     ) -> Any:
         """function(item, points, *shared): for passes that are defined where they are used."""
         return function(item, points, *shared)
+
+    def _labeled(
+        self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]
+    ) -> Iterator[tuple[Float32[np.ndarray, "n d"], Int32[np.ndarray, " n"]]]:
+        """The vectors of a span with their nearest centroids, block by block.
+
+        A GPU searches many blocks at once. What follows the search goes block by block on every
+        machine, so that its sums have the same bits.
+        """
+        assigner = self._assigner_of(points, centroids)
+        num_rows = _block_rows(points)
+        at_once = max(1, assigner.screen.tile_rows // num_rows)
+        for x in _blocks(span, points, at_once * num_rows):
+            labels = assigner(x)
+            for start in range(0, len(x), num_rows):
+                block = slice(start, start + num_rows)
+                yield x[block], labels[block]
 
     def _assigner_of(self, points: Points, centroids: Float32[np.ndarray, "k d"]) -> Assigner:
         """Centroids prepared for search, once for all spans of a pass.
@@ -214,9 +228,12 @@ def _equal(centroids: Float32[np.ndarray, "k d"], assigner: Assigner) -> bool:
     return np.array_equal(centroids, assigner.centroids)
 
 
-def _blocks(span: Span, points: Points) -> Iterator[Float32[np.ndarray, "n d"]]:
-    """The vectors of a span, one block at a time; each block overwrites the one before."""
-    num_rows = max(1, BLOCK_VALUES // points.vectors.dim)
+def _block_rows(points: Points) -> int:
+    return max(1, BLOCK_VALUES // points.vectors.dim)
+
+
+def _blocks(span: Span, points: Points, num_rows: int) -> Iterator[Float32[np.ndarray, "n d"]]:
+    """The vectors of a span, `num_rows` at a time; each block overwrites the one before."""
     block = np.empty((min(num_rows, span[1] - span[0]), points.vectors.dim), np.float32)
     for start in range(span[0], span[1], num_rows):
         rows = np.arange(start, min(start + num_rows, span[1]))

@@ -10,7 +10,8 @@ from typing import NamedTuple, Protocol
 import faiss
 import numpy as np
 import torch
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import BFloat16, Bool, Float32, Int32, Int64
+from torch import Tensor
 
 from curation.clusters.bounds import FLOAT32_ROUNDING, SLACK, Centered, float64_blocks, longest_row
 from curation.clusters.groups import offsets_of
@@ -20,8 +21,13 @@ from curation.clusters.kernels import shift_and_round, shortlist
 SMALLEST_TILE = 64  # rows
 LARGEST_TILE = 4096
 TILE_SCORES = 1 << 19  # 2 MB of 32-bit scores, which stay in the processor's cache
-GPU_TILE_SCORES = 1 << 26  # 256 MB of float32 scores, enough to keep a GPU busy
-BFLOAT16_ROUNDING = 2.0**-8  # largest relative error of one rounding to bfloat16
+LARGEST_GPU_TILE = 1 << 15
+GPU_TILE_SCORES = 1 << 27  # 512 MB of float32 scores, enough to keep a GPU busy
+GPU_PAIR_VALUES = 1 << 25  # 256 MB of float64 for the vectors of rows and their candidates
+
+# Largest relative error of one rounding.
+BFLOAT16_ROUNDING = 2.0**-8
+FLOAT64_ROUNDING = 2.0**-53
 
 
 class Shortlist(NamedTuple):
@@ -55,7 +61,7 @@ class IntegerScreen:
         self.product = product(integers.numpy())
 
         # Buffers that every call uses again.
-        self.tile_rows = tile_rows(num_clusters, TILE_SCORES)
+        self.tile_rows = tile_rows(num_clusters, LARGEST_TILE, TILE_SCORES)
         self.rounded = np.empty((self.tile_rows, dim), np.int8)
         self.row_scale, self.lost, self.length = np.empty((3, self.tile_rows), np.float32)
         self.products = np.empty((self.tile_rows, num_clusters), np.int32)
@@ -135,7 +141,11 @@ class FaissScreen:
 
 
 class TorchScreen:
-    """Products in bfloat16 on the GPU, or on the processor if there is no GPU."""
+    """Products in bfloat16 on the GPU, or on the processor if there is no GPU.
+
+    The few candidates of each row are compared in float64 on the same device, so that only those
+    remain that are equally near but for the rounding of float64.
+    """
 
     def __init__(self, centered: Centered) -> None:
         self.centered = centered
@@ -144,13 +154,24 @@ class TorchScreen:
         self.bias = torch.from_numpy(centered.bias).to(self.device)
         rounded, self.residual = centered.rounded(torch.bfloat16)
         self.offsets = rounded.to(self.device)
-        self.tile_rows = tile_rows(len(rounded), GPU_TILE_SCORES)
+        # A GPU can give its sums unrounded; a processor rounds them to bfloat16.
+        self.product_rounding = 0.0 if self.device.type == "cuda" else BFLOAT16_ROUNDING
+
+        self.centroids = torch.from_numpy(centered.centroids).to(self.device)
+        self.exact_bias = torch.from_numpy(centered.exact_bias).to(self.device)
+        self.longest = float(torch.linalg.vector_norm(self.centroids, dim=1).max())
+
+        limits = (LARGEST_GPU_TILE, GPU_TILE_SCORES)
+        self.tile_rows = tile_rows(
+            len(rounded), *(limits if self.device.type == "cuda" else (LARGEST_TILE, TILE_SCORES))
+        )
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
         """The candidates of each row."""
-        shifted = torch.from_numpy(x).to(self.device) - self.mean
+        on_device = torch.from_numpy(x).to(self.device)
+        shifted = on_device - self.mean
         rounded = shifted.bfloat16()
-        scores = (rounded @ self.offsets.T).float() + self.bias
+        scores = self._products(rounded).add_(self.bias)
         top = scores.amax(1)
 
         lost = torch.linalg.vector_norm(rounded - shifted, dim=1)
@@ -159,17 +180,57 @@ class TorchScreen:
             self.centered.bound(length.cpu().numpy(), lost.cpu().numpy(), self.residual)
         )
 
-        # The products themselves come out rounded to bfloat16, an error that grows with their size.
-        # A product is a score less its bias, and of scores near the best it is at most this large.
+        # Where products come out rounded, the error grows with their size. A product is a score
+        # less its bias, and of scores near the best it is at most this large.
         largest = torch.maximum(top - self.bias.min(), self.bias.max() - top)
-        least = top - 2 * (bound.to(self.device) + SLACK * BFLOAT16_ROUNDING * largest)
+        least = top - 2 * (bound.to(self.device) + SLACK * self.product_rounding * largest)
 
         # nonzero lists (row, column) by row, so the rows are sorted and their ends can be searched.
-        rows, columns = (scores >= least[:, None]).nonzero().T.cpu().numpy()
+        rows, columns = (scores >= least[:, None]).nonzero().T
+        is_near = self._is_nearest(on_device, rows, columns)
+        listed = rows[is_near].cpu().numpy()
+        return Shortlist(
+            np.searchsorted(listed, np.arange(len(x) + 1)),
+            columns[is_near].int().cpu().numpy(),
+        )
 
-        return Shortlist(np.searchsorted(rows, np.arange(len(x) + 1)), columns.astype(np.int32))
+    def _products(self, rounded: BFloat16[Tensor, "n d"]) -> Float32[Tensor, "n k"]:
+        if self.device.type == "cuda":
+            return torch.mm(rounded, self.offsets.T, out_dtype=torch.float32)
+        return (rounded @ self.offsets.T).float()
+
+    def _is_nearest(
+        self,
+        x: Float32[Tensor, "n d"],
+        rows: Int64[Tensor, " pairs"],
+        columns: Int64[Tensor, " pairs"],
+    ) -> Bool[Tensor, " pairs"]:
+        """Whether a candidate can be the nearest of its row, by scores in float64."""
+        is_alone = torch.bincount(rows, minlength=len(x))[rows] == 1
+        rows = rows[~is_alone]
+        columns = columns[~is_alone]
+
+        scores = self.exact_bias[columns]
+        step = max(1, GPU_PAIR_VALUES // x.shape[1])
+        for start in range(0, len(rows), step):
+            pairs = slice(start, start + step)
+            exact_rows = x[rows[pairs]].double()
+            scores[pairs] += (exact_rows * self.centroids[columns[pairs]]).sum(1)
+
+        best = scores.new_full((len(x),), -torch.inf).scatter_reduce_(0, rows, scores, "amax")
+        # This sum and the one that decides (kernels.py) each have an error of at most about d
+        # roundings; so has each of the two scores that are compared.
+        length = torch.linalg.vector_norm(x, dim=1).double()
+        reach = length * self.longest + self.exact_bias.abs().max()
+        margin = 4 * SLACK * (x.shape[1] + 8) * FLOAT64_ROUNDING * reach
+
+        is_near = is_alone.clone()
+        is_near[~is_alone] = scores >= (best - margin)[rows]
+        return is_near
 
 
-def tile_rows(num_clusters: int, scores: int) -> int:
-    """Rows per tile such that a tile has about `scores` scores, one per row and cluster."""
-    return max(SMALLEST_TILE, min(LARGEST_TILE, scores // num_clusters))
+def tile_rows(num_clusters: int, largest: int, scores: int) -> int:
+    """Rows per tile, at most `largest`, such that a tile has about `scores` scores, one per row and
+    cluster.
+    """
+    return max(SMALLEST_TILE, min(largest, scores // num_clusters))
