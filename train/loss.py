@@ -139,9 +139,7 @@ class _Contrastive(torch.autograd.Function):
 
         for owner, chunk in ring.chunks(y):
             for i, j in _tiles(x, chunk):
-                over_rows, over_columns = _log_sums(x[i], chunk[j], factor, is_narrow)
-                by_image[i] = torch.logaddexp(by_image[i], over_columns)
-                by_text[owner, j] = torch.logaddexp(by_text[owner, j], over_rows)
+                _add_log_sums(x[i], chunk[j], factor, is_narrow, by_image[i], by_text[owner, j])
 
         # Log-sum-exp over ranks, relative to the largest part so that no exponential overflows. The
         # order of collectives is the same on every rank: ring, maximum, sum, and the loss below.
@@ -179,25 +177,36 @@ class _Contrastive(torch.autograd.Function):
         return d_images.mul_(scale * share), d_texts.mul_(scale * share), d_scale, None, None
 
 
-def _log_sums(
-    x: Float[Tensor, "m d"], y: Float[Tensor, "n d"], factor: Float32[Tensor, ""], is_narrow: bool
-) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " m"]]:
-    """Log-sum-exps of the columns and of the rows of factor * x @ y.T.
+def _add_log_sums(
+    x: Float[Tensor, "m d"],
+    y: Float[Tensor, "n d"],
+    factor: Float32[Tensor, ""],
+    is_narrow: bool,
+    by_row: Float32[Tensor, " m"],
+    by_column: Float32[Tensor, " n"],
+) -> None:
+    """Add the log-sum-exps of factor * x @ y.T to those in `by_row` and `by_column`, in place.
 
     If the range of logits is narrow, both share one exponential per logit.
     """
     products = _product(x, y.T)
     if products.is_cuda:
-        return kernels.log_sums(products, factor)
+        kernels.add_log_sums(products, factor, by_row, by_column)
+        return
 
     logits = products.mul_(factor)
-    if not is_narrow:
-        return logits.logsumexp(0), logits.logsumexp(1)
+    if is_narrow:
+        # In place, without a second tile in memory. Vectors have unit norm, so no logit exceeds
+        # the factor, and no exponential exceeds 1.
+        exponentials = logits.sub_(factor).exp_()
+        over_columns = exponentials.sum(1).log_().add_(factor)
+        over_rows = exponentials.sum(0).log_().add_(factor)
+    else:
+        over_columns = logits.logsumexp(1)
+        over_rows = logits.logsumexp(0)
 
-    # In place, without a second tile in memory. Vectors have unit norm, so no logit exceeds the
-    # factor, and no exponential exceeds 1.
-    exponentials = logits.sub_(factor).exp_()
-    return exponentials.sum(0).log_().add_(factor), exponentials.sum(1).log_().add_(factor)
+    torch.logaddexp(by_row, over_columns, out=by_row)
+    torch.logaddexp(by_column, over_rows, out=by_column)
 
 
 def _softmax_sum(

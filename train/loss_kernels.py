@@ -15,18 +15,23 @@ from torch import Tensor
 # The part of a tile that one program holds in registers at once.
 SUM_ROWS = 16
 SUM_COLUMNS = 512
+BLOCKS = 64
+BLOCK_COLUMNS = 64
 SPREAD_COLUMNS = 1024
 
 
-# One program goes along all columns of a block of rows. Its rows are complete at the end; each
-# column gets a log-sum-exp over this block of rows only, and the caller adds up the blocks.
+# One program goes along all columns of a block of rows, and adds to what its rows have so far. Each
+# column gets a log-sum-exp over this block of rows only; the kernel below adds up the blocks.
+#
+# A running sum is relative to the largest logit so far, and shrinks when a larger one comes. What a
+# row has so far is its largest logit at first, with a sum of exp(0) = 1.
 @triton.jit
 @no_type_check
-def _log_sums(
+def _add_rows(
     products,
     factor,
     by_row,
-    by_column,
+    by_block,
     num_rows,
     num_columns,
     ROWS: tl.constexpr,
@@ -35,8 +40,8 @@ def _log_sums(
     block = tl.program_id(0)
     scale = tl.load(factor)
     rows = block * ROWS + tl.arange(0, ROWS)
-    largest = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
+    largest = tl.load(by_row + rows, mask=rows < num_rows, other=0.0)
+    total = tl.full((ROWS,), 1.0, tl.float32)
 
     for left in range(0, num_columns, COLUMNS):
         columns = left + tl.arange(0, COLUMNS)
@@ -49,15 +54,38 @@ def _log_sums(
         logits = tl.where(is_there, values * scale, float("-inf"))
         top = tl.max(logits, 0)
         column_sums = top + tl.log(tl.sum(tl.exp(logits - top[None, :]), 0))
-        tl.store(by_column + block * num_columns + columns, column_sums, mask=columns < num_columns)
+        tl.store(by_block + block * num_columns + columns, column_sums, mask=columns < num_columns)
 
-        # The running sum of a row is relative to its largest logit so far, and shrinks when a
-        # larger one comes.
         higher = tl.maximum(largest, tl.max(logits, 1))
         total = total * tl.exp(largest - higher) + tl.sum(tl.exp(logits - higher[:, None]), 1)
         largest = higher
 
     tl.store(by_row + rows, largest + tl.log(total), mask=rows < num_rows)
+
+
+# One program goes down all blocks of some columns, and adds to what its columns have so far.
+@triton.jit
+@no_type_check
+def _add_blocks(
+    by_block, by_column, num_blocks, num_columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    largest = tl.load(by_column + columns, mask=columns < num_columns, other=0.0)
+    total = tl.full((COLUMNS,), 1.0, tl.float32)
+
+    for first in range(0, num_blocks, ROWS):
+        blocks = first + tl.arange(0, ROWS)
+        is_there = (blocks < num_blocks)[:, None] & (columns < num_columns)[None, :]
+        sums = tl.load(
+            by_block + blocks[:, None] * num_columns + columns[None, :],
+            mask=is_there,
+            other=float("-inf"),
+        )
+        higher = tl.maximum(largest, tl.max(sums, 0))
+        total = total * tl.exp(largest - higher) + tl.sum(tl.exp(sums - higher[None, :]), 0)
+        largest = higher
+
+    tl.store(by_column + columns, largest + tl.log(total), mask=columns < num_columns)
 
 
 @triton.jit
@@ -73,27 +101,30 @@ def _softmax_sum(products, factor, by_row, by_column, out, num_columns, COLUMNS:
     tl.store(out + row * num_columns + columns, total.to(out.dtype.element_ty), mask=is_there)
 
 
-def log_sums(
-    products: Float32[Tensor, "m n"], factor: Float32[Tensor, ""]
-) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " m"]]:
-    """Log-sum-exps of the columns and of the rows of factor * products, in one pass."""
+def add_log_sums(
+    products: Float32[Tensor, "m n"],
+    factor: Float32[Tensor, ""],
+    by_row: Float32[Tensor, " m"],
+    by_column: Float32[Tensor, " n"],
+) -> None:
+    """Add the log-sum-exps of factor * products to those in `by_row` and `by_column`, in place."""
     num_rows, num_columns = products.shape
     num_blocks = triton.cdiv(num_rows, SUM_ROWS)
-    by_row = products.new_empty(num_rows)
-    by_column = products.new_empty(num_blocks, num_columns)
-    _log_sums[(num_blocks,)](
+    by_block = products.new_empty(num_blocks, num_columns)
+    _add_rows[(num_blocks,)](
         products,
         factor,
         by_row,
-        by_column,
+        by_block,
         num_rows,
         num_columns,
         SUM_ROWS,
         SUM_COLUMNS,
         num_warps=8,
     )
-
-    return by_column.logsumexp(0), by_row
+    _add_blocks[(triton.cdiv(num_columns, BLOCK_COLUMNS),)](
+        by_block, by_column, num_blocks, num_columns, BLOCKS, BLOCK_COLUMNS
+    )
 
 
 def softmax_sum(
