@@ -1,13 +1,15 @@
 """The step `evaluate`: a model and evaluation sets to results, per-item tallies and example
 pictures.
 
-Each evaluation set is an independent job for a pool of Ray workers that load the model once. A
-set's result is written whole, last, so that a run that was interrupted does only what is missing. A
-set that cannot be scored is a result too, with its reason, and all others are scored.
+A pool of Ray workers, which load the model once, scores small sets whole and shares the images of
+large ones in parts. A set's result is written whole, last, so that a run that was interrupted does
+only what is missing. A set that cannot be scored is a result too, with its reason, and all others
+are scored.
 """
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -27,18 +29,13 @@ from evaluate.dinotxt import load_encoder
 from evaluate.encoder import Encoder
 from evaluate.features import Shelf
 from evaluate.openclip import OpenClipEncoder
+from evaluate.parts import PARTS, Part, Parts
 from evaluate.prompts import TEMPLATES_INPUT, named_templates
 from evaluate.results import Result, examples_folder, result_file, write_flat
 from evaluate.sets.kinds import split_name
-from evaluate.sets.known import (
-    open_classification,
-    open_retrieval,
-    open_segmentation,
-    open_similarity,
-)
 from evaluate.tallies import write_result
 from evaluate.tally import Tally, estimate
-from evaluate.tasks import Job, Measured, measure
+from evaluate.tasks import Job, Measured, compute, measure, open_set, parts_of
 from evaluate.wordnet import WORDNET_INPUT
 
 FINGERPRINT = 12  # hexadecimal digits that results show of a fingerprint
@@ -92,16 +89,10 @@ def evaluate_sets(
     logger.info("evaluation_sets=%d finished=%d", len(chosen), len(chosen) - len(missing))
 
     if missing:
-        arguments = (config, out, inputs, load, model)
-        sizes = {name: _size(config, name, inputs[name]) for name in missing}
-        with (
-            Pool(
-                Evaluator, *arguments, resources=config.resources, max_workers=len(missing)
-            ) as pool,
-            progress(sum(sizes.values()), "evaluate", unit="items") as meter,
-        ):
-            for name, _ in pool.map("evaluate_counted", missing, on_count=meter.under_way):
-                meter(sizes[name])
+        _score(config, out, {name: inputs[name] for name in missing}, (inputs, load, model))
+
+    # All sets are scored. Nothing is there if none is large.
+    shutil.rmtree(out / PARTS, ignore_errors=True)
 
     # From the files, whether this run or an earlier one wrote them.
     results: list[Result] = [json.loads(result_file(out, name).read_text()) for name in chosen]
@@ -154,20 +145,45 @@ def _chosen(config: EvaluateConfig, inputs: Mapping[str, Path]) -> list[str]:
     return chosen
 
 
-def _size(config: EvaluateConfig, name: str, path: Path) -> int:
-    """Images or pairs of sentences of a set, for the progress; 0 where it cannot be opened, which its
-    result will say.
-    """
-    task, variant = split_name(name)
+def _score(
+    config: EvaluateConfig, out: Path, sets: Mapping[str, Path], arguments: tuple[object, ...]
+) -> None:
+    """Score these sets by workers. Parts that an earlier run has left are not computed again."""
+    cuts = {name: _cut(config, name, path) for name, path in sets.items()}
+    parts = [
+        Part(name, images, len(cut) == 1)
+        for name, cut in cuts.items()
+        for images in cut
+        if not Parts(out / PARTS / name).has(images)
+    ]
+    shared = [name for name, cut in cuts.items() if len(cut) > 1]
+    total = sum(len(part.images) for part in parts)
+
+    with (
+        Pool(
+            Evaluator,
+            config,
+            out,
+            *arguments,
+            resources=config.resources,
+            max_workers=max(len(parts), len(shared)),
+        ) as pool,
+        progress(total, "evaluate", unit="items") as meter,
+    ):
+        for part, _ in pool.map("work_counted", parts, on_count=meter.under_way):
+            meter(len(part.images))
+
+        # What remains of each of these sets, to compare vectors or add up counts, one worker does.
+        for _ in pool.map("evaluate", shared):
+            pass
+
+
+def _cut(config: EvaluateConfig, name: str, path: Path) -> list[range]:
+    """The parts of a set; one of no item where it cannot be opened, which its result will say."""
     try:
-        if task == "retrieval":
-            return len(open_retrieval(path, config.split, variant).images)
-        if task == "similarity":
-            return len(open_similarity(path, variant).sentences)
-        opened = open_classification if task == "classification" else open_segmentation
-        return len(opened(path, variant).images)
+        return parts_of(open_set(name, path, config.split), config.batch_size)
     except ValueError:
-        return 0
+        return [range(0)]
 
 
 class Evaluator:
@@ -187,17 +203,46 @@ class Evaluator:
         self._model = model
         self._encoder = load()
         self._count = 0
+        self._jobs: dict[str, Job] = {}
+        self._failed: set[str] = set()
+        """Sets of which a part failed here."""
 
-    def evaluate_counted(self, name: str) -> Iterator[int]:
-        """The same as `evaluate`, which tells now and then how many images it has seen."""
-        # The set is measured in a thread, so that this one is free to tell the count.
+    def work_counted(self, part: Part) -> Iterator[int]:
+        """The same as `work`, which tells now and then how many images it has seen."""
+        # The work is done in a thread, so that this one is free to tell the count.
         self._count = 0
         with ThreadPoolExecutor(1) as threads:
-            done = threads.submit(self.evaluate, name)
+            done = threads.submit(self.work, part)
             while not done.done():
                 wait([done], timeout=TELL_EVERY_S)
                 yield self._count
             done.result()
+
+    def work(self, part: Part) -> None:
+        """Measure a set that is not cut; of all others, leave on disk what this part gives."""
+        if part.is_whole:
+            self.evaluate(part.name)
+            return
+        if part.name in self._failed:
+            return
+
+        try:
+            job = self._job(part.name)
+            computed = compute(job, part.images)
+        except Exception as error:
+            # No more work for this set: scoring it meets the first damaged image in the order of
+            # the set, whichever worker failed first, and says so in the result.
+            self._failed.add(part.name)
+            logger.warning(
+                "evaluation_set=%s images=%d..%d failed=%r",
+                part.name,
+                part.images.start,
+                part.images.stop,
+                _reason(error),
+            )
+            return
+
+        Parts(self._out / PARTS / part.name).write(part.images, computed)
 
     def evaluate(self, name: str) -> None:
         """Measure one set; its examples, tallies and result are on disk afterwards, or the reason
@@ -207,8 +252,9 @@ class Evaluator:
         tallies: dict[str, Tally] = {}
         data = ""
         try:
-            data = source_digest(self._inputs[name])
-            measured = self._measure(name, data)
+            job = self._job(name)
+            data = job.shelf.data
+            measured = measure(job)
             tallies = measured.tallies
             result = self._result(name, measured, data)
         except Exception as error:  # one set may not take down the others: its reason is its result
@@ -218,11 +264,13 @@ class Evaluator:
         result["seconds"] = round(time.monotonic() - started, 2)
         write_result(self._out, result, tallies)
 
-    def _measure(self, name: str, data: str) -> Measured:
-        pictures = examples_folder(self._out, name)
-        pictures.mkdir(parents=True, exist_ok=True)
-        return measure(
-            Job(
+    def _job(self, name: str) -> Job:
+        """A set with what has been read and encoded of it, for all of its parts that come here."""
+        if name not in self._jobs:
+            data = source_digest(self._inputs[name])
+            pictures = examples_folder(self._out, name)
+            pictures.mkdir(parents=True, exist_ok=True)
+            self._jobs[name] = Job(
                 self._encoder,
                 name,
                 self._inputs[name],
@@ -230,10 +278,10 @@ class Evaluator:
                 self._inputs.get(WORDNET_INPUT),
                 self._config,
                 pictures,
-                Shelf(self._out, data),
+                Shelf(self._out, data, Parts(self._out / PARTS / name)),
                 self._advance,
             )
-        )
+        return self._jobs[name]
 
     def _advance(self, count: int) -> None:
         self._count += count

@@ -6,6 +6,7 @@ prompts, reads them there: no image is decoded again, and the vectors have the s
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from cluster.files import replacing
 from evaluate.encoder import Encoder, StagedEncoder
+from evaluate.parts import Parts, cut
 from evaluate.sets.images import Images
 from evaluate.views import View, batches
 
@@ -29,6 +31,8 @@ MOST_BYTES = 4 * 2**30
 """Features of a set that are larger are computed for each model: 4 GB hold those of 500,000 images
 as CLS and patch mean of 1,024 channels, or of 4,000 as all tokens.
 """
+IMAGES_PER_PART = 1024
+"""Images of a part, rounded up to whole batches: seconds of a GPU, minutes of a CPU."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,8 @@ class Shelf:
     """Output of this evaluation; those beside it are searched as well."""
     data: str
     """Fingerprint of the set."""
+    parts: Parts | None = None
+    """What workers left of the parts of the set; None: it is not shared among workers."""
 
     def name(self, encoder: StagedEncoder, images: Images, view: View) -> str:
         """The name of the file with the features of these images."""
@@ -55,24 +61,57 @@ class Shelf:
         return next((file for file in files if file.is_file()), None)
 
 
+def image_parts(count: int, batch_size: int) -> list[range]:
+    """A set of images in parts, which are whole batches: a product may round differently in a batch
+    of another composition.
+    """
+    return cut(count, math.ceil(IMAGES_PER_PART / batch_size) * batch_size)
+
+
 def image_vectors(
     encoder: Encoder, images: Images, view: View, batch_size: int, shelf: Shelf | None = None
 ) -> Iterator[Float[Tensor, "n d"]]:
     """Unit vectors of all images in their order, a batch of at most `batch_size` at a time.
 
-    With a shelf and a staged encoder, features come from the shelf, or are left there.
+    With a shelf, they come from the parts that workers left there. Of all other images, the
+    features come from the shelf or are left there, if the encoder is staged.
     """
+    for part in image_parts(len(images), batch_size):
+        vectors = shelf.parts.read(part) if shelf and shelf.parts else None
+        if vectors is None:
+            yield from part_vectors(encoder, images, part, view, batch_size, shelf)
+        else:
+            yield from torch.from_numpy(vectors).split(batch_size)
+
+
+def part_vectors(
+    encoder: Encoder,
+    images: Images,
+    part: range,
+    view: View,
+    batch_size: int,
+    shelf: Shelf | None = None,
+) -> Iterator[Float[Tensor, "n d"]]:
+    """Unit vectors of the images of a part, a batch at a time, from the images or their features."""
+    some = images.take(part)
     if not isinstance(encoder, StagedEncoder):
-        for batch in batches(images, view, batch_size):
+        for batch in batches(some, view, batch_size):
             yield encoder.encode_image(batch)
         return
 
-    for features in _features(encoder, images, view, batch_size, shelf):
+    # The limit is that of a whole set, of which a part has its share.
+    most_bytes = MOST_BYTES * len(some) / len(images)
+    for features in _features(encoder, some, view, batch_size, shelf, most_bytes):
         yield encoder.encode_features(features)
 
 
 def _features(
-    encoder: StagedEncoder, images: Images, view: View, batch_size: int, shelf: Shelf | None
+    encoder: StagedEncoder,
+    images: Images,
+    view: View,
+    batch_size: int,
+    shelf: Shelf | None,
+    most_bytes: float,
 ) -> Iterator[Float[Tensor, "n tokens width"]]:
     """From the shelf where it has them; else computed, and put there."""
     # A generator: no image is decoded before the first batch is asked for, and none if the shelf
@@ -91,7 +130,7 @@ def _features(
         logger.info("image_features=%s images=%d computed=false", file, len(images))
         yield from _read(file, batch_size)
     else:
-        yield from _written(computed, len(images), shelf.out / "features" / name)
+        yield from _written(computed, len(images), shelf.out / "features" / name, most_bytes)
 
 
 def _read(file: Path, batch_size: int) -> Iterator[Float[Tensor, "n tokens width"]]:
@@ -102,7 +141,7 @@ def _read(file: Path, batch_size: int) -> Iterator[Float[Tensor, "n tokens width
 
 
 def _written(
-    blocks: Iterator[Float[Tensor, "n tokens width"]], count: int, file: Path
+    blocks: Iterator[Float[Tensor, "n tokens width"]], count: int, file: Path, most_bytes: float
 ) -> Iterator[Float[Tensor, "n tokens width"]]:
     """The blocks as they come; the file is there when all have been written, if it is not too
     large.
@@ -110,7 +149,7 @@ def _written(
     # The first block says how wide features are; 4 bytes each.
     first = next(blocks)
     shape = (count, *first.shape[1:])
-    if 4 * int(np.prod(shape)) > MOST_BYTES:
+    if 4 * int(np.prod(shape)) > most_bytes:
         yield from chain([first], blocks)
         return
 

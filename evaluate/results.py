@@ -44,6 +44,7 @@ class Result(TypedDict):
     data: str
     """Fingerprint of the set."""
     seconds: float
+    """What scoring took one worker; parts that were computed before are not included."""
 
 
 def result_file(out: Path, name: str) -> Path:

@@ -9,6 +9,7 @@ and names regions (evaluate/high_resolution.py).
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int32, Int64
@@ -26,7 +27,9 @@ from evaluate.metrics import (
     intersections_and_unions,
     open_overlaps,
 )
+from evaluate.parts import Parts, cut
 from evaluate.queries import Queries, class_queries, of_one_name
+from evaluate.scored_images import ScoredImages
 from evaluate.sets.kinds import IGNORED, SegmentationSet
 from evaluate.sets.known import load_mask
 from evaluate.synonyms import SYNONYM_DROP
@@ -35,10 +38,7 @@ from evaluate.views import ahead
 from evaluate.windows import sliding_argmax, sliding_mean, starts, whole_argmax
 
 IMAGES_AHEAD = 8  # decoded images and masks that wait for the encoder
-HEAT_MAPS_SHOWN = 4  # per example: the names that cover the most pixels
-
-LabelMap = tuple[float, int, Int32[np.ndarray, "_ _"]]
-"""The share of right pixels, the index of the image, and the predicted class of each pixel."""
+SCENES_PER_PART = 64  # each is many windows: seconds of a GPU, minutes of a CPU
 
 
 @dataclass(frozen=True)
@@ -70,113 +70,102 @@ class Segmented:
     """Average precision of heat maps without heat."""
 
 
-def segment(
-    encoder: Encoder,
-    dataset: SegmentationSet,
-    templates: Sequence[str],
-    config: SegmentationConfig,
-    alike: Float64[np.ndarray, "classes classes"] | None = None,
-    shown: Collection[int] = (),
-    advance: Callable[[int], None] = lambda count: None,
-) -> Segmented:
-    """Tallies by image of mIoU, mean accuracy, pixel accuracy and boundary F1.
-
-    `alike` says how alike two classes are, between 0 and 1, and adds Open-mIoU. The maps are those of
-    the images in `shown`, and half as many again of the images with the
-    smallest share of right pixels. ValueError if no pixel of the set counts, and for damaged images
-    and masks.
-    """
-    queries = class_queries(encoder, dataset, templates, config)
-    names = names_of(encoder, dataset, templates)
-    num_classes = len(dataset.labels)
-    alone = of_one_name(queries, dataset)
-
-    def load(index: int) -> tuple[Image.Image, Int32[np.ndarray, "h w"]]:
-        image = dataset.images.load(index)
-        return image, load_mask(dataset, index, image.size)
-
-    gallery = _Gallery(shown)
-    counts = []
-    counts_alone = []
-    counts_alike = []
-    judged = []
-
-    # Each image is scored as it comes, and only its counts and the maps to be shown are kept: the
-    # maps of a whole set would not fit into memory.
-    indices = range(len(dataset.images))
-    for index, (image, truth) in zip(indices, ahead(load, indices, IMAGES_AHEAD), strict=True):
-        seen = look(encoder, image, queries.vectors.shape[1], config)
-        out = (image.height, image.width)
-        predicted = labels_of(seen, out, queries, config)
-        counts.append(_counts(truth, predicted, num_classes))
-        if alike is not None:
-            counts_alike.append(open_overlaps(truth, predicted, alike))
-        maps_alone = (labels_of(seen, out, each, config) for each in alone)
-        counts_alone.append(
-            [intersections_and_unions(truth, each, num_classes) for each in maps_alone]
-        )
-
-        wanted = names.present(truth)
-        heat = heat_maps(seen, names, wanted, out)
-        judged.append(judge(heat, names, wanted, truth))
-        gallery.add(index, truth, predicted, judged[-1], heat)
-        advance(1)
-
-    per_image = np.stack(counts, axis=1).astype(np.float64)
-    pixels = per_image[-1].sum(0).astype(np.int64)
-    _check_pixels(dataset, pixels)
-
-    tallies = _tallies(per_image, dataset.background)
-    if counts_alike:
-        overlaps, unions = zip(*counts_alike, strict=True)
-        tallies["open_miou"] = Tally(np.stack(overlaps), np.stack(unions))
-    precision, chance = precision_tally(judged, len(names.shown))
-    if precision.trials.any():  # there is none where each image is of one class
-        tallies["name_ap"] = precision
-    if alone:
-        tallies[SYNONYM_DROP] = _synonym_drop(np.array(counts_alone, np.float64))
-
-    return Segmented(gallery.all_maps(), tallies, pixels, names, gallery.heats, chance)
+def scene_parts(count: int) -> list[range]:
+    """A set of images with masks in parts."""
+    return cut(count, SCENES_PER_PART)
 
 
-class _Gallery:
-    """What people are shown: the maps of some images, and of half as many again with the smallest
-    share of right pixels.
+@dataclass(frozen=True)
+class Segmenter:
+    """Segments a set: any worker scores any part, and one of them makes tallies of all parts.
+
+    Kept while parts of the set are scored, since its names are encoded once.
     """
 
-    def __init__(self, shown: Collection[int]) -> None:
-        self._shown = shown
-        self._maps: dict[int, Int32[np.ndarray, "_ _"]] = {}
-        self._worst: list[LabelMap] = []
-        self.heats: dict[int, tuple[Judged, Float32[np.ndarray, "_ _ _"]]] = {}
+    encoder: Encoder
+    dataset: SegmentationSet
+    templates: Sequence[str]
+    config: SegmentationConfig
+    alike: Float64[np.ndarray, "classes classes"] | None = None
+    """How alike two classes are, between 0 and 1; adds Open-mIoU."""
+    shown: Collection[int] = ()
+    """Images whose maps are wanted, and half as many again of those with the smallest share of right
+    pixels.
+    """
 
-    def add(
-        self,
-        index: int,
-        truth: Int32[np.ndarray, "h w"],
-        predicted: Int32[np.ndarray, "h w"],
-        judged: Judged,
-        heat: Float32[np.ndarray, "wanted h w"],
-    ) -> None:
-        """One image; `judged` says how good the heat map of each wanted name is."""
-        if index in self._shown:
-            largest = np.argsort(-np.array(judged.shares), kind="stable")[:HEAT_MAPS_SHOWN]
-            self._maps[index] = predicted
-            self.heats[index] = (judged.take(largest.tolist()), heat[largest])
+    @cached_property
+    def queries(self) -> Queries:
+        """What the pixels are compared with."""
+        return class_queries(self.encoder, self.dataset, self.templates, self.config)
 
-        # The worst first; of equal shares, that of the first image. Arrays cannot be compared.
-        self._worst.append((_right_share(truth, predicted), index, predicted))
-        self._worst = sorted(self._worst, key=lambda each: each[:2])[: len(self._shown) // 2]
+    @cached_property
+    def names(self) -> Names:
+        """What is asked for name by name."""
+        return names_of(self.encoder, self.dataset, self.templates)
 
-    def all_maps(self) -> dict[int, Int32[np.ndarray, "_ _"]]:
-        """The label maps, by index of the image."""
-        return self._maps | {index: predicted for _, index, predicted in self._worst}
+    def segment(
+        self, advance: Callable[[int], None] = lambda count: None, parts: Parts | None = None
+    ) -> Segmented:
+        """Tallies by image of mIoU, mean accuracy, pixel accuracy and boundary F1, from the parts that
+        workers left; all others are scored here.
 
+        ValueError if no pixel of the set counts, and for damaged images and masks.
+        """
+        scored = ScoredImages(self.shown)
+        for images in scene_parts(len(self.dataset.images)):
+            part = parts.read(images) if parts else None
+            scored.extend(part or self.score(images, advance))
 
-def _right_share(truth: Int32[np.ndarray, "h w"], predicted: Int32[np.ndarray, "h w"]) -> float:
-    """The share of the pixels that count whose class is right; 1 where none counts."""
-    counted = truth != IGNORED
-    return float((truth == predicted)[counted].mean()) if counted.any() else 1.0
+        per_image = np.stack(scored.counts, axis=1).astype(np.float64)
+        pixels = per_image[-1].sum(0).astype(np.int64)
+        _check_pixels(self.dataset, pixels)
+
+        tallies = _tallies(per_image, self.dataset.background)
+        if scored.counts_alike:
+            overlaps, unions = zip(*scored.counts_alike, strict=True)
+            tallies["open_miou"] = Tally(np.stack(overlaps), np.stack(unions))
+        precision, chance = precision_tally(scored.judged, len(self.names.shown))
+        if precision.trials.any():  # there is none where each image is of one class
+            tallies["name_ap"] = precision
+        if any(scored.counts_alone):
+            tallies[SYNONYM_DROP] = _synonym_drop(np.array(scored.counts_alone, np.float64))
+
+        return Segmented(scored.all_maps(), tallies, pixels, self.names, scored.heats, chance)
+
+    def score(
+        self, images: range, advance: Callable[[int], None] = lambda count: None
+    ) -> ScoredImages:
+        """The counts of some images, one after another."""
+        queries = self.queries
+        names = self.names
+        num_classes = len(self.dataset.labels)
+        alone = of_one_name(queries, self.dataset)
+        scored = ScoredImages(self.shown)
+
+        loaded = ahead(self._load, images, IMAGES_AHEAD)
+        for index, (image, truth) in zip(images, loaded, strict=True):
+            seen = look(self.encoder, image, queries.vectors.shape[1], self.config)
+            out = (image.height, image.width)
+            predicted = labels_of(seen, out, queries, self.config)
+            scored.counts.append(_counts(truth, predicted, num_classes))
+            if self.alike is not None:
+                scored.counts_alike.append(open_overlaps(truth, predicted, self.alike))
+            maps_alone = (labels_of(seen, out, each, self.config) for each in alone)
+            scored.counts_alone.append(
+                [intersections_and_unions(truth, each, num_classes) for each in maps_alone]
+            )
+
+            wanted = names.present(truth)
+            heat = heat_maps(seen, names, wanted, out)
+            scored.judged.append(judge(heat, names, wanted, truth))
+            scored.show(index, truth, predicted, heat)
+            advance(1)
+
+        return scored
+
+    def _load(self, index: int) -> tuple[Image.Image, Int32[np.ndarray, "h w"]]:
+        image = self.dataset.images.load(index)
+        return image, load_mask(self.dataset, index, image.size)
 
 
 def _synonym_drop(counts: Float[np.ndarray, "images 2 2 classes"]) -> Tally:

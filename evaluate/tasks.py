@@ -1,21 +1,36 @@
-"""The four tasks: an encoder and the files of a set to tallies, with what is said about them."""
+"""The four tasks: an encoder and the files of a set to tallies, with what is said about them.
+
+A large set is done in two steps. `compute` does what costs time, the images, for one part; `measure`
+scores the set from what the parts gave, and computes what they did not.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from evaluate import examples
 from evaluate.classification import classify
 from evaluate.config import EvaluateConfig, SegmentationConfig
-from evaluate.encoder import Encoder
-from evaluate.features import Shelf
+from evaluate.encoder import Encoder, checked
+from evaluate.features import Shelf, image_parts, part_vectors
 from evaluate.metrics import chance_of_hit
 from evaluate.prompts import Prompts, choose_prompts
 from evaluate.retrieval import chance_recalls, retrieve
-from evaluate.segmentation import segment, segmentation_baselines
-from evaluate.sets.kinds import Facts, first_names, split_name
+from evaluate.segmentation import Segmenter, scene_parts, segmentation_baselines
+from evaluate.sets.kinds import (
+    ClassificationSet,
+    Facts,
+    RetrievalSet,
+    SegmentationSet,
+    SimilaritySet,
+    first_names,
+    split_name,
+)
 from evaluate.sets.known import (
     open_classification,
     open_retrieval,
@@ -28,10 +43,37 @@ from evaluate.tally import Estimate, Tally, estimate_columns
 from evaluate.views import View, choose_view
 from evaluate.wordnet import Nouns
 
+Dataset = ClassificationSet | RetrievalSet | SegmentationSet | SimilaritySet
+
+
+def open_set(name: str, path: Path, split: str) -> Dataset:
+    """The set of this name; ValueError says why it cannot be read."""
+    task, variant = split_name(name)
+    match task:
+        case "classification":
+            return open_classification(path, variant)
+        case "retrieval":
+            return open_retrieval(path, split, variant)
+        case "segmentation":
+            return open_segmentation(path, variant)
+        case "similarity":
+            return open_similarity(path, variant)
+
+
+def parts_of(dataset: Dataset, batch_size: int) -> list[range]:
+    """The parts that workers share, as numbers of images; one of all items where a set is not cut."""
+    match dataset:
+        case SimilaritySet():
+            return [range(len(dataset.sentences))]
+        case SegmentationSet():
+            return scene_parts(len(dataset.images))
+        case _:
+            return image_parts(len(dataset.images), batch_size)
+
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation set and all that scoring it needs."""
+    """One evaluation set and all that scoring it needs; kept while its parts are computed."""
 
     encoder: Encoder
     name: str
@@ -49,10 +91,31 @@ class Job:
     advance: Callable[[int], None]
     """Called with the number of items that were scored since the last call."""
 
-    @property
-    def variant(self) -> str:
-        """The variant of the set that the name asks for; empty: the usual one."""
-        return split_name(self.name)[1]
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The opened set."""
+        return open_set(self.name, self.path, self.config.split)
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The templates for the names of classes."""
+        return choose_prompts(self.config.templates, self.dataset.facts.templates, self.templates)
+
+    @cached_property
+    def view(self) -> View:
+        """How the images of classification and retrieval are cut."""
+        return choose_view(self.config.view, self.dataset.facts, self.encoder.protocol)
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        """What segments the images of the set."""
+        dataset = self.dataset
+        assert isinstance(dataset, SegmentationSet)
+        alike = Nouns(self.wordnet).similarities(dataset.labels) if self.wordnet else None
+        shown = evenly_spaced(len(dataset.images), self.config.num_examples)
+        return Segmenter(
+            self.encoder, dataset, self.prompts.templates, self.config.segmentation, alike, shown
+        )
 
 
 @dataclass(frozen=True)
@@ -67,34 +130,47 @@ class Measured:
     names: list[dict[str, Any]] = field(default_factory=list)
 
 
+def compute(job: Job, images: range) -> object:
+    """What `measure` needs of some images: vectors, or the counts of segmentation. ValueError for
+    damaged images, and for vectors that are not finite.
+    """
+    dataset = job.dataset
+    if isinstance(dataset, SegmentationSet):
+        return job.segmenter.score(images, job.advance)
+
+    assert not isinstance(dataset, SimilaritySet), "a set of sentences is not cut"
+    batch_size = job.config.batch_size
+    blocks = []
+    for vectors in part_vectors(
+        job.encoder, dataset.images, images, job.view, batch_size, job.shelf
+    ):
+        blocks.append(checked(vectors, "images", len(vectors)))
+        job.advance(len(vectors))
+    return torch.cat(blocks).numpy()
+
+
 def measure(job: Job) -> Measured:
     """Score a set and write its example pictures. ValueError says why a set cannot be scored."""
-    match split_name(job.name)[0]:
-        case "classification":
-            return _classification(job)
-        case "retrieval":
-            return _retrieval(job)
-        case "segmentation":
-            return _segmentation(job)
-        case "similarity":
-            return _similarity(job)
-
-
-def _prompts(job: Job, facts: Facts) -> Prompts:
-    return choose_prompts(job.config.templates, facts.templates, job.templates)
+    match job.dataset:
+        case ClassificationSet() as dataset:
+            return _classification(job, dataset)
+        case RetrievalSet() as dataset:
+            return _retrieval(job, dataset)
+        case SegmentationSet() as dataset:
+            return _segmentation(job, dataset)
+        case SimilaritySet() as dataset:
+            return _similarity(job, dataset)
 
 
 def _image_protocol(facts: Facts, view: View) -> dict[str, object]:
     return {"set": facts.kind, **facts.notes, "image": view.describe(), "text": "whole text vector"}
 
 
-def _classification(job: Job) -> Measured:
+def _classification(job: Job, dataset: ClassificationSet) -> Measured:
     config = job.config
-    dataset = open_classification(job.path, job.variant)
-    prompts = _prompts(job, dataset.facts)
-    view = choose_view(config.view, dataset.facts, job.encoder.protocol)
+    prompts = job.prompts
     result = classify(
-        job.encoder, dataset, prompts.templates, config.batch_size, view, job.advance, job.shelf
+        job.encoder, dataset, prompts.templates, config.batch_size, job.view, job.advance, job.shelf
     )
     examples.write_classification(job.pictures, dataset, result, config.num_examples)
 
@@ -104,7 +180,7 @@ def _classification(job: Job) -> Measured:
         f"top{k}": chance_of_hit(num_classes, 1, k) for k in (1, 5) if f"top{k}" in result.tallies
     }
     chance["mean_per_class"] = chance["top1"]
-    protocol = {"prompts": prompts.describe(), **_image_protocol(dataset.facts, view)}
+    protocol = {"prompts": prompts.describe(), **_image_protocol(dataset.facts, job.view)}
     sizes = {"images": len(dataset.images), "classes": num_classes}
     names = first_names(dataset.class_names)
     classes = _column_rows(names, result.tallies["mean_per_class"], config)
@@ -131,26 +207,23 @@ def _column_rows(
     ]
 
 
-def _retrieval(job: Job) -> Measured:
+def _retrieval(job: Job, dataset: RetrievalSet) -> Measured:
     config = job.config
-    dataset = open_retrieval(job.path, config.split, job.variant)
-    view = choose_view(config.view, dataset.facts, job.encoder.protocol)
-    result = retrieve(job.encoder, dataset, config.batch_size, view, job.advance, job.shelf)
+    result = retrieve(job.encoder, dataset, config.batch_size, job.view, job.advance, job.shelf)
     examples.write_retrieval(job.pictures, dataset, result, config.num_examples)
 
     sizes = {"images": len(dataset.images), "captions": len(dataset.captions)}
     protocol: dict[str, object] = {
         "split": dataset.split,
         "right": "an image's own captions; image to text counts the best of them",
-        **_image_protocol(dataset.facts, view),
+        **_image_protocol(dataset.facts, job.view),
     }
 
     chance = chance_recalls(dataset.owners) | ({"foil_accuracy": 0.5} if dataset.foils else {})
     return Measured(result.tallies, {"chance": chance}, sizes, protocol)
 
 
-def _similarity(job: Job) -> Measured:
-    dataset = open_similarity(job.path, job.variant)
+def _similarity(job: Job, dataset: SimilaritySet) -> Measured:
     tallies = compare_sentences(job.encoder, dataset, job.advance)
     cosines = tallies["spearman"].hits[:, 0]
     examples.write_similarity(job.pictures, dataset, cosines, job.config.num_examples)
@@ -167,22 +240,17 @@ def _similarity(job: Job) -> Measured:
     return Measured(tallies, {"chance": {"spearman": 0.0}}, sizes, protocol)
 
 
-def _segmentation(job: Job) -> Measured:
+def _segmentation(job: Job, dataset: SegmentationSet) -> Measured:
     config = job.config
-    dataset = open_segmentation(job.path, job.variant)
-    prompts = _prompts(job, dataset.facts)
-    shown = evenly_spaced(len(dataset.images), config.num_examples)
-    alike = Nouns(job.wordnet).similarities(dataset.labels) if job.wordnet else None
-    result = segment(
-        job.encoder, dataset, prompts.templates, config.segmentation, alike, shown, job.advance
-    )
+    segmenter = job.segmenter
+    result = segmenter.segment(job.advance, job.shelf.parts)
     examples.write_segmentation(job.pictures, dataset, result)
 
     values = ", ".join(map(str, sorted(dataset.ignored))) or "none"
     protocol: dict[str, object] = {
         "set": dataset.facts.kind,
         **dataset.facts.notes,
-        "prompts": prompts.describe(),
+        "prompts": job.prompts.describe(),
         "segmentation": config.segmentation.describe(),
         "text": "half trained against patches",
         "background": "none" if dataset.background is None else _background(config.segmentation),
@@ -197,7 +265,7 @@ def _segmentation(job: Job) -> Measured:
     for row, pixels in zip(classes, result.pixels.tolist(), strict=True):
         row["n"] = pixels
 
-    baselines = segmentation_baselines(result.pixels, dataset.background, alike)
+    baselines = segmentation_baselines(result.pixels, dataset.background, segmenter.alike)
     names = []
     if "name_ap" in result.tallies:
         names = _column_rows(result.names.shown, result.tallies["name_ap"], config)

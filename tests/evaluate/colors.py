@@ -93,8 +93,11 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def classification_files(images_of_each: int = 2) -> dict[str, bytes]:
+    pictures = {color: picture(color) for color in NAMES}
     return {
-        f"{color}/{index}.png": picture(color) for color in NAMES for index in range(images_of_each)
+        f"{color}/{index}.png": pictures[color]
+        for color in NAMES
+        for index in range(images_of_each)
     }
 
 
@@ -125,9 +128,11 @@ def scene(
     return Image.fromarray(colors[labels]), Image.fromarray(labels.astype(np.uint8))
 
 
-def segmentation_files(scenes: int = 3, labels: object = None) -> dict[str, bytes]:
+def segmentation_files(
+    scenes: int = 3, labels: object = None, cells: tuple[int, int] = (4, 6)
+) -> dict[str, bytes]:
     files = {"labels.json": json.dumps(labels or ["background", *NAMES[1:]]).encode()}
     for index in range(scenes):
-        image, mask = scene(index)
+        image, mask = scene(index, cells)
         files |= {f"images/scene-{index}.png": png(image), f"masks/scene-{index}.png": png(mask)}
     return files

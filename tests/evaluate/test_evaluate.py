@@ -4,11 +4,14 @@ twice.
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from colors import (
+    NAMES,
     ColorEncoder,
     classification_files,
     retrieval_files,
@@ -20,7 +23,10 @@ from PIL import Image
 from cluster.resources import Resources
 from evaluate.config import EvaluateConfig, SegmentationConfig
 from evaluate.evaluate import Evaluator, evaluate_sets
+from evaluate.features import IMAGES_PER_PART
+from evaluate.parts import PARTS, Part, Parts
 from evaluate.results import flat_rows, read_results, result_file
+from evaluate.segmentation import SCENES_PER_PART
 from evaluate.sets.kinds import split_name
 from evaluate.tables import trivial_score
 from evaluate.tallies import read_tallies
@@ -48,21 +54,93 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.fixture
+def large_sets(tmp_path: Path) -> dict[str, Path]:
+    """Sets that are cut into three parts; of one, the first and the last image are torn."""
+    files = classification_files(images_of_each=2 * IMAGES_PER_PART // len(NAMES) + 1)
+    names = sorted(files)
+    torn = {names[0]: b"torn", names[-1]: b"torn"}
+    large = write_tar(tmp_path / "large.tar", files)
+    return {
+        "classification_large": large,
+        "classification_resumed": large,
+        "classification_torn": write_tar(tmp_path / "torn.tar", files | torn),
+        "segmentation_large": write_tar(
+            tmp_path / "scenes.tar", segmentation_files(2 * SCENES_PER_PART + 1, cells=(1, 2))
+        ),
+    }
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_missing_sets_are_evaluated_by_workers_and_finished_ones_are_kept(
-    datasets: dict[str, Path], out: Path
+def test_workers_share_large_sets_and_what_is_finished_is_kept(
+    datasets: dict[str, Path], large_sets: dict[str, Path], out: Path, tmp_path: Path
 ) -> None:
-    Evaluator(CONFIG, out, datasets, ColorEncoder).evaluate("classification")
+    sets = datasets | large_sets
+    tiny = SegmentationConfig(16, 16, 16, background_prompts=("black",))
+    config = replace(CONFIG, segmentation=tiny, resources=Resources(workers=2))
+    (tmp_path / "alone").mkdir()
+    alone = Evaluator(config, tmp_path / "alone", sets, ColorEncoder)
+    for name in sets:
+        alone.evaluate(name)
+
+    # An earlier run left a set and a part. The vectors of the part are those of white, which none
+    # of its images is: if they were computed again, all would be right.
+    Evaluator(config, out, sets, ColorEncoder).evaluate("classification")
     kept = result_file(out, "classification")
     before = kept.stat().st_mtime_ns
-    summary = evaluate_sets(CONFIG, out, datasets, ColorEncoder)
+    white = ColorEncoder().encode_text(["white"] * IMAGES_PER_PART).numpy()
+    Parts(out / PARTS / "classification_resumed").write(range(IMAGES_PER_PART), white)
+
+    summary = evaluate_sets(config, out, sets, ColorEncoder)
     assert kept.stat().st_mtime_ns == before
-    assert [result["set"] for result in read_results(out)] == list(datasets)
-    assert summary["classification/top1"] == summary["retrieval_colors/text_to_image_r1"] == 1.0
+    assert [result["set"] for result in read_results(out)] == list(sets)
+    assert not (out / PARTS).exists()
+
+    num_images = 2 * IMAGES_PER_PART + len(NAMES)
+    assert summary["classification_resumed/top1"] == 1 - IMAGES_PER_PART / num_images
+    assert summary["failed_sets"] == 1
+    for name in sets.keys() - {"classification_resumed"}:
+        assert result_of(out, name) == result_of(tmp_path / "alone", name)
+        for metric, tally in read_tallies(out, name).items():
+            same = read_tallies(tmp_path / "alone", name)[metric]
+            assert np.array_equal(tally.hits, same.hits)
+            assert np.array_equal(tally.trials, same.trials)
+    assert "cannot decode black/0.png" in result_of(out, "classification_torn")["error"]
+
     whole = (out / "results.json").read_bytes()
-    assert evaluate_sets(CONFIG, out, datasets, ColorEncoder) == summary
+    assert evaluate_sets(config, out, sets, ColorEncoder) == summary
     assert (out / "results.json").read_bytes() == whole
+
+
+def result_of(out: Path, name: str) -> dict[str, object]:
+    """A result but for its time, with the listing of its examples."""
+    listing = out / "examples" / name / "examples.json"
+    examples = json.loads(listing.read_text()) if listing.exists() else None
+    result = json.loads(result_file(out, name).read_text())
+    return {**result, "seconds": 0, "examples": examples}
+
+
+def test_part_that_fails_is_not_left_and_ends_the_work_on_its_set(
+    large_sets: dict[str, Path], out: Path
+) -> None:
+    class Damaged(ColorEncoder):
+        seen = 0
+
+        def encode_image(self, images: Sequence[Image.Image]) -> torch.Tensor:
+            self.seen += len(images)
+            return super().encode_image(images) * torch.nan
+
+    damaged = Damaged()
+    evaluator = Evaluator(CONFIG, out, large_sets, lambda: damaged)
+    for start in (0, IMAGES_PER_PART):
+        part = range(start, start + IMAGES_PER_PART)
+        evaluator.work(Part("classification_large", part, is_whole=False))
+
+    assert damaged.seen == CONFIG.batch_size
+    assert not (out / PARTS).exists()
+    evaluator.evaluate("classification_large")
+    assert "NaN or infinity for 64 of 64" in result_of(out, "classification_large")["error"]
 
 
 @pytest.mark.parametrize("benchmark", ["classification", "retrieval_colors", "segmentation"])

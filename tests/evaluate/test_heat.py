@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, normalize
 from evaluate.config import SegmentationConfig
 from evaluate.heat import LEVELS, average_precision, names_of
 from evaluate.prompts import PLAIN
-from evaluate.segmentation import segment
+from evaluate.segmentation import Segmenter
 from evaluate.sets.kinds import IGNORED
 from evaluate.sets.known import open_segmentation
 from evaluate.windows import sliding_mean
@@ -96,14 +96,14 @@ def test_overlapping_names_are_all_right_for_an_encoder_that_sees(tmp_path: Path
     assert names.where(warm, truth).tolist() == [[True, True, False]]
     assert names.present(truth) == [NAMES.index("red") - 1, yellow]  # all that counts is warm
 
-    tally = segment(GroupEncoder(), dataset, PLAIN, CONFIG).tallies["name_ap"]
+    tally = Segmenter(GroupEncoder(), dataset, PLAIN, CONFIG).segment().tallies["name_ap"]
     assert tally.per_column()[warm] > 0.85
     assert tally.value > 0.85
 
 
 def test_map_without_heat_is_worth_the_share_of_the_name(tmp_path: Path) -> None:
     dataset = open_segmentation(write_folder(tmp_path, segmentation_files(labels=LABELS)))
-    result = segment(BlindEncoder(), dataset, PLAIN, CONFIG)
+    result = Segmenter(BlindEncoder(), dataset, PLAIN, CONFIG).segment()
     assert result.tallies["name_ap"].value == pytest.approx(result.chance_of_name)
     assert 0 < result.chance_of_name < 0.5
 

@@ -22,7 +22,7 @@ from torch.nn.functional import one_hot
 from evaluate.classification import classify
 from evaluate.config import SegmentationConfig
 from evaluate.retrieval import retrieve
-from evaluate.segmentation import segment
+from evaluate.segmentation import Segmenter
 from evaluate.sets.known import open_classification, open_retrieval, open_segmentation
 
 PALETTE = np.array(list(COLORS.values()))
@@ -477,6 +477,9 @@ def test_segmentation_as_downloaded(name: str, tmp_path: Path) -> None:
     assert dataset.facts.published
     assert len(dataset.images) == 1
     assert (
-        segment(NamedColors(names), dataset, ["a photo of a {}."], EXACT).tallies["miou"].value
+        Segmenter(NamedColors(names), dataset, ["a photo of a {}."], EXACT)
+        .segment()
+        .tallies["miou"]
+        .value
         == 1.0
     )

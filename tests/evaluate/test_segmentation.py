@@ -23,9 +23,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from evaluate import segmentation
 from evaluate.config import SegmentationConfig
+from evaluate.parts import Parts
 from evaluate.prompts import PLAIN
-from evaluate.segmentation import segment, segmentation_baselines
+from evaluate.segmentation import Segmenter, scene_parts, segmentation_baselines
 from evaluate.sets.kinds import SegmentationSet
 from evaluate.sets.known import load_mask, open_segmentation
 
@@ -39,7 +41,7 @@ def dataset(tmp_path: Path) -> SegmentationSet:
 
 
 def test_seeing_encoder_finds_every_cell(dataset: SegmentationSet) -> None:
-    result = segment(ColorEncoder(), dataset, PLAIN, AS_IT_IS, shown=[1])
+    result = Segmenter(ColorEncoder(), dataset, PLAIN, AS_IT_IS, shown=[1]).segment()
     truth = load_mask(dataset, 1, (96, 64))
     inner = np.s_[
         4:12, 4:12
@@ -61,7 +63,7 @@ def test_seeing_encoder_scores_exactly_one_on_uniform_scenes(
         mask = Image.fromarray(np.full((40, 56), label, np.uint8))
         files |= {f"images/{color}.png": picture(color, (56, 40)), f"masks/{color}.png": png(mask)}
     dataset = open_segmentation(write_folder(tmp_path, files))
-    result = segment(ColorEncoder(), dataset, PLAIN, config)
+    result = Segmenter(ColorEncoder(), dataset, PLAIN, config).segment()
     assert {name: tally.value for name, tally in result.tallies.items()} == {
         "miou": 1.0,
         "miou_objects": 1.0,
@@ -71,8 +73,38 @@ def test_seeing_encoder_scores_exactly_one_on_uniform_scenes(
     }
 
 
+def test_parts_give_the_tallies_and_pictures_of_the_whole_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two names of a class, and classes that are alike in part: every kind of count is there.
+    labels = ["background", ["red", "white"], *NAMES[2:]]
+    dataset = open_segmentation(write_folder(tmp_path / "set", segmentation_files(7, labels)))
+    alike = np.eye(len(labels)) * 0.75 + 0.25
+    segmenter = Segmenter(
+        ColorEncoder(), dataset, PLAIN, AS_IT_IS, alike, shown=list(range(0, 7, 2))
+    )
+    whole = segmenter.segment()
+
+    monkeypatch.setattr(segmentation, "SCENES_PER_PART", 2)
+    parts = Parts(tmp_path / "parts")
+    first, _, *rest = scene_parts(7)
+    for part in (first, *rest):
+        parts.write(part, segmenter.score(part))
+    joined = segmenter.segment(parts=parts)
+
+    assert joined.tallies.keys() == whole.tallies.keys() >= {"open_miou", "name_ap", "synonym_drop"}
+    for metric, tally in joined.tallies.items():
+        assert np.array_equal(tally.hits, whole.tallies[metric].hits)
+        assert np.array_equal(tally.trials, whole.tallies[metric].trials)
+    assert joined.maps.keys() == whole.maps.keys()
+    assert all(np.array_equal(joined.maps[index], whole.maps[index]) for index in whole.maps)
+    assert joined.heats.keys() == whole.heats.keys() == {0, 2, 4, 6}
+    assert all(joined.heats[index][0] == whole.heats[index][0] for index in whole.heats)
+    assert joined.chance_of_name == whole.chance_of_name
+
+
 def test_blind_encoder_scores_as_a_constant_map(dataset: SegmentationSet) -> None:
-    result = segment(BlindEncoder(), dataset, PLAIN, AS_IT_IS, shown=[0])
+    result = Segmenter(BlindEncoder(), dataset, PLAIN, AS_IT_IS, shown=[0]).segment()
     (label,) = np.unique(result.maps[0])
     pixels = result.pixels
     assert result.tallies["miou"].value == pytest.approx(
@@ -108,7 +140,7 @@ def test_baseline_is_the_best_constant_map_in_each_metric(
     }
     dataset = open_segmentation(write_folder(tmp_path, files))
     config = SegmentationConfig(16, 16, 16, background_prompts=("background",))
-    results = [segment(ConstantEncoder(name), dataset, PLAIN, config) for name in names]
+    results = [Segmenter(ConstantEncoder(name), dataset, PLAIN, config).segment() for name in names]
     scored = [
         {metric: tally.value for metric, tally in result.tallies.items()} for result in results
     ]
@@ -132,12 +164,12 @@ def test_set_of_ignored_pixels_only_is_an_error(tmp_path: Path) -> None:
     }
     dataset = open_segmentation(write_folder(tmp_path, files))
     with pytest.raises(ValueError, match="all have mask values that are ignored"):
-        segment(ColorEncoder(), dataset, PLAIN, AS_IT_IS)
+        Segmenter(ColorEncoder(), dataset, PLAIN, AS_IT_IS).segment()
 
 
 def test_threshold_above_every_cosine_gives_all_background(dataset: SegmentationSet) -> None:
     config = SegmentationConfig(64, 32, 16, background="threshold", background_cosine=2.0)
-    result = segment(ColorEncoder(), dataset, PLAIN, config)
+    result = Segmenter(ColorEncoder(), dataset, PLAIN, config).segment()
     assert result.tallies["miou"].value == pytest.approx(
         segmentation_baselines(result.pixels, 0)["all_background"]["miou"]
     )
@@ -147,7 +179,7 @@ def test_threshold_above_every_cosine_gives_all_background(dataset: Segmentation
 def test_ignored_pixels_change_no_metric(tmp_path: Path) -> None:
     labels = {"labels": ["void", *NAMES[1:]], "ignore_index": 0}
     dataset = open_segmentation(write_folder(tmp_path, segmentation_files(labels=labels)))
-    result = segment(ColorEncoder(), dataset, PLAIN, AS_IT_IS)
+    result = Segmenter(ColorEncoder(), dataset, PLAIN, AS_IT_IS).segment()
     void = sum(int((np.asarray(scene(index)[1]) == 0).sum()) for index in range(3))
     assert len(dataset.labels) == len(NAMES) - 1
     assert result.pixels.sum() == 3 * 64 * 96 - void

@@ -23,7 +23,7 @@ from PIL import Image
 from evaluate.classification import classify
 from evaluate.config import SegmentationConfig
 from evaluate.prompts import PLAIN
-from evaluate.segmentation import segment
+from evaluate.segmentation import Segmenter
 from evaluate.sets.kinds import ClassNames
 from evaluate.sets.known import open_classification, open_segmentation
 from evaluate.synonyms import first_and_last
@@ -73,7 +73,10 @@ def test_two_classes_of_eight_that_exchange_their_last_names_cost_a_quarter(
     drop = classify(ColorEncoder(), images, PLAIN, 3).tallies["synonym_drop"]
     assert drop.value == 0.25
     scenes = open_segmentation(write_folder(tmp_path / "scenes", uniform_scenes(EXCHANGED)))
-    assert segment(ColorEncoder(), scenes, PLAIN, CONFIG).tallies["synonym_drop"].value == 0.25
+    assert (
+        Segmenter(ColorEncoder(), scenes, PLAIN, CONFIG).segment().tallies["synonym_drop"].value
+        == 0.25
+    )
 
 
 def test_drop_of_classification_is_that_of_two_evaluations(tmp_path: Path) -> None:
@@ -106,10 +109,13 @@ def test_drop_of_segmentation_is_that_of_two_evaluations(
 ) -> None:
     dataset = open_segmentation(write_folder(tmp_path, segmentation_files(labels=labels(SEVERAL))))
     first, last = (
-        segment(ColorEncoder(), replace(dataset, labels=names), PLAIN, config).tallies["miou"].value
+        Segmenter(ColorEncoder(), replace(dataset, labels=names), PLAIN, config)
+        .segment()
+        .tallies["miou"]
+        .value
         for names in (only(dataset.labels, 0), only(dataset.labels, -1))
     )
-    drop = segment(ColorEncoder(), dataset, PLAIN, config).tallies["synonym_drop"].value
+    drop = Segmenter(ColorEncoder(), dataset, PLAIN, config).segment().tallies["synonym_drop"].value
     assert drop == pytest.approx(first - last)
     assert drop != 0
 
@@ -120,7 +126,7 @@ def test_without_synonyms_there_is_no_drop(tmp_path: Path) -> None:
     # The background has several prompts, which are no synonyms of a class.
     scenes = open_segmentation(write_folder(tmp_path / "scenes", segmentation_files()))
     config = replace(CONFIG, background_prompts=("black", "something black"))
-    assert "synonym_drop" not in segment(ColorEncoder(), scenes, PLAIN, config).tallies
+    assert "synonym_drop" not in Segmenter(ColorEncoder(), scenes, PLAIN, config).segment().tallies
 
 
 def test_kinds_of_tallies_are_the_same_when_read_again(tmp_path: Path) -> None:
