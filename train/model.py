@@ -231,8 +231,11 @@ class VisionHead(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
 
-        tokens = self.norm.float32(tokens)
-        return tokens[:, 0], tokens[:, 1 + registers.shape[1] :]
+        # One split, not two slices: the backward pass of each slice would fill a tensor of the size
+        # of all tokens with zeros.
+        sizes = (1, registers.shape[1], patches.shape[1])
+        aligned_cls, _, aligned_patches = self.norm.float32(tokens).split(sizes, dim=1)
+        return aligned_cls[:, 0], aligned_patches
 
 
 class LogitScale(nn.Module):

