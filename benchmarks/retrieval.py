@@ -20,6 +20,8 @@ from benchmarks.cost import Cost, alone, cost_of, device_name
 from evaluate.openclip import OpenClipEncoder
 from evaluate.retrieval import RECALL_AT, retrieve
 from evaluate.sets.known import open_retrieval
+from evaluate.vectors import SetVectors
+from evaluate.views import UNCUT
 
 CPU = torch.device("cpu")
 
@@ -86,7 +88,8 @@ def _ours(
 ) -> Callable[[], dict[str, float]]:
     def run() -> dict[str, float]:
         dataset = open_retrieval(config.folder)
-        tallies = retrieve(encoder, dataset, config.batch_size).tallies
+        vectors = SetVectors(encoder, dataset, (), UNCUT, config.batch_size)
+        tallies = retrieve(dataset, vectors.texts(), vectors.images()).tallies
         names = [f"{way}_r{k}" for way in ("text_to_image", "image_to_text") for k in RECALL_AT]
         return {name: tallies[name].value for name in names}
 

@@ -4,7 +4,7 @@ Prompt ensembling as in CLIP: each prompt's embedding to unit norm, mean over th
 norm again. A class with several names scores as the best of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from evaluate.encoder import Encoder, checked
-from evaluate.features import Shelf, image_vectors
 from evaluate.metrics import Ranks, expected_hits, ranks
 from evaluate.prompts import fill
 from evaluate.sets.kinds import ClassificationSet
 from evaluate.synonyms import SYNONYM_DROP, first_and_last, has_synonyms
 from evaluate.tally import Tally, less
-from evaluate.views import UNCUT, View
 
 TEXTS_AT_ONCE = 2048
 FIRST = 5  # classes of each image that examples and top-5 need
@@ -42,11 +40,10 @@ def class_embeddings(
 
     Each template holds {} in place of the name. ValueError for vectors that are not finite.
     """
-    # A block holds whole names, each in all its templates, so that it can be averaged at once.
-    names_at_once = max(1, TEXTS_AT_ONCE // len(templates))
+    at_once = names_at_once(len(templates))
     blocks = []
-    for start in range(0, len(names), names_at_once):
-        prompts = fill(names[start : start + names_at_once], templates)
+    for start in range(0, len(names), at_once):
+        prompts = fill(names[start : start + at_once], templates)
         blocks.append(
             _means(
                 checked(encoder.encode_text(prompts, dense=dense), "texts", len(prompts)),
@@ -55,6 +52,13 @@ def class_embeddings(
         )
 
     return torch.cat(blocks)
+
+
+def names_at_once(num_templates: int) -> int:
+    """How many names are encoded at once: a block holds whole names, each in all its templates, so
+    that it can be averaged.
+    """
+    return max(1, TEXTS_AT_ONCE // num_templates)
 
 
 def _means(prompts: Float[Tensor, "prompts dim"], templates: int) -> Float[Tensor, "names dim"]:
@@ -67,25 +71,18 @@ def _means(prompts: Float[Tensor, "prompts dim"], templates: int) -> Float[Tenso
 
 
 def classify(
-    encoder: Encoder,
     dataset: ClassificationSet,
-    templates: Sequence[str],
-    batch_size: int,
-    view: View = UNCUT,
-    advance: Callable[[int], None] = lambda count: None,
-    shelf: Shelf | None = None,
+    names: Float[Tensor, "names dim"],
+    images: Iterable[Float[Tensor, "n dim"]],
 ) -> Classified:
     """Scores every image against every class; ties count with their expected value under random
     order.
 
-    `advance` is called with the number of images after each batch. ValueError for vectors that are
-    not finite, or not in one space with those of texts.
+    Unit vectors: of all names of the first class, of the second, and so on; and of all images, some
+    at a time. ValueError for vectors that are not finite, or not in one space.
     """
-    # Flat names and the class of each: [("cat", "kitten"), ("dog",)] has the owners [0, 0, 1].
-    names = [name for each in dataset.class_names for name in each]
+    # The class of each name: [("cat", "kitten"), ("dog",)] has the owners [0, 0, 1].
     owners = torch.tensor([label for label, each in enumerate(dataset.class_names) for _ in each])
-    prompts = class_embeddings(encoder, names, templates)
-
     num_classes = len(dataset.class_names)
     first = min(FIRST, num_classes)
     targets = torch.from_numpy(dataset.targets)[:, None]
@@ -98,10 +95,9 @@ def classify(
     placed_alone: list[list[Ranks]] = [[] for _ in alone]
     start = 0
 
-    for vectors in image_vectors(encoder, dataset.images, view, batch_size, shelf):
-        count = min(batch_size, len(dataset.images) - start)
-        vectors = checked(vectors, "images", count, prompts.shape[1])
-        by_name = vectors @ prompts.T
+    for vectors in images:
+        count = len(vectors)
+        by_name = checked(vectors, "images", count, names.shape[1]) @ names.T
         scores = _best_of_names(by_name, owners, num_classes)
 
         top = scores.topk(first, dim=1)
@@ -115,7 +111,6 @@ def classify(
             several.append(ranks(by_name[:, places], right))
 
         start += count
-        advance(count)
 
     tallies = _tallies(_joined(placed), dataset.targets, num_classes)
     if alone:

@@ -242,7 +242,7 @@ class Evaluator:
             )
             return
 
-        Parts(self._out / PARTS / part.name).write(part.images, computed)
+        job.parts.write(part.images, computed)
 
     def evaluate(self, name: str) -> None:
         """Measure one set; its examples, tallies and result are on disk afterwards, or the reason
@@ -278,7 +278,8 @@ class Evaluator:
                 self._inputs.get(WORDNET_INPUT),
                 self._config,
                 pictures,
-                Shelf(self._out, data, Parts(self._out / PARTS / name)),
+                Shelf(self._out, data),
+                Parts(self._out / PARTS / name),
                 self._advance,
             )
         return self._jobs[name]

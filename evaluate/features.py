@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cluster.files import replacing
-from evaluate.encoder import Encoder, StagedEncoder
-from evaluate.parts import Parts, cut
+from evaluate.encoder import Encoder, StagedEncoder, checked
+from evaluate.parts import cut
 from evaluate.sets.images import Images
 from evaluate.views import View, batches
 
@@ -45,8 +45,6 @@ class Shelf:
     """Output of this evaluation; those beside it are searched as well."""
     data: str
     """Fingerprint of the set."""
-    parts: Parts | None = None
-    """What workers left of the parts of the set; None: it is not shared among workers."""
 
     def name(self, encoder: StagedEncoder, images: Images, view: View) -> str:
         """The name of the file with the features of these images."""
@@ -69,40 +67,29 @@ def image_parts(count: int, batch_size: int) -> list[range]:
 
 
 def image_vectors(
-    encoder: Encoder, images: Images, view: View, batch_size: int, shelf: Shelf | None = None
-) -> Iterator[Float[Tensor, "n d"]]:
-    """Unit vectors of all images in their order, a batch of at most `batch_size` at a time.
-
-    With a shelf, they come from the parts that workers left there. Of all other images, the
-    features come from the shelf or are left there, if the encoder is staged.
-    """
-    for part in image_parts(len(images), batch_size):
-        vectors = shelf.parts.read(part) if shelf and shelf.parts else None
-        if vectors is None:
-            yield from part_vectors(encoder, images, part, view, batch_size, shelf)
-        else:
-            yield from torch.from_numpy(vectors).split(batch_size)
-
-
-def part_vectors(
     encoder: Encoder,
     images: Images,
-    part: range,
     view: View,
     batch_size: int,
     shelf: Shelf | None = None,
+    part: range | None = None,
 ) -> Iterator[Float[Tensor, "n d"]]:
-    """Unit vectors of the images of a part, a batch at a time, from the images or their features."""
-    some = images.take(part)
+    """Unit vectors of all images, or of a part, in their order, a batch of at most `batch_size` at a
+    time.
+
+    With a shelf and a staged encoder, features come from the shelf, or are left there. ValueError for
+    vectors that are not finite.
+    """
+    some = images if part is None else images.take(part)
     if not isinstance(encoder, StagedEncoder):
         for batch in batches(some, view, batch_size):
-            yield encoder.encode_image(batch)
+            yield checked(encoder.encode_image(batch), "images", len(batch))
         return
 
     # The limit is that of a whole set, of which a part has its share.
     most_bytes = MOST_BYTES * len(some) / len(images)
     for features in _features(encoder, some, view, batch_size, shelf, most_bytes):
-        yield encoder.encode_features(features)
+        yield checked(encoder.encode_features(features), "images", len(features))
 
 
 def _features(

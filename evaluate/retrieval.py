@@ -8,7 +8,7 @@ Nothing is sorted, and no matrix of scores is held (evaluate/counting.py). An im
 when any of its captions is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,9 @@ from torch import Tensor
 
 from evaluate.counting import both_ranks, sibling_ranks
 from evaluate.encoder import Encoder, checked
-from evaluate.features import Shelf, image_vectors
 from evaluate.metrics import chance_of_hit, expected_hits
 from evaluate.sets.kinds import RetrievalSet
 from evaluate.tally import Tally
-from evaluate.views import UNCUT, View
 
 RECALL_AT = (1, 5, 10)
 TEXTS_AT_ONCE = 2048
@@ -44,35 +42,25 @@ class Retrieved:
 
 
 def retrieve(
-    encoder: Encoder,
     dataset: RetrievalSet,
-    batch_size: int,
-    view: View = UNCUT,
-    advance: Callable[[int], None] = lambda count: None,
-    shelf: Shelf | None = None,
+    texts: Float[Tensor, "texts dim"],
+    images: Iterable[Float[Tensor, "n dim"]],
 ) -> Retrieved:
     """Text to image and image to text over the whole set; ties count with their expected value
     under random order.
 
-    `advance` is called with the number of images after each batch. ValueError for vectors that are
-    not finite, or not in one space with those of texts.
+    Unit vectors: of all captions, and then of all foils; and of all images, some at a time.
+    ValueError for vectors that are not finite, or not in one space.
     """
-    captions = encode_texts(encoder, dataset.captions)
-    blocks: list[Tensor] = []
-    for vectors in image_vectors(encoder, dataset.images, view, batch_size, shelf):
-        count = min(batch_size, len(dataset.images) - batch_size * len(blocks))
-        blocks.append(checked(vectors, "images", count, captions.shape[1]))
-        advance(count)
-
-    images = torch.cat(blocks)
-    tallies = recall_tallies(images, captions, dataset.owners) | sibling_tallies(
+    captions, foils = texts.tensor_split([len(dataset.captions)])
+    every = torch.cat([checked(each, "images", len(each), texts.shape[1]) for each in images])
+    tallies = recall_tallies(every, captions, dataset.owners) | sibling_tallies(
         captions, dataset.owners
     )
     if dataset.foils:
-        wrong = encode_texts(encoder, dataset.foils)
-        tallies |= foil_tallies(images, captions, wrong, dataset.owners)
+        tallies |= foil_tallies(every, captions, foils, dataset.owners)
 
-    return Retrieved(images, captions, tallies)
+    return Retrieved(every, captions, tallies)
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[str]) -> Float[Tensor, "n dim"]:

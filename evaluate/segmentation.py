@@ -114,7 +114,7 @@ class Segmenter:
         scored = ScoredImages(self.shown)
         for images in scene_parts(len(self.dataset.images)):
             part = parts.read(images) if parts else None
-            scored.extend(part or self.score(images, advance))
+            scored.extend(part or self.compute(images, advance))
 
         per_image = np.stack(scored.counts, axis=1).astype(np.float64)
         pixels = per_image[-1].sum(0).astype(np.int64)
@@ -132,7 +132,7 @@ class Segmenter:
 
         return Segmented(scored.all_maps(), tallies, pixels, self.names, scored.heats, chance)
 
-    def score(
+    def compute(
         self, images: range, advance: Callable[[int], None] = lambda count: None
     ) -> ScoredImages:
         """The counts of some images, one after another."""

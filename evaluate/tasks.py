@@ -11,14 +11,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from evaluate import examples
 from evaluate.classification import classify
 from evaluate.config import EvaluateConfig, SegmentationConfig
-from evaluate.encoder import Encoder, checked
-from evaluate.features import Shelf, image_parts, part_vectors
+from evaluate.encoder import Encoder
+from evaluate.features import Shelf, image_parts
 from evaluate.metrics import chance_of_hit
+from evaluate.parts import Parts
 from evaluate.prompts import Prompts, choose_prompts
 from evaluate.retrieval import chance_recalls, retrieve
 from evaluate.segmentation import Segmenter, scene_parts, segmentation_baselines
@@ -40,6 +39,7 @@ from evaluate.sets.known import (
 from evaluate.sets.masks import evenly_spaced
 from evaluate.similarity import compare_sentences
 from evaluate.tally import Estimate, Tally, estimate_columns
+from evaluate.vectors import SetVectors
 from evaluate.views import View, choose_view
 from evaluate.wordnet import Nouns
 
@@ -87,7 +87,9 @@ class Job:
     pictures: Path
     """Folder for example pictures."""
     shelf: Shelf
-    """Where features are shared."""
+    """Where models share features."""
+    parts: Parts
+    """Where workers leave what they compute of the set."""
     advance: Callable[[int], None]
     """Called with the number of items that were scored since the last call."""
 
@@ -105,6 +107,22 @@ class Job:
     def view(self) -> View:
         """How the images of classification and retrieval are cut."""
         return choose_view(self.config.view, self.dataset.facts, self.encoder.protocol)
+
+    @cached_property
+    def vectors(self) -> SetVectors:
+        """What encodes the texts and images of classification and retrieval."""
+        dataset = self.dataset
+        assert isinstance(dataset, ClassificationSet | RetrievalSet)
+        is_named = isinstance(dataset, ClassificationSet)
+        return SetVectors(
+            self.encoder,
+            dataset,
+            self.prompts.templates if is_named else (),
+            self.view,
+            self.config.batch_size,
+            self.shelf,
+            self.parts,
+        )
 
     @cached_property
     def segmenter(self) -> Segmenter:
@@ -134,19 +152,8 @@ def compute(job: Job, images: range) -> object:
     """What `measure` needs of some images: vectors, or the counts of segmentation. ValueError for
     damaged images, and for vectors that are not finite.
     """
-    dataset = job.dataset
-    if isinstance(dataset, SegmentationSet):
-        return job.segmenter.score(images, job.advance)
-
-    assert not isinstance(dataset, SimilaritySet), "a set of sentences is not cut"
-    batch_size = job.config.batch_size
-    blocks = []
-    for vectors in part_vectors(
-        job.encoder, dataset.images, images, job.view, batch_size, job.shelf
-    ):
-        blocks.append(checked(vectors, "images", len(vectors)))
-        job.advance(len(vectors))
-    return torch.cat(blocks).numpy()
+    source = job.segmenter if isinstance(job.dataset, SegmentationSet) else job.vectors
+    return source.compute(images, job.advance)
 
 
 def measure(job: Job) -> Measured:
@@ -169,9 +176,7 @@ def _image_protocol(facts: Facts, view: View) -> dict[str, object]:
 def _classification(job: Job, dataset: ClassificationSet) -> Measured:
     config = job.config
     prompts = job.prompts
-    result = classify(
-        job.encoder, dataset, prompts.templates, config.batch_size, job.view, job.advance, job.shelf
-    )
+    result = classify(dataset, job.vectors.texts(), job.vectors.images(job.advance))
     examples.write_classification(job.pictures, dataset, result, config.num_examples)
 
     # By chance, each class has the accuracy of the whole set, and so has the mean over classes.
@@ -209,7 +214,7 @@ def _column_rows(
 
 def _retrieval(job: Job, dataset: RetrievalSet) -> Measured:
     config = job.config
-    result = retrieve(job.encoder, dataset, config.batch_size, job.view, job.advance, job.shelf)
+    result = retrieve(dataset, job.vectors.texts(), job.vectors.images(job.advance))
     examples.write_retrieval(job.pictures, dataset, result, config.num_examples)
 
     sizes = {"images": len(dataset.images), "captions": len(dataset.captions)}
@@ -243,7 +248,7 @@ def _similarity(job: Job, dataset: SimilaritySet) -> Measured:
 def _segmentation(job: Job, dataset: SegmentationSet) -> Measured:
     config = job.config
     segmenter = job.segmenter
-    result = segmenter.segment(job.advance, job.shelf.parts)
+    result = segmenter.segment(job.advance, job.parts)
     examples.write_segmentation(job.pictures, dataset, result)
 
     values = ", ".join(map(str, sorted(dataset.ignored))) or "none"

@@ -15,6 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from evaluate.classification import Classified, classify
+from evaluate.retrieval import Retrieved, retrieve
+from evaluate.sets.kinds import ClassificationSet, RetrievalSet
+from evaluate.vectors import SetVectors
+from evaluate.views import UNCUT
+
 COLORS = {
     "black": (0, 0, 0),
     "red": (255, 0, 0),
@@ -64,6 +70,18 @@ class BlindEncoder(ColorEncoder):
         return torch.eye(3)[0].expand(
             len(images), images[0].height // PATCH, images[0].width // PATCH, -1
         )
+
+
+def classified(
+    encoder: ColorEncoder, dataset: ClassificationSet, templates: Sequence[str], batch_size: int
+) -> Classified:
+    vectors = SetVectors(encoder, dataset, templates, UNCUT, batch_size)
+    return classify(dataset, vectors.texts(), vectors.images())
+
+
+def retrieved(encoder: ColorEncoder, dataset: RetrievalSet, batch_size: int) -> Retrieved:
+    vectors = SetVectors(encoder, dataset, (), UNCUT, batch_size)
+    return retrieve(dataset, vectors.texts(), vectors.images())
 
 
 def picture(color: str, size: tuple[int, int] = (24, 16)) -> bytes:

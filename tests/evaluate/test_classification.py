@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from colors import NAMES, BlindEncoder, ColorEncoder, classification_files, write_tar
+from colors import NAMES, BlindEncoder, ColorEncoder, classification_files, classified, write_tar
 
-from evaluate.classification import class_embeddings, classify
+from evaluate.classification import class_embeddings
 from evaluate.prompts import EMOJI, IMAGENET, PLAIN
 from evaluate.sets.kinds import ClassificationSet
 from evaluate.sets.known import open_classification
@@ -22,7 +22,7 @@ def dataset(tmp_path: Path) -> ClassificationSet:
 
 @pytest.mark.parametrize("templates", [IMAGENET, EMOJI, PLAIN])
 def test_seeing_encoder_scores_one(dataset: ClassificationSet, templates: tuple[str, ...]) -> None:
-    result = classify(ColorEncoder(), dataset, templates, batch_size=3)
+    result = classified(ColorEncoder(), dataset, templates, batch_size=3)
     assert {name: tally.value for name, tally in result.tallies.items()} == {
         "top1": 1.0,
         "top5": 1.0,
@@ -32,13 +32,13 @@ def test_seeing_encoder_scores_one(dataset: ClassificationSet, templates: tuple[
 
 
 def test_blind_encoder_scores_exactly_chance(dataset: ClassificationSet) -> None:
-    result = classify(BlindEncoder(), dataset, PLAIN, batch_size=64)
+    result = classified(BlindEncoder(), dataset, PLAIN, batch_size=64)
     assert result.tallies["top1"].value == pytest.approx(1 / len(NAMES))
     assert result.tallies["top5"].value == pytest.approx(5 / len(NAMES))
 
 
 def test_batch_size_changes_nothing(dataset: ClassificationSet) -> None:
-    one, all_at_once = (classify(ColorEncoder(), dataset, PLAIN, size).ranked for size in (1, 64))
+    one, all_at_once = (classified(ColorEncoder(), dataset, PLAIN, size).ranked for size in (1, 64))
     assert one.tolist() == all_at_once.tolist()
 
 

@@ -3,7 +3,6 @@ image.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from evaluate import features
-from evaluate.features import Shelf, image_parts, image_vectors, part_vectors
-from evaluate.parts import Parts
+from evaluate.features import Shelf, image_vectors
 from evaluate.sets.images import Images
 from evaluate.sets.known import open_classification
 from evaluate.views import View
@@ -103,30 +101,3 @@ def test_features_that_are_too_large_or_cut_short_are_not_found(
     monkeypatch.undo()
     vectors(StagedColors(), images, shelf(tmp_path, "first"))
     assert len(list((tmp_path / "evaluate").glob("*/features/*.npy"))) == 1
-
-
-class Crowd(ColorEncoder):
-    """Its vectors depend on the whole batch, as the last bits of a real encoder may."""
-
-    def encode_image(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        vectors = super().encode_image(images)
-        return vectors + vectors.sum(0)
-
-
-@pytest.mark.parametrize("encoder", [Crowd(), StagedColors()])
-def test_vectors_from_parts_are_those_of_the_whole_set(
-    tmp_path: Path, images: Images, encoder: ColorEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = vectors(encoder, images, None)
-    monkeypatch.setattr(features, "IMAGES_PER_PART", 4)
-    parts = image_parts(len(images), 3)
-    assert [len(part) for part in parts] == [6, 6, 4]
-
-    shared = replace(shelf(tmp_path, "first"), parts=Parts(tmp_path / "parts"))
-    for part in parts[::2]:
-        computed = torch.cat(list(part_vectors(encoder, images, part, VIEW, 3, shared)))
-        shared.parts.write(part, computed.numpy())
-
-    # The part in the middle is lost: it is computed where the vectors are asked for.
-    assert torch.equal(vectors(encoder, images, shared), whole)
-    assert torch.equal(vectors(encoder, images, None), whole)

@@ -13,15 +13,13 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from colors import COLORS, PATCH, png, write_folder
+from colors import COLORS, PATCH, classified, png, retrieved, write_folder
 from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from evaluate.classification import classify
 from evaluate.config import SegmentationConfig
-from evaluate.retrieval import retrieve
 from evaluate.segmentation import Segmenter
 from evaluate.sets.known import open_classification, open_retrieval, open_segmentation
 
@@ -222,7 +220,8 @@ def test_classification_as_downloaded(name: str, tmp_path: Path) -> None:
     assert dataset.facts.published
     assert len(dataset.images) == num_images
     assert (
-        classify(NamedColors(names), dataset, ["a photo of a {}."], 4).tallies["top1"].value == 1.0
+        classified(NamedColors(names), dataset, ["a photo of a {}."], 4).tallies["top1"].value
+        == 1.0
     )
 
 
@@ -289,7 +288,7 @@ def test_retrieval_as_downloaded(name: str, tmp_path: Path) -> None:
     dataset = open_retrieval(write_folder(tmp_path / name, RETRIEVAL[name]()))
     assert dataset.facts.published
     assert (len(dataset.images), len(dataset.captions)) == (3, 6)
-    tallies = retrieve(NamedColors(FISH), dataset, 4).tallies
+    tallies = retrieved(NamedColors(FISH), dataset, 4).tallies
     assert tallies["text_to_image_r1"].value == tallies["image_to_text_r1"].value == 1.0
 
 
@@ -315,12 +314,12 @@ def test_captions_with_foils_as_downloaded(tmp_path: Path) -> None:
     dataset = open_retrieval(write_folder(tmp_path / "sugarcrepe", sugarcrepe()))
     assert dataset.facts.kind == "sugarcrepe"
     assert (len(dataset.images), len(dataset.captions), len(dataset.foils)) == (3, 6, 6)
-    tallies = retrieve(NamedColors(FISH), dataset, 4).tallies
+    tallies = retrieved(NamedColors(FISH), dataset, 4).tallies
     assert tallies["foil_accuracy"].value == tallies["image_to_text_r1"].value == 1.0
     assert tallies["foil_accuracy"].trials.tolist() == [[2.0], [2.0], [2.0]]
     alone = open_retrieval(tmp_path / "sugarcrepe" / "swap_obj.json")
     assert (alone.facts.notes["foils"], len(alone.foils)) == ("swap_obj", 2)
-    alike = retrieve(NamedColors(["nothing"] * len(FISH)), dataset, 4).tallies
+    alike = retrieved(NamedColors(["nothing"] * len(FISH)), dataset, 4).tallies
     assert alike["foil_accuracy"].value == 0.5
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from colors import NAMES, BlindEncoder, ColorEncoder, retrieval_files, write_tar
+from colors import NAMES, BlindEncoder, ColorEncoder, retrieval_files, retrieved, write_tar
 from torch.nn.functional import normalize
 
-from evaluate.retrieval import RECALL_AT, chance_recalls, recall_tallies, retrieve, sibling_tallies
+from evaluate.retrieval import RECALL_AT, chance_recalls, recall_tallies, sibling_tallies
 from evaluate.sets.kinds import RetrievalSet
 from evaluate.sets.known import open_retrieval
 
@@ -19,12 +19,12 @@ def dataset(tmp_path: Path) -> RetrievalSet:
 
 
 def test_seeing_encoder_scores_one(dataset: RetrievalSet) -> None:
-    tallies = retrieve(ColorEncoder(), dataset, batch_size=3).tallies
+    tallies = retrieved(ColorEncoder(), dataset, batch_size=3).tallies
     assert {tally.value for tally in tallies.values()} == {1.0}
 
 
 def test_blind_encoder_scores_exactly_chance(dataset: RetrievalSet) -> None:
-    tallies = retrieve(BlindEncoder(), dataset, batch_size=3).tallies
+    tallies = retrieved(BlindEncoder(), dataset, batch_size=3).tallies
     recalls = {name: tally.value for name, tally in tallies.items() if tally.statistic == "mean"}
     assert recalls == pytest.approx(chance_recalls(dataset.owners))
     assert chance_recalls(dataset.owners)["text_to_image_r1"] == 1 / len(NAMES)

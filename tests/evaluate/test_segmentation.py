@@ -89,7 +89,7 @@ def test_parts_give_the_tallies_and_pictures_of_the_whole_set(
     parts = Parts(tmp_path / "parts")
     first, _, *rest = scene_parts(7)
     for part in (first, *rest):
-        parts.write(part, segmenter.score(part))
+        parts.write(part, segmenter.compute(part))
     joined = segmenter.segment(parts=parts)
 
     assert joined.tallies.keys() == whole.tallies.keys() >= {"open_miou", "name_ap", "synonym_drop"}

@@ -13,6 +13,7 @@ from colors import (
     NAMES,
     ColorEncoder,
     classification_files,
+    classified,
     picture,
     png,
     segmentation_files,
@@ -20,7 +21,6 @@ from colors import (
 )
 from PIL import Image
 
-from evaluate.classification import classify
 from evaluate.config import SegmentationConfig
 from evaluate.prompts import PLAIN
 from evaluate.segmentation import Segmenter
@@ -70,7 +70,7 @@ def test_two_classes_of_eight_that_exchange_their_last_names_cost_a_quarter(
     tmp_path: Path,
 ) -> None:
     images = open_classification(write_folder(tmp_path / "classes", class_files(EXCHANGED)))
-    drop = classify(ColorEncoder(), images, PLAIN, 3).tallies["synonym_drop"]
+    drop = classified(ColorEncoder(), images, PLAIN, 3).tallies["synonym_drop"]
     assert drop.value == 0.25
     scenes = open_segmentation(write_folder(tmp_path / "scenes", uniform_scenes(EXCHANGED)))
     assert (
@@ -82,10 +82,10 @@ def test_two_classes_of_eight_that_exchange_their_last_names_cost_a_quarter(
 def test_drop_of_classification_is_that_of_two_evaluations(tmp_path: Path) -> None:
     dataset = open_classification(write_folder(tmp_path, class_files(SEVERAL)))
     top1 = [
-        classify(ColorEncoder(), replace(dataset, class_names=names), PLAIN, 5).tallies["top1"]
+        classified(ColorEncoder(), replace(dataset, class_names=names), PLAIN, 5).tallies["top1"]
         for names in (only(dataset.class_names, 0), only(dataset.class_names, -1))
     ]
-    drop = classify(ColorEncoder(), dataset, PLAIN, 5).tallies["synonym_drop"]
+    drop = classified(ColorEncoder(), dataset, PLAIN, 5).tallies["synonym_drop"]
     assert drop.value == pytest.approx(top1[0].value - top1[1].value)
     assert drop.value != 0
 
@@ -122,7 +122,7 @@ def test_drop_of_segmentation_is_that_of_two_evaluations(
 
 def test_without_synonyms_there_is_no_drop(tmp_path: Path) -> None:
     images = open_classification(write_folder(tmp_path / "classes", classification_files()))
-    assert "synonym_drop" not in classify(ColorEncoder(), images, PLAIN, 3).tallies
+    assert "synonym_drop" not in classified(ColorEncoder(), images, PLAIN, 3).tallies
     # The background has several prompts, which are no synonyms of a class.
     scenes = open_segmentation(write_folder(tmp_path / "scenes", segmentation_files()))
     config = replace(CONFIG, background_prompts=("black", "something black"))
