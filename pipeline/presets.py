@@ -35,12 +35,12 @@ QUICKSTART = Recipe(
     tokenizer=TokenizerConfig(vocab_size=2048),
     train=TrainConfig(
         model=ModelConfig(
-            text=TextConfig(width=256, layers=4, heads=4, context=32), vision=VisionConfig(blocks=0)
+            text=TextConfig(width=256, layers=2, heads=4, context=32), vision=VisionConfig(blocks=0)
         ),
         batch_size=512,
         num_steps=200,
         val_every=50,
-        optim=OptimConfig(lr=1e-3, warmup_steps=20),
+        optim=OptimConfig(lr=2e-3, warmup_steps=20),
         checkpoint=CheckpointConfig(every_steps=50),
     ),
     evaluate=EvaluateConfig(

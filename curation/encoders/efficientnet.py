@@ -52,7 +52,8 @@ def block_strides(architecture: EfficientNet) -> list[int]:
 class Convolution(nn.Module):
     """A convolution with batch norm folded in.
 
-    With stride 2, even inputs are padded as in TensorFlow: one pixel more at the bottom and right.
+    With stride 2, even inputs are padded as in TensorFlow: one pixel more at the bottom and right. A
+    row and a column of zeros in front of the kernel move it in the same way, and no input is copied.
     """
 
     def __init__(
@@ -80,9 +81,10 @@ class Convolution(nn.Module):
         # Folding: gain * (conv(x) - mean) / std + shift is a convolution with scaled weights and a
         # bias of shift - mean * gain / std.
         scale = scale * gain
-        self.weight = nn.Parameter(
-            (weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
-        )
+        folded = weight * scale[:, None, None, None]
+        if stride == 2:
+            folded = F.pad(folded, [1, 0, 1, 0])
+        self.weight = nn.Parameter(folded.contiguous(memory_format=torch.channels_last))
         self.bias = nn.Parameter(shift - state[f"{norm}.running_mean"] * scale)
         self.stride = stride
         self.relu = relu
@@ -91,11 +93,7 @@ class Convolution(nn.Module):
         self.padding = weight.shape[-1] // 2
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k i j"]:
-        padding = self.padding
-        if self.stride == 2:
-            x = F.pad(x, [padding - 1, padding, padding - 1, padding])
-            padding = 0
-        x = F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
+        x = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
         return F.relu6(x, inplace=True) if self.relu else x
 
 
