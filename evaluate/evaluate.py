@@ -187,7 +187,7 @@ def _cut(config: EvaluateConfig, name: str, path: Path) -> list[range]:
 
 
 class Evaluator:
-    """A worker: loads the model once and evaluates one set after another."""
+    """A worker: loads the model once, and scores sets and computes parts of sets one after another."""
 
     def __init__(
         self,
