@@ -25,8 +25,8 @@ class Part(NamedTuple):
 
 
 def cut(count: int, size: int) -> list[range]:
-    """The numbers below `count` in ranges of `size`, the last of which may be shorter; one range where
-    `count` is below twice the size.
+    """The numbers below `count` in ranges of `size`, the last of which may be shorter; one range
+    where `count` is below twice the size.
 
     >>> cut(7, 3)
     [range(0, 3), range(3, 6), range(6, 7)]

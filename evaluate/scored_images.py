@@ -19,8 +19,9 @@ LabelMap = tuple[float, int, Int32[np.ndarray, "_ _"]]
 
 
 class ScoredImages:
-    """Counts of images in the order in which they are added, and the maps that people are shown: those
-    of the images in `shown`, and of half as many again with the smallest share of right pixels.
+    """Counts of images in the order in which they are added, and the maps that people are shown:
+    those of the images in `shown`, and of half as many again with the smallest share of right
+    pixels.
     """
 
     def __init__(self, shown: Collection[int]) -> None:

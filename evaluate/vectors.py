@@ -55,7 +55,7 @@ class SetVectors:
         return PartVectors(texts, torch.cat(list(self._of_images(images, advance))).numpy())
 
     def texts(self) -> Float[Tensor, "texts dim"]:
-        """The names of the first class, of the second, and so on; or all captions, and then all foils."""
+        """The names of the first class, of the second, and so on; or all captions, then all foils."""
         blocks: list[Tensor] = []
         for images in self._ranges:
             part = self._left(images)
@@ -85,7 +85,7 @@ class SetVectors:
         return self.parts.read(images) if self.parts else None
 
     def _share_of_texts(self, images: range) -> list[Float[Tensor, "_ dim"]]:
-        """The blocks of texts that belong to a part: 40 blocks in 49 parts are one or none each."""
+        """The blocks of texts that belong to a part: 40 blocks in 98 parts are one or none each."""
         place = self._ranges.index(images)
         blocks = self._blocks
         first, last = (len(blocks) * each // len(self._ranges) for each in (place, place + 1))
