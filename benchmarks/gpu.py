@@ -42,22 +42,7 @@ from train.config import ParallelConfig
 from train.flop import peak_tflops
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = (
-    "a",
-    "dog",
-    "on",
-    "the",
-    "beach",
-    "two",
-    "children",
-    "play",
-    "with",
-    "red",
-    "ball",
-    "in",
-    "snow",
-    "man",
-)
+WORDS = "a dog on the beach two children play with red ball in snow man"
 MEAN_WORDS = 10.8  # per caption, as in Flickr8k
 
 Value = float | str | None
@@ -309,9 +294,10 @@ def captions_file(config: GpuConfig) -> Path:
 
     path = Path(tempfile.gettempdir()) / "dinotxt-benchmark-captions.txt"
     draw = random.Random(0)
+    words = WORDS.split()
     lengths = np.maximum(1, np.random.default_rng(0).poisson(MEAN_WORDS, 20_000))
     lines = (
-        " ".join(draw.choices(WORDS, k=int(length))) + f" {number}"
+        " ".join(draw.choices(words, k=int(length))) + f" {number}"
         for number, length in enumerate(lengths)
     )
     write_atomic(path, "\n".join(lines) + "\n")
