@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Int8, Int32
 from onnx import TensorProto, helper, numpy_helper
 
+from curation.clusters.subspace import Costs
+
 SIGN_BIT = np.uint8(128)
 
 
@@ -25,6 +27,7 @@ class OnnxRuntimeProduct:
 
     largest_weight: ClassVar[int] = 64
     """Weights must lie between minus this and this."""
+    costs: ClassVar[Costs] = Costs(projection=3.5, column=30, candidate=8)
 
     def __init__(self, weights: Int8[np.ndarray, "k d"]) -> None:
         self.num_weights = len(weights)
@@ -85,6 +88,7 @@ class OneDnnProduct:
 
     largest_weight: ClassVar[int] = 127
     """Weights must lie between minus this and this."""
+    costs: ClassVar[Costs] = Costs(projection=12, column=100, candidate=20)
 
     def __init__(self, weights: Int8[np.ndarray, "k d"]) -> None:
         self.weights = torch.from_numpy(weights).T

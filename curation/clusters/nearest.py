@@ -11,8 +11,6 @@ scores x.c - |c|^2 / 2 in float64 are 40.000 and 40.001: the label is 2, althoug
 """
 
 import logging
-from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -20,15 +18,15 @@ from jaxtyping import Float32, Int32
 
 from curation.clusters.bounds import Centered
 from curation.clusters.config import Engine
-from curation.clusters.integers import OneDnnProduct, OnnxRuntimeProduct
-from curation.clusters.kernels import decide
-from curation.clusters.screens import FaissScreen, IntegerScreen, Screen, TorchScreen
+from curation.clusters.integer_screens import IntegerScreen, SubspaceScreen
+from curation.clusters.integers import IntegerProduct, OneDnnProduct, OnnxRuntimeProduct
+from curation.clusters.screens import FaissScreen, Screen, TorchScreen
+from curation.clusters.search_kernels import decide
+from curation.clusters.subspace import choose_basis
 
-SCREENS: dict[Engine, Callable[[Centered], Screen]] = {
-    "onnxruntime": partial(IntegerScreen, product=OnnxRuntimeProduct),
-    "onednn": partial(IntegerScreen, product=OneDnnProduct),
-    "faiss": FaissScreen,
-    "torch": TorchScreen,
+PRODUCTS: dict[Engine, type[IntegerProduct]] = {
+    "onnxruntime": OnnxRuntimeProduct,
+    "onednn": OneDnnProduct,
 }
 
 # Integer products take milliseconds to prepare. With fewer centroids than this, FAISS has finished
@@ -68,18 +66,23 @@ class Assigner:
     """Centroids prepared for search: by inner product if vectors are `unit`, else by distance."""
 
     def __init__(
-        self, centroids: Float32[np.ndarray, "k d"], unit: bool, engine: Engine = "auto"
+        self,
+        centroids: Float32[np.ndarray, "k d"],
+        unit: bool,
+        engine: Engine = "auto",
+        sample: Float32[np.ndarray, "n d"] | None = None,
     ) -> None:
+        """`sample` are some rows like those to come: they tell whether a subspace would help."""
         self.centroids = np.ascontiguousarray(centroids)
         self.unit = unit
         self.engine = engine
         chosen = choose_engine(engine) if engine == "auto" else engine
-        if len(centroids) < FEW_CENTROIDS and chosen in ("onnxruntime", "onednn"):
+        if len(centroids) < FEW_CENTROIDS and chosen in PRODUCTS:
             chosen = "faiss"
 
         centered = Centered(self.centroids, unit)
         self.bias = centered.exact_bias
-        self.screen = SCREENS[chosen](centered)
+        self.screen = _screen(centered, chosen, sample)
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Int32[np.ndarray, " n"]:
         """The index of the nearest centroid of each row; of equally near ones, the lowest index."""
@@ -97,3 +100,18 @@ class Assigner:
             )
 
         return labels
+
+
+def _screen(
+    centered: Centered, engine: Engine, sample: Float32[np.ndarray, "n d"] | None
+) -> Screen:
+    if engine == "torch":
+        return TorchScreen(centered)
+    if engine == "faiss":
+        return FaissScreen(centered)
+
+    product = PRODUCTS[engine]
+    basis = None if sample is None else choose_basis(centered, sample, product.costs)
+    if basis is None:
+        return IntegerScreen(centered, product)
+    return SubspaceScreen(centered, product, basis)

@@ -24,6 +24,8 @@ BLOCK_VALUES = 1 << 19  # 2 MB per block of vectors, which stays in the processo
 FAR_STRIDE = 16
 FAR_ROWS = 64
 
+SAMPLE_ROWS = 32  # that tell how to search the others
+
 Pass = Literal["sums", "labels", "farthest", "faults", "apply"]
 """What a worker does with each span: the name of a method of `Scanner`."""
 
@@ -203,7 +205,7 @@ class Scanner:
         A GPU searches many blocks at once. What follows the search goes block by block on every
         machine, so that its sums have the same bits.
         """
-        assigner = self._assigner_of(points, centroids)
+        assigner = self._assigner_of(span, points, centroids)
         num_rows = _block_rows(points)
         at_once = max(1, assigner.screen.tile_rows // num_rows)
         for x in _blocks(span, points, at_once * num_rows):
@@ -212,7 +214,9 @@ class Scanner:
                 block = slice(start, start + num_rows)
                 yield x[block], labels[block]
 
-    def _assigner_of(self, points: Points, centroids: Float32[np.ndarray, "k d"]) -> Assigner:
+    def _assigner_of(
+        self, span: Span, points: Points, centroids: Float32[np.ndarray, "k d"]
+    ) -> Assigner:
         """Centroids prepared for search, once for all spans of a pass.
 
         Preparing them takes up to a fifth of the time of a small span.
@@ -220,7 +224,9 @@ class Scanner:
         last = self._assigner
         wanted = (points.unit, points.engine)
         if last is None or wanted != (last.unit, last.engine) or not _equal(centroids, last):
-            self._assigner = last = Assigner(centroids, points.unit, points.engine)
+            start, stop = span
+            sample = points.gather(np.arange(start, stop, max(1, (stop - start) // SAMPLE_ROWS)))
+            self._assigner = last = Assigner(centroids, points.unit, points.engine, sample)
         return last
 
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from curation.clusters.bounds import FLOAT32_ROUNDING, SLACK, Centered, float64_blocks, longest_row
 from curation.clusters.groups import offsets_of
-from curation.clusters.integers import IntegerProduct
-from curation.clusters.kernels import shift_and_round, shortlist
 
 SMALLEST_TILE = 64  # rows
 LARGEST_TILE = 4096
@@ -46,44 +44,6 @@ class Screen(Protocol):
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
         """The candidates of each row; the next call may overwrite them."""
         ...
-
-
-class IntegerScreen:
-    """Products of 8-bit integers. All centroids share one scale; each row has its own."""
-
-    def __init__(self, centered: Centered, product: type[IntegerProduct]) -> None:
-        self.centered = centered
-        num_clusters, dim = centered.centroids.shape
-        # One scale for all centroids, because a scale per centroid would be one more multiplication
-        # per score. Above zero even where all centroids are equal.
-        self.centroid_scale = max(centered.largest / product.largest_weight, 1e-30)
-        integers, self.residual = centered.rounded(torch.int8, self.centroid_scale)
-        self.product = product(integers.numpy())
-
-        # Buffers that every call uses again.
-        self.tile_rows = tile_rows(num_clusters, LARGEST_TILE, TILE_SCORES)
-        self.rounded = np.empty((self.tile_rows, dim), np.int8)
-        self.row_scale, self.lost, self.length = np.empty((3, self.tile_rows), np.float32)
-        self.products = np.empty((self.tile_rows, num_clusters), np.int32)
-        self.ends = np.empty(self.tile_rows + 1, np.int64)
-        self.columns = np.empty(self.tile_rows * num_clusters, np.int32)
-
-    def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
-        """The candidates of each row; the next call overwrites them."""
-        rows = slice(len(x))
-        scale = self.row_scale[rows]
-        lost = self.lost[rows]
-        length = self.length[rows]
-        shift_and_round(x, self.centered.mean, self.rounded, scale, lost, length)
-
-        self.product(self.rounded[rows], self.products[rows])
-
-        margin = 2 * self.centered.bound(length, lost, self.residual)
-        # A product of integers times both scales is the score.
-        scale *= np.float32(self.centroid_scale)
-        shortlist(self.products[rows], scale, self.centered.bias, margin, self.ends, self.columns)
-
-        return Shortlist(self.ends, self.columns)
 
 
 class FaissScreen:
