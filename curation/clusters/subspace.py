@@ -21,7 +21,7 @@ from curation.clusters.bounds import FLOAT32_ROUNDING, Centered, float64_blocks
 from curation.clusters.search_kernels import USUAL_SHARE
 
 FEWEST_CENTROIDS = 1000  # with fewer, finding the directions takes longer than it saves
-SIZES = (32, 48, 64, 96, 128, 192, 256)  # directions, at most half of all
+SIZES = (32, 48, 64, 96, 128, 192)  # directions, at most half of all
 SAMPLE_CENTROIDS = 2048  # enough to find the directions
 ROUNDING = 0.04  # usual error of 8-bit scores, relative to the vectors' lengths
 
@@ -120,10 +120,8 @@ def _leading_directions(centered: Centered, size: int) -> Float32[np.ndarray, "d
     step = -(-len(centered.centroids) // SAMPLE_CENTROIDS)
     offsets = centered.centroids[::step] - centered.mean
     dim = offsets.shape[1]
-    _, vectors = scipy.linalg.eigh(
-        (offsets.T @ offsets).astype(np.float64), subset_by_index=[dim - size, dim - 1]
-    )
-    return np.ascontiguousarray(vectors[:, ::-1], np.float32)
+    _, vectors = scipy.linalg.eigh(offsets.T @ offsets, subset_by_index=[dim - size, dim - 1])
+    return vectors[:, ::-1]
 
 
 def _count_candidates(
