@@ -35,7 +35,7 @@ DOORS = {
         "evaluate.search.vector_index",
     },
     "mlflow": {"pipeline.experiments", "pipeline.logged_models", "pipeline.tracking"},
-    "numba": {"cluster.compilation", "curation.clusters.kernels", "evaluate.windows"},
+    "numba": {"cluster.compilation", "curation.clusters.search_kernels", "evaluate.windows"},
     "onnxruntime": {"curation.clusters.integers", "train.export.onnx_files"},
     "triton": {"train.attention_kernels", "train.loss_kernels"},
     "submitit": {"cluster.allocation", "cluster.slurm"},

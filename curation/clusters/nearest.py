@@ -1,6 +1,7 @@
 """The nearest centroid of each row, exactly: rounded products screen, float64 decides.
 
-Every centroid that the screen cannot rule out (screens.py) is evaluated in float64, and ties go to
+Where a few directions say most about the rows, bounds from these rule out most centroids before any
+product is made (subspace.py). Every centroid that no screen can rule out is evaluated in float64, and ties go to
 the lowest index. Labels are therefore those of a float64 brute force, up to its own rounding,
 whatever the engine or the tile.
 

@@ -5,7 +5,7 @@ A screen lists every centroid whose score lies within twice the error bound of t
 another. The nearest centroid is therefore always listed, whatever the rounding.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import faiss
 import numpy as np
@@ -35,6 +35,7 @@ class Shortlist(NamedTuple):
     columns: Int32[np.ndarray, " pairs"]
 
 
+@runtime_checkable
 class Screen(Protocol):
     """Lists the centroids that may be nearest."""
 
