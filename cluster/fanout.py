@@ -45,6 +45,9 @@ logger = logging.getLogger(__name__)
 class Pool:
     """Workers of one class; a context manager that ends them with its body."""
 
+    _num_open = 0
+    """Pools of this process: steps that run beside each other have one each."""
+
     def __init__(
         self, worker: type, *args: object, resources: Resources, max_workers: int | None = None
     ) -> None:
@@ -61,6 +64,7 @@ class Pool:
         """The most memory that each worker process took in a call, since somebody cleared this."""
 
     def __enter__(self) -> "Pool":
+        Pool._num_open += 1
         return self
 
     def __exit__(
@@ -69,6 +73,7 @@ class Pool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        Pool._num_open -= 1
         for seat in self._seats:
             ray.kill(seat.actor)
         self._seats = []
@@ -172,7 +177,9 @@ class Pool:
         )
         num_without = len(self._seats) - len(placed)
 
-        if num_without:
+        if num_without and Pool._num_open > 1:
+            logger.debug("workers=%d wait for those of another step to end", num_without)
+        elif num_without:
             logger.warning(
                 "workers=%d of %d wait for room on a node, each asks for %s",
                 num_without,

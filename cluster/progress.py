@@ -116,6 +116,12 @@ threads do not cover each other's meters.
 """
 
 
+def open_label(otherwise: str) -> str:
+    """The label of the innermost open meter, so that a phase carries the name of its step."""
+    meter = _OPEN.get()
+    return meter.label if meter else otherwise
+
+
 @contextmanager
 def progress(total: int | None, label: str, unit: str = "items") -> Iterator[Meter]:
     """Show the progress of `label` while the body runs.

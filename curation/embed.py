@@ -22,7 +22,7 @@ from cluster.devices import settled
 from cluster.fanout import Pool
 from cluster.files import write_atomic
 from cluster.identity import identity
-from cluster.progress import progress
+from cluster.progress import open_label, progress
 from curation.config import EmbedConfig
 from curation.embed_worker import ROWS_VERSION, EmbedWorker, Task
 from curation.embedded import earlier_shards
@@ -157,7 +157,9 @@ def _embed(config: EmbedConfig, out: Path, tasks: Sequence[Task], records: dict[
     with (
         Pool(EmbedWorker, config, out, resources=config.resources) as pool,
         progress(
-            estimated_rows(config.source, [task.part for task in waiting]), "embed", "images"
+            estimated_rows(config.source, [task.part for task in waiting]),
+            open_label("embed"),
+            "images",
         ) as meter,
     ):
         for task, record in pool.map("embed", waiting, on_count=meter.under_way):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 
 from rich.console import Console
@@ -33,6 +34,7 @@ from pipeline.tracking import Tracking, status_after
 
 ERROR = "error.txt"
 CHOICES = "choices.jsonl"
+MOST_BESIDE = 4  # steps at a time
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +119,7 @@ class _Run:
         errors: list[BaseException] = []
 
         # Not as a context manager, which would wait for the threads on an interrupt.
-        threads = ThreadPoolExecutor(max_workers=len(todo))
+        threads = ThreadPoolExecutor(max_workers=MOST_BESIDE)
 
         try:
             while waiting or running:
@@ -211,15 +213,15 @@ class _Run:
 
 
 def _ready(waiting: Sequence[Step], running: Sequence[Step]) -> tuple[list[Step], list[Step]]:
-    """The steps to start now: those that may run side by side, and those that must run alone.
+    """The steps to start now: those that may run side by side, and one that must run alone.
 
-    A step that must run alone starts only when no other can start and none is running.
+    Steps start in their order. One that must run alone waits until no other is running.
     """
     unfinished = {step.label for step in (*waiting, *running)}
     able = [
         step for step in waiting if not any(need.label in unfinished for need in ancestors(step))
     ]
-    side_by_side = [step for step in able if step.runs_beside]
+    side_by_side = list(takewhile(lambda step: step.runs_beside, able))
     return side_by_side, [] if side_by_side or running else able[:1]
 
 

@@ -234,7 +234,7 @@ def _leakage(recipe: Recipe, pool: Step | None) -> dict[str, Output]:
             continue
         config = ImagesConfig(embedding, task, variant, recipe.evaluate.split)
         steps[f"leakage_{name}"] = Output(
-            Step("images", f"images@{name}", IMAGES, config, {"source": data})
+            Step("images", f"images@{name}", IMAGES, config, {"source": data}, runs_beside=True)
         )
 
     return steps
