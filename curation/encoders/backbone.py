@@ -68,14 +68,11 @@ class Backbone(nn.Module):
 
     def normalize(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         """Pixels with the family's mean and standard deviation, not resized; on the CPU."""
-        pixels = torch.from_numpy(np.array(_rgb(image), dtype=np.float32)) / 255.0
-        return (
-            ((pixels - torch.tensor(self.family.mean)) / torch.tensor(self.family.std))
-            .permute(2, 0, 1)
-            .contiguous()
-        )
+        # Channels first: what is then subtracted is the same along a whole plane.
+        planes = np.ascontiguousarray(np.asarray(_rgb(image)).transpose(2, 0, 1))
+        return self.normalize_batch(torch.from_numpy(planes).float() / 255.0)
 
-    def normalize_batch(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def normalize_batch(self, pixels: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
         """Pixel values of 0 to 1 with the family's mean and standard deviation, on any device."""
         mean = pixels.new_tensor(self.family.mean).view(3, 1, 1)
         std = pixels.new_tensor(self.family.std).view(3, 1, 1)

