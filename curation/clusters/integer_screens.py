@@ -1,5 +1,7 @@
 """Screens of 8-bit integers: products with all centroids, or in a subspace first (subspace.py)."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from jaxtyping import Float32, Int8
@@ -19,29 +21,23 @@ LARGEST_INT8 = 127
 SMALLEST_SCALE = 1e-30  # where all centroids are equal
 
 
-class RoundedRows:
-    """Rows less a vector, as 8-bit integers times one scale per row.
+class Rounded(NamedTuple):
+    """Rows less a vector, as 8-bit integers times one scale per row; see `shift_and_round`."""
 
-    The buffers are used by every tile again.
-    """
+    integers: Int8[np.ndarray, "n d"]
+    scale: Float32[np.ndarray, " n"]
+    lost: Float32[np.ndarray, " n"]
+    length: Float32[np.ndarray, " n"]
 
-    def __init__(self, num_rows: int, dim: int) -> None:
-        self.integers = np.empty((num_rows, dim), np.int8)
-        self.scale, self.lost, self.length = np.empty((3, num_rows), np.float32)
+    @classmethod
+    def buffers(cls, num_rows: int, dim: int) -> "Rounded":
+        """Room for this many rows, which every tile uses again."""
+        return cls(np.empty((num_rows, dim), np.int8), *np.empty((3, num_rows), np.float32))
 
-    def set(
-        self, x: Float32[np.ndarray, "n d"], mean: Float32[np.ndarray, " d"]
-    ) -> tuple[
-        Int8[np.ndarray, "n d"],
-        Float32[np.ndarray, " n"],
-        Float32[np.ndarray, " n"],
-        Float32[np.ndarray, " n"],
-    ]:
-        """(integers, scale, lost, length) of these rows: see `shift_and_round`."""
-        rows = slice(len(x))
-        rounded = (self.integers[rows], self.scale[rows], self.lost[rows], self.length[rows])
-        integers, scale, lost, length = rounded
-        shift_and_round(x, mean, integers, scale, lost, length)
+    def set(self, x: Float32[np.ndarray, "n d"], mean: Float32[np.ndarray, " d"]) -> "Rounded":
+        """These rows less the mean, in the first buffers."""
+        rounded = Rounded(*(buffer[: len(x)] for buffer in self))
+        shift_and_round(x, mean, *rounded)
         return rounded
 
 
@@ -59,20 +55,20 @@ class IntegerScreen:
 
         # Buffers that every call uses again.
         self.tile_rows = tile_rows(num_clusters, LARGEST_TILE, TILE_SCORES)
-        self.rows = RoundedRows(self.tile_rows, dim)
+        self.rows = Rounded.buffers(self.tile_rows, dim)
         self.products = np.empty((self.tile_rows, num_clusters), np.int32)
         self.ends = np.empty(self.tile_rows + 1, np.int64)
         self.columns = np.empty(self.tile_rows * num_clusters, np.int32)
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
         """The candidates of each row; the next call overwrites them."""
-        integers, scale, lost, length = self.rows.set(x, self.centered.mean)
+        rows = self.rows.set(x, self.centered.mean)
         products = self.products[: len(x)]
-        self.product(integers, products)
+        self.product(rows.integers, products)
 
-        margin = 2 * self.centered.bound(length, lost, self.residual)
+        margin = 2 * self.centered.bound(rows.length, rows.lost, self.residual)
         # A product of integers times both scales is the score.
-        scale *= np.float32(self.centroid_scale)
+        scale = rows.scale * np.float32(self.centroid_scale)
         shortlist(products, scale, self.centered.bias, margin, self.ends, self.columns)
 
         return Shortlist(self.ends, self.columns)
@@ -108,8 +104,8 @@ class SubspaceScreen:
         # Buffers that every call uses again.
         num_clusters, dim = centered.centroids.shape
         self.tile_rows = tile_rows(num_clusters, LARGEST_TILE, TILE_SCORES)
-        self.rows = RoundedRows(self.tile_rows, dim)
-        self.inner_rows = RoundedRows(self.tile_rows, basis.shape[1])
+        self.rows = Rounded.buffers(self.tile_rows, dim)
+        self.inner_rows = Rounded.buffers(self.tile_rows, basis.shape[1])
         self.zero = np.zeros(basis.shape[1], np.float32)
         self.products = np.empty((self.tile_rows, num_clusters), np.int32)
         self.ends = np.empty(self.tile_rows + 1, np.int64)
@@ -117,35 +113,31 @@ class SubspaceScreen:
 
     def __call__(self, x: Float32[np.ndarray, "n d"]) -> Shortlist:
         """The candidates of each row; the next call overwrites them."""
-        integers, scale, lost, length = self.rows.set(x, self.centered.mean)
-        inner, inner_scale, inner_lost, inside = self.inner_rows.set(
-            self.subspace.project(x), self.zero
-        )
+        rows = self.rows.set(x, self.centered.mean)
+        inner = self.inner_rows.set(self.subspace.project(x), self.zero)
         products = self.products[: len(x)]
-        self.product(inner, products)
+        self.product(inner.integers, products)
 
-        error = self.centered.bound(length, lost, self.residual)
-        inner_error = self.centered.bound(
-            inside, inner_lost + self.subspace.lost(length), self.inner_residual
-        )
+        error = self.centered.bound(rows.length, rows.lost, self.residual)
+        inner_lost = inner.lost + self.subspace.lost(rows.length)
+        inner_error = self.centered.bound(inner.length, inner_lost, self.inner_residual)
         # A product of integers times both scales is the score.
-        scale *= np.float32(self.centroid_scale)
-        inner_scale *= np.float32(self.inner_scale)
+        scale = rows.scale * np.float32(self.centroid_scale)
 
         shortlist_by_bounds(
             products,
-            inner_scale,
+            inner.scale * np.float32(self.inner_scale),
             self.bias,
-            self.subspace.row_rest(length, inside),
+            self.subspace.row_rest(rows.length, inner.length),
             self.rest,
             error + inner_error,
-            integers,
+            rows.integers,
             scale,
             self.weights,
             self.ends,
             self.columns,
         )
-        keep_near(integers, self.weights, scale, self.bias, 2 * error, self.ends, self.columns)
+        keep_near(rows.integers, self.weights, scale, self.bias, 2 * error, self.ends, self.columns)
 
         listed = self.columns[: self.ends[len(x)]]
         listed[:] = self.order[listed]
