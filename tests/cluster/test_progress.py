@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cluster import logs
 from cluster import progress as module
-from cluster.progress import Meter, progress
+from cluster.progress import Meter, open_label, progress
 
 
 @pytest.fixture(params=[True, False], ids=["terminal", "log"])
@@ -64,6 +64,18 @@ def test_only_the_innermost_meter_speaks() -> None:
             assert step.is_covered
             assert not phase.is_covered
         assert not step.is_covered
+
+
+@pytest.mark.usefixtures("screen")
+def test_a_phase_carries_the_name_of_its_step() -> None:
+    def inner_label(step: str) -> str:
+        with progress(None, step), progress(3, open_label("embed")) as meter:
+            return meter.label
+
+    steps = ["images@classification", "images@retrieval", "embed@view1"]
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(inner_label, steps)) == steps
+    assert open_label("embed") == "embed"
 
 
 def test_items_inside_unfinished_parts_count_once() -> None:

@@ -178,6 +178,18 @@ def test_steps_run_alone_in_the_main_thread_or_beside_each_other(run: Callable[.
     assert [record.summary["is_main"] for record in found if record] == [0.0, 0.0, 1.0]
 
 
+def test_steps_start_in_their_order(run: Callable[..., Store]) -> None:
+    """One that must run alone comes before those that follow it, although they could run beside."""
+    beside = [
+        Step("late", f"late@{name}", tell_thread, Config(value), runs_beside=True)
+        for name, value in (("a", 1.0), ("b", 2.0))
+    ]
+    alone = Step("alone", "alone", tell_thread, Config())
+    store = run(alone, *beside)
+    started = {step.label: store.record(step).started for step in (alone, *beside)}
+    assert min(started, key=started.__getitem__) == "alone"
+
+
 def test_force_builds_anew_and_only_limits(run: Callable[..., Store]) -> None:
     store = run(ALL, only=["two"])
     assert store.record(TWO) is not None
