@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 import ray
+from ray._private import auto_init_hook
 from ray._private.authentication import authentication_token_setup
 
 from cluster.endings import SessionError, StoppedError
@@ -50,6 +51,10 @@ LOCK = "lock"
 START_ATTEMPTS = 3
 BACK_OFF_S = 5.0  # before the second attempt, three times as long before the next
 ANSWER_S = 10.0  # in which a cluster that is said to run must answer
+
+# Left alone, Ray starts another session for a thread that still asks it something when this one has
+# ended, as a step does that was interrupted.
+auto_init_hook.enable_auto_connect = False
 
 logger = logging.getLogger(__name__)
 

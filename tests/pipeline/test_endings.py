@@ -17,6 +17,7 @@ from cluster.endings import KEPT
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 EMBEDDING = "embed/*.partial/shard-*.json"
+BESIDE = "images/*.partial/shard-*.json"  # in a thread, while other images are embedded
 STARTING = "train/*.partial/failed.txt"
 TRAINING = "train/*.partial/metrics.jsonl"
 
@@ -53,6 +54,9 @@ def kill_server(name: str) -> Callable[[subprocess.Popen[bytes]], None]:
             ": asked to stop by SIGTERM; what is finished is kept",
         ),
         (TRAINING, send(signal.SIGTERM), 85, "stopped: step train: asked to stop by a signal"),
+        (BESIDE, send(signal.SIGINT), 130, f"interrupted: {KEPT}"),
+        (BESIDE, send(signal.SIGTERM), 85, "stopped: asked to stop by SIGTERM; what is finished"),
+        (BESIDE, kill_server("raylet"), 1, "error: Ray's raylet is gone"),
         (EMBEDDING, kill_server("raylet"), 1, "error: Ray's raylet is gone"),
         (TRAINING, kill_server("gcs_server"), 1, "error: Ray's gcs_server is gone"),
     ],
@@ -63,6 +67,9 @@ def kill_server(name: str) -> Callable[[subprocess.Popen[bytes]], None]:
         "term-start",
         "term-embed",
         "term-train",
+        "ctrl-c-beside",
+        "term-beside",
+        "raylet-beside",
         "raylet",
         "gcs",
     ],
@@ -85,6 +92,7 @@ def test_a_run_says_how_it_ended(
     text = log.read_text()
     assert said in text
     assert "Traceback" not in text
+    assert "Started a local Ray" not in text
     assert "*** SIG" not in text
     _, left = psutil.wait_procs(family, timeout=20)
     assert left == []
