@@ -38,7 +38,7 @@ from evaluate.views import ahead
 from evaluate.windows import sliding_argmax, sliding_mean, starts, whole_argmax
 
 IMAGES_AHEAD = 8  # decoded images and masks that wait for the encoder
-SCENES_PER_PART = 64  # each is many windows: seconds of a GPU, minutes of a CPU
+SCENES_PER_PART = 16  # each is many windows: seconds of a GPU, minutes of a CPU
 
 
 @dataclass(frozen=True)
