@@ -188,7 +188,6 @@ def _contestants(task: Task, engines: bool) -> dict[str, Contestant]:
 def _with_version(engine: Engine) -> str:
     version = {
         "onnxruntime": "onnxruntime",
-        "onednn": "torch",
         "faiss": "faiss-cpu",
         "torch": "torch",
     }[engine]

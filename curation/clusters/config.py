@@ -17,10 +17,10 @@ PARTS = 100  # sub-clusters per first-stage cluster, as in Vo et al. 2024 (10 M 
 # with the square of their number.
 LARGEST_STAGE = 50_000
 
-Engine = Literal["auto", "onnxruntime", "onednn", "faiss", "torch"]
+Engine = Literal["auto", "onnxruntime", "faiss", "torch"]
 """What multiplies rows by centroids.
 
-onnxruntime and onednn: 8-bit integers; faiss: float32, by its exact search; torch: bfloat16 on a
+onnxruntime: 8-bit integers; faiss: float32, by its exact search; torch: bfloat16 on a
 GPU; auto: what is fastest on this machine. The labels are the same with each of them.
 """
 

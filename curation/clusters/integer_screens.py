@@ -44,14 +44,14 @@ class Rounded(NamedTuple):
 class IntegerScreen:
     """Products of 8-bit integers. All centroids share one scale; each row has its own."""
 
-    def __init__(self, centered: Centered, product: type[IntegerProduct]) -> None:
+    def __init__(self, centered: Centered) -> None:
         self.centered = centered
         num_clusters, dim = centered.centroids.shape
         # One scale for all centroids, because a scale per centroid would be one more multiplication
         # per score.
-        self.centroid_scale = max(centered.largest / product.largest_weight, SMALLEST_SCALE)
+        self.centroid_scale = max(centered.largest / IntegerProduct.largest_weight, SMALLEST_SCALE)
         integers, self.residual = centered.rounded(torch.int8, self.centroid_scale)
-        self.product = product(integers.numpy())
+        self.product = IntegerProduct(integers.numpy())
 
         # Buffers that every call uses again.
         self.tile_rows = tile_rows(num_clusters, LARGEST_TILE, TILE_SCORES)
@@ -81,9 +81,7 @@ class SubspaceScreen:
     for a row are then mostly read in one piece.
     """
 
-    def __init__(
-        self, centered: Centered, product: type[IntegerProduct], basis: Float32[np.ndarray, "d m"]
-    ) -> None:
+    def __init__(self, centered: Centered, basis: Float32[np.ndarray, "d m"]) -> None:
         self.centered = centered
         self.subspace = Subspace(centered, basis)
         self.order = near_one_another(self.subspace.coordinates)
@@ -92,10 +90,10 @@ class SubspaceScreen:
 
         coordinates = self.subspace.coordinates[self.order]
         largest = float(np.abs(coordinates).max())
-        self.inner_scale = max(largest / product.largest_weight, SMALLEST_SCALE)
+        self.inner_scale = max(largest / IntegerProduct.largest_weight, SMALLEST_SCALE)
         inner = np.rint(coordinates / np.float32(self.inner_scale))
         self.inner_residual = _longest_row(coordinates - inner * np.float32(self.inner_scale))
-        self.product = product(inner.astype(np.int8))
+        self.product = IntegerProduct(inner.astype(np.int8))
 
         self.centroid_scale = max(centered.largest / LARGEST_INT8, SMALLEST_SCALE)
         integers, self.residual = centered.rounded(torch.int8, self.centroid_scale)

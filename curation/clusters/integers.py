@@ -1,7 +1,6 @@
-"""Products of 8-bit integers: by onnxruntime on every processor, by oneDNN where it is fast.
+"""Products of 8-bit integers by onnxruntime, with exact 32-bit sums.
 
-Both give exact 32-bit sums. They need a quarter of float32's memory traffic and at most half of its
-instructions.
+They need a quarter of float32's memory traffic and at most half of its instructions.
 """
 
 from typing import ClassVar
@@ -15,20 +14,27 @@ from onnx import TensorProto, helper, numpy_helper
 from curation.clusters.subspace import Costs
 
 SIGN_BIT = np.uint8(128)
+HAS_VNNI = torch.cpu._is_vnni_supported()
+HAS_AMX = torch.cpu._is_amx_tile_supported()
+
+# Of a search with these products: the faster they are, the more everything else costs. Measured on
+# an Intel Xeon (Emerald Rapids), with and without AMX, and on an AMD EPYC (Zen 3).
+AMX_COSTS = Costs(projection=24, column=450, candidate=100)
+VNNI_COSTS = Costs(projection=11, column=130, candidate=45)
+AVX2_COSTS = Costs(projection=3.5, column=30, candidate=8)
+COSTS = AMX_COSTS if HAS_AMX else VNNI_COSTS if HAS_VNNI else AVX2_COSTS
 
 
-class OnnxRuntimeProduct:
+class IntegerProduct:
     """onnxruntime's MatMulInteger, which has kernels for AVX2, VNNI, AMX and ARM.
 
-    Its fast kernels multiply unsigned rows by signed weights. On processors with AVX2 alone they
-    add two products in a signed 16-bit integer, which holds at most 32,767: 2 x 255 x 64 fits,
+    Its fast kernels multiply unsigned rows by signed weights. On processors without VNNI they add
+    two products in a signed 16-bit integer, which holds at most 32,767: 2 x 255 x 64 fits,
     2 x 255 x 127 does not. A sum that does not fit is silently wrong.
     """
 
-    largest_weight: ClassVar[int] = 64
+    largest_weight: ClassVar[int] = 127 if HAS_VNNI else 64
     """Weights must lie between minus this and this."""
-    costs: ClassVar[Costs] = Costs(projection=3.5, column=30, candidate=8)
-    """Measured on an AMD EPYC (Zen 3) with AVX2."""
 
     def __init__(self, weights: Int8[np.ndarray, "k d"]) -> None:
         self.num_weights = len(weights)
@@ -79,25 +85,3 @@ def _graph(num_weights: int, dim: int) -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
     return model.SerializeToString()
-
-
-class OneDnnProduct:
-    """oneDNN's product through torch, for processors with VNNI or AMX.
-
-    On other processors, torch runs a plain loop.
-    """
-
-    largest_weight: ClassVar[int] = 127
-    """Weights must lie between minus this and this."""
-    costs: ClassVar[Costs] = Costs(projection=12, column=100, candidate=20)
-    """Estimated from this product's speed on an AMD EPYC (Zen 4), and not measured."""
-
-    def __init__(self, weights: Int8[np.ndarray, "k d"]) -> None:
-        self.weights = torch.from_numpy(weights).T
-
-    def __call__(self, rows: Int8[np.ndarray, "n d"], out: Int32[np.ndarray, "n k"]) -> None:
-        """Write the inner product of every row with every weight vector to `out`."""
-        torch._int_mm(torch.from_numpy(rows), self.weights, out=torch.from_numpy(out))
-
-
-IntegerProduct = OnnxRuntimeProduct | OneDnnProduct

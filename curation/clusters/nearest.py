@@ -20,15 +20,10 @@ from jaxtyping import Float32, Int32
 from curation.clusters.bounds import Centered
 from curation.clusters.config import Engine
 from curation.clusters.integer_screens import IntegerScreen, SubspaceScreen
-from curation.clusters.integers import IntegerProduct, OneDnnProduct, OnnxRuntimeProduct
+from curation.clusters.integers import COSTS
 from curation.clusters.screens import FaissScreen, Screen, TorchScreen
 from curation.clusters.search_kernels import decide
 from curation.clusters.subspace import choose_basis
-
-PRODUCTS: dict[Engine, type[IntegerProduct]] = {
-    "onnxruntime": OnnxRuntimeProduct,
-    "onednn": OneDnnProduct,
-}
 
 # Integer products take milliseconds to prepare. With fewer centroids than this, FAISS has finished
 # before that.
@@ -40,23 +35,13 @@ logger = logging.getLogger(__name__)
 def choose_engine(engine: Engine) -> Engine:
     """The engine of this machine for `auto`; any other engine is returned as it is.
 
-    auto is torch on a GPU, oneDNN on a processor with VNNI, and onnxruntime elsewhere. With AVX2
-    alone, whole runs take faiss.Kmeans 1.2 to 1.3 times the CPU time of onnxruntime
-    (benchmarks.kmeans, 4,096 and 10,000 clusters), and torch's own integer product is 200 times
-    slower. A named engine that is slow on this machine logs a warning. Labels are the same with
+    auto is torch on a GPU, and onnxruntime elsewhere: benchmarks.kmeans has the time of FAISS's own
+    k-means. A named engine that is slow on this machine logs a warning. Labels are the same with
     every engine.
     """
     has_gpu = torch.cuda.is_available()
-    has_vnni = torch.cpu._is_vnni_supported()
     if engine == "auto":
-        if has_gpu:
-            return "torch"
-        return "onednn" if has_vnni else "onnxruntime"
-    if engine == "onednn" and not has_vnni:
-        logger.warning(
-            "engine=onednn: about 200 times slower than onnxruntime on this processor, which "
-            "has no VNNI"
-        )
+        return "torch" if has_gpu else "onnxruntime"
     if engine == "torch" and not has_gpu:
         logger.warning("engine=torch: at least 2 times slower than onnxruntime without a GPU")
 
@@ -78,7 +63,7 @@ class Assigner:
         self.unit = unit
         self.engine = engine
         chosen = choose_engine(engine) if engine == "auto" else engine
-        if len(centroids) < FEW_CENTROIDS and chosen in PRODUCTS:
+        if len(centroids) < FEW_CENTROIDS and chosen == "onnxruntime":
             chosen = "faiss"
 
         centered = Centered(self.centroids, unit)
@@ -111,8 +96,5 @@ def _screen(
     if engine == "faiss":
         return FaissScreen(centered)
 
-    product = PRODUCTS[engine]
-    basis = None if sample is None else choose_basis(centered, sample, product.costs)
-    if basis is None:
-        return IntegerScreen(centered, product)
-    return SubspaceScreen(centered, product, basis)
+    basis = None if sample is None else choose_basis(centered, sample, COSTS)
+    return IntegerScreen(centered) if basis is None else SubspaceScreen(centered, basis)

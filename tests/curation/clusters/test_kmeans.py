@@ -99,14 +99,14 @@ def test_the_same_bits_with_every_engine():
     x = to_unit(_blobs(num_rows=2000, dim=48)[1])
     config = KMeansConfig(iterations=3, tolerance=-1.0)
     expected = kmeans(points_in_memory(x, True, "onnxruntime"), 90, config, 0)
-    for engine in ("onednn", "faiss", "torch"):
+    for engine in ("faiss", "torch"):
         found = kmeans(points_in_memory(x, True, engine), 90, config, 0)
         np.testing.assert_array_equal(found, expected)
 
 
 def test_the_engine_is_chosen_by_the_machine_and_a_named_one_is_used():
-    assert choose_engine("auto") in ("onnxruntime", "onednn", "torch")
-    for engine in ("onnxruntime", "onednn", "faiss", "torch"):
+    assert choose_engine("auto") in ("onnxruntime", "torch")
+    for engine in ("onnxruntime", "faiss", "torch"):
         assert choose_engine(engine) == engine
 
 

@@ -32,7 +32,7 @@ def _tiny(rng, n, d):
     return (1e-6 * rng.standard_normal((n, d))).astype(np.float32)
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "onednn", "faiss", "torch"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "faiss", "torch"])
 @pytest.mark.parametrize("unit", [True, False])
 @pytest.mark.parametrize("cloud", [_gaussian, _shifted, _heavy_tailed, _tiny])
 def test_labels_equal_a_float64_brute_force(engine, unit, cloud):
@@ -47,7 +47,7 @@ def test_labels_equal_a_float64_brute_force(engine, unit, cloud):
     )
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "onednn", "faiss", "torch"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "faiss", "torch"])
 def test_near_ties_are_decided_as_in_float64(engine):
     """Centroids that differ in the last bits of float32: bfloat16 cannot tell any of them apart."""
     rng = np.random.default_rng(1)
@@ -61,7 +61,7 @@ def test_near_ties_are_decided_as_in_float64(engine):
     )
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "onednn", "faiss", "torch"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "faiss", "torch"])
 @pytest.mark.parametrize("unit", [True, False])
 def test_equal_centroids_go_to_the_lowest_index(engine, unit):
     rng = np.random.default_rng(2)
@@ -98,7 +98,7 @@ def test_one_centroid_and_no_rows():
     assert assigner(np.zeros((0, 3), np.float32)).shape == (0,)
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "onednn", "faiss", "torch"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "faiss", "torch"])
 @pytest.mark.parametrize("unit", [True, False])
 def test_search_takes_little_memory_beside_the_centroids(engine, unit):
     centroids = _gaussian(np.random.default_rng(5), 20_000, 512)

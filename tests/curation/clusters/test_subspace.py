@@ -5,9 +5,10 @@ it pays.
 import numpy as np
 import pytest
 
+from curation.clusters import nearest
 from curation.clusters.bounds import Centered
 from curation.clusters.integer_screens import IntegerScreen, SubspaceScreen
-from curation.clusters.integers import OneDnnProduct, OnnxRuntimeProduct
+from curation.clusters.integers import AMX_COSTS, AVX2_COSTS, IntegerProduct
 from curation.clusters.nearest import Assigner
 from curation.clusters.subspace import Subspace, choose_basis
 from curation.clusters.vectors import to_unit
@@ -39,11 +40,10 @@ def _brute_force(x, centroids, unit):
     return (x @ centroids.T - (0 if unit else (centroids**2).sum(1) / 2)).argmax(1)
 
 
-@pytest.mark.parametrize("product", [OnnxRuntimeProduct, OneDnnProduct])
 @pytest.mark.parametrize("unit", [True, False])
 @pytest.mark.parametrize("cloud", [_grouped, _isotropic, _few_dimensions])
 @pytest.mark.parametrize("size", [1, 16, 48])
-def test_labels_equal_a_float64_brute_force(product, unit, cloud, size, monkeypatch):
+def test_labels_equal_a_float64_brute_force(unit, cloud, size):
     rng = np.random.default_rng(0)
     x = cloud(rng, 500)
     centroids = cloud(rng, CLUSTERS)
@@ -54,7 +54,7 @@ def test_labels_equal_a_float64_brute_force(product, unit, cloud, size, monkeypa
 
     basis, _ = np.linalg.qr(rng.standard_normal((DIM, size)))
     assigner = Assigner(centroids, unit)
-    assigner.screen = SubspaceScreen(Centered(centroids, unit), product, basis.astype(np.float32))
+    assigner.screen = SubspaceScreen(Centered(centroids, unit), basis.astype(np.float32))
     np.testing.assert_array_equal(assigner(x), _brute_force(x, centroids, unit))
 
 
@@ -62,7 +62,7 @@ def test_scores_never_exceed_their_bounds():
     rng = np.random.default_rng(1)
     x = _grouped(rng, 300)
     centered = Centered(_grouped(rng, CLUSTERS), unit=False)
-    basis = choose_basis(centered, x[:32], OnnxRuntimeProduct.costs)
+    basis = choose_basis(centered, x[:32], AVX2_COSTS)
     subspace = Subspace(centered, basis)
 
     shifted = x.astype(np.float64) - centered.mean
@@ -79,24 +79,36 @@ def test_scores_never_exceed_their_bounds():
 
 
 @pytest.mark.parametrize(
-    ("cloud", "num_clusters", "screen"),
+    ("cloud", "num_clusters", "costs", "screen"),
     [
-        (_grouped, CLUSTERS, SubspaceScreen),
-        (_isotropic, CLUSTERS, IntegerScreen),
-        (_grouped, 500, IntegerScreen),
+        (_grouped, CLUSTERS, AVX2_COSTS, SubspaceScreen),
+        (_grouped, CLUSTERS, AMX_COSTS, IntegerScreen),
+        (_isotropic, CLUSTERS, AVX2_COSTS, IntegerScreen),
+        (_grouped, 500, AVX2_COSTS, IntegerScreen),
     ],
 )
-def test_a_subspace_is_used_where_it_pays(cloud, num_clusters, screen):
+def test_a_subspace_is_used_where_it_pays(cloud, num_clusters, costs, screen, monkeypatch):
+    monkeypatch.setattr(nearest, "COSTS", costs)
     rng = np.random.default_rng(2)
     centroids = cloud(rng, num_clusters)
     assigner = Assigner(centroids, False, "onnxruntime", sample=cloud(rng, 32))
     assert type(assigner.screen) is screen
 
 
-def test_rows_that_fill_several_tiles():
+def test_rows_that_fill_several_tiles(monkeypatch):
+    monkeypatch.setattr(nearest, "COSTS", AVX2_COSTS)
     rng = np.random.default_rng(3)
     x = _grouped(rng, 3000)
     centroids = _grouped(rng, CLUSTERS)
     assigner = Assigner(centroids, False, "onnxruntime", sample=x[:32])
     assert len(x) > 2 * assigner.screen.tile_rows
     np.testing.assert_array_equal(assigner(x), _brute_force(x, centroids, False))
+
+
+def test_products_are_exact_with_the_largest_weights():
+    weights = np.full((3, 64), IntegerProduct.largest_weight, np.int8)
+    weights[1] *= -1
+    rows = np.array([[127], [-127], [1]], np.int8).repeat(64, axis=1)
+    products = np.empty((3, 3), np.int32)
+    IntegerProduct(weights)(rows, products)
+    np.testing.assert_array_equal(products, rows.astype(np.int32) @ weights.T.astype(np.int32))
