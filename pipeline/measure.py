@@ -18,8 +18,7 @@ import torch
 from jaxtyping import Int64
 from rich.console import Console
 
-from cluster.devices import settled
-from cluster.machine import settled_precision
+from cluster.machine import choose_precision, measure_device, settle, settled_precision
 from curation.config import EmbedConfig
 from curation.embed_worker import embedding_spec
 from curation.encoders.backbone import Backbone, random_backbone
@@ -124,7 +123,10 @@ def verdict(rates: Rates) -> str:
 
 def measure(config: EmbedConfig, folder: Path) -> Rates:
     """The rates of an embed config; a sample is written to `folder`, on the disk to be measured."""
-    config = replace(settled(config, config.resources), captions=CaptionConfig())
+    # The backbone runs in this process, on its GPU if it has one.
+    device = measure_device("cuda" if torch.cuda.is_available() else "cpu")
+    config = settle(config, {"precision": choose_precision(device).value})
+    config = replace(config, captions=CaptionConfig())
     backbone = random_backbone(config.backbone, settled_precision(config.precision))
     spec = embedding_spec(config, backbone, CaptionEncoder(config.captions))
     rows = max(1, min(MOST_ROWS, SAMPLE_BYTES // spec.row_bytes()))
