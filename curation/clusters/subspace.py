@@ -94,25 +94,25 @@ def choose_basis(
     `sample` are rows like those to come.
     """
     num_clusters, dim = centered.centroids.shape
-    sizes = [size for size in SIZES if 2 * size <= dim]
-    if num_clusters < FEWEST_CENTROIDS or not sizes or not len(sample):
+    without = num_clusters * (dim + costs.column)
+    # Cost per row of each size that would pay if its bounds left no candidate.
+    bounding = {
+        size: costs.projection * dim * size + num_clusters * (size + 2 * costs.column)
+        for size in SIZES
+        if 2 * size <= dim
+    }
+    bounding = {size: cost for size, cost in bounding.items() if cost < without}
+    if num_clusters < FEWEST_CENTROIDS or not bounding or not len(sample):
         return None
 
-    basis = _leading_directions(centered, sizes[-1])
-    candidates = _count_candidates(centered, sample, basis, sizes)
-    cost = num_clusters * (dim + costs.column)
-    best = None
-    for size, count in zip(sizes, candidates, strict=True):
-        size_cost = (
-            costs.projection * dim * size
-            + num_clusters * (size + 2 * costs.column)
-            + costs.candidate * dim * count
-        )
-        if size_cost < cost:
-            cost = size_cost
-            best = size
-
-    return None if best is None else _mixed(basis[:, :best])
+    basis = _leading_directions(centered, max(bounding))
+    candidates = _count_candidates(centered, sample, basis, list(bounding))
+    total = {
+        size: cost + costs.candidate * dim * count
+        for (size, cost), count in zip(bounding.items(), candidates, strict=True)
+    }
+    best = min(total, key=lambda size: total[size])
+    return _mixed(basis[:, :best]) if total[best] < without else None
 
 
 def _leading_directions(centered: Centered, size: int) -> Float32[np.ndarray, "d m"]:
