@@ -186,7 +186,8 @@ def _bfloat16_cost() -> float:
     """
     import torch
 
-    # Products and convolutions have kernels of their own, and one choice holds for both.
+    # Products and convolutions have kernels of their own, and one choice holds for both. Smaller
+    # ones would not show what matrix units such as AMX can do.
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -201,7 +202,7 @@ def _bfloat16_cost() -> float:
     return max(costs)
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     """Shortest CPU time of this thread for `work`, after one run that is not counted."""
     work()  # compiles kernels and allocates memory
     times = []
@@ -212,19 +213,21 @@ def _seconds(work: Callable[[], None]) -> float:
     return max(min(times), 1e-9)
 
 
-def _product(dtype: "torch.dtype") -> Callable[[], None]:
-    """Forward and backward of a linear layer on 64 tokens of 256 channels."""
+def _product(dtype: "torch.dtype") -> Callable[[], object]:
+    """Forward and backward of a linear layer on 128 tokens of 256 channels."""
     import torch
 
-    tokens = torch.ones(64, 256, dtype=dtype, requires_grad=True)
+    tokens = torch.ones(128, 256, dtype=dtype, requires_grad=True)
     weight = torch.ones(512, 256, dtype=dtype, requires_grad=True)
     return lambda: torch.nn.functional.linear(tokens, weight).sum().backward()
 
 
-def _convolution(dtype: "torch.dtype") -> Callable[[], None]:
-    """Forward and backward of a 3 x 3 convolution on 20 x 20 pixels of 32 channels."""
+def _convolution(dtype: "torch.dtype") -> Callable[[], object]:
+    """A 3 x 3 convolution on 24 x 24 pixels of 64 channels; backbones are frozen and need no
+    backward pass.
+    """
     import torch
 
-    pixels = torch.ones(1, 32, 20, 20, dtype=dtype, requires_grad=True)
-    weight = torch.ones(32, 32, 3, 3, dtype=dtype, requires_grad=True)
-    return lambda: torch.nn.functional.conv2d(pixels, weight, padding=1).sum().backward()
+    pixels = torch.ones(1, 64, 24, 24, dtype=dtype)
+    weight = torch.ones(64, 64, 3, 3, dtype=dtype)
+    return lambda: torch.nn.functional.conv2d(pixels, weight, padding=1)
