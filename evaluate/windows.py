@@ -149,7 +149,6 @@ def _add_small_softmax(
     """The same for values from -1 to 1, as cosines are, in a tenth of the time: all in one pass,
     and the exponential as a polynomial, which the compiler turns into vector instructions.
     """
-    # No maximum is subtracted before the exponential: values are at most 1, and cannot overflow.
     # "reassoc" lets the compiler add up `total` in the lanes of a vector.
     channels = wide.shape[2]
     powers = np.empty(channels, np.float32)
