@@ -19,7 +19,7 @@ from curation.encoders.backbone import Backbone, Features, load_backbone, store_
 from curation.encoders.config import BackboneConfig, geometry_of
 from curation.encoders.resolve import resolve
 from train.export.folder import LoadedModel
-from train.export.formats import read_model
+from train.export.published import read_model
 
 IMAGES_AT_ONCE = {"cpu": 16, "cuda": 128}
 """Small batches stay in a CPU's cache: 1.4 times the images/s of 64."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import scipy.ndimage
-import scipy.stats
 from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 from matplotlib import colormaps
 from PIL import Image
@@ -91,8 +90,10 @@ def write_similarity(
 
     Place 1 is the most alike; equal values share their mean place, as in the correlation.
     """
-    by_cosine = scipy.stats.rankdata(-cosines)
-    by_score = scipy.stats.rankdata(-dataset.scores)
+    from scipy.stats import rankdata  # takes a second to import, and no other set needs it
+
+    by_cosine = rankdata(-cosines)
+    by_score = rankdata(-dataset.scores)
     furthest = np.argsort(-np.abs(by_cosine - by_score), kind="stable")[:wanted]
 
     pairs = [

@@ -31,7 +31,7 @@ from curation.pairs.images import decode
 from evaluate.classification import class_embeddings
 from evaluate.dinotxt import DinoTxtEncoder, load_encoder
 from evaluate.prompts import PLAIN
-from train.export.formats import read_model
+from train.export.published import read_model
 
 SEGMENTED_SIDE = 448  # px of the short side: 32 patches of 14
 

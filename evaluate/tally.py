@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float64, Int64
-from scipy.stats import rankdata
 
 Statistic = Literal["mean", "median", "difference", "spearman"]
 
@@ -275,6 +274,8 @@ def _rank_correlations(
     """Spearman's correlation of values with scores: Pearson's of their ranks, where equal ones share
     their mean rank; 0 where either is constant.
     """
+    from scipy.stats import rankdata  # takes a second to import, and no other statistic needs it
+
     # An item of weight 3 is drawn three times: weights 1 0 2 are the items 0 2 2.
     items = np.arange(len(values))
     drawn = np.stack([np.repeat(items, row) for row in weights.astype(np.int64)])

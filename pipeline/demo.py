@@ -38,7 +38,7 @@ from pipeline.provenance import make_record
 from pipeline.recipes import Recipe
 from pipeline.step import Output, RunOf, Step, in_order
 from pipeline.store import Store
-from train.export.formats import read_model
+from train.export.published import read_model
 from train.loop import MODEL
 
 PORT = 7860

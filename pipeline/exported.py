@@ -17,7 +17,7 @@ from pipeline.recipes import Recipe
 from pipeline.step import Step, in_order
 from pipeline.store import Store
 from train.export.folder import LoadedModel
-from train.export.formats import read_model
+from train.export.published import read_model
 from train.export.subject import BackboneForm, Facts, Score, Subject
 from train.loop import MODEL
 

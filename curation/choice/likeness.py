@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from curation.choice.config import LikenessConfig
 
@@ -50,10 +50,10 @@ def calibrate(nearest: Float32[np.ndarray, " n"], false_rate: float) -> Cosines:
     # Two estimates of the standard deviation: a quartile of a normal distribution lies 0.67 of it
     # from the median. Copies, if there are many, lie above the median and widen the upper half.
     # `likely`, where hashes are compared anyway, uses the lower half alone; `sure` uses the wider.
-    below = (median - lower) / norm.ppf(0.75)
-    above = (upper - median) / norm.ppf(0.75)
-    likely = median + norm.isf(LIKELY_RATE) * below
-    sure = median + norm.isf(false_rate) * max(below, above)
+    below = (median - lower) / ndtri(0.75)
+    above = (upper - median) / ndtri(0.75)
+    likely = median - ndtri(LIKELY_RATE) * below
+    sure = median - ndtri(false_rate) * max(below, above)
 
     # Back from -log(1 - cosine) to cosines.
     return Cosines(float(-np.expm1(-likely)), float(-np.expm1(-sure)))

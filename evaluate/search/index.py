@@ -30,7 +30,7 @@ from evaluate.search.galleries import FolderGallery, list_images, stored_feature
 from evaluate.search.vector_index import build_index
 from evaluate.sets.images import Images
 from evaluate.views import ahead
-from train.export.formats import read_model
+from train.export.published import read_model
 
 INDEX = "index.faiss"
 NAMES = "names.json"

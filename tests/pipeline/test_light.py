@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cluster.session import ROOT
 
 HEAVY = (
@@ -88,9 +90,15 @@ def test_submitting_imports_submitit_and_no_ray(tmp_path: Path) -> None:
     assert imported_by(command) == {" ".join(command): [0, ["submitit"]]}
 
 
-def test_a_driver_imports_what_its_steps_compute_with_and_no_more() -> None:
-    """A job of the tokenizer need not wait for torch and Ray Train."""
-    program = "import sys, pipeline.execution; print(*{'torch', 'ray.train'} & set(sys.modules))"
+@pytest.mark.parametrize(
+    ("module", "unused"),
+    [
+        ("pipeline.execution", {"torch", "ray.train"}),  # a job of the tokenizer needs neither
+        ("evaluate.evaluate", {"transformers", "onnx", "scipy.stats", "ray.train"}),
+    ],
+)
+def test_a_process_imports_what_it_computes_with_and_no_more(module: str, unused: set[str]) -> None:
+    program = f"import sys, {module}; print(*{unused} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )

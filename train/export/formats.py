@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from cluster.files import write_atomic
-from train.export.folder import LoadedModel, export_model, load_model
+from train.export.folder import export_model, load_model
 from train.export.huggingface import huggingface_features, write_huggingface
-from train.export.names import CONFIG
 from train.export.onnx_files import INT8_TOLERANCE, onnx_features, write_onnx
 from train.export.probe import Probe, features_of, make_probe
-from train.export.published import EXPORT_RECORD, load_published, write_published_folder
+from train.export.published import EXPORT_RECORD, write_published_folder
 from train.export.published_reader import published_features
 from train.export.subject import Subject
 
@@ -115,11 +114,6 @@ def check_parity(name: str, folder: Path, subject: Subject) -> Parity:
         )
 
     return parity
-
-
-def read_model(folder: Path) -> LoadedModel:
-    """The model of a folder of ours, or of one with published dino.txt files and a tokenizer."""
-    return load_model(folder) if (folder / CONFIG).is_file() else load_published(folder)
 
 
 def _write_own(folder: Path, subject: Subject) -> None:

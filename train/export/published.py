@@ -18,7 +18,8 @@ from torch import Tensor
 
 from curation.shards.schema import EmbeddingSpec, spec_from_dict
 from train.config import ModelConfig, TextConfig, VisionConfig
-from train.export.folder import LoadedModel
+from train.export.folder import LoadedModel, load_model
+from train.export.names import CONFIG
 from train.export.subject import Subject
 from train.model import HEAD_DIM, DinoTxt, LogitScale, num_heads
 from train.tokenizer import SentencePieceTokenizer, load_tokenizer
@@ -56,6 +57,11 @@ TEXT_NAMES = (
     (r"text\.blocks\.(\d+)\.mlp_norm\.", r"backbone.blocks.\1.ffn_norm."),
     (r"text\.blocks\.(\d+)\.mlp\.", r"backbone.blocks.\1.feed_forward."),
 )
+
+
+def read_model(folder: Path) -> LoadedModel:
+    """The model of a folder of ours, or of one with published dino.txt files and a tokenizer."""
+    return load_model(folder) if (folder / CONFIG).is_file() else load_published(folder)
 
 
 def read_published(head: Path, text: Path) -> DinoTxt:

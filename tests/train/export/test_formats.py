@@ -10,9 +10,10 @@ import torch
 from subjects import make_subject, sentencepiece_words
 
 from train.config import ModelConfig, TextConfig, VisionConfig
-from train.export.formats import FORMATS, export_format, read_model
+from train.export.formats import FORMATS, export_format
 from train.export.names import FORMAT_NAMES
 from train.export.probe import features_of, make_probe
+from train.export.published import read_model
 from train.export.subject import Subject
 from train.tokenizer import SentencePieceTokenizer
 

@@ -8,8 +8,9 @@ from subjects import make_subject, sentencepiece_words
 
 from curation.shards.schema import Content
 from train.config import ModelConfig, TextConfig, VisionConfig
-from train.export.formats import export_format, read_model
+from train.export.formats import export_format
 from train.export.probe import CAPTIONS, make_probe
+from train.export.published import read_model
 from train.export.published_reader import published_features
 from train.export.subject import Subject
 
