@@ -67,8 +67,6 @@ TELL_S = 1.0  # between two looks for a stall
 # processes: with two threads on two busy cores, a step took fifteen times as long. The variable
 # must be set before a worker starts.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-# Parts of Ray Train that nobody reads here; each would start a process or send numbers.
-UNUSED = ("RAY_TRAIN_METRICS_ENABLED", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER")
 NOISY = ("ray.train", "ray.train.v2", "ray.data")
 
 
@@ -238,8 +236,7 @@ def _fit(config: TrainConfig, job: Job, resources: Resources) -> None:
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
 
-    for name in UNUSED:
-        os.environ.setdefault(name, "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     most = max(resources.workers, config.resources.workers)
     options = resources.actor_options()
     per_worker = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
