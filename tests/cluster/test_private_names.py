@@ -20,6 +20,8 @@ NAMES = {
     "tyro._errors.on_parse_error": "pipeline/flags.py",
     "torch._foreach_norm": "train/gradients.py",
     "torch._foreach_mul_": "train/gradients.py",
+    "torch.cpu._is_vnni_supported": "curation/clusters/integers.py",
+    "torch.cpu._is_amx_tile_supported": "curation/clusters/integers.py",
 }
 
 
