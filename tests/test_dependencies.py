@@ -5,6 +5,8 @@ import configparser
 import importlib.metadata
 import re
 import sys
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,11 +64,15 @@ def imported_modules(folders: tuple[str, ...]) -> set[str]:
 
 def distribution_of(module: str) -> str:
     """The distribution that installs a module; of several, the one of the same name."""
-    owners = [
-        normal(owner) for owner in importlib.metadata.packages_distributions().get(module, [])
-    ]
+    owners = [normal(owner) for owner in installed_distributions().get(module, [])]
     alias = {"open_clip": "open-clip-torch", "faiss": "faiss-cpu"}.get(module, normal(module))
     return alias if alias in owners or not owners else owners[0]
+
+
+@cache
+def installed_distributions() -> Mapping[str, list[str]]:
+    """The distributions that install each module; reading them takes half a second."""
+    return importlib.metadata.packages_distributions()
 
 
 def normal(name: str) -> str:
