@@ -1,9 +1,9 @@
 """The nearest centroid of each row, exactly: rounded products screen, float64 decides.
 
-Where a few directions say most about the rows, bounds from these rule out most centroids before any
-product is made (subspace.py). Every centroid that no screen can rule out is evaluated in float64, and ties go to
-the lowest index. Labels are therefore those of a float64 brute force, up to its own rounding,
-whatever the engine or the tile.
+Where a few directions say most about the rows, and products are slow, bounds from these rule out
+most centroids before any product is made (subspace.py). Every centroid that no screen can rule out
+is evaluated in float64, and ties go to the lowest index. Labels are therefore those of a float64
+brute force, up to its own rounding, whatever the engine or the tile.
 
 Example: centroids 0 to 3 are (0, 0), (10, 0), (10, 0.1) and (0, 10), and the row is (9, 0.06). With
 8-bit integers, its scores (up to a constant of the row) are -7.65, 32.53, 32.49 and -57.08, and
