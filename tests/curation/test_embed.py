@@ -127,6 +127,8 @@ def worker_and_tasks(
     config: EmbedConfig, source: Path, out: Path
 ) -> tuple[EmbedWorker, list[Task]]:
     """One worker in this process and its tasks."""
+    # As in a worker of CONFIG: with AVX2 alone, MKL's products by two threads have other last bits.
+    torch.set_num_threads(1)
     config = replace(config, backbone=resolve(config.backbone))
     tasks = [
         Task(i, part, f"digest {i}") for i, part in enumerate(list_parts(config.source, source))
