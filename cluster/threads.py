@@ -41,8 +41,8 @@ def choose_blas_kernels() -> None:
     """Let OpenBLAS use AVX-512 or AVX2 if the CPU has it; a user's OPENBLAS_CORETYPE wins.
 
     The OpenBLAS in faiss-cpu does not recognize CPUs that are newer than itself, and falls back to
-    SSE3 kernels, which are 4 times slower (measured on AMD Zen 5 and Intel Emerald Rapids). On CPUs
-    that it knows, these kernels are as fast as its own choice.
+    SSE3 kernels, which are 4 times slower (measured on AMD Zen 5 and Intel Emerald Rapids). On Zen 4,
+    SkylakeX is as fast as its own choice; Haswell was compared on no CPU that it knows.
     """
     flags = _cpu_flags()
     for name, needed in BLAS_KERNELS.items():

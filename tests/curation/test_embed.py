@@ -264,7 +264,6 @@ with session(num_cpus=1):
 """
 
 
-@pytest.mark.slow  # the test of a shard cut short makes what such a run leaves
 def test_run_killed_at_any_moment_ends_with_the_same_bytes(
     embedded: Embedded, source: Path, tmp_path: Path
 ) -> None:
